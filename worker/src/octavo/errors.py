@@ -1,0 +1,75 @@
+"""Every error Octavo raises on purpose.
+
+::
+
+    OctavoError
+    ├── ConfigError              an option or a combination of options cannot be served
+    │   └── UnsupportedModelError    the architecture or a feature of the checkpoint is unknown
+    ├── ModelLoadError           a model's files cannot be found, fetched or read
+    │   └── WeightError              a tensor is missing, left over, or of the wrong shape
+    ├── OutOfMemoryError         weights or KV cache do not fit
+    ├── InvalidRequestError      one request cannot be served as asked (HTTP 400)
+    │   ├── PromptTooLongError
+    │   └── UnknownModelError        no such model or adapter here (HTTP 404)
+    ├── QueueFullError           the waiting queue is full (HTTP 429)
+    └── EngineDeadError          the engine process is gone (HTTP 503, then the server exits)
+
+Messages name the value, the limit and the remedy, in one sentence each where possible.
+"""
+
+from __future__ import annotations
+
+
+class OctavoError(Exception):
+    """Root of the tree; never raised itself."""
+
+
+class ConfigError(OctavoError):
+    """An option or a combination of options that cannot be served."""
+
+
+class UnsupportedModelError(ConfigError):
+    """The checkpoint's architecture, or something it asks for, is not supported."""
+
+
+class ModelLoadError(OctavoError):
+    """A model's files cannot be found, fetched or read."""
+
+
+class WeightError(ModelLoadError):
+    """A tensor is missing, left over, or has another shape than the architecture says."""
+
+
+class OutOfMemoryError(OctavoError):
+    """Weights, KV cache or a step's workspace do not fit the memory allowed."""
+
+
+class InvalidRequestError(OctavoError):
+    """One request cannot be served as asked.
+
+    ``param`` is the request field at fault, as the client wrote it.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class PromptTooLongError(InvalidRequestError):
+    """The prompt, or the prompt and the tokens asked for, exceed the model's context."""
+
+
+class UnknownModelError(InvalidRequestError):
+    """The request names a model or an adapter that is not served here."""
+
+
+class QueueFullError(OctavoError):
+    """The waiting queue is full. ``retry_after_s`` is an honest estimate."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineDeadError(OctavoError):
+    """The engine process is gone; every open request gets this."""

@@ -1,0 +1,1 @@
+"""Model architectures: one shared decoder, one small file per family, a registry by config."""
