@@ -1,0 +1,82 @@
+"""What the scheduler asks of the runner for one step, and what comes back.
+
+Plain data, no torch: the deciding wing makes a :class:`BatchPlan`, the computing wing turns it
+into tensors. A plan holds only differences: rows that changed hands, blocks that were added,
+and for every scheduled row where it starts and how many tokens it computes. Lists run in
+parallel (no object per row), because a plan is made for every step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from octavo.outputs import TokenLogprobs
+from octavo.request import Request
+from octavo.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class RowAdmission:
+    """A request takes over a row: everything the runner must know of it."""
+
+    row: int
+    token_ids: list[int]
+    """Prompt and outputs so far; owned by the receiver (the scheduler passes a copy)."""
+    num_prompt_tokens: int
+    params: SamplingParams
+    seed: int
+    stop_token_ids: frozenset[int]
+    block_ids: list[int]
+    """Blocks it holds already, prefix hits first; a copy."""
+
+
+@dataclass(slots=True)
+class BatchPlan:
+    """One step. Carried out in this order: releases, admissions, new blocks, rows."""
+
+    released_rows: list[int] = field(default_factory=list)
+    admissions: list[RowAdmission] = field(default_factory=list)
+    new_blocks: list[tuple[int, int, list[int]]] = field(default_factory=list)
+    """``(row, index of the first in the row's block table, block ids)``."""
+    rows: list[int] = field(default_factory=list)
+    """Scheduled rows; the ``num_decodes`` that compute a single token first."""
+    starts: list[int] = field(default_factory=list)
+    """Position of each row's first token of this step."""
+    num_tokens: list[int] = field(default_factory=list)
+    """Tokens each row computes."""
+    samples: list[bool] = field(default_factory=list)
+    """Whether the row's last token of this step is followed by a draw."""
+    num_decodes: int = 0
+    requests: list[Request] = field(default_factory=list)
+    """Who stood in each row when planned; for :meth:`Scheduler.commit`, not for the runner."""
+
+    @property
+    def total_tokens(self) -> int:
+        return sum(self.num_tokens)
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step drew, in the order of the plan's sampling rows."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None] | None = None
+    """None when no row asked for any."""
+
+
+class StepHandle(Protocol):
+    """A step under way."""
+
+    def result(self) -> StepResult:
+        """Wait for the device and return what was drawn."""
+
+
+class Runner(Protocol):
+    """The computing wing, as the engine's core sees it."""
+
+    def execute(self, plan: BatchPlan) -> StepHandle:
+        """Start a step; returns as soon as the device has its work."""
+
+    def close(self) -> None:
+        """Release device memory."""

@@ -1,0 +1,129 @@
+"""Every option of the engine and of the server, resolved.
+
+Parsed once at the door (``cli`` or ``llm``); everyone below gets a frozen value. A field that
+says *auto* holds ``None`` until the engine resolves it, by returning a new config.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from octavo.errors import ConfigError
+
+LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+KERNELS = ("auto", "reference", "cpu", "triton")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the engine needs to load a model and to run it."""
+
+    model: str
+    """A folder, a ``.gguf`` file, ``ORG/NAME`` on the Hugging Face hub, or ``demo://NAME``."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; None: the default branch."""
+    download_dir: str | None = None
+    """Where downloads are kept; None: the user's cache folder."""
+    load_format: str = "auto"
+    """``dummy`` makes random weights of the shape in config.json, for benchmarks."""
+    skip_tokenizer_init: bool = False
+    """Serve token ids only; works with a folder that holds nothing but config.json."""
+    hf_overrides: dict[str, object] = field(default_factory=dict)
+    """Values that replace those of config.json, e.g. fewer layers in a test."""
+    dtype: str = "auto"
+    """auto: float32 on the CPU (bfloat16 is no faster there), the checkpoint's own on CUDA."""
+    device: str = "auto"
+    """auto: cuda where there is one, else cpu."""
+    kernels: str = "auto"
+    """Which implementation of the kernels; auto follows the device. For tests and reports."""
+    max_model_len: int | None = None
+    """Most tokens, prompt and output together, of one request; None: what the model was made for,
+    reduced with a warning to what the KV cache can hold."""
+    max_num_seqs: int | None = None
+    """Most requests running at once; None: 256 on CUDA, 64 on the CPU."""
+    max_num_batched_tokens: int | None = None
+    """Token budget of one step; None: 8192 on CUDA, 1024 on the CPU."""
+    max_num_waiting: int = 4096
+    """Requests that may wait; the next one is refused with HTTP 429."""
+    block_size: int = 16
+    """Tokens in one block of the KV cache."""
+    gpu_memory_utilization: float = 0.9
+    """Share of the card's memory this engine may use, weights included (CUDA only)."""
+    kv_cache_memory_bytes: int | None = None
+    """Size of the KV cache; None: what gpu_memory_utilization leaves on CUDA, and on the CPU
+    what max_num_seqs requests of max_model_len need, at most 4 GiB."""
+    enable_prefix_caching: bool = True
+    """Share the KV blocks of equal prompt beginnings between requests."""
+    seed: int = 0
+    """Base of the seeds of requests that bring none."""
+    num_threads: int | None = None
+    """CPU threads of the engine process; None: all cores it may use."""
+    look_ahead: bool | None = None
+    """Plan a step while the device runs the one before; None: on CUDA only."""
+
+    def __post_init__(self) -> None:
+        self._check_choice("load_format", self.load_format, LOAD_FORMATS)
+        self._check_choice("dtype", self.dtype, DTYPES)
+        self._check_choice("device", self.device, DEVICES)
+        self._check_choice("kernels", self.kernels, KERNELS)
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads"):
+            self._check_at_least_one(name, getattr(self, name))
+        self._check_at_least_one("max_num_waiting", self.max_num_waiting)
+        self._check_at_least_one("kv_cache_memory_bytes", self.kv_cache_memory_bytes)
+        if self.block_size not in (8, 16, 32, 64, 128):
+            raise ConfigError(
+                f"block_size is {self.block_size}; it must be 8, 16, 32, 64 or 128 "
+                "(leave it out for 16)."
+            )
+        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+            raise ConfigError(
+                f"gpu_memory_utilization is {self.gpu_memory_utilization}; "
+                "it is a share of the card's memory, above 0 and at most 1."
+            )
+
+    @staticmethod
+    def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+        if value not in choices:
+            raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+
+    @staticmethod
+    def _check_at_least_one(name: str, value: int | None) -> None:
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1 (leave it out for auto).")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """The resolved limits the scheduler works under; every field counts what its name says."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_num_waiting: int
+    block_size: int
+    num_blocks: int
+    enable_prefix_caching: bool
+    max_tokens_in_flight: int = 1
+    """Steps planned ahead of the one whose result is known; 0: none (CPU)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """What the HTTP server needs beside the engine."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_model_names: tuple[str, ...] = ()
+    """Names clients may use; the first is the one answers carry. Empty: the model as given."""
+    api_keys: tuple[str, ...] = ()
+    """Accepted bearer tokens; empty: no key is asked for."""
+    chat_template: str | None = None
+    """A file that replaces the model's own chat template."""
+    shutdown_timeout_s: float = 30.0
+    """How long open requests may run on after SIGTERM."""
+    max_body_bytes: int = 10 * 1024 * 1024
+    """Larger request bodies are refused with HTTP 413."""
+    log_requests: bool = False
+    """Log a line a request (never its prompt)."""

@@ -1,0 +1,153 @@
+"""One generation request inside the engine, and the only table of its states.
+
+Knows a request's tokens, its limits and where it stands; knows nothing of HTTP, text, blocks'
+contents or devices. Plain Python, no torch.
+
+::
+
+    WAITING ──► RUNNING ──► FINISHED(stop | length | abort | deadline | error)
+       │         │    ▲            ▲
+       │         ▼    │            │
+       │       PREEMPTED ──────────┤
+       └───────────────────────────┘
+"""
+
+from __future__ import annotations
+
+import enum
+
+from octavo.sampling_params import SamplingParams
+
+
+class RequestStatus(enum.Enum):
+    """Where a request stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+class FinishReason(enum.StrEnum):
+    """Why a request ended; exactly one for every request."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    DEADLINE = "deadline"
+    ERROR = "error"
+
+
+_ALLOWED = {
+    RequestStatus.WAITING: {RequestStatus.RUNNING, RequestStatus.FINISHED},
+    RequestStatus.RUNNING: {RequestStatus.PREEMPTED, RequestStatus.FINISHED},
+    RequestStatus.PREEMPTED: {RequestStatus.RUNNING, RequestStatus.FINISHED},
+    RequestStatus.FINISHED: set(),
+}
+
+
+class Request:
+    """The engine's record of one request. Mutated by the scheduler alone."""
+
+    __slots__ = (
+        "arrival_s",
+        "block_hashes",
+        "block_ids",
+        "cache_key",
+        "deadline_s",
+        "finish_reason",
+        "first_scheduled_s",
+        "id",
+        "leader",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_in_flight",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "params",
+        "priority",
+        "row",
+        "seed",
+        "status",
+        "stop_reason",
+        "stop_token_ids",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        seed: int,
+        stop_token_ids: frozenset[int] = frozenset(),
+        priority: int = 0,
+        arrival_s: float = 0.0,
+        deadline_s: float | None = None,
+        cache_key: bytes | None = None,
+        block_hashes: list[bytes] | None = None,
+        leader: Request | None = None,
+    ) -> None:
+        self.id = id
+        self.params = params
+        self.seed = seed
+        """Key of the request's random draws, 64 bits."""
+        self.stop_token_ids = stop_token_ids
+        """Ids that end the request: the model's end-of-text ids unless ignored, and its own."""
+        self.priority = priority
+        """Lower runs sooner (vLLM's sense)."""
+        self.arrival_s = arrival_s
+        self.deadline_s = deadline_s
+        """On the engine's monotonic clock; None: no deadline."""
+        self.cache_key = cache_key
+        """Key of the prefix hashes (tenant salt, adapter); None: blocks are not shared."""
+        self.block_hashes = block_hashes if block_hashes is not None else []
+        """Hash of each full block known so far; the prompt's come with the request."""
+        self.leader = leader
+        """For n > 1: the sibling that computes the prompt; this one waits for its blocks."""
+
+        self.token_ids = list(prompt_token_ids)
+        """Prompt, then what was generated and is known to the host."""
+        self.num_prompt_tokens = len(prompt_token_ids)
+        self.num_in_flight = 0
+        """Tokens sampled by planned steps whose result is not yet known."""
+        self.num_computed_tokens = 0
+        """Tokens whose keys and values are in the cache, or will be after the planned steps."""
+        self.num_cached_tokens = 0
+        """Prompt tokens found in the prefix cache when first admitted."""
+        self.block_ids: list[int] = []
+        self.row: int | None = None
+        self.status = RequestStatus.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | str | None = None
+        self.num_preemptions = 0
+        self.first_scheduled_s: float | None = None
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Generated tokens the host knows of."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and generated tokens, those in flight included."""
+        return len(self.token_ids) + self.num_in_flight
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is RequestStatus.FINISHED
+
+    def transition(self, status: RequestStatus) -> None:
+        """Move to another state; the scheduler's release path is the only caller for FINISHED.
+
+        Raises AssertionError on a transition the table does not have: that is our bug.
+        """
+        assert status in _ALLOWED[self.status], f"{self.id}: {self.status} -> {status}"
+        self.status = status
+
+    def __repr__(self) -> str:
+        return (
+            f"Request({self.id!r}, {self.status.value}, prompt={self.num_prompt_tokens}, "
+            f"output={self.num_output_tokens}, computed={self.num_computed_tokens})"
+        )
