@@ -1,0 +1,135 @@
+"""From a prompt to what the scheduler queues: tokens, limits, seeds and prefix hashes.
+
+Everything that can be said of a request before it meets the engine is done and checked here,
+once, outside the step loop. Torch-free: it runs in the server's process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+
+import msgspec
+
+from octavo.cache.prefix_index import hash_blocks
+from octavo.engine.interface import ModelInfo
+from octavo.engine.messages import RequestSpec
+from octavo.errors import InvalidRequestError, PromptTooLongError
+from octavo.sampling_params import SamplingParams
+
+_MAX_SEED = 2**63
+
+
+class Intake:
+    """Prepares requests for one engine."""
+
+    def __init__(self, info: ModelInfo, seed: int) -> None:
+        self._info = info
+        self._base_seed = seed
+        self._num_requests = 0
+        self._eos = list(info.eos_token_ids)
+
+    def prepare(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        cache_salt: str | None = None,
+    ) -> list[RequestSpec]:
+        """One spec for each of the n choices; the first computes the prompt for all.
+
+        Raises InvalidRequestError naming the field, the value, the limit and the remedy.
+        """
+        tokens = list(prompt_token_ids)
+        self._check_tokens(tokens, params)
+        params = self._limit_length(len(tokens), params)
+        cache_key = self._cache_key(request_id, params.n, cache_salt)
+        hashes = [] if cache_key is None else hash_blocks(tokens, self._info.block_size, cache_key)
+        seed = self._seed(params)
+        specs = []
+        for index in range(params.n):
+            specs.append(
+                RequestSpec(
+                    id=request_id if params.n == 1 else f"{request_id}:{index}",
+                    prompt_token_ids=tokens,
+                    params=params,
+                    seed=(seed + index) % _MAX_SEED,
+                    stop_token_ids=list(params.stop_token_ids),
+                    eos_token_ids=[] if params.ignore_eos else self._eos,
+                    priority=priority,
+                    timeout_s=timeout_s,
+                    cache_key=cache_key,
+                    block_hashes=hashes,
+                    leader_id=specs[0].id if specs else None,
+                )
+            )
+        return specs
+
+    def _check_tokens(self, tokens: list[int], params: SamplingParams) -> None:
+        vocab_size = self._info.vocab_size
+        if not tokens:
+            raise InvalidRequestError(
+                "The prompt has no tokens; send at least one character or token id.", "prompt"
+            )
+        if len(tokens) >= self._info.max_model_len:
+            raise PromptTooLongError(
+                f"The prompt has {len(tokens)} tokens; this model takes at most "
+                f"{self._info.max_model_len} with at least one to generate. Shorten the prompt, "
+                "or serve the model with a larger --max-model-len.",
+                "prompt",
+            )
+        if min(tokens) < 0 or max(tokens) >= vocab_size:
+            wrong = next(token for token in tokens if not 0 <= token < vocab_size)
+            raise InvalidRequestError(
+                f"The prompt holds the token id {wrong}; ids of this model go from 0 to "
+                f"{vocab_size - 1}.",
+                "prompt",
+            )
+        for name, ids in (
+            ("logit_bias", params.logit_bias),
+            ("stop_token_ids", params.stop_token_ids),
+        ):
+            for token in ids:
+                if not 0 <= token < vocab_size:
+                    raise InvalidRequestError(
+                        f"{name} names the token id {token}; ids of this model go from 0 to "
+                        f"{vocab_size - 1}.",
+                        name,
+                    )
+
+    def _limit_length(self, num_prompt_tokens: int, params: SamplingParams) -> SamplingParams:
+        room = self._info.max_model_len - num_prompt_tokens
+        if params.max_tokens is None:
+            return msgspec.structs.replace(params, max_tokens=room)
+        if params.max_tokens > room:
+            raise PromptTooLongError(
+                f"max_tokens is {params.max_tokens}, but a prompt of {num_prompt_tokens} tokens "
+                f"leaves {room} of this model's {self._info.max_model_len}. Ask for at most "
+                f"{room}, or leave max_tokens out.",
+                "max_tokens",
+            )
+        return params
+
+    def _seed(self, params: SamplingParams) -> int:
+        if params.seed is not None:
+            return params.seed % _MAX_SEED
+        # Reproducible for a given engine seed and order of requests; 0 asks for neither.
+        if self._base_seed == 0:
+            return secrets.randbits(63)
+        self._num_requests += 1
+        digest = hashlib.blake2b(
+            f"{self._base_seed}:{self._num_requests}".encode(), digest_size=8
+        ).digest()
+        return int.from_bytes(digest, "big") % _MAX_SEED
+
+    def _cache_key(self, request_id: str, n: int, salt: str | None) -> bytes | None:
+        if self._info.enable_prefix_caching:
+            return hashlib.blake2b((salt or "").encode(), digest_size=16).digest()
+        # Without a shared cache the choices of one prompt still share its blocks.
+        if n > 1:
+            return hashlib.blake2b(request_id.encode(), digest_size=16, person=b"group").digest()
+        return None

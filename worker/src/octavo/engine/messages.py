@@ -1,0 +1,192 @@
+"""What crosses the wall between the server's process and the engine's.
+
+Frames of a 4-byte big-endian length and a msgpack body over a Unix socket pair. Knows how to
+encode and to buffer; knows nothing of what the messages cause. Torch-free.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+from collections import deque
+from typing import Any
+
+import msgspec
+
+from octavo.engine.interface import EngineStats, ModelInfo
+from octavo.outputs import RequestUpdate
+from octavo.sampling_params import SamplingParams
+
+
+class RequestSpec(msgspec.Struct, array_like=True):
+    """One request, tokenised and hashed, ready for the scheduler."""
+
+    id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    seed: int
+    stop_token_ids: list[int]
+    eos_token_ids: list[int]
+    priority: int = 0
+    timeout_s: float | None = None
+    cache_key: bytes | None = None
+    block_hashes: list[bytes] = []
+    leader_id: str | None = None
+
+
+class Submit(msgspec.Struct, tag=True, array_like=True):
+    """Requests that enter together: the n choices of one prompt."""
+
+    requests: list[RequestSpec]
+
+
+class Abort(msgspec.Struct, tag=True, array_like=True):
+    """End these requests; ids already finished are ignored."""
+
+    request_ids: list[str]
+
+
+class Shutdown(msgspec.Struct, tag=True, array_like=True):
+    """Leave the loop and exit with status 0."""
+
+
+class PhaseStarted(msgspec.Struct, tag=True, array_like=True):
+    """Loading has reached a phase (files, weights, kv_cache, warmup)."""
+
+    name: str
+    detail: str = ""
+
+
+class PhaseFinished(msgspec.Struct, tag=True, array_like=True):
+    """A loading phase ended after ``seconds``."""
+
+    name: str
+    seconds: float
+
+
+class FilesFound(msgspec.Struct, tag=True, array_like=True):
+    """Where the tokenizer's files lie, so that the server can open them meanwhile."""
+
+    tokenizer_path: str | None
+
+
+class Ready(msgspec.Struct, tag=True, array_like=True):
+    """The engine can serve."""
+
+    info: ModelInfo
+
+
+class LoadFailed(msgspec.Struct, tag=True, array_like=True):
+    """Loading failed; ``kind`` is the name of an error in octavo.errors."""
+
+    kind: str
+    message: str
+
+
+class Refused(msgspec.Struct, tag=True, array_like=True):
+    """A submitted request was not accepted."""
+
+    request_id: str
+    kind: str
+    message: str
+    param: str | None = None
+    retry_after_s: float = 0.0
+
+
+class StepReport(msgspec.Struct, tag=True, array_like=True):
+    """What one turn of the loop did."""
+
+    updates: list[RequestUpdate]
+    stats: EngineStats
+
+
+ToEngine = Submit | Abort | Shutdown
+FromEngine = PhaseStarted | PhaseFinished | FilesFound | Ready | LoadFailed | Refused | StepReport
+
+_LENGTH = struct.Struct("!I")
+
+
+class FrameSplitter:
+    """Cuts a byte stream into frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Add bytes; return the bodies of the frames now complete."""
+        self._buffer += data
+        frames, offset, end = [], 0, len(self._buffer)
+        while end - offset >= 4:
+            (length,) = _LENGTH.unpack_from(self._buffer, offset)
+            if end - offset - 4 < length:
+                break
+            frames.append(bytes(self._buffer[offset + 4 : offset + 4 + length]))
+            offset += 4 + length
+        if offset:
+            del self._buffer[:offset]
+        return frames
+
+
+def frame(encoder: msgspec.msgpack.Encoder, message: object) -> bytes:
+    """One message as length and body."""
+    body = encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class EngineChannel:
+    """The engine's end of the wall: never blocks the loop on a slow server.
+
+    ``receive`` raises :class:`EOFError` when the server's end is closed.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self._splitter = FrameSplitter()
+        self._outbox: deque[memoryview] = deque()
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToEngine)
+
+    def receive(self, wait: bool, timeout_s: float | None = None) -> list[ToEngine]:
+        """Messages that have arrived; with ``wait``, at least one unless the time is up."""
+        messages: list[ToEngine] = []
+        while True:
+            self._flush()
+            if wait and not messages:
+                writers = [self._socket] if self._outbox else []
+                ready, writable, _ = select.select([self._socket], writers, [], timeout_s)
+                if writable:
+                    continue
+                if not ready:
+                    return messages
+            try:
+                data = self._socket.recv(1 << 18)
+            except BlockingIOError:
+                return messages
+            if not data:
+                raise EOFError("the server's process closed the connection")
+            messages += [self._decoder.decode(body) for body in self._splitter.feed(data)]
+
+    def send(self, message: FromEngine) -> None:
+        """Queue a message and send what the socket takes now."""
+        self._outbox.append(memoryview(frame(self._encoder, message)))
+        self._flush()
+
+    def flush_blocking(self) -> None:
+        """Send everything, waiting as long as it takes; for the last words of a process."""
+        self._socket.setblocking(True)
+        while self._outbox:
+            self._socket.sendall(self._outbox.popleft())
+
+    def _flush(self) -> None:
+        while self._outbox:
+            head = self._outbox[0]
+            try:
+                sent = self._socket.send(head)
+            except BlockingIOError:
+                return
+            if sent == len(head):
+                self._outbox.popleft()
+            else:
+                self._outbox[0] = head[sent:]

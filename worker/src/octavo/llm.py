@@ -1,0 +1,176 @@
+"""Offline inference: a model in this process, prompts in, texts out.
+
+::
+
+    from octavo import LLM, SamplingParams
+
+    llm = LLM("demo://smollm2-135m-instruct")
+    for output in llm.generate(["Water boils at"], SamplingParams(max_tokens=16)):
+        print(output.outputs[0].text)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from octavo.config import EngineConfig
+from octavo.engine.build import build_engine
+from octavo.engine.intake import Intake
+from octavo.engine.text import ChoiceText
+from octavo.errors import InvalidRequestError, OctavoError
+from octavo.outputs import CompletionOutput, RequestOutput, RequestUpdate
+from octavo.sampling_params import SamplingParams
+
+Prompt = str | Mapping[str, Any]
+"""A text, or ``{"prompt_token_ids": [...]}``."""
+
+
+class LLM:
+    """An engine in this process, for batches.
+
+    ``options`` are the fields of :class:`octavo.config.EngineConfig` (``load_format``,
+    ``max_model_len``, ``dtype``, ``skip_tokenizer_init``, ...), the same names as the flags of
+    ``octavo serve``.
+    """
+
+    def __init__(self, model: str, **options: Any) -> None:
+        config = EngineConfig(model=model, **options)
+        self._engine = build_engine(config)
+        self._intake = Intake(self._engine.info, config.seed)
+        self._tokenizer = self._engine.open_tokenizer()
+        self._ids = itertools.count()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete every prompt; results in the prompts' order.
+
+        ``sampling_params``: one for all, or one for each prompt. Raises InvalidRequestError
+        before anything runs when one of them cannot be served.
+        """
+        if isinstance(prompts, str | Mapping):
+            prompts = [prompts]
+        params = _one_each(sampling_params or SamplingParams(), len(prompts))
+        batch = _OfflineBatch(self, prompts, params)
+        return batch.run(use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling_params: SamplingParams | None = None,
+        *,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Complete one conversation, rendered with the model's chat template."""
+        template = self._engine.open_chat_template()
+        if template is None or self._tokenizer is None:
+            raise InvalidRequestError(
+                "This model has no chat template; use generate() with a plain prompt.", "messages"
+            )
+        text = template.render(list(messages), add_generation_prompt=True)
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        return self.generate({"prompt_token_ids": ids}, sampling_params, use_tqdm=use_tqdm)
+
+    def close(self) -> None:
+        """Release the model's memory; the object cannot be used afterwards."""
+        self._engine.core.close()
+
+
+class _OfflineBatch:
+    """One call of generate: its requests, their texts, a progress bar."""
+
+    def __init__(
+        self, llm: LLM, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
+    ) -> None:
+        self._core = llm._engine.core
+        self._tokenizer = llm._tokenizer
+        self._outputs: list[RequestOutput] = []
+        self._choices: dict[str, tuple[RequestOutput, CompletionOutput, ChoiceText]] = {}
+        self._specs = []
+        for prompt, one in zip(prompts, params, strict=True):
+            text, ids = self._tokens(prompt)
+            request_id = str(next(llm._ids))
+            specs = llm._intake.prepare(request_id, ids, one)
+            output = RequestOutput(request_id, text, ids)
+            self._outputs.append(output)
+            self._specs.append(specs)
+            for index, spec in enumerate(specs):
+                choice = CompletionOutput(index, "", [])
+                output.outputs.append(choice)
+                text_state = ChoiceText(self._tokenizer, one, ids)
+                self._choices[spec.id] = (output, choice, text_state)
+
+    def run(self, use_tqdm: bool) -> list[RequestOutput]:
+        """Step until every request has ended."""
+        waiting = iter(self._specs)
+        held = next(waiting, None)
+        with tqdm(
+            total=len(self._choices), desc="Generating", unit="seq", disable=not use_tqdm
+        ) as bar:
+            num_tokens = 0
+            while held is not None or self._core.has_work:
+                while held is not None and self._core.has_room(len(held)):
+                    self._core.submit(held)
+                    held = next(waiting, None)
+                for update in self._core.step():
+                    num_tokens += len(update.new_token_ids)
+                    self._apply(update)
+                    if update.finish_reason is not None:
+                        bar.update()
+                        rate = num_tokens / max(bar.format_dict["elapsed"], 1e-9)
+                        bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
+        return self._outputs
+
+    def _tokens(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        if isinstance(prompt, str):
+            if self._tokenizer is None:
+                raise InvalidRequestError(
+                    "This model was opened without a tokenizer (skip_tokenizer_init); pass "
+                    '{"prompt_token_ids": [...]} instead of a text.',
+                    "prompts",
+                )
+            return prompt, self._tokenizer.encode(prompt)
+        if "prompt_token_ids" not in prompt:
+            raise InvalidRequestError(
+                f"A prompt has the keys {sorted(prompt)}; pass a text or "
+                '{"prompt_token_ids": [...]}.',
+                "prompts",
+            )
+        return None, list(prompt["prompt_token_ids"])
+
+    def _apply(self, update: RequestUpdate) -> None:
+        output, choice, text = self._choices[update.request_id]
+        if update.finish_reason == "error":
+            raise OctavoError(f"Request {update.request_id} failed: {update.error}")
+        if choice.finish_reason is not None:
+            return  # a stop string ended it; the engine's own last word comes after
+        piece = text.feed(update)
+        choice.text += piece.text
+        choice.token_ids += piece.token_ids
+        if piece.logprobs is not None:
+            choice.logprobs = (choice.logprobs or []) + piece.logprobs
+        output.num_cached_tokens = max(output.num_cached_tokens, update.num_cached_tokens)
+        choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
+        if piece.finish_reason is not None and update.finish_reason is None:
+            self._core.abort([update.request_id])
+
+
+def _one_each(
+    params: SamplingParams | Sequence[SamplingParams], count: int
+) -> Sequence[SamplingParams]:
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if len(params) != count:
+        raise InvalidRequestError(
+            f"{len(params)} sampling parameters for {count} prompts; pass one, or one for each.",
+            "sampling_params",
+        )
+    return params

@@ -1,0 +1,86 @@
+"""How much memory the KV cache gets: what is left after everything else of this engine's own.
+
+On CUDA only this process's own allocations count, never what a neighbour on the card does, so
+two engines can share one card by giving each its share.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from octavo.config import EngineConfig
+from octavo.errors import OutOfMemoryError
+from octavo.models.interface import CausalLM
+from octavo.runner.kv_tensors import block_size_bytes
+
+_GIB = 1 << 30
+_CPU_DEFAULT_LIMIT_BYTES = 4 * _GIB
+
+
+@dataclass(frozen=True, slots=True)
+class KVBudget:
+    """The size of the KV cache."""
+
+    num_blocks: int
+    size_bytes: int
+
+
+def kv_budget(
+    config: EngineConfig,
+    model: CausalLM,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+    max_num_seqs: int,
+    workspace_bytes: int = 0,
+) -> KVBudget:
+    """Decide the number of blocks.
+
+    ``workspace_bytes`` is what a worst-case step needs beside weights (CUDA only). Raises
+    :class:`OutOfMemoryError` with the numbers and what to lower when not even one request of
+    ``max_model_len`` fits.
+    """
+    per_block = block_size_bytes(model, config.block_size, dtype)
+    blocks_of_one = -(-max_model_len // config.block_size)
+    if config.kv_cache_memory_bytes is not None:
+        available = config.kv_cache_memory_bytes
+        remedy = "raise --kv-cache-memory-bytes"
+    elif device.type == "cuda":
+        available = _cuda_bytes_left(config, device, workspace_bytes)
+        remedy = "raise --gpu-memory-utilization"
+    else:
+        wanted = blocks_of_one * max_num_seqs * per_block
+        available = min(wanted, max(_CPU_DEFAULT_LIMIT_BYTES, blocks_of_one * per_block))
+        available = min(available, _host_bytes_left())
+        remedy = "free memory on this machine"
+    num_blocks = available // per_block
+    if num_blocks < blocks_of_one:
+        raise OutOfMemoryError(
+            f"One request of {max_model_len} tokens needs {blocks_of_one * per_block / _GIB:.2f} "
+            f"GiB of KV cache, and {max(available, 0) / _GIB:.2f} GiB are left for it: lower "
+            f"--max-model-len to {max(num_blocks, 0) * config.block_size} or less, or {remedy}."
+        )
+    return KVBudget(int(num_blocks), int(num_blocks * per_block))
+
+
+def _cuda_bytes_left(config: EngineConfig, device: torch.device, workspace_bytes: int) -> int:
+    _, total = torch.cuda.mem_get_info(device)
+    used = torch.cuda.memory_reserved(device) + workspace_bytes
+    return int(total * config.gpu_memory_utilization) - used
+
+
+def _host_bytes_left() -> int:
+    """Memory the kernel could hand out, less a tenth to stay clear of the edge."""
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/meminfo") as meminfo:
+            for line in meminfo:
+                if line.startswith("MemAvailable:"):
+                    pages = int(line.split()[1]) * 1024
+    except OSError:
+        return int(pages * 0.9)
+    return int(pages * 0.9)
