@@ -1,0 +1,213 @@
+"""How one request wants its tokens drawn, with vLLM's names and defaults.
+
+Knows each parameter's meaning and limits; knows nothing of tensors, models or HTTP. What can be
+checked without a model is checked at construction, so that an instance is always servable as
+far as its own fields go; token ids are checked against a vocabulary at intake.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from octavo.errors import InvalidRequestError
+
+MAX_N = 128
+"""Choices per prompt; OpenAI's limit."""
+MAX_LOGPROBS = 20
+"""Alternatives listed per token; OpenAI's limit for chat."""
+MAX_ABS_LOGIT_BIAS = 100.0
+_MIN_TEMPERATURE = 1e-5
+"""Below it a division by the temperature overflows float32: the draw is greedy anyway."""
+
+_SWITCHES = ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "detokenize")
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Parameters of one request. Immutable; crosses processes as msgpack.
+
+    Raises :class:`octavo.errors.InvalidRequestError` for a value that cannot be served.
+    """
+
+    n: int = 1
+    """Choices to generate for the prompt."""
+    temperature: float = 1.0
+    """Divides the logits; 0 picks the most likely token every time."""
+    top_p: float = 1.0
+    """Keep the most likely tokens that together reach this probability; 1: all."""
+    top_k: int = 0
+    """Keep this many most likely tokens; 0 or -1: all."""
+    min_p: float = 0.0
+    """Keep tokens at least this likely relative to the likeliest; 0: all."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens in the prompt or output."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens in the output."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for each time it is in the output."""
+    seed: int | None = None
+    """Same seed, same tokens, whatever else is in the batch; None: a random one."""
+    stop: Sequence[str] = ()
+    """Strings that end the text. One string or None are accepted and stored as a tuple."""
+    stop_token_ids: Sequence[int] = ()
+    """Token ids that end the text, besides the model's own. Stored as a tuple."""
+    ignore_eos: bool = False
+    """Whether to generate past the model's end-of-text token."""
+    max_tokens: int | None = 16
+    """Most tokens to generate; None: as many as the context holds."""
+    min_tokens: int = 0
+    """Tokens before which no end-of-text or stop token is drawn."""
+    logprobs: int | None = None
+    """Alternatives to report at each token; 0: the chosen one only; None: nothing."""
+    logit_bias: Mapping[int, float] = {}
+    """Added to the logits of these token ids."""
+    skip_special_tokens: bool = True
+    """Whether special tokens are left out of the text."""
+    include_stop_str_in_output: bool = False
+    """Whether the text keeps the stop string that ended it."""
+    detokenize: bool = True
+    """Whether to produce text at all."""
+
+    def __post_init__(self) -> None:
+        self._store_sequences()
+        for name in _SWITCHES:
+            _check_switch(name, getattr(self, name))
+        _check_integer("n", self.n, 1, MAX_N, "send several requests for more")
+        self._check_distribution()
+        self._check_penalties()
+        self._check_lengths()
+        self._check_stops()
+        self._check_logits()
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is taken each time."""
+        return self.temperature < _MIN_TEMPERATURE
+
+    @property
+    def has_filter(self) -> bool:
+        """Whether top-k, top-p or min-p restrict a random draw."""
+        return not self.is_greedy and (self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0)
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether tokens seen so far change the logits."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+    def _store_sequences(self) -> None:
+        """Bring the forms a client may write to one form a reader can rely on."""
+        stop: object = self.stop
+        stop = (stop,) if isinstance(stop, str) else _as_tuple("stop", stop)
+        msgspec.structs.force_setattr(self, "stop", stop)
+        ids = _as_tuple("stop_token_ids", self.stop_token_ids)
+        msgspec.structs.force_setattr(self, "stop_token_ids", ids)
+        bias: object = self.logit_bias
+        if bias is None:
+            msgspec.structs.force_setattr(self, "logit_bias", {})
+        elif not isinstance(bias, Mapping):
+            raise InvalidRequestError(
+                f"logit_bias is {bias!r}; it must map token ids to numbers.", "logit_bias"
+            )
+
+    def _check_distribution(self) -> None:
+        _check_number("temperature", self.temperature, 0.0, None, "use 0 for greedy decoding")
+        _check_number("top_p", self.top_p, 0.0, 1.0, "use 1 to keep every token")
+        if self.top_p == 0.0:
+            raise InvalidRequestError(
+                "top_p is 0; it must be above 0 and at most 1. "
+                "Set temperature to 0 to take the most likely token.",
+                "top_p",
+            )
+        _check_integer("top_k", self.top_k, -1, None, "use 0 or -1 to keep every token")
+        _check_number("min_p", self.min_p, 0.0, 1.0, "use 0 to keep every token")
+        if self.seed is not None:
+            _check_integer("seed", self.seed, -(2**63), 2**63 - 1, "leave it out for a random one")
+
+    def _check_penalties(self) -> None:
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check_number(name, getattr(self, name), -2.0, 2.0, "use 0 for none")
+        _check_number("repetition_penalty", self.repetition_penalty, 0.0, None, "use 1 for none")
+        if self.repetition_penalty == 0.0:
+            raise InvalidRequestError(
+                "repetition_penalty is 0; it must be above 0. Use 1 for none.",
+                "repetition_penalty",
+            )
+
+    def _check_lengths(self) -> None:
+        if self.max_tokens is not None:
+            _check_integer("max_tokens", self.max_tokens, 1, None, "leave it out for the default")
+        _check_integer(
+            "min_tokens", self.min_tokens, 0, self.max_tokens, "the upper limit is max_tokens"
+        )
+
+    def _check_stops(self) -> None:
+        stops: tuple[object, ...] = tuple(self.stop)
+        for stop in stops:
+            if not isinstance(stop, str) or not stop:
+                raise InvalidRequestError(
+                    f"stop holds {stop!r}; every stop must be a string of at least one "
+                    "character. Leave it out to stop at the end of text only.",
+                    "stop",
+                )
+        if self.stop and not self.detokenize:
+            raise InvalidRequestError(
+                "stop strings need the text, and detokenize is false. "
+                "Set detokenize to true or use stop_token_ids.",
+                "stop",
+            )
+        for token_id in self.stop_token_ids:
+            _check_integer("stop_token_ids", token_id, 0, None, "list token ids of the model")
+
+    def _check_logits(self) -> None:
+        if self.logprobs is not None:
+            _check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS, "ask for fewer")
+        for token_id, bias in self.logit_bias.items():
+            _check_integer("logit_bias", token_id, 0, None, "its keys are token ids")
+            _check_number(
+                "logit_bias", bias, -MAX_ABS_LOGIT_BIAS, MAX_ABS_LOGIT_BIAS, "use a smaller bias"
+            )
+
+
+def _as_tuple(param: str, value: object) -> tuple[object, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return tuple(value)
+    raise InvalidRequestError(f"{param} is {value!r}; it must be a list.", param)
+
+
+def _check_switch(param: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise InvalidRequestError(f"{param} is {value!r}; it must be true or false.", param)
+
+
+def _check_integer(
+    param: str, value: object, lowest: int, highest: int | None, remedy: str
+) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRequestError(f"{param} is {value!r}; it must be an integer.", param)
+    if value < lowest or (highest is not None and value > highest):
+        raise InvalidRequestError(_out_of_range(param, value, lowest, highest, remedy), param)
+
+
+def _check_number(
+    param: str, value: object, lowest: float, highest: float | None, remedy: str
+) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InvalidRequestError(f"{param} is {value!r}; it must be a finite number.", param)
+    if value < lowest or (highest is not None and value > highest):
+        raise InvalidRequestError(_out_of_range(param, value, lowest, highest, remedy), param)
+
+
+def _out_of_range(
+    param: str, value: float, lowest: float, highest: float | None, remedy: str
+) -> str:
+    limit = f"at least {lowest}" if highest is None else f"between {lowest} and {highest}"
+    sentence = remedy[0].upper() + remedy[1:]
+    return f"{param} is {value}; it must be {limit}. {sentence}."
