@@ -12,6 +12,7 @@
     │   ├── PromptTooLongError
     │   └── UnknownModelError        no such model or adapter here (HTTP 404)
     ├── QueueFullError           the waiting queue is full (HTTP 429)
+    ├── RequestFailedError       the engine failed at this request alone (HTTP 500)
     └── EngineDeadError          the engine process is gone (HTTP 503, then the server exits)
 
 Messages name the value, the limit and the remedy, in one sentence each where possible.
@@ -69,6 +70,10 @@ class QueueFullError(OctavoError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RequestFailedError(OctavoError):
+    """The engine failed at this request; the others go on."""
 
 
 class EngineDeadError(OctavoError):

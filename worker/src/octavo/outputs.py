@@ -33,9 +33,57 @@ class RequestUpdate(msgspec.Struct, array_like=True):
     """With finish_reason ``error``: what went wrong."""
 
 
+class RequestTimings(msgspec.Struct, frozen=True, array_like=True):
+    """Where the time of one finished request went, in seconds."""
+
+    queue_s: float
+    """From arrival until it was first scheduled."""
+    prefill_s: float
+    """From then until its first token."""
+    decode_s: float
+    """From its first token to its last."""
+
+
+class EngineStats(msgspec.Struct, kw_only=True):
+    """Gauges as of now, and counters since the engine started. Cheap to copy and to send."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    """KV blocks there are."""
+    num_owned_blocks: int = 0
+    """KV blocks that open requests hold."""
+    num_cached_blocks: int = 0
+    """KV blocks kept for their prefix only; free for whoever needs one."""
+    num_steps: int = 0
+    step_seconds: float = 0.0
+    """Time spent in steps, all together."""
+    prompt_tokens: int = 0
+    """Prompt tokens of admitted requests, cached ones included."""
+    cached_prompt_tokens: int = 0
+    """Those of them that were found in the prefix cache."""
+    prefix_query_tokens: int = 0
+    """Prompt tokens that were looked up in the prefix cache."""
+    generation_tokens: int = 0
+    num_preemptions: int = 0
+    step_token_counts: list[int] = []
+    """How many steps fell into each of :data:`STEP_TOKEN_BUCKETS`, and one more for the rest."""
+    step_token_sum: int = 0
+    """Tokens computed by all steps."""
+    last_progress_age_s: float = 0.0
+    """Time since a step ended while there is work; 0 when idle."""
+
+
+STEP_TOKEN_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Upper bounds (inclusive) for the tokens of one step; vLLM's."""
+
+
 @dataclass(slots=True)
 class GenerationEvent:
-    """One piece of one choice, as the server streams it."""
+    """One piece of one choice, as the server streams it.
+
+    The first event of a request may come as soon as it is accepted, with neither text nor ids.
+    """
 
     index: int
     """Which of the request's n choices."""
@@ -46,6 +94,28 @@ class GenerationEvent:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     num_cached_tokens: int = 0
+    num_prompt_tokens: int = 0
+    """Tokens of the prompt; on a choice's first event at the latest."""
+    prompt_token_ids: list[int] | None = None
+    """The prompt as the engine sees it, on the first event of a request."""
+    timings: RequestTimings | None = None
+    """On the last event of a choice."""
+    error: str | None = None
+    """With finish_reason ``error``: what went wrong."""
+
+    def absorb(self, later: GenerationEvent) -> None:
+        """Merge a later event of the same choice into this one, for a consumer that is slow."""
+        self.text += later.text
+        self.token_ids = self.token_ids + later.token_ids
+        if later.logprobs is not None:
+            self.logprobs = (self.logprobs or []) + later.logprobs
+        self.finish_reason = later.finish_reason
+        self.stop_reason = later.stop_reason
+        self.timings = later.timings
+        self.error = later.error
+        self.num_cached_tokens = later.num_cached_tokens or self.num_cached_tokens
+        self.num_prompt_tokens = later.num_prompt_tokens or self.num_prompt_tokens
+        self.prompt_token_ids = self.prompt_token_ids or later.prompt_token_ids
 
 
 @dataclass(slots=True)

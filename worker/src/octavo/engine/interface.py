@@ -1,40 +1,171 @@
-"""The engine as the server sees it."""
+"""What a server needs of an engine, and nothing of how an engine does it.
+
+Knows the face of an engine in the server's process: its states, what it says of its model, how
+text is asked for. Refuses to know processes, devices and torch. ``engine.async_engine`` is the
+real one; tests have a fake.
+"""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import msgspec
 
-from octavo.outputs import GenerationEvent
+from octavo.outputs import EngineStats, GenerationEvent
 from octavo.sampling_params import SamplingParams
 
+__all__ = [
+    "Engine",
+    "EngineState",
+    "EngineStats",
+    "LoadProgress",
+    "ModelInfo",
+    "TokenReader",
+]
 
-class EngineState(enum.Enum):
+
+class EngineState(enum.StrEnum):
+    """Where an engine stands. It only ever moves on, never back."""
+
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
+    """Open requests run on, new ones are refused."""
     DEAD = "dead"
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a loaded model is, and the limits it is served under."""
+    """What is known of the model once it is loaded."""
 
-    model: str
+    name: str
+    """The model as it was given: a folder, a file or a name on the hub."""
     max_model_len: int
+    """Most tokens, prompt and output together, of one request."""
     vocab_size: int
+    """Token ids are below it."""
+    has_tokenizer: bool
+    """False: only token ids go in and come out."""
     eos_token_ids: list[int]
-    block_size: int
-    num_blocks: int
-    enable_prefix_caching: bool
-    dtype: str
-    device: str
-    kernels: str
     created: int
+    """When it was loaded, in seconds since 1970."""
+    sampling_defaults: dict[str, float] = {}
+    """What generation_config.json says for parameters a request leaves out."""
+    architecture: str = ""
+    dtype: str = ""
+    device: str = ""
+    block_size: int = 16
+    num_blocks: int = 0
+    max_num_seqs: int = 0
+    enable_prefix_caching: bool = True
 
 
-class EngineStats(msgspec.Struct, kw_only=True):
-    num_running: int = 0
-    num_waiting: int = 0
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far loading is."""
+
+    phase: str = ""
+    """The phase under way (files, weights, kv_cache, warmup); empty: none."""
+    detail: str = ""
+    fraction: float | None = None
+    """Share of the phase that is done, where that is known."""
+    finished: Mapping[str, float] = field(default_factory=dict)
+    """Phases that ended, in their order, and the seconds each took."""
+
+
+class TokenReader(Protocol):
+    """The part of a tokenizer that the server itself needs."""
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of these ids."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes one token stands for; not always whole characters."""
+        ...
+
+
+class Engine(Protocol):
+    """An engine as the server sees it. All calls come from one event loop."""
+
+    @property
+    def state(self) -> EngineState:
+        """Where the engine stands now; DEAD as soon as its process is gone."""
+        ...
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """The loaded model; None until the engine is ready."""
+        ...
+
+    @property
+    def tokenizer(self) -> TokenReader | None:
+        """None until loaded, and with ``skip_tokenizer_init``."""
+        ...
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether :meth:`render_chat` can work."""
+        ...
+
+    async def start(self) -> None:
+        """Begin to load; returns at once."""
+        ...
+
+    async def wait_ready(self) -> None:
+        """Return when the engine is ready; raise what stopped it from loading."""
+        ...
+
+    def progress(self) -> LoadProgress:
+        """How far loading is, now."""
+        ...
+
+    def generate(
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        cache_salt: str | None = None,
+    ) -> AsyncGenerator[GenerationEvent, None]:
+        """Generate ``params.n`` choices for one prompt.
+
+        ``request_id`` is unique among open requests. Closing the generator, at any moment, aborts
+        what is still running. While the consumer is busy, pending events of one choice are merged
+        (:meth:`octavo.outputs.GenerationEvent.absorb`), so that at most one per choice waits.
+
+        The first step of the generator raises InvalidRequestError, QueueFullError or
+        EngineDeadError; any later one EngineDeadError only.
+        """
+        ...
+
+    async def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> list[int] | str:
+        """A conversation as a prompt, by the model's chat template, off the event loop.
+
+        Raises InvalidRequestError when the template refuses the conversation.
+        """
+        ...
+
+    def stats(self) -> EngineStats:
+        """Gauges and counters, as of the last step."""
+        ...
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new requests; return when the open ones have ended.
+
+        Those still open after ``timeout_s`` end with finish_reason ``abort``.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End the engine's process and release everything; may be called at any time, twice."""
+        ...

@@ -52,10 +52,12 @@ class Shutdown(msgspec.Struct, tag=True, array_like=True):
 
 
 class PhaseStarted(msgspec.Struct, tag=True, array_like=True):
-    """Loading has reached a phase (files, weights, kv_cache, warmup)."""
+    """Loading is in a phase (files, weights, kv_cache, warmup); sent again as it moves on."""
 
     name: str
     detail: str = ""
+    fraction: float | None = None
+    """Share of the phase that is done, where that is known."""
 
 
 class PhaseFinished(msgspec.Struct, tag=True, array_like=True):

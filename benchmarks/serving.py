@@ -1,0 +1,213 @@
+#!/usr/bin/env python
+"""Closed-loop streaming load on an OpenAI-compatible server: throughput, TTFT, ITL.
+
+    python benchmarks/serving.py --model demo://smollm2-135m-instruct --clients 1 16
+    python benchmarks/serving.py --shape 8b --dtype bfloat16 --clients 1 16 64 128 256
+    python benchmarks/serving.py --url http://127.0.0.1:8000 --served-model-name NAME
+
+Each of c clients keeps one streaming /v1/completions request open (random token ids in,
+ignore_eos) until its share of requests is done. Without --url it starts ``octavo serve`` and
+also reports the seconds from process start to the first token. One JSON line a figure;
+--results NAME appends them to benchmarks/results/NAME.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from record import Recorder
+from shapes import SHAPES, model_folder
+
+_PORT = 8765
+
+
+@dataclass(slots=True)
+class Load:
+    """What the clients saw, in seconds."""
+
+    ttft: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    num_tokens: int = 0
+    seconds: float = 0.0
+
+
+class Client:
+    """One connection's worth of streaming requests, with as little work per chunk as possible."""
+
+    def __init__(self, url: str, model: str, input_len: int, output_len: int, vocab: int) -> None:
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+        self._model = model
+        self._input_len, self._output_len, self._vocab = input_len, output_len, vocab
+
+    async def run(self, load: Load, num_requests: int, seed: int) -> None:
+        """Send requests one after another."""
+        draw = random.Random(seed)
+        for _ in range(num_requests):
+            prompt = [
+                draw.randrange(self._vocab // 10, self._vocab) for _ in range(self._input_len)
+            ]
+            await self._one(load, prompt)
+
+    async def _one(self, load: Load, prompt: list[int]) -> None:
+        body = json.dumps(
+            {
+                "model": self._model,
+                "prompt": prompt,
+                "max_tokens": self._output_len,
+                "temperature": 0,
+                "ignore_eos": True,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            }
+        ).encode()
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            "Connection: close\r\n\r\n"
+        )
+        started = time.perf_counter()
+        reader, writer = await asyncio.open_connection(self._host, self._port)
+        try:
+            writer.write(head.encode() + body)
+            status = await reader.readline()
+            if b" 200 " not in status:
+                raise RuntimeError(f"the server answered {status!r}: {await reader.read(2000)!r}")
+            await self._read_stream(reader, load, started)
+        finally:
+            writer.close()
+
+    async def _read_stream(self, reader: asyncio.StreamReader, load: Load, started: float) -> None:
+        last = 0.0
+        async for line in reader:
+            if not line.startswith(b"data: {"):
+                continue
+            now = time.perf_counter()
+            chunk = json.loads(line[6:])
+            if chunk.get("choices"):
+                if last:
+                    load.gaps.append(now - last)
+                else:
+                    load.ttft.append(now - started)
+                last = now
+            elif usage := chunk.get("usage"):
+                load.num_tokens += usage["completion_tokens"]
+
+
+async def run_load(client: Client, num_clients: int, per_client: int) -> Load:
+    """All clients at once."""
+    load = Load()
+    started = time.perf_counter()
+    await asyncio.gather(
+        *(client.run(load, per_client, seed) for seed in range(1000, 1000 + num_clients))
+    )
+    load.seconds = time.perf_counter() - started
+    return load
+
+
+class Server:
+    """An ``octavo serve`` of our own, ended with the block."""
+
+    def __init__(self, arguments: argparse.Namespace, extra: list[str]) -> None:
+        model = model_folder(arguments.shape) if arguments.shape else arguments.model
+        command = [sys.executable, "-m", "octavo", "serve", model, "--port", str(_PORT)]
+        command += ["--served-model-name", "bench", *extra]
+        if arguments.shape:
+            command += ["--load-format", "dummy", "--skip-tokenizer-init"]
+        self._command = command
+
+    def __enter__(self) -> Server:
+        self.started = time.perf_counter()
+        self._process = subprocess.Popen(self._command, stdout=sys.stderr)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(60)
+
+    async def wait_ready(self) -> None:
+        """Return when /health/ready answers 200."""
+        while True:
+            if self._process.poll() is not None:
+                raise SystemExit("octavo serve ended before it was ready; its output says why.")
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", _PORT)
+                writer.write(
+                    b"GET /health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                )
+                status = await reader.readline()
+                writer.close()
+                if b" 200 " in status:
+                    return
+            except OSError:
+                pass
+            await asyncio.sleep(0.02)
+
+
+def main() -> None:
+    """Start a server unless given one, then load it with each number of clients."""
+    arguments, extra = _parse()
+    recorder = Recorder(arguments.device, arguments.results)
+    if arguments.url:
+        asyncio.run(_measure(arguments, recorder, arguments.url, arguments.served_model_name))
+        return
+    with Server(arguments, extra) as server:
+        asyncio.run(server.wait_ready())
+        url = f"http://127.0.0.1:{_PORT}"
+        first = Client(url, "bench", 8, 1, arguments.vocab_size)
+        asyncio.run(first.run(Load(), 1, seed=0))
+        recorder.figure(
+            "start", "first_token", time.perf_counter() - server.started, "s",
+            model=arguments.shape or arguments.model,
+        )  # fmt: skip
+        asyncio.run(_measure(arguments, recorder, url, "bench"))
+
+
+async def _measure(arguments: argparse.Namespace, recorder: Recorder, url: str, model: str) -> None:
+    client = Client(url, model, arguments.input_len, arguments.output_len, arguments.vocab_size)
+    await run_load(client, 1, 1)
+    for num_clients in arguments.clients:
+        load = await run_load(client, num_clients, arguments.requests_per_client)
+        details = {"clients": num_clients, "model": arguments.shape or arguments.model or model}
+        for name, value, unit in (
+            ("output_tokens_per_s", load.num_tokens / load.seconds, "tokens/s"),
+            ("ttft_p50", 1e3 * statistics.median(load.ttft), "ms"),
+            ("itl_p50", 1e3 * statistics.median(load.gaps), "ms"),
+            ("itl_p99", 1e3 * statistics.quantiles(load.gaps, n=100)[98], "ms"),
+        ):
+            recorder.figure("serve", name, value, unit, **details)
+
+
+def _parse() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Options not listed here are passed to octavo serve.",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="folder, .gguf file, ORG/NAME or demo://NAME")
+    source.add_argument("--shape", choices=SHAPES, help="random weights of a published shape")
+    source.add_argument("--url", help="a running server")
+    parser.add_argument("--served-model-name", default="bench", help="with --url")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--requests-per-client", type=int, default=4)
+    parser.add_argument("--input-len", type=int, default=512)
+    parser.add_argument("--output-len", type=int, default=128)
+    parser.add_argument("--vocab-size", type=int, default=49152, help="ids are drawn below it")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="for the record")
+    parser.add_argument("--results", help="append to benchmarks/results/NAME.jsonl")
+    return parser.parse_known_args()
+
+
+if __name__ == "__main__":
+    main()
