@@ -1,0 +1,1 @@
+"""Parts that architectures share and that are not device operations: position tables."""

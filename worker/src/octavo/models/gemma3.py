@@ -1,0 +1,55 @@
+"""Gemma 3, text: local and global layers, norms on both sides, a scaled embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from octavo.models.config_reader import ConfigReader
+from octavo.models.decoder import WeightNames
+from octavo.models.decoder_config import (
+    FamilyDefaults,
+    parse_decoder,
+    parse_layer_types,
+    parse_window,
+)
+from octavo.models.family import DecoderFamily, ModelFamily
+from octavo.models.rope_config import FULL, SLIDING
+
+_DEFAULTS = FamilyDefaults(
+    head_dim=256,
+    activation_key="hidden_activation",
+    activation="gelu_pytorch_tanh",
+    is_tied=True,
+    global_theta=1_000_000.0,
+    local_theta=10_000.0,
+)
+_NAMES = WeightNames(mlp_norm="pre_feedforward_layernorm")
+_DEFAULT_PATTERN = 6
+"""Every sixth layer is global."""
+
+
+def family(hf_config: Mapping[str, object]) -> ModelFamily:
+    """Raises :class:`octavo.errors.ConfigError` for a configuration that cannot be served."""
+    reader = ConfigReader(hf_config)
+    has_bias = reader.boolean("attention_bias", False)
+    config = parse_decoder(
+        reader,
+        _DEFAULTS,
+        layer_types=_layer_types(reader),
+        window=parse_window(reader),
+        attention_scale=reader.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        qkv_bias=has_bias,
+        output_bias=has_bias,
+        qk_norm=True,
+        post_norms=True,
+        unit_offset_norms=True,
+        embedding_scale=reader.integer("hidden_size") ** 0.5,
+    )
+    return DecoderFamily(config, _NAMES)
+
+
+def _layer_types(reader: ConfigReader) -> tuple[str, ...]:
+    pattern = reader.integer("sliding_window_pattern", _DEFAULT_PATTERN)
+    num_layers = reader.integer("num_hidden_layers")
+    default = tuple(SLIDING if (index + 1) % pattern else FULL for index in range(num_layers))
+    return parse_layer_types(reader, default)
