@@ -20,10 +20,12 @@ from tqdm import tqdm
 from octavo.config import EngineConfig
 from octavo.engine.build import build_engine
 from octavo.engine.intake import Intake
+from octavo.engine.interface import ModelInfo
 from octavo.engine.text import ChoiceText
 from octavo.errors import InvalidRequestError, OctavoError
-from octavo.outputs import CompletionOutput, RequestOutput, RequestUpdate
+from octavo.outputs import CompletionOutput, EngineStats, RequestOutput, RequestUpdate
 from octavo.sampling_params import SamplingParams
+from octavo.tokenization.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Any]
 """A text, or ``{"prompt_token_ids": [...]}``."""
@@ -43,6 +45,28 @@ class LLM:
         self._intake = Intake(self._engine.info, config.seed)
         self._tokenizer = self._engine.open_tokenizer()
         self._ids = itertools.count()
+
+    @property
+    def info(self) -> ModelInfo:
+        """The loaded model and the limits it is served under."""
+        return self._engine.info
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer; None with ``skip_tokenizer_init``."""
+        return self._tokenizer
+
+    def stats(self) -> EngineStats:
+        """The engine's counters since it was built."""
+        return self._engine.core.stats()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix, for measurements that must not profit from it."""
+        self._engine.core.reset_prefix_cache()
+
+    def check_integrity(self) -> None:
+        """Assert that no block, row or request was lost; for tests."""
+        self._engine.core.check_integrity()
 
     def generate(
         self,
@@ -70,7 +94,9 @@ class LLM:
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """Complete one conversation, rendered with the model's chat template."""
-        template = self._engine.open_chat_template()
+        template = None
+        if self._tokenizer is not None:
+            template = self._engine.open_chat_template(self._tokenizer)
         if template is None or self._tokenizer is None:
             raise InvalidRequestError(
                 "This model has no chat template; use generate() with a plain prompt.", "messages"

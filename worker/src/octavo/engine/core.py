@@ -1,4 +1,4 @@
-"""The engine's step: schedule, execute, commit. The only place where deciding and computing meet."""
+"""The engine's step: schedule, execute, commit: where deciding and computing meet."""
 
 from __future__ import annotations
 
@@ -84,6 +84,14 @@ class EngineCore:
     def stats(self) -> EngineStats:
         """Counters and gauges for metrics, as of now."""
         return self._scheduler.stats()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix no request holds."""
+        self._scheduler.reset_prefix_cache()
+
+    def has_room(self, num_requests: int) -> bool:
+        """Whether that many requests can be submitted without meeting a full queue."""
+        return self._scheduler.has_room(num_requests)
 
     def close(self) -> None:
         """Release the device."""

@@ -1,0 +1,110 @@
+"""The demo model's greedy text is transformers' own, token for token, however it is scheduled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from varied_prompts import PROMPTS
+
+from octavo import LLM, SamplingParams
+from octavo.loading.demo_model import fetch_demo_model
+
+MODEL = "demo://smollm2-135m-instruct"
+NUM_TOKENS = 64
+GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
+
+pytestmark = [pytest.mark.demo_model, pytest.mark.timeout(900)]
+
+
+def generate(llm: LLM, prompts: list[str] = PROMPTS) -> list[list[int]]:
+    outputs = llm.generate(prompts, GREEDY, use_tqdm=False)
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+def open_llm(**options: Any) -> LLM:
+    return LLM(MODEL, **{"max_model_len": 512, "max_num_seqs": 16, **options})
+
+
+@pytest.fixture(scope="module")
+def prompt_ids() -> list[list[int]]:
+    llm = open_llm()
+    try:
+        assert llm.tokenizer is not None
+        return [llm.tokenizer.encode(prompt) for prompt in PROMPTS]
+    finally:
+        llm.close()
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[list[int]]:
+    """Octavo's own tokens, one request at a time: compared with transformers below."""
+    llm = open_llm(max_num_seqs=1)
+    try:
+        return generate(llm)
+    finally:
+        llm.close()
+
+
+@pytest.fixture(scope="module")
+def transformers_model() -> Iterator[Any]:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from transformers import AutoModelForCausalLM
+
+    path = fetch_demo_model()
+    yield AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_token_is_the_argmax_of_transformers(
+    transformers_model: Any, prompt_ids: list[list[int]], expected: list[list[int]]
+) -> None:
+    # Feeding our own tokens back is greedy decoding by induction: if every one is the argmax
+    # after those before it, transformers' greedy loop would have produced the same sequence.
+    for prompt, tokens in zip(prompt_ids, expected, strict=True):
+        with torch.inference_mode():
+            logits = transformers_model(torch.tensor([prompt + tokens[:-1]])).logits[0]
+        assert logits[len(prompt) - 1 :].argmax(-1).tolist() == tokens
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"max_num_seqs": 2}, id="batch-of-2"),
+        pytest.param({"max_num_seqs": 7}, id="batch-of-7"),
+        pytest.param({"max_num_seqs": 16}, id="batch-of-16"),
+        pytest.param({"enable_prefix_caching": False}, id="no-prefix-cache"),
+        pytest.param({"max_num_batched_tokens": 16}, id="chunks-of-16"),
+        pytest.param({"max_num_batched_tokens": 64}, id="chunks-of-64"),
+        pytest.param({"max_num_batched_tokens": 512}, id="chunks-of-512"),
+        pytest.param({"block_size": 32}, id="blocks-of-32"),
+        pytest.param({"look_ahead": True}, id="one-step-ahead"),
+    ],
+)
+def test_scheduling_changes_no_token(options: dict[str, Any], expected: list[list[int]]) -> None:
+    llm = open_llm(**options)
+    try:
+        assert generate(llm) == expected
+        # Again: now every full block of the prompts is in the prefix cache, if there is one.
+        assert generate(llm, PROMPTS[:8]) == expected[:8]
+        llm.check_integrity()
+    finally:
+        llm.close()
+
+
+def test_preempted_requests_end_with_the_same_tokens(expected: list[list[int]]) -> None:
+    # 30 layers x keys and values x 3 heads of 64 x 16 tokens x 4 bytes
+    block_bytes = 30 * 2 * 3 * 64 * 16 * 4
+    # Room for about three requests' full length, with sixteen trying.
+    llm = open_llm(max_model_len=160, kv_cache_memory_bytes=30 * block_bytes)
+    try:
+        assert generate(llm) == expected
+        assert llm.stats().num_preemptions > 0
+        llm.check_integrity()
+    finally:
+        llm.close()

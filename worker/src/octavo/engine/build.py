@@ -1,0 +1,263 @@
+"""From a config to an engine that can step: files, weights, KV cache, warm-up, in phases.
+
+The only place that knows all the rooms. Each phase is reported as it starts and ends, so that a
+user sees where the time goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from octavo.batch import BatchPlan, RowAdmission
+from octavo.config import EngineConfig, SchedulerConfig
+from octavo.engine.core import EngineCore
+from octavo.engine.interface import ModelInfo
+from octavo.engine.messages import FilesFound, FromEngine, PhaseFinished, PhaseStarted
+from octavo.errors import ConfigError
+from octavo.kernels.interface import Kernels
+from octavo.kernels.select import select_kernels
+from octavo.loading.checkpoint import Checkpoint, open_checkpoint
+from octavo.models import registry
+from octavo.models.family import ModelFamily
+from octavo.models.interface import CausalLM
+from octavo.runner.kv_tensors import KVTensors
+from octavo.runner.memory import kv_budget
+from octavo.runner.model_runner import ModelRunner
+from octavo.runner.rows import Rows
+from octavo.sampling.sampler import Sampler
+from octavo.sampling_params import SamplingParams
+from octavo.scheduler.scheduler import Scheduler
+from octavo.tokenization.chat_template import ChatTemplate
+from octavo.tokenization.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+Report = Callable[[FromEngine], None]
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine in this process, and what is known of its model."""
+
+    core: EngineCore
+    info: ModelInfo
+    checkpoint: Checkpoint
+
+    def open_tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer; None where the engine was built without."""
+        path = self.checkpoint.tokenizer_path
+        return None if path is None else Tokenizer.open(path)
+
+    def open_chat_template(self, tokenizer: Tokenizer) -> ChatTemplate | None:
+        """The model's chat template, if it has one."""
+        path = self.checkpoint.tokenizer_path
+        return None if path is None else ChatTemplate.open(path, tokenizer)
+
+
+def build_engine(config: EngineConfig, report: Report | None = None) -> Engine:
+    """Load the model and everything around it.
+
+    ``report`` is told of phases as they begin and end. Raises errors of
+    :mod:`octavo.errors` that say what is wrong with the model, the options or the memory.
+    """
+    phases = _Phases(report or (lambda message: None))
+    device = _resolve_device(config)
+    _set_threads(config, device)
+    with phases("files", config.model):
+        checkpoint = open_checkpoint(
+            config.model,
+            revision=config.revision,
+            download_dir=config.download_dir,
+            load_format=config.load_format,
+            hf_overrides=config.hf_overrides,
+            needs_tokenizer=not config.skip_tokenizer_init,
+        )
+        family = registry.resolve(checkpoint.hf_config)
+    phases.tell(FilesFound(None if config.skip_tokenizer_init else checkpoint.tokenizer_path))
+    dtype = _resolve_dtype(config, checkpoint, device)
+    kernels = select_kernels(device, None if config.kernels == "auto" else config.kernels)
+    max_model_len = _resolve_max_model_len(config, family)
+    with phases("weights", f"{config.model} as {dtype} on {device}"):
+        model = _load_model(family, checkpoint, kernels, dtype, device, max_model_len)
+    # On the CPU activations, and so keys and values, are float32 whatever the weights' dtype.
+    kv_dtype = torch.float32 if device.type == "cpu" else dtype
+    limits = _resolve_limits(config, model, kv_dtype, device, max_model_len)
+    with phases("kv_cache", f"{limits.num_blocks} blocks of {limits.block_size} tokens"):
+        runner = _make_runner(model, kernels, limits, kv_dtype, device)
+    with phases("warmup"):
+        _warm_up(runner, limits, device)
+    scheduler = Scheduler(limits)
+    core = EngineCore(scheduler, runner, limits.max_tokens_in_flight)
+    return Engine(core, _model_info(config, checkpoint, model, limits, dtype, device), checkpoint)
+
+
+class _Phases:
+    """Times the phases of loading and tells whoever listens."""
+
+    def __init__(self, report: Report) -> None:
+        self.tell = report
+
+    @contextlib.contextmanager
+    def __call__(self, name: str, detail: str = "") -> Iterator[None]:
+        self.tell(PhaseStarted(name, detail))
+        started = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - started
+        self.tell(PhaseFinished(name, seconds))
+        _log.info("%s: %.2f s (%s)", name, seconds, detail)
+
+
+def _resolve_device(config: EngineConfig) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not has_cuda:
+        raise ConfigError(
+            "device is 'cuda', but torch sees no CUDA device: check nvidia-smi and that torch is "
+            "a CUDA build, or use --device cpu."
+        )
+    return torch.device("cuda" if config.device != "cpu" and has_cuda else "cpu")
+
+
+def _set_threads(config: EngineConfig, device: torch.device) -> None:
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    elif device.type == "cpu":
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+def _resolve_dtype(
+    config: EngineConfig, checkpoint: Checkpoint, device: torch.device
+) -> torch.dtype:
+    if config.dtype != "auto":
+        return _DTYPES[config.dtype]
+    if device.type == "cpu":
+        return torch.float32
+    # float32 checkpoints are training artefacts: served in bfloat16, as everywhere.
+    return torch.bfloat16 if checkpoint.dtype is torch.float32 else checkpoint.dtype
+
+
+def _resolve_max_model_len(config: EngineConfig, family: ModelFamily) -> int:
+    longest = family.config.max_model_len
+    if config.max_model_len is None:
+        return longest
+    if config.max_model_len > longest:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, but the model was made for {longest} "
+            "positions: lower it, or extend the model with --hf-overrides and a rope scaling."
+        )
+    return config.max_model_len
+
+
+def _load_model(
+    family: ModelFamily,
+    checkpoint: Checkpoint,
+    kernels: Kernels,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+) -> CausalLM:
+    weights = checkpoint.open_weights(device, dtype)
+    model = family.build(weights, kernels, dtype, device, max_model_len)
+    weights.check_all_used(family.can_ignore)
+    return model
+
+
+def _resolve_limits(
+    config: EngineConfig,
+    model: CausalLM,
+    kv_dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+) -> SchedulerConfig:
+    is_cuda = device.type == "cuda"
+    max_num_seqs = config.max_num_seqs or (256 if is_cuda else 64)
+    budget = kv_budget(
+        config,
+        model,
+        dtype=kv_dtype,
+        device=device,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+    )
+    capacity = budget.num_blocks * config.block_size
+    if config.max_model_len is None and capacity < max_model_len:
+        _log.warning(
+            "max_model_len is reduced from %d to %d: the KV cache holds no more. "
+            "Set --max-model-len, or give the cache more memory.",
+            max_model_len,
+            capacity,
+        )
+        max_model_len = capacity
+    look_ahead = is_cuda if config.look_ahead is None else config.look_ahead
+    return SchedulerConfig(
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens or (8192 if is_cuda else 1024),
+        max_num_waiting=config.max_num_waiting,
+        block_size=config.block_size,
+        num_blocks=budget.num_blocks,
+        enable_prefix_caching=config.enable_prefix_caching,
+        max_tokens_in_flight=int(look_ahead),
+    )
+
+
+def _make_runner(
+    model: CausalLM,
+    kernels: Kernels,
+    limits: SchedulerConfig,
+    kv_dtype: torch.dtype,
+    device: torch.device,
+) -> ModelRunner:
+    kv = KVTensors(model, limits.num_blocks, limits.block_size, kv_dtype, device)
+    rows = Rows(limits.max_num_seqs, limits.max_model_len, limits.block_size, device)
+    sampler = Sampler(kernels, model.vocab_size, limits.max_num_seqs, device)
+    return ModelRunner(model, kv, rows, sampler)
+
+
+def _warm_up(runner: ModelRunner, limits: SchedulerConfig, device: torch.device) -> None:
+    """One small step: first calls pay for lazy set-up that no request should wait for."""
+    length = min(2, limits.max_model_len - 1)
+    admission = RowAdmission(0, [0] * length, length, SamplingParams(), 0, frozenset(), [0])
+    plan = BatchPlan(
+        admissions=[admission], rows=[0], starts=[0], num_tokens=[length], samples=[True]
+    )
+    runner.execute(plan).result()
+    runner.execute(BatchPlan(released_rows=[0])).result()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _model_info(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    model: CausalLM,
+    limits: SchedulerConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> ModelInfo:
+    return ModelInfo(
+        name=config.model,
+        max_model_len=limits.max_model_len,
+        vocab_size=model.vocab_size,
+        has_tokenizer=not config.skip_tokenizer_init,
+        eos_token_ids=checkpoint.eos_token_ids,
+        created=int(time.time()),
+        architecture=registry_name(checkpoint),
+        dtype=str(dtype).removeprefix("torch."),
+        device=device.type,
+        block_size=limits.block_size,
+        num_blocks=limits.num_blocks,
+        max_num_seqs=limits.max_num_seqs,
+        enable_prefix_caching=limits.enable_prefix_caching,
+    )
