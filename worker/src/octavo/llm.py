@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,8 +22,9 @@ from octavo.config import EngineConfig
 from octavo.engine.build import build_engine
 from octavo.engine.intake import Intake
 from octavo.engine.interface import ModelInfo
+from octavo.engine.messages import RequestSpec
 from octavo.engine.text import ChoiceText
-from octavo.errors import InvalidRequestError, OctavoError
+from octavo.errors import InvalidRequestError, QueueFullError, RequestFailedError
 from octavo.outputs import CompletionOutput, EngineStats, RequestOutput, RequestUpdate
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.tokenizer import Tokenizer
@@ -120,7 +122,7 @@ class _OfflineBatch:
         self._tokenizer = llm._tokenizer
         self._outputs: list[RequestOutput] = []
         self._choices: dict[str, tuple[RequestOutput, CompletionOutput, ChoiceText]] = {}
-        self._specs = []
+        self._specs: list[list[RequestSpec]] = []
         for prompt, one in zip(prompts, params, strict=True):
             text, ids = self._tokens(prompt)
             request_id = str(next(llm._ids))
@@ -136,24 +138,29 @@ class _OfflineBatch:
 
     def run(self, use_tqdm: bool) -> list[RequestOutput]:
         """Step until every request has ended."""
-        waiting = iter(self._specs)
-        held = next(waiting, None)
+        pending = deque(self._specs)
+        num_tokens = 0
         with tqdm(
             total=len(self._choices), desc="Generating", unit="seq", disable=not use_tqdm
         ) as bar:
-            num_tokens = 0
-            while held is not None or self._core.has_work:
-                while held is not None and self._core.has_room(len(held)):
-                    self._core.submit(held)
-                    held = next(waiting, None)
+            while pending or self._core.has_work:
+                self._submit(pending)
                 for update in self._core.step():
                     num_tokens += len(update.new_token_ids)
-                    self._apply(update)
-                    if update.finish_reason is not None:
+                    if self._apply(update):
                         bar.update()
                         rate = num_tokens / max(bar.format_dict["elapsed"], 1e-9)
                         bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
         return self._outputs
+
+    def _submit(self, pending: deque[list[RequestSpec]]) -> None:
+        """As many prompts as the engine's queue takes."""
+        while pending:
+            try:
+                self._core.submit(pending[0])
+            except QueueFullError:
+                return
+            pending.popleft()
 
     def _tokens(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
@@ -172,12 +179,13 @@ class _OfflineBatch:
             )
         return None, list(prompt["prompt_token_ids"])
 
-    def _apply(self, update: RequestUpdate) -> None:
+    def _apply(self, update: RequestUpdate) -> bool:
+        """Add to its choice; returns whether that ended it."""
         output, choice, text = self._choices[update.request_id]
-        if update.finish_reason == "error":
-            raise OctavoError(f"Request {update.request_id} failed: {update.error}")
         if choice.finish_reason is not None:
-            return  # a stop string ended it; the engine's own last word comes after
+            return False  # a stop string ended it; the engine's own last word comes after
+        if update.finish_reason == "error":
+            raise RequestFailedError(f"Request {update.request_id} failed: {update.error}")
         piece = text.feed(update)
         choice.text += piece.text
         choice.token_ids += piece.token_ids
@@ -187,6 +195,7 @@ class _OfflineBatch:
         choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
         if piece.finish_reason is not None and update.finish_reason is None:
             self._core.abort([update.request_id])
+        return piece.finish_reason is not None
 
 
 def _one_each(

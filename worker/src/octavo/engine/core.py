@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections import deque
 
 from octavo.batch import BatchPlan, Runner, StepHandle
-from octavo.engine.interface import EngineStats
 from octavo.engine.messages import RequestSpec
-from octavo.errors import OctavoError
-from octavo.outputs import RequestUpdate
+from octavo.outputs import STEP_TOKEN_BUCKETS, EngineStats, RequestTimings, RequestUpdate
 from octavo.request import Request
 from octavo.scheduler.scheduler import Scheduler
 
@@ -26,25 +25,24 @@ class EngineCore:
         self._look_ahead = look_ahead
         self._under_way: deque[tuple[BatchPlan, StepHandle]] = deque()
         self._open: dict[str, Request] = {}
-        self.num_steps = 0
-        self.step_seconds = 0.0
+        self._num_steps = 0
+        self._step_seconds = 0.0
+        self._step_token_counts = [0] * (len(STEP_TOKEN_BUCKETS) + 1)
+        self._step_token_sum = 0
+        self._generation_tokens = 0
 
     def submit(self, specs: list[RequestSpec]) -> None:
         """Add the choices of one prompt together, or none of them.
 
         Raises QueueFullError, or InvalidRequestError when one can never fit.
         """
-        requests = []
+        now_s = time.monotonic()
+        group: dict[str, Request] = {}
         for spec in specs:
-            request = self._to_request(spec)
-            self._open[spec.id] = request
-            requests.append(request)
-        try:
-            self._scheduler.add(requests)
-        except OctavoError:
-            for spec in specs:
-                del self._open[spec.id]
-            raise
+            leader = None if spec.leader_id is None else group[spec.leader_id]
+            group[spec.id] = _to_request(spec, now_s, leader)
+        self._scheduler.add_group(list(group.values()))
+        self._open |= group
 
     def abort(self, request_ids: list[str]) -> None:
         """End these requests at once; unknown and finished ones are ignored."""
@@ -58,20 +56,18 @@ class EngineCore:
 
     def step(self) -> list[RequestUpdate]:
         """Plan and start a step, then commit the oldest one that is due."""
-        started = time.perf_counter()
+        started_s = time.perf_counter()
         plan = self._scheduler.schedule()
         if plan is not None:
             self._under_way.append((plan, self._runner.execute(plan)))
         updates: list[RequestUpdate] = []
         if self._under_way and (plan is None or len(self._under_way) > self._look_ahead):
-            done, handle = self._under_way.popleft()
-            updates = self._scheduler.commit(done, handle.result())
-            self.num_steps += 1
+            updates = self._commit()
+            self._step_seconds += time.perf_counter() - started_s
         updates += self._scheduler.take_updates()
         for update in updates:
             if update.finish_reason is not None:
-                self._open.pop(update.request_id, None)
-        self.step_seconds += time.perf_counter() - started
+                self._close(update)
         return updates
 
     def fail_all(self, message: str) -> list[RequestUpdate]:
@@ -83,15 +79,28 @@ class EngineCore:
 
     def stats(self) -> EngineStats:
         """Counters and gauges for metrics, as of now."""
-        return self._scheduler.stats()
+        scheduler = self._scheduler.stats()
+        num_free = scheduler.num_free_blocks + scheduler.num_cached_blocks
+        return EngineStats(
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            num_blocks=scheduler.num_blocks,
+            num_owned_blocks=scheduler.num_blocks - num_free,
+            num_cached_blocks=scheduler.num_cached_blocks,
+            num_steps=self._num_steps,
+            step_seconds=self._step_seconds,
+            prompt_tokens=scheduler.num_prompt_tokens,
+            cached_prompt_tokens=scheduler.prefix_hits,
+            prefix_query_tokens=scheduler.prefix_queries,
+            generation_tokens=self._generation_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            step_token_counts=list(self._step_token_counts),
+            step_token_sum=self._step_token_sum,
+        )
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix no request holds."""
         self._scheduler.reset_prefix_cache()
-
-    def has_room(self, num_requests: int) -> bool:
-        """Whether that many requests can be submitted without meeting a full queue."""
-        return self._scheduler.has_room(num_requests)
 
     def close(self) -> None:
         """Release the device."""
@@ -102,18 +111,42 @@ class EngineCore:
         """Assert that no block, row or request is lost."""
         self._scheduler.check_integrity()
 
-    def _to_request(self, spec: RequestSpec) -> Request:
-        now = time.monotonic()
-        return Request(
-            spec.id,
-            spec.prompt_token_ids,
-            spec.params,
-            seed=spec.seed,
-            stop_token_ids=frozenset(spec.stop_token_ids),
-            priority=spec.priority,
-            arrival_s=now,
-            deadline_s=None if spec.timeout_s is None else now + spec.timeout_s,
-            cache_key=spec.cache_key,
-            block_hashes=spec.block_hashes,
-            leader=None if spec.leader_id is None else self._open.get(spec.leader_id),
+    def _commit(self) -> list[RequestUpdate]:
+        plan, handle = self._under_way.popleft()
+        result = handle.result()
+        num_tokens = plan.total_tokens
+        self._num_steps += 1
+        self._step_token_sum += num_tokens
+        self._step_token_counts[bisect_left(STEP_TOKEN_BUCKETS, num_tokens)] += 1
+        self._generation_tokens += len(result.token_ids)
+        return self._scheduler.commit(plan, result)
+
+    def _close(self, update: RequestUpdate) -> None:
+        """Say where the time of a request went that has just ended."""
+        request = self._open.pop(update.request_id)
+        now_s = time.monotonic()
+        scheduled_s = request.first_scheduled_s or now_s
+        first_token_s = request.first_token_s or now_s
+        update.timings = RequestTimings(
+            queue_s=scheduled_s - request.arrival_s,
+            prefill_s=first_token_s - scheduled_s,
+            decode_s=now_s - first_token_s,
         )
+
+
+def _to_request(spec: RequestSpec, now_s: float, leader: Request | None) -> Request:
+    eos_token_ids = frozenset(spec.eos_token_ids)
+    return Request(
+        spec.id,
+        spec.prompt_token_ids,
+        spec.params,
+        seed=spec.seed,
+        stop_token_ids=eos_token_ids.union(spec.stop_token_ids),
+        eos_token_ids=eos_token_ids,
+        priority=spec.priority,
+        arrival_s=now_s,
+        deadline_s=None if spec.timeout_s is None else now_s + spec.timeout_s,
+        cache_key=spec.cache_key,
+        block_hashes=spec.block_hashes,
+        leader=leader,
+    )
