@@ -1,0 +1,85 @@
+"""Log probabilities of drawn tokens and of their likeliest alternatives.
+
+Always of the raw logits, before biases, penalties and temperature: they tell what the model
+thought, not what the sampler made of it (vLLM's default).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from octavo.outputs import TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobBatch:
+    """The L rows of a batch that asked for log probabilities."""
+
+    indices: Tensor
+    """``[L], int64``: which rows of the logits."""
+    rows: tuple[int, ...]
+    """The same, for the host."""
+    num_top: tuple[int, ...]
+    """How many alternatives each wants."""
+
+    def compute(self, raw: Tensor, token_ids: Tensor) -> LogprobTensors:
+        """``raw: [L, vocab]``: these rows' raw logits; ``token_ids: [R]``: what all drew."""
+        chosen_ids = token_ids[self.indices]
+        chosen = raw.gather(1, chosen_ids[:, None])
+        # Alternatives are picked before the normalisation, which then touches only them.
+        top_logits, top_ids = raw.topk(min(max(self.num_top), raw.shape[1]), dim=1)
+        total = raw.logsumexp(dim=1, keepdim=True)
+        return LogprobTensors(
+            batch=self,
+            token_ids=chosen_ids,
+            logprobs=(chosen - total)[:, 0],
+            ranks=(raw > chosen).sum(dim=1) + 1,
+            top_token_ids=top_ids,
+            top_logprobs=top_logits - total,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobTensors:
+    """One step's log probabilities, still on the device."""
+
+    batch: LogprobBatch
+    token_ids: Tensor
+    """``[L], int64``."""
+    logprobs: Tensor
+    """``[L], float32``, natural logarithm."""
+    ranks: Tensor
+    """``[L], int64``: 1 for the most likely token."""
+    top_token_ids: Tensor
+    """``[L, K], int64``, likeliest first; K is the most any row asked for."""
+    top_logprobs: Tensor
+    """``[L, K], float32``."""
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> LogprobTensors:
+        """A copy elsewhere; with ``non_blocking``, not to be read before the stream has passed."""
+        tensors = (getattr(self, field.name) for field in fields(self) if field.name != "batch")
+        return LogprobTensors(
+            self.batch, *(tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
+        )
+
+    def per_row(self, num_rows: int) -> list[TokenLogprobs | None]:
+        """For each of the batch's ``num_rows`` rows what it asked for. Waits for the device."""
+        result: list[TokenLogprobs | None] = [None] * num_rows
+        columns = zip(
+            self.batch.rows,
+            self.batch.num_top,
+            self.token_ids.tolist(),
+            self.logprobs.tolist(),
+            self.ranks.tolist(),
+            self.top_token_ids.tolist(),
+            self.top_logprobs.tolist(),
+            strict=True,
+        )
+        for row, num_top, token_id, logprob, rank, top_ids, top_logprobs in columns:
+            result[row] = TokenLogprobs(
+                token_id, logprob, rank, top_ids[:num_top], top_logprobs[:num_top]
+            )
+        return result

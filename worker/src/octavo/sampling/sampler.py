@@ -1,0 +1,251 @@
+"""Draws the next token of every scheduled row.
+
+Knows each row's request parameters, kept in persistent tensors on the device; knows nothing of
+where logits come from or where tokens go. Order of work, as vLLM's: log probabilities from the
+raw logits, then biases and barred stop tokens, penalties, temperature, top-k, top-p, min-p.
+
+Work on the host is proportional to the rows of a batch, and is done only when the rows that are
+sampled change: in steady decoding a step costs the host a tuple comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo.kernels.interface import Kernels, SamplingBatch
+from octavo.outputs import TokenLogprobs
+from octavo.sampling.logit_edits import EditBatch, RowEdits
+from octavo.sampling.logprobs import LogprobBatch, LogprobTensors
+from octavo.sampling.penalties import PenaltyBatch, PenaltyTables
+from octavo.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """What one step drew."""
+
+    token_ids: Tensor
+    """``[R], int64``, on the device."""
+    logprobs: LogprobTensors | None
+    """For the rows that asked; None if none did."""
+
+    def to_host_logprobs(self) -> list[TokenLogprobs | None] | None:
+        """For each row what it asked for; None if none asked. Waits for the device."""
+        return None if self.logprobs is None else self.logprobs.per_row(len(self.token_ids))
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One admitted request, as the host knows it."""
+
+    params: SamplingParams
+    edits: RowEdits | None
+    penalty_slot: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Composition:
+    """Everything that depends on which rows are sampled and not on the step."""
+
+    rows: tuple[int, ...]
+    sampling: SamplingBatch
+    """Its positions are zeros; only a wholly greedy draw may use them."""
+    edits: EditBatch | None
+    penalties: PenaltyBatch | None
+    logprobs: LogprobBatch | None
+    is_plain_greedy: bool
+
+
+class Sampler:
+    """Sampling state of ``num_rows`` rows.
+
+    A row's draws depend on its own logits, parameters, seed and positions alone, so the same
+    seed gives the same tokens whatever else is in the batch, also after preemption.
+    """
+
+    def __init__(
+        self, kernels: Kernels, vocab_size: int, num_rows: int, device: torch.device
+    ) -> None:
+        self._kernels = kernels
+        self._vocab_size = vocab_size
+        self._device = device
+        self._rows: dict[int, _Row] = {}
+        self._penalties = PenaltyTables(vocab_size, device)
+        self._composition: _Composition | None = None
+        # One row of memory a parameter, so that gathering rows leaves each contiguous:
+        # temperature, top-p, min-p.
+        self._floats = torch.zeros(3, num_rows, dtype=torch.float32, device=device)
+        self._top_k = torch.zeros(num_rows, dtype=torch.int32, device=device)
+        self._seeds = torch.zeros(num_rows, dtype=torch.int64, device=device)
+
+    @property
+    def num_penalty_slots(self) -> int:
+        """How many penalised requests there is table memory for."""
+        return self._penalties.capacity
+
+    def admit(
+        self,
+        row: int,
+        params: SamplingParams,
+        seed: int,
+        prompt_token_ids: Sequence[int],
+        output_token_ids: Sequence[int],
+        stop_token_ids: Set[int],
+    ) -> None:
+        """A request takes over a row, for the first time or after preemption.
+
+        ``seed``: any 64 bits, signed or not. ``stop_token_ids``: every id that would end the
+        request; barred while it has drawn fewer than ``min_tokens``.
+        """
+        self.release(row)
+        first_stop_position = len(prompt_token_ids) + params.min_tokens
+        is_barred = len(output_token_ids) < params.min_tokens
+        self._rows[row] = _Row(
+            params,
+            RowEdits.of(
+                params.logit_bias,
+                sorted(stop_token_ids) if is_barred else (),
+                first_stop_position,
+                self._vocab_size,
+                self._device,
+            ),
+            self._penalties.hold(prompt_token_ids, output_token_ids)
+            if params.has_penalty
+            else None,
+        )
+        floats = torch.tensor(
+            [0.0 if params.is_greedy else params.temperature, params.top_p, params.min_p]
+        )
+        self._floats[:, row] = floats.to(self._device)
+        self._top_k[row] = max(params.top_k, 0) if params.top_k < self._vocab_size else 0
+        self._seeds[row] = _signed(seed)
+
+    def release(self, row: int) -> None:
+        """The row's request is gone. A row that holds none is left as it is."""
+        held = self._rows.pop(row, None)
+        if held is None:
+            return
+        if held.penalty_slot is not None:
+            self._penalties.free(held.penalty_slot)
+        if self._composition is not None and row in self._composition.rows:
+            self._composition = None
+
+    def sample(
+        self, logits: Tensor, rows: Sequence[int], positions: Tensor | Sequence[int]
+    ) -> SampledTokens:
+        """Draw one token for each of R different rows.
+
+        ``logits: [R, vocab], float32``, overwritten. ``positions: [R]``: the index each drawn
+        token will have in its sequence (tokens before it), which is the row's random counter.
+        """
+        composition = self._compose(tuple(rows))
+        if composition.is_plain_greedy:
+            return SampledTokens(self._kernels.sample(logits, composition.sampling), None)
+        return self._sample(logits, composition, self._as_positions(positions))
+
+    def _sample(
+        self, logits: Tensor, composition: _Composition, positions: Tensor
+    ) -> SampledTokens:
+        raw = None
+        if composition.logprobs is not None:
+            raw = logits[composition.logprobs.indices]
+        if composition.edits is not None:
+            composition.edits.apply(logits, positions)
+        if composition.penalties is not None:
+            self._penalties.apply(logits, composition.penalties)
+        token_ids = self._kernels.sample(logits, _at(composition.sampling, positions))
+        if composition.penalties is not None:
+            self._penalties.record(token_ids, composition.penalties)
+        if composition.logprobs is None or raw is None:
+            return SampledTokens(token_ids, None)
+        return SampledTokens(token_ids, composition.logprobs.compute(raw, token_ids))
+
+    def _as_positions(self, positions: Tensor | Sequence[int]) -> Tensor:
+        if not isinstance(positions, Tensor):
+            positions = torch.tensor(positions, dtype=torch.int32)
+        return positions.to(self._device, torch.int32)
+
+    def _compose(self, rows: tuple[int, ...]) -> _Composition:
+        composition = self._composition
+        if composition is None or composition.rows != rows:
+            composition = self._composition = self._new_composition(rows)
+        return composition
+
+    def _new_composition(self, rows: tuple[int, ...]) -> _Composition:
+        held = [self._rows[row] for row in rows]
+        sampling = self._sampling_batch(rows, held)
+        edits = {index: row.edits for index, row in enumerate(held) if row.edits is not None}
+        edit_batch = EditBatch.of(edits, self._device) if edits else None
+        penalties, logprobs = self._penalty_batch(held), self._logprob_batch(held)
+        is_plain = edit_batch is None and penalties is None and logprobs is None
+        return _Composition(
+            rows, sampling, edit_batch, penalties, logprobs, is_plain and sampling.all_greedy
+        )
+
+    def _sampling_batch(self, rows: Sequence[int], held: Sequence[_Row]) -> SamplingBatch:
+        indices = self._to_device(rows)
+        temperature, top_p, min_p = self._floats[:, indices].unbind()
+        return SamplingBatch(
+            temperature=temperature,
+            top_k=self._top_k[indices],
+            top_p=top_p,
+            min_p=min_p,
+            seeds=self._seeds[indices],
+            positions=torch.zeros(len(rows), dtype=torch.int32, device=self._device),
+            all_greedy=all(row.params.is_greedy for row in held),
+            any_filter=any(row.params.has_filter for row in held),
+        )
+
+    def _penalty_batch(self, held: Sequence[_Row]) -> PenaltyBatch | None:
+        slots = [
+            (index, row.penalty_slot)
+            for index, row in enumerate(held)
+            if row.penalty_slot is not None
+        ]
+        if not slots:
+            return None
+        params = [held[index].params for index, _ in slots]
+        weights = torch.tensor(
+            [(p.repetition_penalty, p.presence_penalty, p.frequency_penalty) for p in params]
+        ).to(self._device)
+        return PenaltyBatch(
+            self._to_device([index for index, _ in slots]),
+            self._to_device([slot for _, slot in slots]),
+            *weights.chunk(3, dim=1),
+        )
+
+    def _logprob_batch(self, held: Sequence[_Row]) -> LogprobBatch | None:
+        wanted = {
+            index: row.params.logprobs
+            for index, row in enumerate(held)
+            if row.params.logprobs is not None
+        }
+        if not wanted:
+            return None
+        return LogprobBatch(self._to_device(list(wanted)), tuple(wanted), tuple(wanted.values()))
+
+    def _to_device(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64).to(self._device)
+
+
+def _at(batch: SamplingBatch, positions: Tensor) -> SamplingBatch:
+    """The same rows at other positions."""
+    return SamplingBatch(
+        batch.temperature,
+        batch.top_k,
+        batch.top_p,
+        batch.min_p,
+        batch.seeds,
+        positions,
+        batch.all_greedy,
+        batch.any_filter,
+    )
+
+
+def _signed(seed: int) -> int:
+    """The same 64 bits as a signed integer, which is what a tensor holds."""
+    return (seed + 2**63) % 2**64 - 2**63
