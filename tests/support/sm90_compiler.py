@@ -1,0 +1,263 @@
+"""Compile Octavo's Triton programs for sm_90 without a GPU, as their launch functions ask for it.
+
+Launches are turned into compilations (Triton's own warm-up path) under a driver that names a
+Hopper GPU and owns none, so the specialisation, the options and the tile sizes are those of
+production. Run as a program, it compiles the shapes of ``CASES`` named on the command line and
+prints one JSON line for each compiled program: registers, spills, shared memory, instructions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from octavo.kernels.interface import AttentionBatch, SamplingBatch
+from octavo.kernels.triton import TritonKernels, penalties, rope_cache
+from octavo.kernels.triton.decode_attention import decode_attention
+from octavo.kernels.triton.launch import Machine
+from octavo.kernels.triton.prefill_attention import prefill_attention
+
+_TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+_NUM_MULTIPROCESSORS = 132
+
+
+class _AbsentHopper:
+    """As much of a Triton driver as compiling asks for."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def compiling() -> Iterator[dict[str, Any]]:
+    """Turn launches into compilations; yields the compiled programs by hash."""
+    compiled: dict[str, Any] = {}
+    run = JITFunction.run
+
+    def warm_up(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        program = run(self, *args, grid=grid, warmup=True, **kwargs)
+        compiled.setdefault(program.hash, program)
+        return program
+
+    JITFunction.run = warm_up
+    # Stays set: there may be no driver to go back to.
+    driver.set_active(_AbsentHopper())
+    try:
+        yield compiled
+    finally:
+        JITFunction.run = run
+
+
+def resources(program: Any) -> dict[str, Any]:
+    """What the assembler and the disassembler say of one compiled program."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(program.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+        sass = _tool("nvdisasm", file.name)
+    numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    return {
+        "name": program.metadata.name,
+        "registers": numbers["REG"],
+        "stack_bytes": numbers["STACK"],
+        "num_spills": len(re.findall(r"\bSTL", sass)),
+        "shared_bytes": program.metadata.shared,
+        "num_warps": program.metadata.num_warps,
+        "wgmma": len(re.findall(r"\bHGMMA", sass)),
+        "mma": len(re.findall(r"\bHMMA", sass)),
+        "async_copies": len(re.findall(r"\bLDGSTS", sass)),
+        "wide_loads": len(re.findall(r"\bLDG\.E[.\w]*\.128", sass)),
+        "accurate_log": "lg2.approx" not in program.asm["ptx"],
+    }
+
+
+def _tool(name: str, *arguments: str) -> str:
+    command = [str(_TOOLS / name), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _ints(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.int32)
+
+
+def _batch(num_decodes: int, query_lens: list[int], max_context_len: int) -> AttentionBatch:
+    num_sequences = num_decodes + len(query_lens)
+    num_tokens = num_decodes + sum(query_lens)
+    return AttentionBatch(
+        query_starts=_ints(num_sequences + 1),
+        context_lens=_ints(num_sequences),
+        block_tables=_ints(num_sequences, -(-max_context_len // 16)),
+        positions=_ints(num_tokens),
+        slots=_ints(num_tokens),
+        num_decodes=num_decodes,
+        max_query_len=max([1, *query_lens]),
+        max_context_len=max_context_len,
+    )
+
+
+def _cache(num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(1, num_kv_heads, 16, head_dim, dtype=dtype)
+
+
+def decode(
+    dtype: torch.dtype,
+    head_dim: int,
+    group_size: int,
+    window: int | None,
+    num_sequences: int = 64,
+    cache_dtype: torch.dtype | None = None,
+) -> None:
+    machine = Machine.of(torch.device("cpu"), _NUM_MULTIPROCESSORS)
+    q = torch.empty(num_sequences, 4 * group_size, head_dim, dtype=dtype)
+    cache = _cache(4, head_dim, cache_dtype or dtype)
+    batch = _batch(num_sequences, [], 8192)
+    decode_attention(q, cache, cache, torch.empty_like(q), batch, 0.1, window, machine)
+
+
+def prefill(
+    dtype: torch.dtype,
+    head_dim: int,
+    group_size: int,
+    window: int | None,
+    query_lens: tuple[int, ...] = (512, 7),
+    num_decodes: int = 0,
+    cache_dtype: torch.dtype | None = None,
+) -> None:
+    batch = _batch(num_decodes, list(query_lens), 8192)
+    q = torch.empty(num_decodes + sum(query_lens), 4 * group_size, head_dim, dtype=dtype)
+    cache = _cache(4, head_dim, cache_dtype or dtype)
+    prefill_attention(q, cache, cache, torch.empty_like(q), batch, 0.1, window)
+
+
+def rope(
+    dtype: torch.dtype,
+    head_dim: int,
+    rotary_dim: int,
+    has_norm: bool,
+    num_tokens: int = 5,
+    cache_dtype: torch.dtype | None = None,
+) -> None:
+    num_heads, num_kv_heads = 32, 8
+    qkv = torch.empty(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)
+    norm = torch.empty(head_dim) if has_norm else None
+    cache = _cache(num_kv_heads, head_dim, cache_dtype or dtype)
+    batch = _batch(0, [num_tokens], 64)
+    angles = torch.empty(64, rotary_dim)
+    rope_cache.rope_and_cache(
+        qkv, angles, cache, cache, batch, num_heads, norm, norm, 1e-6, 0.5, 0.5
+    )
+
+
+def norm(dtype: torch.dtype, size: int, has_residual: bool, num_tokens: int = 5) -> None:
+    kernels = TritonKernels(torch.device("cpu"), _NUM_MULTIPROCESSORS)
+    x, weight = torch.empty(num_tokens, size, dtype=dtype), torch.empty(size)
+    if has_residual:
+        kernels.add_rms_norm(x, torch.empty_like(x), weight, 1e-6)
+    else:
+        kernels.rms_norm(x, weight, 1e-6)
+
+
+def activation(dtype: torch.dtype, size: int, num_tokens: int = 5) -> None:
+    kernels = TritonKernels(torch.device("cpu"), _NUM_MULTIPROCESSORS)
+    gate_up = torch.empty(num_tokens, 2 * size, dtype=dtype)
+    kernels.silu_mul(gate_up)
+    kernels.gelu_tanh_mul(gate_up)
+
+
+def sampling(vocab_size: int, all_greedy: bool, any_filter: bool, num_rows: int = 5) -> None:
+    kernels = TritonKernels(torch.device("cpu"), _NUM_MULTIPROCESSORS)
+    floats = torch.empty(num_rows)
+    batch = SamplingBatch(
+        temperature=floats,
+        top_k=_ints(num_rows),
+        top_p=floats,
+        min_p=floats,
+        seeds=torch.empty(num_rows, dtype=torch.int64),
+        positions=_ints(num_rows),
+        all_greedy=all_greedy,
+        any_filter=any_filter,
+    )
+    kernels.sample(torch.empty(num_rows, vocab_size), batch)
+
+
+def penalty(vocab_size: int, counts_dtype: torch.dtype, num_rows: int = 5) -> None:
+    counts = torch.zeros(8, vocab_size, dtype=counts_dtype)
+    logits, factors = torch.empty(num_rows, vocab_size), torch.ones(num_rows)
+    penalties.penalize(logits, counts, _ints(num_rows), factors, factors, factors)
+    penalties.count_tokens(counts, _ints(num_rows), torch.zeros(num_rows, dtype=torch.int64))
+
+
+BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
+
+CASES: dict[str, Any] = {
+    "norm": lambda: [
+        norm(dtype, size, has_residual)
+        for dtype, size in [(BF16, 4096), (BF16, 1024), (FP32, 576)]
+        for has_residual in [False, True]
+    ],
+    "activation": lambda: [activation(BF16, 14336), activation(FP32, 1536)],
+    "rope": lambda: [
+        rope(BF16, 128, 128, False),
+        rope(BF16, 128, 128, True),
+        rope(BF16, 80, 32, False),
+        rope(FP32, 96, 96, True),
+        rope(BF16, 256, 256, True),
+        rope(BF16, 128, 128, False, cache_dtype=FP8),
+    ],
+    "decode": lambda: [
+        *[decode(BF16, head_dim, 4, None) for head_dim in [64, 80, 96, 128, 256]],
+        decode(BF16, 128, 16, 512),
+        decode(BF16, 128, 1, None),
+        decode(FP16, 128, 7, None),
+        decode(FP32, 64, 3, None),
+        decode(FP32, 256, 4, 512),
+        decode(BF16, 128, 4, None, cache_dtype=FP8),
+    ],
+    "prefill": lambda: [
+        *[prefill(BF16, head_dim, 4, None) for head_dim in [64, 80, 96, 128, 256]],
+        prefill(BF16, 128, 16, 512),
+        prefill(FP16, 128, 7, None),
+        prefill(FP32, 64, 3, None),
+        prefill(FP32, 256, 4, 512),
+        prefill(BF16, 128, 4, None, cache_dtype=FP8),
+    ],
+    "sampling": lambda: [
+        sampling(128256, True, False),
+        sampling(128256, False, False),
+        sampling(128256, False, True),
+        sampling(262144, False, True),
+    ],
+    "penalties": lambda: [penalty(128256, torch.int16), penalty(128256, torch.int32)],
+}
+
+
+def main(names: list[str]) -> None:
+    for name in names or CASES:
+        with compiling() as compiled:
+            CASES[name]()
+        for program in compiled.values():
+            print(json.dumps({"case": name, **resources(program)}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

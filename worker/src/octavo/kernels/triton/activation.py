@@ -1,0 +1,44 @@
+"""Gated activations: ``activation(gate) * up`` over a merged gate-up product."""
+# Programs are Triton's language, which no Python type checker knows.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.kernels.triton.launch import next_power_of_two
+
+_MAX_BLOCK = 1024
+
+
+@triton.jit
+def _gated_program(gate_up, out, SIZE: tl.constexpr, BLOCK: tl.constexpr, IS_SILU: tl.constexpr):
+    """One program for ``BLOCK`` columns of one row."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < SIZE
+    pointers = gate_up + row * 2 * SIZE + columns
+    gate = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(pointers + SIZE, mask=mask, other=0.0).to(tl.float32)
+    argument = gate
+    if not IS_SILU:
+        # gelu_tanh(x) = x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3))
+        argument = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+    activated = gate / (1.0 + tl.exp(-argument))
+    tl.store(out + row * SIZE + columns, (activated * up).to(out.dtype.element_ty), mask=mask)
+
+
+def gated(gate_up: Tensor, is_silu: bool) -> Tensor:
+    """``gate_up: [T, 2 * size]``, contiguous → ``[T, size]``; SiLU, or else GELU (tanh form)."""
+    num_tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.empty((num_tokens, size), dtype=gate_up.dtype, device=gate_up.device)
+    if num_tokens == 0:
+        return out
+    block = min(_MAX_BLOCK, next_power_of_two(size))
+    _gated_program[(num_tokens, triton.cdiv(size, block))](
+        gate_up.contiguous(), out, SIZE=size, BLOCK=block, IS_SILU=is_silu, num_warps=4
+    )
+    return out

@@ -1,0 +1,49 @@
+"""What launch functions must know of the machine: interpreter or GPU, and how wide it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from triton import knobs
+
+INTERPRETED: bool = bool(knobs.runtime.interpret)
+"""Whether Triton's interpreter runs the programs of this process.
+
+Its ``tl.dot`` multiplies the raw bits of bf16 operands (seen in triton 3.7.1 to 3.9.0), so
+programs widen operands to float32 first when this is set. Delete with the first release that
+multiplies bf16 right.
+"""
+
+MAX_ARRIVALS = 1 << 16
+_INTERPRETED_MULTIPROCESSORS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One device, and the scratch its programs share.
+
+    Programs that split one result over several workers count those that are done in
+    ``arrivals: [MAX_ARRIVALS], int32``; the last one combines, and sets its counter back to
+    zero. All launches must therefore be ordered on one stream.
+    """
+
+    device: torch.device
+    num_multiprocessors: int
+    arrivals: Tensor
+
+    @classmethod
+    def of(cls, device: torch.device, num_multiprocessors: int | None = None) -> Machine:
+        """Read the device's width, unless it is given (for compiling without a device)."""
+        if num_multiprocessors is None:
+            num_multiprocessors = _INTERPRETED_MULTIPROCESSORS
+            if device.type == "cuda":
+                num_multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+        arrivals = torch.zeros(MAX_ARRIVALS, dtype=torch.int32, device=device)
+        return cls(device, num_multiprocessors, arrivals)
+
+
+def next_power_of_two(value: int) -> int:
+    """The smallest power of two that is at least ``value`` (and at least 1)."""
+    return 1 << max(value - 1, 0).bit_length()

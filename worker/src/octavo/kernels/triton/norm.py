@@ -1,0 +1,68 @@
+"""RMSNorm, alone or with the residual addition before it."""
+# Programs are Triton's language, which no Python type checker knows.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.kernels.triton.launch import next_power_of_two
+
+
+@triton.jit
+def _rms_norm_program(
+    x,
+    residual,
+    weight,
+    out,
+    x_stride,
+    residual_stride,
+    eps,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+):
+    """One program a row; the whole row stays in registers."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < SIZE
+    values = tl.load(x + row * x_stride + columns, mask=mask, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        pointers = residual + row * residual_stride + columns
+        values += tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+        # Normalise what is stored, rounding included: the next layer adds to that.
+        rounded = values.to(residual.dtype.element_ty)
+        tl.store(pointers, rounded, mask=mask)
+        values = rounded.to(tl.float32)
+    factors = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(values * values, axis=0) / SIZE + eps)
+    result = (values * scale * factors).to(out.dtype.element_ty)
+    tl.store(out + row * SIZE + columns, result, mask=mask)
+
+
+def rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    """``x, residual: [..., size]``, last dimension contiguous; ``residual += x`` in place."""
+    size = x.shape[-1]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows = x.view(-1, size)
+    added = rows if residual is None else residual.view(-1, size)
+    if rows.shape[0] == 0:
+        return out
+    block = next_power_of_two(size)
+    _rms_norm_program[(rows.shape[0],)](
+        rows,
+        added,
+        weight,
+        out,
+        rows.stride(0),
+        added.stride(0),
+        eps,
+        SIZE=size,
+        BLOCK=block,
+        HAS_RESIDUAL=residual is not None,
+        num_warps=max(1, min(16, block // 512)),
+    )
+    return out

@@ -1,0 +1,258 @@
+"""Attention of several new tokens per sequence over its pages, cached prefix included.
+
+Bound by arithmetic. Sequences of any length are packed into tiles of equal size: the grid is
+bounded by numbers the host knows, and each program finds its sequence by bisection. The query
+heads that share a KV head stand side by side in one tile, so a tile is ``BLOCK_QUERIES`` tokens
+of ``GROUP_SIZE`` heads.
+
+Source: Dao, "FlashAttention-2: faster attention with better parallelism" (2023).
+"""
+# Programs are Triton's language, which no Python type checker knows.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.kernels.interface import AttentionBatch
+from octavo.kernels.triton.launch import INTERPRETED, next_power_of_two
+from octavo.kernels.triton.pages import load_rows, locate_tokens, multiply
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillConfig:
+    """How prefill programs are shaped; the table below chooses by head size and dtype."""
+
+    block_rows: int
+    """Rows of a tile: tokens times the query heads that share a KV head."""
+    block_tokens: int
+    """Keys of a tile."""
+    num_warps: int
+    num_stages: int
+
+
+def prefill_config(head_dim: int, group_size: int, element_bytes: int) -> PrefillConfig:
+    """The shape for a head size, a number of query heads per KV head, and q's element size."""
+    min_rows = next_power_of_two(group_size)
+    if element_bytes == 4:  # no matrix instruction keeps float32's bits; small tiles in registers
+        return PrefillConfig(max(32, min_rows), 32 if head_dim <= 128 else 16, 8, 2)
+    if head_dim <= 64:
+        return PrefillConfig(max(128, min_rows), 128, 8, 3)
+    if head_dim <= 128:
+        return PrefillConfig(max(128, min_rows), 64, 8, 3)
+    return PrefillConfig(max(128, min_rows), 64, 8, 2)
+
+
+@triton.jit
+def _find_sequence(query_starts, first_sequence, num_sequences, tile, BLOCK_QUERIES: tl.constexpr):
+    """The sequence of a tile, and the tile's number in it.
+
+    Sequence i (from ``first_sequence``) has its tiles from ``start // BLOCK_QUERIES + i`` on:
+    always room enough, and monotonic, so no table is needed. Some tiles stay empty.
+    """
+    origin = tl.load(query_starts + first_sequence)
+    low = first_sequence * 0
+    high = num_sequences
+    while high - low > 1:
+        middle = (low + high) // 2
+        start = tl.load(query_starts + first_sequence + middle) - origin
+        is_before = start // BLOCK_QUERIES + middle <= tile
+        low = tl.where(is_before, middle, low)
+        high = tl.where(is_before, high, middle)
+    start = tl.load(query_starts + first_sequence + low) - origin
+    return first_sequence + low, tile - (start // BLOCK_QUERIES + low)
+
+
+@triton.jit
+def _attend_tile(
+    queries,
+    positions,
+    key_cache,
+    value_cache,
+    table,
+    first,
+    end,
+    kv_head,
+    key_block_stride,
+    value_block_stride,
+    score_scale,
+    largest,
+    total,
+    result,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    MASKED: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """One step of the online softmax over keys ``first : first + BLOCK_TOKENS``."""
+    tokens = first + tl.arange(0, BLOCK_TOKENS)
+    dims = tl.arange(0, BLOCK_DIM)
+    mask = tokens < end
+    blocks, offsets = locate_tokens(table, tokens, mask, kv_head, HEAD_DIM, BLOCK_SIZE, MASKED)
+    key_rows = key_cache + blocks * key_block_stride + offsets
+    value_rows = value_cache + blocks * value_block_stride + offsets
+    keys = load_rows(key_rows, mask, dims, HEAD_DIM, BLOCK_DIM, MASKED)
+    values = load_rows(value_rows, mask, dims, HEAD_DIM, BLOCK_DIM, MASKED)
+    scores = multiply(queries, tl.trans(keys.to(queries.dtype)), INTERPRETED) * score_scale
+    if MASKED:
+        visible = mask[None, :] & (tokens[None, :] <= positions[:, None])
+        if WINDOW > 0:
+            visible = visible & (positions[:, None] - tokens[None, :] < WINDOW)
+        scores = tl.where(visible, scores, -float("inf"))
+    new_largest = tl.maximum(largest, tl.max(scores, axis=1))
+    base = new_largest
+    if MASKED:
+        # A row may see nothing of this tile, nor of those before it.
+        base = tl.where(new_largest == -float("inf"), 0.0, new_largest)
+    weights = tl.exp2(scores - base[:, None])
+    carried = tl.exp2(largest - base)
+    total = total * carried + tl.sum(weights, axis=1)
+    weighted = multiply(weights.to(queries.dtype), values.to(queries.dtype), INTERPRETED)
+    return new_largest, total, result * carried[:, None] + weighted
+
+
+@triton.jit(
+    do_not_specialize=["first_sequence", "num_sequences", "table_stride"],
+    do_not_specialize_on_alignment=["query_starts", "context_lens", "block_tables"],
+)
+def _prefill_program(
+    q,
+    key_cache,
+    value_cache,
+    out,
+    query_starts,
+    context_lens,
+    block_tables,
+    first_sequence,
+    num_sequences,
+    q_stride,
+    table_stride,
+    key_block_stride,
+    value_block_stride,
+    score_scale,
+    value_scale,
+    NUM_KV_HEADS: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """One program for one tile of queries and one KV head."""
+    kv_head = tl.program_id(0)
+    # The last tiles of a sequence see most keys: start them first.
+    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    sequence, tile = _find_sequence(
+        query_starts, first_sequence, num_sequences, tile, BLOCK_QUERIES
+    )
+    start = tl.load(query_starts + sequence)
+    num_queries = tl.load(query_starts + sequence + 1) - start
+    first_query = tile * BLOCK_QUERIES
+    if first_query < num_queries:
+        num_cached = tl.load(context_lens + sequence) - num_queries
+        rows = tl.arange(0, BLOCK_ROWS)
+        dims = tl.arange(0, BLOCK_DIM)
+        tile_queries = first_query + rows // GROUP_SIZE
+        row_mask = (rows < BLOCK_QUERIES * GROUP_SIZE) & (tile_queries < num_queries)
+        inside = row_mask[:, None] & (dims < HEAD_DIM)[None, :]
+        tokens = (start + tile_queries).to(tl.int64)
+        heads = kv_head * GROUP_SIZE + rows % GROUP_SIZE
+        q_rows = tokens * q_stride + heads * HEAD_DIM
+        queries = tl.load(q + q_rows[:, None] + dims[None, :], mask=inside, other=0.0)
+        positions = num_cached + tile_queries
+        first_position = num_cached + first_query
+        # Keys begin : clear are seen by every row, keys clear : end by some.
+        end = num_cached + tl.minimum(first_query + BLOCK_QUERIES, num_queries)
+        begin = first_position * 0
+        clear = (first_position + 1) // BLOCK_TOKENS * BLOCK_TOKENS
+        if WINDOW > 0:
+            begin = tl.maximum(first_position - WINDOW + 1, 0) // BLOCK_TOKENS * BLOCK_TOKENS
+            clear = begin
+        table = block_tables + sequence.to(tl.int64) * table_stride
+        largest = tl.full([BLOCK_ROWS], -float("inf"), tl.float32)
+        total = tl.zeros([BLOCK_ROWS], tl.float32)
+        result = tl.zeros([BLOCK_ROWS, BLOCK_DIM], tl.float32)
+        if WINDOW == 0:
+            for first in range(begin, clear, BLOCK_TOKENS):
+                largest, total, result = _attend_tile(
+                    queries, positions, key_cache, value_cache, table, first, end, kv_head,
+                    key_block_stride, value_block_stride, score_scale, largest, total, result,
+                    HEAD_DIM, BLOCK_SIZE, WINDOW, BLOCK_DIM, BLOCK_TOKENS, False, INTERPRETED,
+                )  # fmt: skip
+        for first in range(clear, end, BLOCK_TOKENS):
+            largest, total, result = _attend_tile(
+                queries, positions, key_cache, value_cache, table, first, end, kv_head,
+                key_block_stride, value_block_stride, score_scale, largest, total, result,
+                HEAD_DIM, BLOCK_SIZE, WINDOW, BLOCK_DIM, BLOCK_TOKENS, True, INTERPRETED,
+            )  # fmt: skip
+        result = result * value_scale / tl.where(total == 0.0, 1.0, total)[:, None]
+        out_rows = tokens * NUM_KV_HEADS * GROUP_SIZE * HEAD_DIM + heads * HEAD_DIM
+        pointers = out + out_rows[:, None] + dims[None, :]
+        tl.store(pointers, result.to(out.dtype.element_ty), mask=inside)
+
+
+def prefill_attention(
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    out: Tensor,
+    batch: AttentionBatch,
+    scale: float,
+    window: int | None,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
+    config: PrefillConfig | None = None,
+) -> None:
+    """Write the outputs of all tokens past the batch's first ``num_decodes`` sequences.
+
+    ``q, out: [T, num_heads, head_dim]``; q's heads are contiguous, ``out`` wholly so. Tokens of
+    no sequence are not written. Values in the cache are multiplied by the scales (FP8 caches).
+    """
+    first_sequence = batch.num_decodes
+    num_sequences = batch.context_lens.shape[0] - first_sequence
+    _, num_kv_heads, block_size, head_dim = key_cache.shape
+    group_size = q.shape[1] // num_kv_heads
+    config = config or prefill_config(head_dim, group_size, q.element_size())
+    block_queries = config.block_rows // group_size
+    num_tiles = (q.shape[0] - first_sequence) // block_queries + num_sequences
+    _prefill_program[(num_kv_heads, num_tiles)](
+        q,
+        key_cache,
+        value_cache,
+        out,
+        batch.query_starts,
+        batch.context_lens,
+        batch.block_tables,
+        first_sequence,
+        num_sequences,
+        q.stride(0),
+        batch.block_tables.stride(0),
+        key_cache.stride(0),
+        value_cache.stride(0),
+        scale * key_scale * math.log2(math.e),
+        value_scale,
+        NUM_KV_HEADS=num_kv_heads,
+        GROUP_SIZE=group_size,
+        HEAD_DIM=head_dim,
+        BLOCK_SIZE=block_size,
+        WINDOW=window or 0,
+        BLOCK_ROWS=config.block_rows,
+        BLOCK_QUERIES=block_queries,
+        BLOCK_DIM=next_power_of_two(head_dim),
+        BLOCK_TOKENS=config.block_tokens,
+        INTERPRETED=INTERPRETED,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
