@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from octavo.kernels.reference import ReferenceKernels
 from octavo.models import registry
 from octavo.models.interface import CausalLM
 from paged_sequences import PagedSequences
-from tiny_models import FAMILIES, VOCAB_SIZE, make_tiny_model
+from tiny_models import FAMILIES, VOCAB_SIZE, make_tiny_model, tiny_config, tiny_weights
 
 transformers = pytest.importorskip("transformers")
 
@@ -91,13 +92,32 @@ class Pair:
 
 
 def build(folder: Path) -> CausalLM:
-    hf_config = transformers.PreTrainedConfig.get_config_dict(folder)[0]
-    weights = DictWeights(load_file(folder / "model.safetensors"))
+    hf_config = json.loads((folder / "config.json").read_text())
+    return build_from(hf_config, load_file(folder / "model.safetensors"))
+
+
+def build_from(hf_config: dict[str, Any], tensors: dict[str, Tensor]) -> CausalLM:
+    weights = DictWeights(tensors)
     model = registry.resolve(hf_config).build(
         weights, ReferenceKernels(), torch.float32, torch.device("cpu"), max_model_len=128
     )
     assert weights.left_over() == set()
     return model
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."])
+def test_language_model_inside_a_gemma_with_images(
+    prefix: str, pair_of: Callable[[str], Pair]
+) -> None:
+    text_config = tiny_config("gemma3")
+    tensors = {
+        name.replace("model.", prefix, 1): tensor
+        for name, tensor in tiny_weights(text_config).items()
+    }
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text_config}
+    prompt = random_tokens(30, 0)
+    logits = PagedSequences(build_from(outer, tensors)).step({"a": prompt})["a"]
+    assert_close(logits, pair_of("gemma3").expected(prompt))
 
 
 @pytest.fixture(scope="module")

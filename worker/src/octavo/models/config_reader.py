@@ -72,12 +72,12 @@ class ConfigReader:
             raise self.error(key, "a list of numbers above 0")
         return tuple(float(item) for item in value)
 
-    def section(self, key: str) -> ConfigReader:
-        """A nested object; an empty one when absent."""
+    def section(self, key: str, defaults: Mapping[str, object] | None = None) -> ConfigReader:
+        """A nested object, ``defaults`` behind it; an empty one when absent."""
         value = self._get(key, {})
         if not isinstance(value, Mapping):
             raise self.error(key, "an object")
-        return ConfigReader(value, f"{self._path}{key}.")
+        return ConfigReader({**(defaults or {}), **value}, f"{self._path}{key}.")
 
     def refuse(self, key: str, reason: str) -> None:
         """Raise UnsupportedModelError if the key is set to anything but null or false."""

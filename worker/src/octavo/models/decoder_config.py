@@ -200,3 +200,7 @@ def _refuse_unsupported(reader: ConfigReader) -> None:
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         reader.refuse(key, "soft-capped logits are not supported; supported: none")
     reader.refuse("use_bidirectional_attention", "only causal attention is supported")
+    reader.refuse(
+        "quantization_config",
+        "quantised safetensors are not supported; use unquantised ones or a GGUF file",
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -48,6 +48,8 @@ class DecoderFamily:
 
     config: DecoderConfig
     names: WeightNames
+    other_prefixes: tuple[str, ...] = ()
+    """Where else checkpoints keep the decoder than at ``names.prefix``."""
     ignored_prefixes: tuple[str, ...] = ()
     """Parts of a larger model that a decoder does not need, such as a vision tower."""
 
@@ -59,11 +61,16 @@ class DecoderFamily:
         device: torch.device,
         max_model_len: int,
     ) -> CausalLM:
-        return build_decoder(
-            self.config, self.names, weights, kernels, dtype, device, max_model_len
-        )
+        names = self._names_in(weights)
+        return build_decoder(self.config, names, weights, kernels, dtype, device, max_model_len)
 
     def can_ignore(self, name: str) -> bool:
         if self.config.is_tied and name == self.names.head:
             return True  # some checkpoints store the tied head a second time
         return name.startswith(self.ignored_prefixes) or _ROTARY_BUFFER.search(name) is not None
+
+    def _names_in(self, weights: WeightSource) -> WeightNames:
+        prefixes = (self.names.prefix, *self.other_prefixes)
+        found = (prefix for prefix in prefixes if f"{prefix}embed_tokens.weight" in weights)
+        # Where none is found, the first is what the error for a missing tensor shall name.
+        return replace(self.names, prefix=next(found, self.names.prefix))

@@ -1,4 +1,7 @@
-"""Gemma 3, text: local and global layers, norms on both sides, a scaled embedding."""
+"""Gemma 3, text: local and global layers, norms on both sides, a scaled embedding.
+
+Of the checkpoints that also see images (4B and up) the language model is served.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Mapping
 from octavo.models.config_reader import ConfigReader
 from octavo.models.decoder import WeightNames
 from octavo.models.decoder_config import (
+    DecoderConfig,
     FamilyDefaults,
     parse_decoder,
     parse_layer_types,
@@ -28,11 +32,29 @@ _DEFAULT_PATTERN = 6
 """Every sixth layer is global."""
 
 
+_TEXT_DEFAULTS: Mapping[str, object] = {
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131_072,
+}
+"""What files with a ``text_config`` leave out, being Hugging Face's defaults for the 4B model."""
+_OTHER_PREFIXES = ("model.language_model.", "language_model.model.")
+_IMAGE_PREFIXES = ("vision_tower.", "multi_modal_projector.")
+
+
 def family(hf_config: Mapping[str, object]) -> ModelFamily:
     """Raises :class:`octavo.errors.ConfigError` for a configuration that cannot be served."""
-    reader = ConfigReader(hf_config)
+    if "text_config" not in hf_config:
+        return DecoderFamily(_parse(ConfigReader(hf_config)), _NAMES)
+    reader = ConfigReader(hf_config).section("text_config", _TEXT_DEFAULTS)
+    ignored = tuple(f"{outer}{name}" for outer in ("", "model.") for name in _IMAGE_PREFIXES)
+    return DecoderFamily(_parse(reader), _NAMES, _OTHER_PREFIXES, ignored)
+
+
+def _parse(reader: ConfigReader) -> DecoderConfig:
     has_bias = reader.boolean("attention_bias", False)
-    config = parse_decoder(
+    return parse_decoder(
         reader,
         _DEFAULTS,
         layer_types=_layer_types(reader),
@@ -45,7 +67,6 @@ def family(hf_config: Mapping[str, object]) -> ModelFamily:
         unit_offset_norms=True,
         embedding_scale=reader.integer("hidden_size") ** 0.5,
     )
-    return DecoderFamily(config, _NAMES)
 
 
 def _layer_types(reader: ConfigReader) -> tuple[str, ...]:

@@ -29,12 +29,14 @@ FamilyParser = Callable[[Mapping[str, object]], ModelFamily]
 
 _MODULES = {
     "Gemma3ForCausalLM": "octavo.models.gemma3",
+    "Gemma3ForConditionalGeneration": "octavo.models.gemma3",
     "LlamaForCausalLM": "octavo.models.llama",
     "MistralForCausalLM": "octavo.models.mistral",
     "Qwen2ForCausalLM": "octavo.models.qwen2",
     "Qwen3ForCausalLM": "octavo.models.qwen3",
 }
 _BY_MODEL_TYPE = {
+    "gemma3": "Gemma3ForConditionalGeneration",
     "gemma3_text": "Gemma3ForCausalLM",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
