@@ -60,6 +60,8 @@ class EngineConfig:
     """Base of the seeds of requests that bring none."""
     num_threads: int | None = None
     """CPU threads of the engine process; None: all cores it may use."""
+    enforce_eager: bool = False
+    """Run every step eagerly instead of replaying CUDA graphs; for debugging."""
     look_ahead: bool | None = None
     """Plan a step while the device runs the one before; None: on CUDA only."""
 

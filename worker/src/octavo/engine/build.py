@@ -27,6 +27,7 @@ from octavo.loading.checkpoint import Checkpoint, open_checkpoint
 from octavo.models import registry
 from octavo.models.family import ModelFamily
 from octavo.models.interface import CausalLM
+from octavo.runner.cuda_graphs import DecodeGraphs
 from octavo.runner.kv_tensors import KVTensors
 from octavo.runner.memory import kv_budget
 from octavo.runner.model_runner import ModelRunner
@@ -95,7 +96,8 @@ def build_engine(config: EngineConfig, report: Report | None = None) -> Engine:
     kv_dtype = torch.float32 if device.type == "cpu" else dtype
     limits = _resolve_limits(config, model, kv_dtype, device, max_model_len)
     with phases("kv_cache", f"{limits.num_blocks} blocks of {limits.block_size} tokens"):
-        runner = _make_runner(model, kernels, limits, kv_dtype, device)
+        use_graphs = device.type == "cuda" and not config.enforce_eager
+        runner = _make_runner(model, kernels, limits, kv_dtype, device, use_graphs)
     with phases("warmup"):
         _warm_up(runner, limits, device)
     scheduler = Scheduler(limits)
@@ -218,11 +220,19 @@ def _make_runner(
     limits: SchedulerConfig,
     kv_dtype: torch.dtype,
     device: torch.device,
+    use_graphs: bool,
 ) -> ModelRunner:
     kv = KVTensors(model, limits.num_blocks, limits.block_size, kv_dtype, device)
-    rows = Rows(limits.max_num_seqs, limits.max_model_len, limits.block_size, device)
-    sampler = Sampler(kernels, model.vocab_size, limits.max_num_seqs, device)
-    return ModelRunner(model, kv, rows, sampler)
+    # One row more than requests can have: padding lanes of captured steps run on it.
+    num_rows = limits.max_num_seqs + 1
+    rows = Rows(num_rows, limits.max_model_len, limits.block_size, device)
+    sampler = Sampler(kernels, model.vocab_size, num_rows, device)
+    graphs = None
+    if use_graphs:
+        graphs = DecodeGraphs(
+            model, kernels, kv, rows, sampler, limits.max_num_seqs, limits.max_model_len
+        )
+    return ModelRunner(model, kv, rows, sampler, graphs)
 
 
 def _warm_up(runner: ModelRunner, limits: SchedulerConfig, device: torch.device) -> None:

@@ -22,6 +22,8 @@ class BatchTensors:
     sample_indices: Tensor | None
     """``[R], int64``: hidden states that need logits; None: all of them, in order."""
     sampled_rows: list[int]
+    sampled_row_indices: Tensor
+    """``[R], int64``: the same on the device."""
     sampled_positions: Tensor
     """``[R], int64``: the position each drawn token will stand at."""
 
@@ -64,7 +66,7 @@ def build_batch_tensors(rows: Rows, plan: BatchPlan) -> BatchTensors:
     token_ids = rows.token_ids[token_row, positions]
     if all(plan.samples):
         last = None if total == num_sequences else query_starts[1:].long() - 1
-        return BatchTensors(token_ids, attention, last, plan.rows, ends)
+        return BatchTensors(token_ids, attention, last, plan.rows, row, ends)
     sampling = [index for index, samples in enumerate(plan.samples) if samples]
     chosen = torch.tensor(sampling, dtype=torch.int64, device=device)
     return BatchTensors(
@@ -72,5 +74,6 @@ def build_batch_tensors(rows: Rows, plan: BatchPlan) -> BatchTensors:
         attention,
         query_starts[1:].long()[chosen] - 1,
         [plan.rows[index] for index in sampling],
+        row[chosen],
         ends[chosen],
     )

@@ -10,6 +10,7 @@ sampled change: in steady decoding a step costs the host a tuple comparison.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
@@ -22,6 +23,15 @@ from octavo.sampling.logit_edits import EditBatch, RowEdits
 from octavo.sampling.logprobs import LogprobBatch, LogprobTensors
 from octavo.sampling.penalties import PenaltyBatch, PenaltyTables
 from octavo.sampling_params import SamplingParams
+
+
+class DrawKind(enum.Enum):
+    """What a batch's draws need; a captured step serves one kind."""
+
+    GREEDY = "greedy"
+    RANDOM = "random"
+    FILTERED = "filtered"
+    """Random, and some row uses top-k, top-p or min-p."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +67,8 @@ class _Composition:
     edits: EditBatch | None
     penalties: PenaltyBatch | None
     logprobs: LogprobBatch | None
-    is_plain_greedy: bool
+    is_plain: bool
+    """Whether every row wants a draw and nothing else."""
 
 
 class Sampler:
@@ -143,9 +154,35 @@ class Sampler:
         token will have in its sequence (tokens before it), which is the row's random counter.
         """
         composition = self._compose(tuple(rows))
-        if composition.is_plain_greedy:
+        if composition.is_plain and composition.sampling.all_greedy:
             return SampledTokens(self._kernels.sample(logits, composition.sampling), None)
         return self._sample(logits, composition, self._as_positions(positions))
+
+    def kind_of(self, rows: Sequence[int]) -> DrawKind | None:
+        """The kind of these rows' draws; None if some row wants more than a draw."""
+        composition = self._compose(tuple(rows))
+        if not composition.is_plain:
+            return None
+        if composition.sampling.all_greedy:
+            return DrawKind.GREEDY
+        return DrawKind.FILTERED if composition.sampling.any_filter else DrawKind.RANDOM
+
+    def gather(self, rows: Tensor, positions: Tensor, kind: DrawKind) -> SamplingBatch:
+        """The parameters of rows known only to the device: for a captured step.
+
+        ``rows: [R], int64``; ``positions: [R], int32``.
+        """
+        temperature, top_p, min_p = self._floats[:, rows].unbind()
+        return SamplingBatch(
+            temperature,
+            self._top_k[rows],
+            top_p,
+            min_p,
+            self._seeds[rows],
+            positions,
+            all_greedy=kind is DrawKind.GREEDY,
+            any_filter=kind is DrawKind.FILTERED,
+        )
 
     def _sample(
         self, logits: Tensor, composition: _Composition, positions: Tensor
@@ -182,9 +219,7 @@ class Sampler:
         edit_batch = EditBatch.of(edits, self._device) if edits else None
         penalties, logprobs = self._penalty_batch(held), self._logprob_batch(held)
         is_plain = edit_batch is None and penalties is None and logprobs is None
-        return _Composition(
-            rows, sampling, edit_batch, penalties, logprobs, is_plain and sampling.all_greedy
-        )
+        return _Composition(rows, sampling, edit_batch, penalties, logprobs, is_plain)
 
     def _sampling_batch(self, rows: Sequence[int], held: Sequence[_Row]) -> SamplingBatch:
         indices = self._to_device(rows)
