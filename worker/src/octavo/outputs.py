@@ -103,6 +103,13 @@ class GenerationEvent:
     error: str | None = None
     """With finish_reason ``error``: what went wrong."""
 
+    def api_finish(self) -> tuple[str | None, int | str | None]:
+        """finish_reason and stop_reason as clients of the API know them: OpenAI has no word for
+        a deadline, so it is a length whose stop_reason tells."""
+        if self.finish_reason == "deadline":
+            return "length", "deadline"
+        return self.finish_reason, self.stop_reason
+
     def absorb(self, later: GenerationEvent) -> None:
         """Merge a later event of the same choice into this one, for a consumer that is slow."""
         self.text += later.text

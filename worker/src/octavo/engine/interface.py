@@ -139,7 +139,8 @@ class Engine(Protocol):
         (:meth:`octavo.outputs.GenerationEvent.absorb`), so that at most one per choice waits.
 
         The first step of the generator raises InvalidRequestError, QueueFullError or
-        EngineDeadError; any later one EngineDeadError only.
+        EngineDeadError; a later one EngineDeadError, or RequestFailedError when this request
+        alone cannot be continued.
         """
         ...
 

@@ -1,0 +1,59 @@
+"""Puts the HTTP application together: routes inside, errors around them, then keys, then ids."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo import __version__
+from octavo.config import ServerConfig
+from octavo.engine.interface import Engine
+from octavo.server.auth import ApiKeyAuth
+from octavo.server.boundary import RequestBoundary
+from octavo.server.context import ServerContext
+from octavo.server.errors import ApiError
+from octavo.server.routes import chat, completions, health, models, operations
+
+
+def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
+    """The application in front of ``engine``. It neither starts nor closes the engine.
+
+    ``app.state.context`` is the :class:`octavo.server.context.ServerContext` of its routes.
+    """
+    context = ServerContext(engine, config)
+    app = FastAPI(
+        title="Octavo",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.context = context
+    for module in (chat, completions, models, health, operations):
+        app.include_router(module.build_router(context))
+    app.add_exception_handler(ApiError, _answer_api_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_middleware(ApiKeyAuth, api_keys=config.api_keys)
+    app.add_middleware(RequestBoundary, log_requests=config.log_requests)
+    return app
+
+
+async def _answer_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.to_response()
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    """What the router itself refuses: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    path, headers = request.url.path[:200], dict(error.headers or {})
+    if error.status_code == 404:
+        message = f"There is no {path!r} here; /openapi.json lists the routes."
+        return ApiError(404, message, code="not_found").to_response()
+    if error.status_code == 405:
+        allowed = headers.get("Allow") or headers.get("allow") or "another method"
+        message = f"{path!r} does not take {request.method}; use {allowed}."
+        return ApiError(405, message, code="method_not_allowed", headers=headers).to_response()
+    return ApiError(error.status_code, str(error.detail), headers=headers).to_response()

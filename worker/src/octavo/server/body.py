@@ -1,0 +1,116 @@
+"""A request's body: bytes → JSON object → validated model, with an answer for each way to fail.
+
+Knows limits and formats; knows nothing of what a field means.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from octavo.server.disconnect import ClientGoneError
+from octavo.server.errors import ApiError, bad_request
+from octavo.server.protocol.fields import RequestBody
+from octavo.server.validation import explain
+
+Body = TypeVar("Body", bound=RequestBody)
+
+
+async def read_model(request: Request, model: type[Body], max_bytes: int) -> Body:
+    """The request's body as ``model``.
+
+    Raises ApiError: 413 when larger than ``max_bytes``, 415 when not JSON by its content type,
+    400 when malformed or not valid. Raises ClientGoneError when the client leaves.
+    """
+    _check_content_type(request)
+    return parse_model(await _read(request, max_bytes), model)
+
+
+def parse_model(raw: bytes, model: type[Body]) -> Body:
+    """Bytes as ``model``; see :func:`read_model`."""
+    document = _decode(raw)
+    model.settle_unsupported(document)
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        message, param, code = explain(error, model)
+        raise bad_request(message, param, code) from None
+
+
+def _check_content_type(request: Request) -> None:
+    content_type = request.headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        return
+    shown = f"is {content_type[:100]!r}" if content_type else "is missing"
+    raise ApiError(
+        415,
+        f"The Content-Type header {shown}; this route takes JSON only. "
+        "Send 'Content-Type: application/json'.",
+        code="unsupported_media_type",
+    )
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise _too_large(f"{int(declared)} bytes", max_bytes)
+    chunks, size = [], 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > max_bytes:
+                raise _too_large(f"more than {max_bytes} bytes", max_bytes)
+            chunks.append(chunk)
+    except ClientDisconnect:
+        raise ClientGoneError from None
+    return b"".join(chunks)
+
+
+def _too_large(size: str, max_bytes: int) -> ApiError:
+    return ApiError(
+        413,
+        f"The request body is {size}; the limit is {max_bytes} bytes. Send a shorter request.",
+        code="body_too_large",
+        headers={"Connection": "close"},
+    )
+
+
+def _decode(raw: bytes) -> dict[str, Any]:
+    if not raw.strip():
+        raise bad_request("The request body is empty; send a JSON object.", code="invalid_json")
+    try:
+        document = msgspec.json.decode(raw)
+    except RecursionError:
+        raise bad_request(
+            "The request body is nested too deeply; send a flatter JSON object.",
+            code="invalid_json",
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise bad_request(
+            f"The request body is not valid JSON ({error}); send a JSON object in UTF-8.",
+            code="invalid_json",
+        ) from None
+    if not isinstance(document, dict):
+        raise bad_request(
+            f"The request body is a JSON {_json_kind(document)}; send a JSON object.",
+            code="invalid_json",
+        )
+    return document
+
+
+def _json_kind(document: object) -> str:
+    match document:
+        case list():
+            return "array"
+        case str():
+            return "string"
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case _:
+            return "number"

@@ -1,0 +1,148 @@
+"""The chunks of a stream as bytes: ``data: {...}`` and an empty line.
+
+What is the same in all chunks of an answer is encoded once. A chunk that only adds text, which is
+nearly every one, is three pieces of bytes put together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from octavo.outputs import GenerationEvent
+from octavo.server.generation import Usage
+from octavo.server.logprobs import LogprobWriter
+from octavo.server.protocol.answers import (
+    ChatChunkChoice,
+    CompletionChoice,
+    Delta,
+    UsageInfo,
+)
+
+DONE = b"data: [DONE]\n\n"
+_encode = msgspec.json.Encoder().encode
+
+
+class ChunkWriter:
+    """What both kinds of stream share; see :class:`ChatChunks` and :class:`CompletionChunks`.
+
+    ``usage`` is live: with ``continuous_usage`` each chunk tells its state, with ``include_usage``
+    the last chunk does, and the others say null, as OpenAI's do.
+    """
+
+    def __init__(
+        self,
+        head: dict[str, Any],
+        usage: Usage,
+        logprobs: LogprobWriter | None,
+        *,
+        num_choices: int,
+        include_usage: bool = False,
+        continuous_usage: bool = False,
+        return_token_ids: bool = False,
+    ) -> None:
+        self._head = b"data: " + _encode(head)[:-1]
+        self._usage = usage
+        self._logprobs = logprobs
+        self._include_usage = include_usage
+        self._continuous_usage = continuous_usage
+        self._return_token_ids = return_token_ids
+        self._is_plain = logprobs is None and not continuous_usage and not return_token_ids
+        self._tail = (b'],"usage":null}' if include_usage else b"]}") + b"\n\n"
+        self._text_heads = [self._text_head(index) for index in range(num_choices)]
+        self._text_tail = self._text_end() + self._tail
+
+    def write(self, event: GenerationEvent) -> bytes:
+        """The chunk for an event; empty when there is nothing to tell."""
+        if self._is_plain and event.finish_reason is None:
+            if not event.text:
+                return b""
+            return self._text_heads[event.index] + _encode(event.text) + self._text_tail
+        if not event.token_ids and not event.text and event.finish_reason is None:
+            return b""
+        return self._whole(self._choice(event))
+
+    def usage_chunk(self) -> bytes:
+        """The chunk after all choices, with no choice in it; empty unless asked for."""
+        if not self._include_usage:
+            return b""
+        return self._head + b',"choices":[],"usage":' + self._usage_json() + b"}\n\n"
+
+    def _whole(self, choice: ChatChunkChoice | CompletionChoice, more: bytes = b"") -> bytes:
+        tail = self._tail
+        if self._continuous_usage:
+            tail = b'],"usage":' + self._usage_json() + b"}\n\n"
+        return self._head + more + b',"choices":[' + _encode(choice) + tail
+
+    def _usage_json(self) -> bytes:
+        return _encode(UsageInfo.of(self._usage))
+
+    def _text_head(self, index: int) -> bytes:
+        raise NotImplementedError
+
+    def _text_end(self) -> bytes:
+        raise NotImplementedError
+
+    def _choice(self, event: GenerationEvent) -> ChatChunkChoice | CompletionChoice:
+        raise NotImplementedError
+
+
+class ChatChunks(ChunkWriter):
+    """Chunks of ``/v1/chat/completions``."""
+
+    def role(self, index: int, prompt_token_ids: list[int] | None) -> bytes:
+        """The first chunk of a choice."""
+        more = b""
+        if self._return_token_ids and prompt_token_ids is not None:
+            more = b',"prompt_token_ids":' + _encode(prompt_token_ids)
+        return self._whole(ChatChunkChoice(index, Delta(role="assistant", content="")), more)
+
+    def _text_head(self, index: int) -> bytes:
+        return self._head + b',"choices":[{"index":%d,"delta":{"content":' % index
+
+    def _text_end(self) -> bytes:
+        return b'},"logprobs":null,"finish_reason":null}'
+
+    def _choice(self, event: GenerationEvent) -> ChatChunkChoice:
+        choice = ChatChunkChoice(event.index, Delta(content=event.text) if event.text else Delta())
+        if self._logprobs is not None and event.logprobs:
+            choice.logprobs = self._logprobs.chat(event.logprobs)
+        if event.finish_reason is not None:
+            choice.finish_reason, choice.stop_reason = event.api_finish()
+        if self._return_token_ids:
+            choice.token_ids = event.token_ids
+        return choice
+
+
+class CompletionChunks(ChunkWriter):
+    """Chunks of ``/v1/completions``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._offsets = [0] * len(self._text_heads)
+
+    def echo(self, index: int, text: str) -> bytes:
+        """The prompt, as a chunk of its own before the text."""
+        self._offsets[index] += len(text)
+        return self._whole(CompletionChoice(index, text))
+
+    def _text_head(self, index: int) -> bytes:
+        return self._head + b',"choices":[{"index":%d,"text":' % index
+
+    def _text_end(self) -> bytes:
+        return b',"logprobs":null,"finish_reason":null}'
+
+    def _choice(self, event: GenerationEvent) -> CompletionChoice:
+        index = event.index
+        choice = CompletionChoice(index, event.text)
+        if self._logprobs is not None and event.logprobs:
+            choice.logprobs = self._logprobs.completion(event.logprobs, self._offsets[index])
+        self._offsets[index] += len(event.text)
+        if event.finish_reason is not None:
+            choice.finish_reason, choice.stop_reason = event.api_finish()
+        if self._return_token_ids:
+            choice.token_ids = event.token_ids
+            if event.prompt_token_ids is not None:
+                choice.prompt_token_ids = event.prompt_token_ids
+        return choice

@@ -1,0 +1,73 @@
+"""What every route needs: the engine, the configuration, the numbers; made once by ``app``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from octavo.config import ServerConfig
+from octavo.engine.interface import Engine, EngineState, ModelInfo
+from octavo.errors import UnknownModelError
+from octavo.metrics import ServerMetrics
+from octavo.server.errors import ApiError
+
+_LOADING_RETRY_S = 5
+
+
+@dataclass(slots=True)
+class ServerContext:
+    """Shared by all routes of one app."""
+
+    engine: Engine
+    config: ServerConfig
+    metrics: ServerMetrics | None = None
+    num_open: int = 0
+    """Generation requests being answered now."""
+
+    def model_names(self) -> tuple[str, ...]:
+        """Names clients may use; the first is the one answers carry."""
+        if self.config.served_model_names:
+            return self.config.served_model_names
+        info = self.engine.info
+        return () if info is None else (info.name,)
+
+    def ready_model(self) -> ModelInfo:
+        """The model, when it can be asked; else ApiError 503 that says why not."""
+        info = self.engine.info
+        state = self.engine.state
+        if state is EngineState.READY and info is not None:
+            return info
+        reason = {
+            EngineState.DRAINING: "The server is shutting down; ask another replica.",
+            EngineState.DEAD: "The engine has died and the server is about to exit; retry later.",
+        }.get(state, "The model is still being loaded; retry when /health/ready answers 200.")
+        raise ApiError(
+            503, reason, code=f"engine_{state}", headers={"Retry-After": str(_LOADING_RETRY_S)}
+        )
+
+    def resolve_model(self, asked: str | None) -> str:
+        """The name an answer carries; UnknownModelError for one that is not served."""
+        names = self.model_names()
+        if asked is None or asked in names:
+            return names[0] if asked is None else asked
+        raise UnknownModelError(
+            f"model is {asked[:200]!r}; this server serves {', '.join(map(repr, names))}. "
+            "Use one of these, or leave model out.",
+            "model",
+        )
+
+    def ready_metrics(self, info: ModelInfo) -> ServerMetrics:
+        """The numbers of the loaded model; their buckets follow its length."""
+        if self.metrics is None:
+            self.metrics = ServerMetrics(self.model_names()[0], info.max_model_len)
+        return self.metrics
+
+    @contextmanager
+    def track_request(self) -> Iterator[None]:
+        """Count a generation request as open."""
+        self.num_open += 1
+        try:
+            yield
+        finally:
+            self.num_open -= 1

@@ -1,0 +1,111 @@
+"""Every error a client can get, in OpenAI's shape.
+
+Knows which HTTP status each of our errors has and how its body looks. Refuses to tell a client
+anything of our insides: what is not an error of ours is "internal error" and a line in the log.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from octavo.errors import (
+    EngineDeadError,
+    InvalidRequestError,
+    PromptTooLongError,
+    QueueFullError,
+    RequestFailedError,
+    UnknownModelError,
+)
+
+_TYPES = {
+    401: "authentication_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    ``code`` is a word for programs, ``param`` the request's field at fault.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = headers or {}
+
+    def to_json(self) -> bytes:
+        """The body: ``{"error": {message, type, param, code}}``."""
+        return msgspec.json.encode({"error": self._fields()})
+
+    def to_response(self) -> Response:
+        """The whole answer."""
+        return Response(
+            self.to_json(), self.status, headers=self.headers, media_type="application/json"
+        )
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "message": self.message,
+            "type": _TYPES.get(self.status, "invalid_request_error"),
+            "param": self.param,
+            "code": self.code,
+        }
+
+
+def bad_request(
+    message: str, param: str | None = None, code: str | None = "invalid_value"
+) -> ApiError:
+    """HTTP 400."""
+    return ApiError(400, message, code=code, param=param)
+
+
+def translate(error: Exception) -> ApiError | None:
+    """The answer to one of our errors; None when the error is not one a client caused or can
+    act on."""
+    match error:
+        case ApiError():
+            return error
+        case UnknownModelError():
+            return ApiError(404, str(error), code="model_not_found", param=error.param or "model")
+        case PromptTooLongError():
+            return ApiError(400, str(error), code="context_length_exceeded", param=error.param)
+        case InvalidRequestError():
+            return ApiError(400, str(error), code="invalid_value", param=error.param)
+        case QueueFullError():
+            seconds = str(max(1, math.ceil(error.retry_after_s)))
+            return ApiError(429, str(error), code="queue_full", headers={"Retry-After": seconds})
+        case RequestFailedError():
+            return ApiError(500, f"Generation failed: {error}", code="generation_failed")
+        case EngineDeadError():
+            return ApiError(503, str(error), code="engine_dead")
+        case _:
+            return None
+
+
+def internal_error() -> ApiError:
+    """What a client is told of an error that is our fault."""
+    return ApiError(
+        500,
+        "The server failed to answer this request; the cause is in its log, "
+        "under the id in the X-Request-Id header.",
+        code="internal_error",
+    )

@@ -1,0 +1,170 @@
+"""The choices of one HTTP request, as one stream of events.
+
+Knows how prompts and n become choice indices, and writes down when tokens came; knows nothing of
+HTTP or of an answer's shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from octavo.engine.interface import Engine
+from octavo.metrics import ChoiceRecord, ServerMetrics
+from octavo.outputs import GenerationEvent
+from octavo.sampling_params import SamplingParams
+
+_PENDING_EVENTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationJob:
+    """What one HTTP request asks of the engine."""
+
+    prompts: Sequence[str | list[int]]
+    params: SamplingParams
+    priority: int = 0
+    cache_salt: str | None = None
+    timeout_s: float | None = None
+
+    @property
+    def num_choices(self) -> int:
+        """Choices in the answer: ``n`` for each prompt, in the prompts' order."""
+        return len(self.prompts) * self.params.n
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of a request so far. A prompt counts once, whatever n is."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Generation:
+    """Runs a job and keeps its accounts."""
+
+    def __init__(self, engine: Engine, metrics: ServerMetrics, job: GenerationJob) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._job = job
+        self._id = uuid.uuid4().hex
+        """The engine's id for it: ours, so that no client can make two requests collide."""
+        arrived_s = time.monotonic()
+        self._records: list[ChoiceRecord | None] = [
+            metrics.start_choice(arrived_s) for _ in range(job.num_choices)
+        ]
+        self._prompt_tokens = [0] * len(job.prompts)
+        self._cached_tokens = [0] * len(job.prompts)
+        self._longest = [0] * len(job.prompts)
+        self.usage = Usage()
+        metrics.n_asked.observe(job.params.n)
+
+    async def events(self) -> AsyncGenerator[GenerationEvent, None]:
+        """Events of all choices; ``index`` counts over all prompts.
+
+        Raises what :meth:`octavo.engine.interface.Engine.generate` raises. Closing it aborts
+        everything that still runs.
+        """
+        source = self._of_prompt(0) if len(self._job.prompts) == 1 else self._of_all_prompts()
+        try:
+            async with aclosing(source) as events:
+                async for event in events:
+                    self._account(event)
+                    yield event
+        finally:
+            self._close_records()
+
+    async def _of_prompt(self, number: int) -> AsyncGenerator[GenerationEvent, None]:
+        job = self._job
+        first_index = number * job.params.n
+        events = self._engine.generate(
+            job.prompts[number],
+            job.params,
+            request_id=f"{self._id}-{number}",
+            priority=job.priority,
+            timeout_s=job.timeout_s,
+            cache_salt=job.cache_salt,
+        )
+        async with aclosing(events):
+            async for event in events:
+                event.index += first_index
+                yield event
+
+    async def _of_all_prompts(self) -> AsyncGenerator[GenerationEvent, None]:
+        queue: asyncio.Queue[GenerationEvent | Exception | None] = asyncio.Queue(_PENDING_EVENTS)
+        tasks = [
+            asyncio.create_task(self._pump(number, queue))
+            for number in range(len(self._job.prompts))
+        ]
+        num_running = len(tasks)
+        try:
+            while num_running:
+                item = await queue.get()
+                if item is None:
+                    num_running -= 1
+                elif isinstance(item, Exception):
+                    raise item
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _pump(
+        self, number: int, queue: asyncio.Queue[GenerationEvent | Exception | None]
+    ) -> None:
+        try:
+            async with aclosing(self._of_prompt(number)) as events:
+                async for event in events:
+                    await queue.put(event)
+        except Exception as error:
+            await queue.put(error)
+        else:
+            await queue.put(None)
+
+    def _account(self, event: GenerationEvent) -> None:
+        prompt = event.index // self._job.params.n
+        if event.num_prompt_tokens and not self._prompt_tokens[prompt]:
+            self._prompt_tokens[prompt] = event.num_prompt_tokens
+            self.usage.prompt_tokens += event.num_prompt_tokens
+        if event.num_cached_tokens > self._cached_tokens[prompt]:
+            self.usage.cached_tokens += event.num_cached_tokens - self._cached_tokens[prompt]
+            self._cached_tokens[prompt] = event.num_cached_tokens
+        record = self._records[event.index]
+        if record is None:
+            return
+        if event.token_ids:
+            self.usage.completion_tokens += len(event.token_ids)
+            record.tokens(len(event.token_ids), time.monotonic())
+        if event.finish_reason is not None:
+            self._finish(record, event, prompt)
+
+    def _finish(self, record: ChoiceRecord, event: GenerationEvent, prompt: int) -> None:
+        assert event.finish_reason is not None
+        self._records[event.index] = None
+        record.finished(
+            event.finish_reason,
+            time.monotonic(),
+            num_prompt_tokens=self._prompt_tokens[prompt],
+            num_cached_tokens=event.num_cached_tokens,
+            max_tokens=self._job.params.max_tokens,
+            timings=event.timings,
+        )
+        self._longest[prompt] = max(self._longest[prompt], record.num_tokens)
+        first = prompt * self._job.params.n
+        if not any(self._records[first : first + self._job.params.n]):
+            self._metrics.max_generation_length.observe(self._longest[prompt])
+
+    def _close_records(self) -> None:
+        """What has not ended by now ends as aborted, if it was ever accepted."""
+        for index, record in enumerate(self._records):
+            if record is not None and self._prompt_tokens[index // self._job.params.n]:
+                self._metrics.count_end("abort")
+        self._records = [None] * len(self._records)

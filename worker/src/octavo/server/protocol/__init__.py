@@ -1,0 +1,1 @@
+"""What clients send (pydantic, strict) and what they get (msgspec)."""

@@ -1,0 +1,158 @@
+"""What clients get, as msgspec structs: the shapes of OpenAI's answers with vLLM's additions."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from octavo.server.generation import Usage
+
+
+class PromptTokensDetails(msgspec.Struct):
+    """How many of the prompt's tokens the prefix cache held."""
+
+    cached_tokens: int
+
+
+class UsageInfo(msgspec.Struct):
+    """Tokens that were read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+    @classmethod
+    def of(cls, usage: Usage) -> UsageInfo:
+        """From the accounts of a generation."""
+        return cls(
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.prompt_tokens + usage.completion_tokens,
+            PromptTokensDetails(usage.cached_tokens),
+        )
+
+
+class TopLogprob(msgspec.Struct):
+    """One alternative at one token."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatLogprob(msgspec.Struct):
+    """One token of a chat answer."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    """The tokens of a chat answer, or of a chunk of it."""
+
+    content: list[ChatLogprob]
+
+
+class CompletionLogprobs(msgspec.Struct):
+    """The tokens of a completion: four lists of equal length."""
+
+    tokens: list[str] = []
+    token_logprobs: list[float] = []
+    top_logprobs: list[dict[str, float]] = []
+    text_offset: list[int] = []
+
+
+class Delta(msgspec.Struct, omit_defaults=True):
+    """What a chunk adds to a message."""
+
+    role: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(msgspec.Struct):
+    """One choice in a chunk of a streamed chat answer."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatMessage(msgspec.Struct):
+    """A whole answer."""
+
+    content: str
+    role: str = "assistant"
+    refusal: str | None = None
+
+
+class ChatChoice(msgspec.Struct):
+    """One choice of a whole chat answer."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatCompletion(msgspec.Struct):
+    """The answer to ``POST /v1/chat/completions``."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: UsageInfo
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    object: str = "chat.completion"
+
+
+class CompletionChoice(msgspec.Struct):
+    """One choice of a completion, whole or in a chunk."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+class Completion(msgspec.Struct):
+    """The answer to ``POST /v1/completions``."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: UsageInfo
+    object: str = "text_completion"
+
+
+class ModelCard(msgspec.Struct):
+    """One served name."""
+
+    id: str
+    created: int
+    root: str
+    max_model_len: int
+    object: str = "model"
+    owned_by: str = "octavo"
+    parent: str | None = None
+
+
+class ModelList(msgspec.Struct):
+    """The answer to ``GET /v1/models``."""
+
+    data: list[ModelCard]
+    object: str = "list"

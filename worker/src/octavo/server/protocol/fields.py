@@ -1,0 +1,186 @@
+"""What chat and text completions have in common: how to sample, how to answer.
+
+Every number, list and string has a bound, checked before any work is done. ``null`` means the
+default, as in OpenAI's API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from octavo.sampling_params import MAX_LOGPROBS, MAX_N, SamplingParams
+from octavo.server.protocol.unsupported import STREAM_OPTIONS, Unsupported, settle
+
+MAX_INT32 = 2**31 - 1
+MAX_STOPS = 64
+MAX_STOP_CHARS = 1024
+MAX_STOP_TOKEN_IDS = 1024
+MAX_LOGIT_BIASES = 4096
+
+
+def _as_list(value: object) -> object:
+    """One string is a list of one, null an empty list."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else value
+
+
+def _null_as_empty(value: object) -> object:
+    return [] if value is None else value
+
+
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+LogprobCount = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+PositiveCount = Annotated[int, Field(ge=1, le=MAX_INT32)]
+
+
+class StrictModel(BaseModel):
+    """Unknown fields are errors; nothing is converted; no NaN, no infinity."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(StrictModel):
+    """What a stream tells beside the text."""
+
+    include_usage: bool | None = Field(False, description="Send a last chunk with the usage.")
+    continuous_usage_stats: bool | None = Field(
+        False, description="Send the usage so far with every chunk."
+    )
+
+
+class RequestBody(StrictModel):
+    """A body with a table of known fields that do nothing here."""
+
+    unsupported: ClassVar[Mapping[str, Unsupported]] = {}
+
+    @classmethod
+    def settle_unsupported(cls, document: dict[str, Any]) -> None:
+        """Drop the harmless known fields; raise ApiError for one that cannot be honoured."""
+        settle(document, cls.unsupported)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        written: dict[str, Any] = handler.resolve_ref_schema(handler(schema))
+        for name, field in cls.unsupported.items():
+            written["properties"][name] = field.json_schema()
+        return written
+
+
+class GenerationBody(RequestBody):
+    """The fields both kinds of completion take."""
+
+    model: str | None = Field(
+        None,
+        max_length=512,
+        description="One of the names in /v1/models; the served model if left out.",
+    )
+    n: int | None = Field(1, ge=1, le=MAX_N, description="Choices to generate for the prompt.")
+    temperature: float | None = Field(
+        None, ge=0, le=100, description="0 takes the most likely token every time."
+    )
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT32, description="0 or -1: every token.")
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    presence_penalty: float | None = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
+    logit_bias: (
+        Annotated[
+            dict[
+                Annotated[str, Field(pattern=r"^[0-9]{1,9}$")],
+                Annotated[float, Field(ge=-100, le=100)],
+            ],
+            Field(max_length=MAX_LOGIT_BIASES),
+        ]
+        | None
+    ) = None
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    stop: Annotated[
+        list[StopString],
+        Field(max_length=MAX_STOPS),
+        BeforeValidator(_as_list, json_schema_input_type=str | list[StopString] | None),
+    ] = []
+    stop_token_ids: Annotated[
+        list[TokenId],
+        Field(max_length=MAX_STOP_TOKEN_IDS),
+        BeforeValidator(_null_as_empty, json_schema_input_type=list[TokenId] | None),
+    ] = []
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: int = Field(0, ge=0, le=MAX_INT32)
+    skip_special_tokens: bool = True
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    priority: int = Field(
+        0, ge=-MAX_INT32, le=MAX_INT32, description="Requests with a lower number run sooner."
+    )
+    cache_salt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=256,
+        description="Cached prompts are shared only between requests with the same salt.",
+    )
+    return_token_ids: bool | None = False
+    request_id: str | None = Field(
+        None, pattern=r"^[!-~]{1,128}$", description="Becomes part of the answer's id."
+    )
+    user: str | None = Field(None, max_length=1024, description="Taken, and not used.")
+    safety_identifier: str | None = Field(None, max_length=1024, description="Taken, and not used.")
+    prompt_cache_key: str | None = Field(
+        None, max_length=1024, description="Taken, and not needed: equal prompts share their cache."
+    )
+
+    @classmethod
+    def settle_unsupported(cls, document: dict[str, Any]) -> None:
+        """See :meth:`RequestBody.settle_unsupported`."""
+        super().settle_unsupported(document)
+        options = document.get("stream_options")
+        if isinstance(options, dict):
+            settle(options, STREAM_OPTIONS, "stream_options.")
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> GenerationBody:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError(
+                "stream_options is set and stream is not true; "
+                "set stream to true or leave stream_options out."
+            )
+        return self
+
+    def sampling_params(
+        self, defaults: Mapping[str, float], *, max_tokens: int | None, logprobs: int | None
+    ) -> SamplingParams:
+        """As the engine takes it. ``defaults`` are the model's, for what the request leaves out.
+
+        Raises InvalidRequestError for values that do not go together.
+        """
+
+        def given(name: str, otherwise: float) -> float:
+            value = getattr(self, name)
+            return defaults.get(name, otherwise) if value is None else value
+
+        return SamplingParams(
+            n=self.n or 1,
+            temperature=given("temperature", 1.0),
+            top_p=given("top_p", 1.0),
+            top_k=int(given("top_k", 0)),
+            min_p=given("min_p", 0.0),
+            repetition_penalty=given("repetition_penalty", 1.0),
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias={int(key): bias for key, bias in (self.logit_bias or {}).items()},
+            seed=self.seed,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            ignore_eos=self.ignore_eos,
+            max_tokens=max_tokens,
+            min_tokens=self.min_tokens,
+            skip_special_tokens=self.skip_special_tokens,
+            logprobs=logprobs,
+        )

@@ -1,0 +1,126 @@
+"""Fields of OpenAI's and vLLM's APIs that do nothing here: the values that are harmless, and why
+every other value is refused.
+
+A client may always send what asks for nothing (``null``, ``store: false``): official clients do.
+What would change the answer, and cannot be honoured, is refused by name, never ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.server.errors import bad_request
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """A known field: ``harmless`` values are dropped, others refused with ``reason``."""
+
+    reason: str
+    harmless: tuple[object, ...] = ()
+    """Beside null, which always is."""
+
+    def is_harmless(self, value: object) -> bool:
+        """Whether ``value`` asks for nothing; types count, so that 1 is not true."""
+        if value is None:
+            return True
+        return any(type(value) is type(known) and value == known for known in self.harmless)
+
+    def json_schema(self) -> dict[str, Any]:
+        """For the OpenAPI document."""
+        return {"enum": [None, *self.harmless], "description": f"Other values: {self.reason}."}
+
+
+_NOT_YET = "it is not supported yet"
+_NOTHING_STORED = "this server stores no answers"
+
+BOTH: Mapping[str, Unsupported] = {
+    "structured_outputs": Unsupported(_NOT_YET),
+    "response_format": Unsupported(_NOT_YET, ({"type": "text"},)),
+    "truncate_prompt_tokens": Unsupported(_NOT_YET),
+    "truncation_side": Unsupported("truncate_prompt_tokens is not supported yet"),
+    "prompt_logprobs": Unsupported(_NOT_YET),
+    "allowed_token_ids": Unsupported(_NOT_YET),
+    "bad_words": Unsupported(_NOT_YET, ([],)),
+    "repetition_detection": Unsupported(_NOT_YET),
+    "thinking_token_budget": Unsupported(_NOT_YET),
+    "use_beam_search": Unsupported("beam search is not offered; use n", (False,)),
+    "length_penalty": Unsupported("it belongs to beam search, which is not offered", (1, 1.0)),
+    "best_of": Unsupported("choices are not ranked; use n", (1,)),
+    "spaces_between_special_tokens": Unsupported("special tokens are written as they are", (True,)),
+    "return_tokens_as_token_ids": Unsupported("use return_token_ids", (False,)),
+    "kv_transfer_params": Unsupported("this server neither sends nor takes over KV caches"),
+    "vllm_xargs": Unsupported("this server has no plugins that would read it", ({},)),
+    "store": Unsupported(_NOTHING_STORED, (False,)),
+    "metadata": Unsupported(_NOTHING_STORED, ({},)),
+    "service_tier": Unsupported("there is one tier here; use priority", ("auto", "default")),
+}
+
+CHAT: Mapping[str, Unsupported] = {
+    **BOTH,
+    "tools": Unsupported("tool calls are not supported yet", ([],)),
+    "tool_choice": Unsupported("tool calls are not supported yet", ("none", "auto")),
+    "parallel_tool_calls": Unsupported("tool calls are not supported yet", (True, False)),
+    "functions": Unsupported("it is deprecated and tool calls are not supported yet", ([],)),
+    "function_call": Unsupported(
+        "it is deprecated and tool calls are not supported yet", ("none", "auto")
+    ),
+    "modalities": Unsupported("only text is generated", (["text"],)),
+    "audio": Unsupported("only text is generated"),
+    "prediction": Unsupported("predicted outputs are not offered"),
+    "web_search_options": Unsupported("this server does not search the web"),
+    "reasoning_effort": Unsupported(
+        "models differ here; set what the chat template knows with chat_template_kwargs"
+    ),
+    "verbosity": Unsupported("no model here knows it; ask in the prompt", ("medium",)),
+    "include_reasoning": Unsupported("reasoning is not told from the answer yet", (True,)),
+    "echo": Unsupported("chat answers cannot start with the prompt; use /v1/completions", (False,)),
+    "continue_final_message": Unsupported(_NOT_YET, (False,)),
+    "add_special_tokens": Unsupported("the chat template writes all special tokens", (False,)),
+    "documents": Unsupported("pass what the chat template knows in chat_template_kwargs", ([],)),
+    "chat_template": Unsupported(
+        "templates come with the model, or from the server's --chat-template"
+    ),
+    "media_io_kwargs": Unsupported("only text is taken", ({},)),
+    "mm_processor_kwargs": Unsupported("only text is taken", ({},)),
+    "return_prompt_text": Unsupported("use return_token_ids", (False,)),
+}
+
+COMPLETION: Mapping[str, Unsupported] = {
+    **BOTH,
+    "suffix": Unsupported("no model here fills in the middle", ("",)),
+    "prompt_embeds": Unsupported("prompts are text or token ids"),
+    "add_special_tokens": Unsupported(
+        "send token ids to decide about special tokens yourself", (True,)
+    ),
+}
+
+MESSAGE: Mapping[str, Unsupported] = {
+    "tool_calls": Unsupported("tool calls are not supported yet", ([],)),
+    "tool_call_id": Unsupported("tool calls are not supported yet"),
+    "function_call": Unsupported("tool calls are not supported yet"),
+    "refusal": Unsupported("the model has no separate refusals; send it as content"),
+    "audio": Unsupported("only text is taken"),
+    "annotations": Unsupported("they are not shown to the model; send them as content", ([],)),
+    "reasoning": Unsupported("it is not shown to the model; send it as content", ("",)),
+    "reasoning_content": Unsupported("it is not shown to the model; send it as content", ("",)),
+}
+
+STREAM_OPTIONS: Mapping[str, Unsupported] = {
+    "include_obfuscation": Unsupported("chunks are not padded", (False,)),
+}
+
+
+def settle(document: dict[str, Any], table: Mapping[str, Unsupported], path: str = "") -> None:
+    """Drop harmless fields from ``document``; raise ApiError (400) for one that is not."""
+    for name in table.keys() & document.keys():
+        value = document[name]
+        if not table[name].is_harmless(value):
+            raise bad_request(
+                f"{path}{name} cannot be honoured: {table[name].reason}. Leave it out.",
+                f"{path}{name}",
+                "unsupported_field",
+            )
+        del document[name]

@@ -1,0 +1,1 @@
+"""One module for each group of URLs; each has ``build_router(context)``."""

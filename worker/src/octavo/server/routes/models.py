@@ -1,0 +1,48 @@
+"""``GET /v1/models`` and ``GET /v1/models/{id}``."""
+
+from __future__ import annotations
+
+import msgspec
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from octavo.server.context import ServerContext
+from octavo.server.errors import ApiError
+from octavo.server.protocol.answers import ModelCard, ModelList
+
+
+def build_router(context: ServerContext) -> APIRouter:
+    """The routes, bound to ``context``."""
+    router = APIRouter()
+
+    def cards() -> list[ModelCard]:
+        info = context.ready_model()
+        return [
+            ModelCard(name, info.created, info.name, info.max_model_len)
+            for name in context.model_names()
+        ]
+
+    @router.get("/v1/models")
+    async def list_models() -> Response:
+        """The names that requests may use."""
+        return _json(ModelList(cards()))
+
+    @router.get("/v1/models/{model_id:path}")
+    async def get_model(model_id: str) -> Response:
+        """One of them."""
+        for card in cards():
+            if card.id == model_id:
+                return _json(card)
+        names = ", ".join(map(repr, context.model_names()))
+        raise ApiError(
+            404,
+            f"There is no model {model_id[:200]!r} here; this server serves {names}.",
+            code="model_not_found",
+            param="model",
+        )
+
+    return router
+
+
+def _json(answer: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(answer), media_type="application/json")

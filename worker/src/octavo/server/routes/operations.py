@@ -1,0 +1,57 @@
+"""For those who run the server: ``/version`` and ``/metrics``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+from fastapi import APIRouter
+from prometheus_client.core import Metric
+from starlette.responses import Response
+
+from octavo import __version__
+from octavo.engine.interface import ModelInfo
+from octavo.metrics import MetricsPage, info_gauge, startup_seconds
+from octavo.server.context import ServerContext
+
+_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def build_router(context: ServerContext) -> APIRouter:
+    """The routes, bound to ``context``."""
+    router = APIRouter()
+    page = MetricsPage(lambda: _metrics(context))
+
+    @router.get("/version")
+    async def version() -> Response:
+        """This server's version."""
+        body = msgspec.json.encode({"version": __version__})
+        return Response(body, media_type="application/json")
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        """Everything measured, for Prometheus. While loading, only how that goes."""
+        return Response(page.render(), headers={"content-type": _CONTENT_TYPE})
+
+    return router
+
+
+def _metrics(context: ServerContext) -> Iterator[Metric]:
+    engine = context.engine
+    names = context.model_names()
+    labels = {"model_name": names[0] if names else "", "engine": "0"}
+    yield startup_seconds(engine.progress().finished, labels)
+    if engine.info is None:
+        return
+    yield info_gauge("vllm:cache_config_info", "The KV cache.", _cache_facts(engine.info))
+    yield from context.ready_metrics(engine.info).collect(engine.stats())
+
+
+def _cache_facts(info: ModelInfo) -> dict[str, str]:
+    return {
+        "engine": "0",
+        "block_size": str(info.block_size),
+        "num_gpu_blocks": str(info.num_blocks),
+        "enable_prefix_caching": str(info.enable_prefix_caching),
+        "cache_dtype": info.dtype,
+    }

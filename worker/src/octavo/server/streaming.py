@@ -1,0 +1,165 @@
+"""How an answer is made and sent: at once or as server-sent events, and how it fails.
+
+A raw ASGI response. It reads the body itself, so that every refusal passes one place, and holds
+nothing back: while a slow client blocks ``send``, the engine merges what comes next, so that no
+connection buffers more than one event a choice.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Generic, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from octavo.engine.interface import ModelInfo
+from octavo.outputs import GenerationEvent
+from octavo.server.body import read_model
+from octavo.server.boundary import request_id_of
+from octavo.server.chunks import DONE, ChunkWriter
+from octavo.server.context import ServerContext
+from octavo.server.disconnect import ClientGoneError, DisconnectWatch
+from octavo.server.errors import ApiError, internal_error, translate
+from octavo.server.exchange import Exchange
+from octavo.server.generation import Generation, GenerationJob
+from octavo.server.protocol.fields import GenerationBody
+
+_logger = logging.getLogger("octavo.server")
+_SSE_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+Body = TypeVar("Body", bound=GenerationBody)
+
+
+class GenerationAnswer(Response, Generic[Body]):
+    """The answer to a request that generates. Subclasses say what a kind of completion looks
+    like."""
+
+    body_type: type[Body]
+
+    def __init__(self, context: ServerContext) -> None:
+        super().__init__()
+        self._context = context
+        self._is_started = False
+        self._is_stream = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read, generate, send; whatever happens ends as an answer."""
+        try:
+            info = self._context.ready_model()
+            body = await read_model(
+                Request(scope, receive), self.body_type, self._context.config.max_body_bytes
+            )
+            with self._context.track_request():
+                async with DisconnectWatch(receive):
+                    await self._answer(body, info, request_id_of(scope), send)
+        except ClientGoneError:
+            self._count_disconnect()
+        except Exception as error:
+            await self._fail(error, scope, receive, send)
+
+    async def _answer(self, body: Body, info: ModelInfo, request_id: str, send: Send) -> None:
+        model = self._context.resolve_model(body.model)
+        job = await self._job(body, info)
+        generation = Generation(self._context.engine, self._context.ready_metrics(info), job)
+        exchange = Exchange(body, job, generation, model, body.request_id or request_id)
+        async with aclosing(_checked(generation)) as events:
+            if body.stream:
+                self._is_stream = True
+                await self._stream(events, self._chunks(exchange), exchange, send)
+            else:
+                whole = await self._collect(events, exchange)
+                await self._send_whole(msgspec.json.encode(whole), send)
+
+    @abstractmethod
+    async def _job(self, body: Body, info: ModelInfo) -> GenerationJob:
+        """What to ask of the engine."""
+
+    @abstractmethod
+    def _chunks(self, exchange: Exchange[Body]) -> ChunkWriter:
+        """What writes the chunks of a stream."""
+
+    @abstractmethod
+    def _opening(
+        self, event: GenerationEvent, chunks: ChunkWriter, exchange: Exchange[Body]
+    ) -> bytes:
+        """Chunks that stand before an event's own; called for each event."""
+
+    @abstractmethod
+    async def _collect(
+        self, events: AsyncIterator[GenerationEvent], exchange: Exchange[Body]
+    ) -> msgspec.Struct:
+        """The whole answer."""
+
+    async def _stream(
+        self,
+        events: AsyncIterator[GenerationEvent],
+        chunks: ChunkWriter,
+        exchange: Exchange[Body],
+        send: Send,
+    ) -> None:
+        async for event in events:
+            if not self._is_started:
+                await self._start_stream(send)
+            data = self._opening(event, chunks, exchange) + chunks.write(event)
+            if data:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        if not self._is_started:
+            await self._start_stream(send)
+        await send({"type": "http.response.body", "body": chunks.usage_chunk() + DONE})
+
+    async def _start_stream(self, send: Send) -> None:
+        self._is_started = True
+        await send({"type": "http.response.start", "status": 200, "headers": _SSE_HEADERS})
+
+    async def _send_whole(self, body: bytes, send: Send) -> None:
+        self._is_started = True
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _fail(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = translate(error)
+        if answer is None:
+            _logger.error("generation failed id=%s", request_id_of(scope), exc_info=error)
+            answer = internal_error()
+        if not self._is_started:
+            self._count_refusal(answer)
+            await answer.to_response()(scope, receive, send)
+        elif self._is_stream:
+            data = b"data: " + answer.to_json() + b"\n\n" + DONE
+            await send({"type": "http.response.body", "body": data})
+
+    def _count_refusal(self, answer: ApiError) -> None:
+        info = self._context.engine.info
+        if info is not None and answer.status not in (500, 504):
+            self._context.ready_metrics(info).count_refusal(answer.code or str(answer.status))
+
+    def _count_disconnect(self) -> None:
+        if self._context.metrics is not None:
+            self._context.metrics.num_disconnects += 1
+
+
+async def _checked(generation: Generation) -> AsyncGenerator[GenerationEvent, None]:
+    """The events; an end before anything was generated is an error."""
+    async with aclosing(generation.events()) as events:
+        async for event in events:
+            if event.finish_reason == "deadline" and not generation.usage.completion_tokens:
+                raise ApiError(
+                    504,
+                    "The request's time was up before its first token; "
+                    "allow more time or retry when the server is less busy.",
+                    code="deadline_exceeded",
+                )
+            yield event
