@@ -15,6 +15,7 @@ contents or devices. Plain Python, no torch.
 from __future__ import annotations
 
 import enum
+import math
 
 from octavo.sampling_params import SamplingParams
 
@@ -55,15 +56,19 @@ class Request:
         "block_ids",
         "cache_key",
         "deadline_s",
+        "eos_token_ids",
         "finish_reason",
         "first_scheduled_s",
+        "first_token_s",
         "id",
         "leader",
+        "max_total_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_in_flight",
         "num_preemptions",
         "num_prompt_tokens",
+        "order",
         "params",
         "priority",
         "row",
@@ -82,6 +87,7 @@ class Request:
         *,
         seed: int,
         stop_token_ids: frozenset[int] = frozenset(),
+        eos_token_ids: frozenset[int] = frozenset(),
         priority: int = 0,
         arrival_s: float = 0.0,
         deadline_s: float | None = None,
@@ -95,6 +101,8 @@ class Request:
         """Key of the request's random draws, 64 bits."""
         self.stop_token_ids = stop_token_ids
         """Ids that end the request: the model's end-of-text ids unless ignored, and its own."""
+        self.eos_token_ids = eos_token_ids
+        """The model's end-of-text ids: stopping at one of them is not worth a stop_reason."""
         self.priority = priority
         """Lower runs sooner (vLLM's sense)."""
         self.arrival_s = arrival_s
@@ -123,6 +131,12 @@ class Request:
         self.stop_reason: int | str | None = None
         self.num_preemptions = 0
         self.first_scheduled_s: float | None = None
+        self.first_token_s: float | None = None
+        """When the host knew its first output token."""
+        self.max_total_tokens = self.num_prompt_tokens
+        """Prompt and outputs together at which it ends; the scheduler sets it on arrival."""
+        self.order: tuple[int, float, float, int] = (priority, math.inf, arrival_s, 0)
+        """Who goes first: (priority, deadline, arrival, serial number), the least of them."""
 
     @property
     def num_output_tokens(self) -> int:

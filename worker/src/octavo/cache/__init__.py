@@ -1,0 +1,1 @@
+"""Which block of KV memory belongs to whom: numbers only, no tensors and no torch."""

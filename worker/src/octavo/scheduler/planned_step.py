@@ -1,0 +1,74 @@
+"""A step while it is being planned, and then while its result is awaited.
+
+Knows rows, requests and block ids; decides nothing.
+"""
+
+from __future__ import annotations
+
+from octavo.batch import BatchPlan, RowAdmission
+from octavo.request import Request
+
+
+class StepDraft:
+    """What has been decided of a step so far, apart from the decode group's part."""
+
+    __slots__ = ("admissions", "budget", "chunks", "new_blocks")
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        """Tokens that may still be given out."""
+        self.admissions: list[RowAdmission] = []
+        self.new_blocks: list[tuple[int, int, list[int]]] = []
+        self.chunks: dict[Request, int] = {}
+        """Tokens of requests that still compute what is known: prompts, and what preemption
+        took away."""
+
+    def grant(self, request: Request) -> None:
+        """Let a request compute as much of its known tokens as the budget allows."""
+        count = min(self.budget, len(request.token_ids) - request.num_computed_tokens)
+        assert count > 0, f"nothing to grant to {request}"
+        self.chunks[request] = count
+        self.budget -= count
+
+    def drop(self, request: Request, row: int) -> None:
+        """Take back everything given to a request that has just lost its row."""
+        assert all(admission.row != row for admission in self.admissions), (
+            f"{request} is preempted in the step that admits it"
+        )
+        self.budget += self.chunks.pop(request, 0)
+        self.new_blocks = [entry for entry in self.new_blocks if entry[0] != row]
+
+    def plan(self, released_rows: list[int]) -> BatchPlan:
+        """The rows granted chunks, those of a single token first."""
+        requests = sorted(self.chunks, key=lambda request: self.chunks[request] > 1)
+        counts = [self.chunks[request] for request in requests]
+        starts = [request.num_computed_tokens for request in requests]
+        ends = [start + count for start, count in zip(starts, counts, strict=True)]
+        return BatchPlan(
+            released_rows=released_rows,
+            admissions=self.admissions,
+            new_blocks=self.new_blocks,
+            rows=[request.row for request in requests if request.row is not None],
+            starts=starts,
+            num_tokens=counts,
+            samples=[
+                end == len(request.token_ids) for end, request in zip(ends, requests, strict=True)
+            ],
+            num_decodes=counts.count(1),
+            requests=requests,
+        )
+
+
+class PlannedStep:
+    """A plan whose result is not known yet."""
+
+    __slots__ = ("left", "may_reach_limit", "num_grouped", "plan")
+
+    def __init__(self, plan: BatchPlan, num_grouped: int, *, may_reach_limit: bool) -> None:
+        self.plan = plan
+        self.num_grouped = num_grouped
+        """The first rows of the plan: those of the decode group."""
+        self.may_reach_limit = may_reach_limit
+        """Whether a token of the decode group may be its request's last by length."""
+        self.left: set[Request] = set()
+        """Requests that lost their row since: their blocks are somebody else's."""

@@ -1,0 +1,31 @@
+"""What the scheduler tells of itself: gauges of this moment and counters since its start."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class SchedulerStats(msgspec.Struct, frozen=True, array_like=True):
+    """Plain numbers that can cross the process wall."""
+
+    num_running: int
+    num_waiting: int
+    """Requests without a row, the preempted ones included."""
+    num_preempted: int
+    """Those of the waiting that have run before."""
+    kv_usage: float
+    """Share of the KV blocks that requests hold, 0 to 1."""
+    num_blocks: int
+    """All blocks: owned + cached + free."""
+    num_cached_blocks: int
+    """Held by nobody, contents still findable."""
+    num_free_blocks: int
+    """Held by nobody, contents of no use."""
+    num_preemptions: int
+    """Since start."""
+    num_prompt_tokens: int
+    """Prompt tokens of admitted requests, found in the cache or not, since start."""
+    prefix_queries: int
+    """Tokens looked up in the prefix cache, since start."""
+    prefix_hits: int
+    """Tokens found there, since start."""
