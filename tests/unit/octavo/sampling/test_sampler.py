@@ -124,6 +124,52 @@ def test_readmitted_row_is_penalised_as_if_it_had_never_left() -> None:
     torch.testing.assert_close(kernels.logits, uninterrupted, rtol=0, atol=0)
 
 
+def test_slot_taken_over_remembers_nothing_of_the_request_before() -> None:
+    sampler, kernels = new_sampler()
+    params = greedy(repetition_penalty=1.8, presence_penalty=0.5)
+    sampler.admit(0, params, 0, [5, 6], [7, 7], set())
+    sampler.release(0)
+    sampler.admit(0, params, 0, [1], [2], set())
+    logits = random_logits(1)
+    expected = penalised(logits[0].tolist(), params, [1], [2])
+    sampler.sample(logits, [0], [2])
+    torch.testing.assert_close(kernels.logits[0], torch.tensor(expected))
+
+
+def test_long_texts_are_penalised_as_short_ones() -> None:
+    sampler, kernels = new_sampler()
+    params = greedy(repetition_penalty=1.2, frequency_penalty=0.01)
+    prompts = {0: [1, 2, 3], 1: list(range(VOCAB))}
+    outputs: dict[int, list[int]] = {0: [4] * 300, 1: []}
+    for row in (0, 1):
+        sampler.admit(row, params, 0, prompts[row], outputs[row], set())
+    for step in range(600):  # past the length the lists of seen ids start with
+        logits = random_logits(2, seed=step)
+        before = logits.clone()
+        drawn = sampler.sample(logits, [0, 1], [303 + step, VOCAB + step]).token_ids.tolist()
+        if step % 50 == 0 or step > 590:
+            expected = [
+                penalised(before[row].tolist(), params, prompts[row], outputs[row])
+                for row in (0, 1)
+            ]
+            torch.testing.assert_close(kernels.logits, torch.tensor(expected))
+        outputs[0].append(drawn[0])
+        outputs[1].append(drawn[1])
+
+
+def test_prompt_with_more_ids_than_the_lists_start_with() -> None:
+    vocab_size = 2000
+    kernels = RecordingKernels()
+    sampler = Sampler(kernels, vocab_size, 1, CPU)
+    params = greedy(repetition_penalty=1.5)
+    prompt = list(range(0, vocab_size, 2))
+    sampler.admit(0, params, 0, prompt, [], set())
+    logits = torch.randn(1, vocab_size, generator=torch.Generator().manual_seed(0))
+    expected = penalised(logits[0].tolist(), params, prompt, [])
+    sampler.sample(logits, [0], [len(prompt)])
+    torch.testing.assert_close(kernels.logits[0], torch.tensor(expected))
+
+
 def test_more_penalised_rows_than_the_first_tables_hold() -> None:
     sampler, kernels = new_sampler(num_rows=40)
     params = greedy(repetition_penalty=1.5)
@@ -228,6 +274,15 @@ def test_parameters_of_each_row_reach_the_kernel() -> None:
     assert (batch.all_greedy, batch.any_filter) == (False, True)
     for column in (batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.seeds):
         assert column.is_contiguous()
+
+
+def test_nearly_zero_temperature_is_greedy_beside_random_rows() -> None:
+    sampler, kernels = new_sampler()
+    sampler.admit(0, SamplingParams(temperature=1e-9), 0, [1], [], set())
+    sampler.admit(1, SamplingParams(), 0, [1], [], set())
+    sampler.sample(random_logits(2), [0, 1], [1, 1])
+    assert kernels.batch is not None
+    assert kernels.batch.temperature.tolist() == [0.0, 1.0]
 
 
 def test_new_request_in_a_sampled_row_replaces_its_parameters() -> None:

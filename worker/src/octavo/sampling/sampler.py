@@ -250,6 +250,7 @@ class Sampler:
         return PenaltyBatch(
             self._to_device([index for index, _ in slots]),
             self._to_device([slot for _, slot in slots]),
+            tuple(slot for _, slot in slots),
             *weights.chunk(3, dim=1),
         )
 
