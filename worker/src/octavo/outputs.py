@@ -18,6 +18,17 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top_logprobs: list[float]
 
 
+class RequestTimings(msgspec.Struct, frozen=True, array_like=True):
+    """Where the time of one finished request went, in seconds."""
+
+    queue_s: float
+    """From arrival until it was first scheduled."""
+    prefill_s: float
+    """From then until its first token."""
+    decode_s: float
+    """From its first token to its last."""
+
+
 class RequestUpdate(msgspec.Struct, array_like=True):
     """What one step did for one request; crosses the process wall."""
 
@@ -31,17 +42,8 @@ class RequestUpdate(msgspec.Struct, array_like=True):
     num_cached_tokens: int = 0
     error: str | None = None
     """With finish_reason ``error``: what went wrong."""
-
-
-class RequestTimings(msgspec.Struct, frozen=True, array_like=True):
-    """Where the time of one finished request went, in seconds."""
-
-    queue_s: float
-    """From arrival until it was first scheduled."""
-    prefill_s: float
-    """From then until its first token."""
-    decode_s: float
-    """From its first token to its last."""
+    timings: RequestTimings | None = None
+    """On the last update."""
 
 
 class EngineStats(msgspec.Struct, kw_only=True):

@@ -27,7 +27,7 @@ from octavo.loading.checkpoint import Checkpoint, open_checkpoint
 from octavo.models import registry
 from octavo.models.family import ModelFamily
 from octavo.models.interface import CausalLM
-from octavo.runner.cuda_graphs import DecodeGraphs
+from octavo.runner.cuda_graphs import StepGraphs
 from octavo.runner.kv_tensors import KVTensors
 from octavo.runner.memory import kv_budget
 from octavo.runner.model_runner import ModelRunner
@@ -229,7 +229,7 @@ def _make_runner(
     sampler = Sampler(kernels, model.vocab_size, num_rows, device)
     graphs = None
     if use_graphs:
-        graphs = DecodeGraphs(
+        graphs = StepGraphs(
             model, kernels, kv, rows, sampler, limits.max_num_seqs, limits.max_model_len
         )
     return ModelRunner(model, kv, rows, sampler, graphs)

@@ -1,4 +1,9 @@
-"""A step's inputs, gathered from the rows on the device."""
+"""A step's inputs, expanded on the device from one small table of its sequences.
+
+The host uploads which rows run, where each starts and how many tokens it computes; everything
+else is gathered from the rows. Shapes depend on host numbers alone and nothing synchronises, so
+the same expansion serves eager steps and captured ones, where it is padded.
+"""
 
 from __future__ import annotations
 
@@ -13,67 +18,94 @@ from octavo.runner.rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
-class BatchTensors:
-    """Inputs of one step; T tokens of S sequences, R of which draw a token."""
+class SequenceTable:
+    """The sequences of a step, ``[S], int64`` each, on the device.
 
-    token_ids: Tensor
-    """``[T], int32``."""
-    attention: AttentionBatch
-    sample_indices: Tensor | None
-    """``[R], int64``: hidden states that need logits; None: all of them, in order."""
-    sampled_rows: list[int]
-    sampled_row_indices: Tensor
-    """``[R], int64``: the same on the device."""
-    sampled_positions: Tensor
-    """``[R], int64``: the position each drawn token will stand at."""
+    A padding sequence stands on the padding row, starts at 0 and computes ``count`` 0 tokens,
+    or one where every sequence computes one (``is_decode``).
+    """
+
+    row: Tensor
+    start: Tensor
+    count: Tensor
+    num_tokens: int
+    """T: tokens of all sequences, padding included."""
+    num_decodes: int
+    """Sequences, first in order, that compute one token each."""
+    max_query_len: int
+    max_context_len: int
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every sequence computes one token."""
+        return self.num_tokens == self.num_decodes
+
+    @property
+    def after(self) -> Tensor:
+        """``[S]``: the position after each sequence's last token of this step."""
+        return self.start + self.count
 
 
-def build_batch_tensors(rows: Rows, plan: BatchPlan) -> BatchTensors:
-    """Turn a plan with at least one row into device tensors."""
-    device = rows.device
-    # One small upload: row, start and count of every sequence.
+def sequence_table(plan: BatchPlan, device: torch.device) -> SequenceTable:
+    """The table of a plan, as it is."""
     table = torch.tensor([plan.rows, plan.starts, plan.num_tokens], dtype=torch.int64)
     if device.type != "cpu":
         table = table.pin_memory().to(device, non_blocking=True)
-    row, start, count = table.unbind()
-    ends = start + count
-    num_sequences = len(plan.rows)
-    total = plan.total_tokens
-    query_starts = torch.zeros(num_sequences + 1, dtype=torch.int32, device=device)
-    if total == num_sequences:
-        torch.arange(num_sequences + 1, out=query_starts)
-        token_row, positions = row, start
-    else:
-        torch.cumsum(count, 0, out=query_starts[1:])
-        owner = torch.repeat_interleave(count, output_size=total)
-        token_row = row[owner]
-        offset = start - query_starts[:-1]
-        positions = torch.arange(total, device=device) + offset[owner]
-    block_size = rows.block_size
-    block = rows.block_tables[token_row, positions // block_size]
-    max_context_len = max(map(int.__add__, plan.starts, plan.num_tokens))
-    num_blocks = -(-max_context_len // block_size)
-    attention = AttentionBatch(
-        query_starts=query_starts,
-        context_lens=ends.to(torch.int32),
-        block_tables=rows.block_tables[row, :num_blocks],
-        positions=positions.to(torch.int32),
-        slots=block * block_size + (positions % block_size).to(torch.int32),
+    return SequenceTable(
+        *table.unbind(),
+        num_tokens=plan.total_tokens,
         num_decodes=plan.num_decodes,
         max_query_len=max(plan.num_tokens),
-        max_context_len=max_context_len,
+        max_context_len=max(map(int.__add__, plan.starts, plan.num_tokens)),
     )
-    token_ids = rows.token_ids[token_row, positions]
-    if all(plan.samples):
-        last = None if total == num_sequences else query_starts[1:].long() - 1
-        return BatchTensors(token_ids, attention, last, plan.rows, row, ends)
-    sampling = [index for index, samples in enumerate(plan.samples) if samples]
-    chosen = torch.tensor(sampling, dtype=torch.int64, device=device)
-    return BatchTensors(
-        token_ids,
-        attention,
-        query_starts[1:].long()[chosen] - 1,
-        [plan.rows[index] for index in sampling],
-        row[chosen],
-        ends[chosen],
+
+
+def expand(
+    rows: Rows, table: SequenceTable, padding_row: int | None = None
+) -> tuple[Tensor, AttentionBatch]:
+    """Token ids ``[T], int32`` and the attention batch of a table.
+
+    With a padding row, its sequences see an empty context and write nowhere, and tokens past
+    the last sequence do the same.
+    """
+    query_starts, token_row, positions = _tokens_of(rows, table, padding_row)
+    block = rows.block_tables[token_row, positions // rows.block_size]
+    slots = block * rows.block_size + (positions % rows.block_size).to(torch.int32)
+    context_lens = table.after
+    if padding_row is not None:
+        slots = slots.masked_fill(token_row == padding_row, -1)
+        context_lens = context_lens.masked_fill(table.row == padding_row, 0)
+    num_blocks = -(-table.max_context_len // rows.block_size)
+    attention = AttentionBatch(
+        query_starts=query_starts,
+        context_lens=context_lens.to(torch.int32),
+        block_tables=rows.block_tables[table.row, :num_blocks],
+        positions=positions.to(torch.int32),
+        slots=slots,
+        num_decodes=table.num_decodes,
+        max_query_len=table.max_query_len,
+        max_context_len=table.max_context_len,
     )
+    return rows.token_ids[token_row, positions], attention
+
+
+def _tokens_of(
+    rows: Rows, table: SequenceTable, padding_row: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``query_starts [S + 1], int32``; row and position of each token, ``[T], int64``."""
+    num_sequences, device = table.row.shape[0], rows.device
+    if table.is_decode:
+        query_starts = torch.arange(num_sequences + 1, dtype=torch.int32, device=device)
+        return query_starts, table.row, table.start
+    query_starts = torch.zeros(num_sequences + 1, dtype=torch.int32, device=device)
+    torch.cumsum(table.count, 0, out=query_starts[1:])
+    token = torch.arange(table.num_tokens, device=device, dtype=torch.int32)
+    owner = torch.searchsorted(query_starts[1:], token, right=True)
+    if padding_row is None:
+        token_row = table.row[owner]
+        return query_starts, token_row, token - query_starts[owner] + table.start[owner]
+    is_padding = owner == num_sequences
+    owner = owner.clamp_max(num_sequences - 1)
+    token_row = table.row[owner].masked_fill(is_padding, padding_row)
+    positions = token - query_starts[owner] + table.start[owner]
+    return query_starts, token_row, positions.masked_fill(is_padding, 0)

@@ -1,35 +1,55 @@
-"""Decode steps as CUDA graphs: from row numbers to drawn ids in one launch.
+"""Small steps as CUDA graphs: from a table of sequences to drawn ids in one launch.
 
-A step in which every row computes one token and draws is captured once for each padded batch
-size and kind of draw, and replayed ever after; the host uploads which rows run and where they
-stand, nothing else. Graphs are captured when first needed and share one memory pool, as their
-steps never overlap.
+A step is captured once for each padded shape and kind of draw, and replayed ever after; the
+host uploads the table, nothing else. Graphs are captured when first needed and share one memory
+pool, since their steps never overlap. Steps with more tokens run eagerly: there the device takes
+longer than the host needs to launch.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from octavo.kernels.interface import AttentionBatch, Kernels, SamplingBatch
+from octavo.batch import BatchPlan
+from octavo.kernels.interface import Kernels
 from octavo.models.interface import CausalLM
+from octavo.runner.batch_tensors import SequenceTable, expand
 from octavo.runner.kv_tensors import KVTensors
 from octavo.runner.rows import Rows
 from octavo.sampling.sampler import DrawKind, Sampler
 
-_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+_DECODE_SIZES = (
+    1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512,
+)  # fmt: skip
+_MIXED_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 576, 640, 768, 896, 1024)
+_MIXED_SEQUENCES = (4, 16, 64, 128, 256, 512)
 _NUM_UPLOADS = 4
 """Pinned buffers in turn: an upload may still be under way when the next step is prepared."""
 
 
-class DecodeGraphs:
-    """Captured decode steps of one model.
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What a captured step is made for."""
 
-    Rows tables and sampler need one row more than requests can have: padding lanes run on it,
-    see an empty context and write nowhere but there.
+    num_tokens: int
+    num_sequences: int
+    kind: DrawKind
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every sequence computes one token; otherwise any numbers of them."""
+        return self.num_tokens == self.num_sequences
+
+
+class StepGraphs:
+    """Captured steps of one model.
+
+    Rows and sampler need one row more than requests can have: padding runs on it, sees an empty
+    context and writes nowhere but there.
     """
 
     def __init__(
@@ -46,77 +66,102 @@ class DecodeGraphs:
         self._rows, self._sampler = rows, sampler
         self._max_model_len = max_model_len
         self._padding_row = max_num_seqs
-        self._sizes = [size for size in _SIZES if size < max_num_seqs] + [max_num_seqs]
+        self._decode_sizes = _up_to(_DECODE_SIZES, max_num_seqs)
+        self._mixed_sequences = _up_to(_MIXED_SEQUENCES, max_num_seqs)
         device = rows.device
-        self._inputs = torch.zeros(2, max_num_seqs, dtype=torch.int64, device=device)
+        # Rows: row number, start, count, whether it draws.
+        self._table = torch.zeros(4, max_num_seqs, dtype=torch.int64, device=device)
         self._drawn = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
         self._uploads = [
-            torch.zeros(2, max_num_seqs, dtype=torch.int64).pin_memory()
+            torch.zeros(4, max_num_seqs, dtype=torch.int64, pin_memory=device.type == "cuda")
             for _ in range(_NUM_UPLOADS)
         ]
-        self._num_replays = 0
-        self._graphs: dict[tuple[int, DrawKind], torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self._num_runs = 0
+        self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     @property
     def num_graphs(self) -> int:
         """How many are captured."""
         return len(self._graphs)
 
-    def run(self, row_numbers: Sequence[int], starts: Sequence[int], kind: DrawKind) -> Tensor:
-        """Compute and draw one token for each row.
+    def shape_for(self, plan: BatchPlan, kind: DrawKind) -> StepShape | None:
+        """The padded shape that serves a plan; None if it is too large for one."""
+        num_sequences, num_tokens = len(plan.rows), plan.total_tokens
+        if plan.num_decodes == num_sequences:
+            size = _at_least(self._decode_sizes, num_sequences)
+            return StepShape(size, size, kind)
+        if num_tokens > _MIXED_TOKENS[-1]:
+            return None
+        sequences = _at_least(self._mixed_sequences, num_sequences)
+        tokens = _at_least(_MIXED_TOKENS, num_tokens)
+        # One token more than sequences tells a mixed shape from a decode's.
+        return StepShape(tokens + (tokens == sequences), sequences, kind)
 
-        ``starts``: position of the token each row computes. Returns ids ``[R], int64`` on the
-        device, valid until the next run; the rows remember them already.
+    def run(self, plan: BatchPlan, shape: StepShape) -> Tensor:
+        """Carry out a plan; returns what each of its sequences drew, ``[S], int64``.
+
+        Sequences that do not draw yet have a meaningless id there. The rows remember the drawn
+        tokens already; the tensor is valid until the next run.
         """
-        count = len(row_numbers)
-        size = self._sizes[bisect_left(self._sizes, count)]
-        self._upload(row_numbers, starts, size)
-        graph = self._graphs.get((size, kind))
+        self._upload(plan, shape)
+        graph = self._graphs.get(shape)
         if graph is None:
-            graph = self._graphs[size, kind] = self._capture(size, kind)
+            graph = self._graphs[shape] = self._capture(shape)
         graph.replay()
-        return self._drawn[:count]
+        return self._drawn[: len(plan.rows)]
 
-    def _upload(self, row_numbers: Sequence[int], starts: Sequence[int], size: int) -> None:
-        upload = self._uploads[self._num_replays % _NUM_UPLOADS]
-        self._num_replays += 1
-        count = len(row_numbers)
-        upload[:, :count] = torch.tensor([row_numbers, starts], dtype=torch.int64)
-        upload[0, count:size] = self._padding_row
-        upload[1, count:size] = 0
-        self._inputs[:, :size].copy_(upload[:, :size], non_blocking=True)
+    def _upload(self, plan: BatchPlan, shape: StepShape) -> None:
+        upload = self._uploads[self._num_runs % _NUM_UPLOADS]
+        self._num_runs += 1
+        count, size = len(plan.rows), shape.num_sequences
+        upload[:, :count] = torch.tensor(
+            [plan.rows, plan.starts, plan.num_tokens, plan.samples], dtype=torch.int64
+        )
+        if count < size:
+            upload[:, count:size] = 0
+            upload[0, count:size] = self._padding_row
+        self._table[:, :size].copy_(upload[:, :size], non_blocking=True)
 
-    def _capture(self, size: int, kind: DrawKind) -> torch.cuda.CUDAGraph:
-        # Once outside: compiles kernels and lets libraries allocate their workspaces. Its draws
-        # are the same as the replay's, so running twice does no harm.
-        self._step(size, kind)
+    def _capture(self, shape: StepShape) -> torch.cuda.CUDAGraph:
+        # Once outside: compiles kernels and lets libraries allocate their workspaces. It draws
+        # what the replay will draw, so running twice does no harm.
+        self.step(shape)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            self._step(size, kind)
+            self.step(shape)
         return graph
 
-    def _step(self, size: int, kind: DrawKind) -> None:
-        rows, block_size = self._rows, self._rows.block_size
-        row, start = self._inputs[0, :size], self._inputs[1, :size]
-        is_padding = row == self._padding_row
-        after = start + 1
-        block = rows.block_tables[row, start // block_size]
-        slots = block * block_size + (start % block_size).to(torch.int32)
-        attention = AttentionBatch(
-            query_starts=torch.arange(size + 1, dtype=torch.int32, device=rows.device),
-            context_lens=after.masked_fill(is_padding, 0).to(torch.int32),
-            block_tables=rows.block_tables[row],
-            positions=start.to(torch.int32),
-            slots=slots.masked_fill(is_padding, -1),
-            num_decodes=size,
-            max_query_len=1,
+    def step(self, shape: StepShape) -> None:
+        """The step itself on the uploaded table: what is captured."""
+        row, start, count, draws = self._table[:, : shape.num_sequences].unbind()
+        table = SequenceTable(
+            row,
+            start,
+            torch.ones_like(count) if shape.is_decode else count,
+            num_tokens=shape.num_tokens,
+            num_decodes=shape.num_sequences if shape.is_decode else 0,
+            max_query_len=1 if shape.is_decode else shape.num_tokens,
             max_context_len=self._max_model_len,
         )
-        hidden = self._model.forward(rows.token_ids[row, start], self._kv.layers, attention)
+        token_ids, attention = expand(self._rows, table, self._padding_row)
+        hidden = self._model.forward(token_ids, self._kv.layers, attention)
+        if not shape.is_decode:
+            last = attention.query_starts[1:].long() - 1
+            hidden = hidden[last.clamp_min(0)]
         logits = self._model.logits(hidden)
-        batch: SamplingBatch = self._sampler.gather(row, after.to(torch.int32), kind)
+        batch = self._sampler.gather(row, table.after.to(torch.int32), shape.kind)
         drawn = self._kernels.sample(logits, batch)
-        rows.token_ids[row, after] = drawn.to(torch.int32)
-        self._drawn[:size] = drawn
+        # A chunk that does not draw must not overwrite the prompt's next token.
+        target = row if shape.is_decode else torch.where(draws > 0, row, self._padding_row)
+        self._rows.token_ids[target, table.after] = drawn.to(torch.int32)
+        self._drawn[: shape.num_sequences] = drawn
+
+
+def _up_to(sizes: tuple[int, ...], limit: int) -> list[int]:
+    return [size for size in sizes if size < limit] + [limit]
+
+
+def _at_least(sizes: list[int] | tuple[int, ...], number: int) -> int:
+    return sizes[bisect_left(sizes, number)]

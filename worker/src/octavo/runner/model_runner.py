@@ -6,8 +6,8 @@ import torch
 
 from octavo.batch import BatchPlan, StepHandle, StepResult
 from octavo.models.interface import CausalLM
-from octavo.runner.batch_tensors import build_batch_tensors
-from octavo.runner.cuda_graphs import DecodeGraphs
+from octavo.runner.batch_tensors import expand, sequence_table
+from octavo.runner.cuda_graphs import StepGraphs, StepShape
 from octavo.runner.kv_tensors import KVTensors
 from octavo.runner.rows import Rows
 from octavo.sampling.sampler import SampledTokens, Sampler
@@ -25,7 +25,7 @@ class ModelRunner:
         kv: KVTensors,
         rows: Rows,
         sampler: Sampler,
-        graphs: DecodeGraphs | None = None,
+        graphs: StepGraphs | None = None,
     ) -> None:
         self._model = model
         self._kv = kv
@@ -39,11 +39,11 @@ class ModelRunner:
         self._take_over_rows(plan)
         if not plan.rows:
             return _Nothing()
-        if self._graphs is not None and plan.num_decodes == len(plan.rows):
+        if self._graphs is not None:
             kind = self._sampler.kind_of(plan.rows)
-            if kind is not None:
-                drawn = self._graphs.run(plan.rows, plan.starts, kind)
-                return _Step(SampledTokens(drawn, None))
+            shape = None if kind is None else self._graphs.shape_for(plan, kind)
+            if shape is not None:
+                return self._replay(self._graphs, plan, shape)
         return self._execute_eagerly(plan)
 
     def close(self) -> None:
@@ -64,19 +64,29 @@ class ModelRunner:
                 admission.stop_token_ids,
             )
 
+    def _replay(self, graphs: StepGraphs, plan: BatchPlan, shape: StepShape) -> StepHandle:
+        drawn = graphs.run(plan, shape)
+        if all(plan.samples):
+            return _Step(SampledTokens(drawn, None))
+        chosen = [index for index, draws in enumerate(plan.samples) if draws]
+        return _Step(SampledTokens(drawn, None), chosen)
+
     def _execute_eagerly(self, plan: BatchPlan) -> StepHandle:
-        batch = build_batch_tensors(self._rows, plan)
-        hidden = self._model.forward(batch.token_ids, self._kv.layers, batch.attention)
-        if not batch.sampled_rows:
+        table = sequence_table(plan, self._rows.device)
+        token_ids, attention = expand(self._rows, table)
+        hidden = self._model.forward(token_ids, self._kv.layers, attention)
+        drawing = [index for index, draws in enumerate(plan.samples) if draws]
+        if not drawing:
             return _Nothing()
-        if batch.sample_indices is not None:
-            hidden = hidden[batch.sample_indices]
-        sampled = self._sampler.sample(
-            self._model.logits(hidden), batch.sampled_rows, batch.sampled_positions
-        )
-        self._rows.token_ids[batch.sampled_row_indices, batch.sampled_positions] = (
-            sampled.token_ids.to(torch.int32)
-        )
+        if not table.is_decode:
+            hidden = hidden[attention.query_starts[1:].long() - 1]
+        row, after, rows = table.row, table.after, plan.rows
+        if len(drawing) < len(plan.rows):
+            chosen = torch.tensor(drawing, dtype=torch.int64, device=hidden.device)
+            hidden, row, after = hidden[chosen], row[chosen], after[chosen]
+            rows = [plan.rows[index] for index in drawing]
+        sampled = self._sampler.sample(self._model.logits(hidden), rows, after)
+        self._rows.token_ids[row, after] = sampled.token_ids.to(torch.int32)
         return _Step(sampled)
 
 
@@ -88,10 +98,14 @@ class _Nothing:
 
 
 class _Step:
-    """A step on its way; on CUDA the ids come through a pinned copy and an event."""
+    """A step on its way; on CUDA the ids come through a pinned copy and an event.
 
-    def __init__(self, sampled: SampledTokens) -> None:
+    ``chosen``: which of the ids count; None: all.
+    """
+
+    def __init__(self, sampled: SampledTokens, chosen: list[int] | None = None) -> None:
         self._sampled = sampled
+        self._chosen = chosen
         self._ids = sampled.token_ids
         self._event: torch.cuda.Event | None = None
         if self._ids.is_cuda:
@@ -103,4 +117,7 @@ class _Step:
     def result(self) -> StepResult:
         if self._event is not None:
             self._event.synchronize()
-        return StepResult(self._ids.tolist(), self._sampled.to_host_logprobs())
+        token_ids = self._ids.tolist()
+        if self._chosen is not None:
+            token_ids = [token_ids[index] for index in self._chosen]
+        return StepResult(token_ids, self._sampled.to_host_logprobs())

@@ -1,0 +1,155 @@
+"""An engine core around a tiny random model, without files, processes or text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from dict_weights import DictWeights
+from safetensors.torch import load_file
+from tiny_models import make_tiny_model
+
+from octavo.batch import Runner
+from octavo.config import SchedulerConfig
+from octavo.engine.core import EngineCore
+from octavo.engine.messages import RequestSpec
+from octavo.kernels.interface import Kernels
+from octavo.kernels.reference import ReferenceKernels
+from octavo.models import registry
+from octavo.models.interface import CausalLM
+from octavo.outputs import RequestUpdate
+from octavo.runner.cuda_graphs import StepGraphs, StepShape
+from octavo.runner.kv_tensors import KVTensors
+from octavo.runner.model_runner import ModelRunner
+from octavo.runner.rows import Rows
+from octavo.sampling.sampler import Sampler
+from octavo.sampling_params import SamplingParams
+from octavo.scheduler.scheduler import Scheduler
+
+MAX_MODEL_LEN = 128
+
+
+class TinyEngine:
+    """Weights loaded once; every :meth:`generate` runs on a fresh core."""
+
+    def __init__(
+        self,
+        folder: Path,
+        family: str = "llama",
+        kernels: Kernels | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        **config: object,
+    ) -> None:
+        folder = make_tiny_model(family, folder, **config)
+        self.device = torch.device(device)
+        self.kernels = kernels or ReferenceKernels()
+        self.dtype = dtype
+        hf_config = json.loads((folder / "config.json").read_text())
+        tensors = load_file(folder / "model.safetensors")
+        weights = DictWeights({name: value.to(self.device) for name, value in tensors.items()})
+        self.model: CausalLM = registry.resolve(hf_config).build(
+            weights, self.kernels, dtype, self.device, MAX_MODEL_LEN
+        )
+
+    def core(
+        self,
+        *,
+        max_num_seqs: int = 4,
+        max_num_batched_tokens: int = 64,
+        num_blocks: int = 64,
+        block_size: int = 16,
+        look_ahead: int = 0,
+        graphs: type[StepGraphs] | None = None,
+        enable_prefix_caching: bool = True,
+        wrap_runner: Callable[[Runner], Runner] = lambda runner: runner,
+    ) -> EngineCore:
+        """A core with these limits."""
+        kv = KVTensors(self.model, num_blocks, block_size, self.dtype, self.device)
+        rows = Rows(max_num_seqs + 1, MAX_MODEL_LEN, block_size, self.device)
+        sampler = Sampler(self.kernels, self.model.vocab_size, max_num_seqs + 1, self.device)
+        captured = graphs and graphs(
+            self.model, self.kernels, kv, rows, sampler, max_num_seqs, MAX_MODEL_LEN
+        )
+        limits = SchedulerConfig(
+            max_model_len=MAX_MODEL_LEN,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_waiting=100,
+            block_size=block_size,
+            num_blocks=num_blocks,
+            enable_prefix_caching=enable_prefix_caching,
+            max_tokens_in_flight=look_ahead,
+        )
+        runner = ModelRunner(self.model, kv, rows, sampler, captured)
+        return EngineCore(Scheduler(limits), wrap_runner(runner), look_ahead)
+
+    def generate(
+        self, prompts: Sequence[list[int]], params: SamplingParams, core: EngineCore
+    ) -> list[list[int]]:
+        """Token ids of each prompt, all submitted at once; integrity checked at the end."""
+        for index, prompt in enumerate(prompts):
+            core.submit([request_spec(str(index), prompt, params, seed=index)])
+        updates = run_to_end(core)
+        core.check_integrity()
+        return [tokens_of(updates, str(index)) for index in range(len(prompts))]
+
+
+class UncapturedGraphs(StepGraphs):
+    """Runs the padded steps eagerly where there is no CUDA to capture them."""
+
+    def _capture(self, shape: StepShape) -> torch.cuda.CUDAGraph:
+        class Replay:
+            def replay(self) -> None:
+                step()
+
+        def step() -> None:
+            self.step(shape)
+
+        return Replay()  # type: ignore[return-value]
+
+
+def request_spec(
+    request_id: str,
+    prompt: list[int],
+    params: SamplingParams,
+    *,
+    seed: int = 0,
+    leader_id: str | None = None,
+    cache_key: bytes | None = b"tests",
+    timeout_s: float | None = None,
+) -> RequestSpec:
+    """A request as intake would prepare it, without its hashes (the scheduler adds them)."""
+    return RequestSpec(
+        id=request_id,
+        prompt_token_ids=prompt,
+        params=params,
+        seed=seed,
+        stop_token_ids=list(params.stop_token_ids),
+        eos_token_ids=[],
+        cache_key=cache_key,
+        leader_id=leader_id,
+        timeout_s=timeout_s,
+    )
+
+
+def run_to_end(core: EngineCore, max_steps: int = 2000) -> list[RequestUpdate]:
+    """Step until nothing is left to do."""
+    updates: list[RequestUpdate] = []
+    for _ in range(max_steps):
+        if not core.has_work:
+            return updates
+        updates += core.step()
+    raise AssertionError(f"still working after {max_steps} steps")
+
+
+def tokens_of(updates: list[RequestUpdate], request_id: str) -> list[int]:
+    """What one request generated."""
+    return [
+        token
+        for update in updates
+        if update.request_id == request_id
+        for token in update.new_token_ids
+    ]

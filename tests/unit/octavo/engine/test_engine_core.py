@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_engine import TinyEngine, UncapturedGraphs, request_spec, run_to_end, tokens_of
+
+from octavo.errors import PromptTooLongError
+from octavo.sampling_params import SamplingParams
+
+_DRAW = random.Random(0)
+PROMPTS = [[_DRAW.randrange(256) for _ in range(_DRAW.randrange(1, 90))] for _ in range(9)]
+GREEDY = SamplingParams(temperature=0, max_tokens=20)
+RANDOM = SamplingParams(temperature=1.0, max_tokens=20)
+FILTERED = SamplingParams(temperature=1.0, max_tokens=20, top_p=0.9, top_k=40)
+PENALISED = SamplingParams(temperature=1.0, max_tokens=20, presence_penalty=1.0)
+
+WAYS: dict[str, dict[str, Any]] = {
+    "batched": {},
+    "small-chunks": {"max_num_batched_tokens": 16},
+    "one-step-ahead": {"max_num_seqs": 8, "look_ahead": 1},
+    "preempted": {"num_blocks": 9},
+    "preempted-one-step-ahead": {"num_blocks": 9, "look_ahead": 1},
+    "small-blocks": {"block_size": 8, "num_blocks": 16, "look_ahead": 1},
+    "no-prefix-cache": {"enable_prefix_caching": False},
+    "padded-steps": {"graphs": UncapturedGraphs},
+    "padded-steps-one-step-ahead": {
+        "graphs": UncapturedGraphs, "max_num_seqs": 7, "look_ahead": 1, "num_blocks": 12,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> TinyEngine:
+    return TinyEngine(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "params",
+    [GREEDY, RANDOM, FILTERED, PENALISED],
+    ids=["greedy", "random", "filtered", "penalised"],
+)
+def test_how_steps_are_planned_changes_no_token(
+    engine: TinyEngine, params: SamplingParams, way: str
+) -> None:
+    alone = engine.generate(PROMPTS, params, engine.core(max_num_seqs=1))
+    assert engine.generate(PROMPTS, params, engine.core(**WAYS[way])) == alone
+
+
+def test_sliding_windows_survive_padding_and_preemption(tmp_path: Path) -> None:
+    engine = TinyEngine(tmp_path, family="gemma3")
+    alone = engine.generate(PROMPTS, GREEDY, engine.core(max_num_seqs=1))
+    for way in ("preempted-one-step-ahead", "padded-steps-one-step-ahead"):
+        assert engine.generate(PROMPTS, GREEDY, engine.core(**WAYS[way])) == alone
+
+
+def test_choices_of_one_prompt_share_its_blocks(engine: TinyEngine) -> None:
+    core = engine.core(max_num_seqs=4)
+    prompt = list(range(64))
+    core.submit(
+        [
+            request_spec(f"r:{i}", prompt, RANDOM, seed=i, leader_id="r:0" if i else None)
+            for i in range(4)
+        ]
+    )
+    updates = run_to_end(core)
+    texts = {tuple(tokens_of(updates, f"r:{i}")) for i in range(4)}
+    assert len(texts) == 4
+    # Three children each find the prompt's blocks but the last, which they must compute.
+    assert core.stats().cached_prompt_tokens == 3 * 48
+
+
+def test_a_refused_group_leaves_nothing_behind(engine: TinyEngine) -> None:
+    core = engine.core(num_blocks=4)
+    with pytest.raises(PromptTooLongError):
+        core.submit([request_spec("fits", [1, 2], GREEDY), request_spec("long", [1] * 90, GREEDY)])
+    assert not core.has_work
+    core.check_integrity()
+    core.submit([request_spec("fits", [1, 2], GREEDY)])
+    assert len(tokens_of(run_to_end(core), "fits")) == 20
+
+
+def test_aborting_mid_flight_frees_everything(engine: TinyEngine) -> None:
+    core = engine.core(look_ahead=1)
+    for index, prompt in enumerate(PROMPTS):
+        core.submit([request_spec(str(index), prompt, GREEDY)])
+    updates = [update for _ in range(7) for update in core.step()]
+    core.abort([str(index) for index in range(len(PROMPTS))])
+    updates += run_to_end(core)
+    ends = [update for update in updates if update.finish_reason is not None]
+    assert sorted(update.request_id for update in ends) == [str(i) for i in range(len(PROMPTS))]
+    assert core.stats().num_owned_blocks == 0
+    core.check_integrity()
+
+
+def test_finished_requests_tell_where_their_time_went(engine: TinyEngine) -> None:
+    core = engine.core()
+    core.submit([request_spec("a", [1, 2, 3], GREEDY)])
+    last = run_to_end(core)[-1]
+    assert last.finish_reason == "length"
+    assert last.timings is not None
+    assert min(last.timings.queue_s, last.timings.prefill_s, last.timings.decode_s) >= 0
+    stats = core.stats()
+    assert (stats.prompt_tokens, stats.generation_tokens) == (3, 20)
+    assert stats.step_token_sum == 3 + 19
+
+
+def test_a_passed_deadline_ends_a_request_with_its_tokens(engine: TinyEngine) -> None:
+    core = engine.core()
+    core.submit([request_spec("late", [1, 2, 3], GREEDY, timeout_s=0.0)])
+    (last,) = run_to_end(core)
+    assert last.finish_reason == "deadline"
+    core.check_integrity()
