@@ -1,0 +1,32 @@
+/* What both attention kernels know of a step. */
+#ifndef OCTAVO_ATTENTION_H
+#define OCTAVO_ATTENTION_H
+
+#include "simd.h"
+#include "threads.h"
+
+typedef struct {
+    const float *q;
+    const float *key_cache, *value_cache;
+    const int32_t *query_starts, *context_lens, *block_tables;
+    int64_t num_sequences, num_decodes, max_blocks;
+    int64_t num_heads, num_kv_heads, head_dim, block_size;
+    float scale;
+    int64_t window; /* 0: none */
+    float *out;
+} attention;
+
+/* Where key `index` of a sequence begins in either cache. */
+INLINE int64_t key_offset(const attention *a, const int32_t *table, int64_t kv_head,
+                          int64_t index) {
+    int64_t block = table[index / a->block_size];
+    return ((block * a->num_kv_heads + kv_head) * a->block_size + index % a->block_size) *
+           a->head_dim;
+}
+
+/* The first key a query at this position sees. */
+INLINE int64_t first_key(const attention *a, int64_t position) {
+    return a->window ? max_of(position - a->window + 1, 0) : 0;
+}
+
+#endif

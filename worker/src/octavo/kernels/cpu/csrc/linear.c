@@ -1,0 +1,244 @@
+/* y = x @ W.T + bias over panels: one row streams them, many rows multiply them in tiles. */
+#include "micro.h"
+#include "threads.h"
+
+#define BLOCK_ROWS 168 /* rows of x kept in the second-level cache: 168 * 3136 bytes */
+#define MAX_GROUPS_ON_STACK 256
+
+typedef struct {
+    const linear_plan *plan;
+    const float *x;
+    int64_t num_rows;
+    float *y;
+    int64_t row_parts; /* threads are a grid: row_parts by num_threads / row_parts */
+    const float *group_sums;
+} product;
+
+static const float no_bias[PANEL];
+
+/* The panel where part `index` of `count` begins, parts of about equal bytes. */
+static int64_t panel_split(const linear_plan *plan, int64_t index, int64_t count) {
+    if (plan->num_segments == 1) return share(plan->num_panels, index, count);
+    int64_t total = 0, before = 0;
+    for (int64_t i = 0; i < plan->num_segments; i++)
+        total += plan->segments[i].num_panels * plan->segments[i].panel_bytes;
+    int64_t target = share(total, index, count), panels = 0;
+    for (int64_t i = 0; i < plan->num_segments; i++) {
+        const segment *s = plan->segments + i;
+        int64_t size = s->num_panels * s->panel_bytes;
+        if (target < before + size) return panels + (target - before) / s->panel_bytes;
+        before += size;
+        panels += s->num_panels;
+    }
+    return panels;
+}
+
+/* Walks panels in order over the segments. */
+typedef struct {
+    const segment *segment;
+    int64_t panel; /* within the segment */
+} cursor;
+
+static cursor seek(const linear_plan *plan, int64_t panel) {
+    const segment *s = plan->segments;
+    while (panel >= s->num_panels && s + 1 < plan->segments + plan->num_segments) {
+        panel -= s->num_panels;
+        s++;
+    }
+    return (cursor){s, panel};
+}
+
+static void advance(cursor *at) {
+    if (++at->panel == at->segment->num_panels) *at = (cursor){at->segment + 1, 0};
+}
+
+static void multiply_row(void *context, int64_t thread, int64_t num_threads) {
+    const product *p = context;
+    const linear_plan *plan = p->plan;
+    int64_t from = panel_split(plan, thread, num_threads);
+    int64_t to = panel_split(plan, thread + 1, num_threads);
+    cursor at = seek(plan, from);
+    for (int64_t panel = from; panel < to; panel++, advance(&at)) {
+        const segment *s = at.segment;
+        int64_t width = min_of(s->num_outputs - at.panel * PANEL, PANEL);
+        float *out = p->y + s->first_output + at.panel * PANEL, edge[PANEL];
+        gemv_panel((format)s->format, p->x, p->group_sums, plan->in_features,
+                   s->data + at.panel * s->panel_bytes,
+                   plan->bias ? plan->bias + panel * PANEL : NULL, width < PANEL ? edge : out);
+        if (width < PANEL) memcpy(out, edge, (size_t)width * sizeof(float));
+    }
+}
+
+INLINE void widen_quants(format f, const uint8_t *panel, int64_t depth, float *tile) {
+    enum { HALF = PANEL_VECTORS / 2 };
+    const quant_format q = quant_format_of(f);
+    for (int64_t k = 0; k < depth; k += q.group_size, panel += group_bytes(q)) {
+        const uint8_t *scales = panel + q.group_size * PANEL * q.bits / 8;
+        vf scale[PANEL_VECTORS], minimum[PANEL_VECTORS];
+        UNROLL for (int v = 0; v < PANEL_VECTORS; v++) {
+            scale[v] = load_scale(scales, q.scale_size, v);
+            minimum[v] = q.has_min
+                             ? load_scale(scales + PANEL * q.scale_size, q.scale_size, v)
+                             : vset(0);
+        }
+        if (q.bits == 4) {
+            for (int t = 0; t < 8; t++, tile += 4 * PANEL)
+                UNROLL for (int v = 0; v < HALF; v++) {
+                    vu words = vload_u(panel + t * 64 + v * LANES * 4);
+                    UNROLL for (int j = 0; j < 8; j++) {
+                        int at = v + j % 2 * HALF;
+                        vf weight = nibble_values(words, 4 * j, q.offset) * scale[at];
+                        if (q.has_min) weight += minimum[at];
+                        vstore(tile + j / 2 * PANEL + at * LANES, weight);
+                    }
+                }
+        } else {
+            for (int i = 0; i < q.group_size; i++, tile += PANEL)
+                UNROLL for (int v = 0; v < PANEL_VECTORS; v++) {
+                    vf weight = vload_int8((const int8_t *)panel + i * PANEL + v * LANES);
+                    weight *= scale[v];
+                    if (q.has_min) weight += minimum[v];
+                    vstore(tile + v * LANES, weight);
+                }
+        }
+    }
+}
+
+static void widen_halves(format f, const uint16_t *panel, int64_t depth, float *tile) {
+    enum { HALF = PANEL_VECTORS / 2 };
+    for (int64_t k = 0; k < depth; k++, panel += PANEL, tile += PANEL)
+        for (int v = 0; v < HALF; v++) {
+            if (f == FORMAT_F16) {
+                vstore(tile + v * LANES, vload_half(panel + v * LANES));
+                vstore(tile + (v + HALF) * LANES, vload_half(panel + (v + HALF) * LANES));
+            } else {
+                vu words = vload_u(panel + v * LANES * 2);
+                vstore(tile + v * LANES, (vf)(words << 16));
+                vstore(tile + (v + HALF) * LANES, (vf)(words & 0xffff0000u));
+            }
+        }
+}
+
+/* Inputs [first, first + depth) of a panel as floats: where they lie, or widened into tile. */
+static const float *float_tile(format f, const uint8_t *panel, int64_t first, int64_t depth,
+                               float *tile) {
+    if (f == FORMAT_F32) return (const float *)panel + first * PANEL;
+    if (f <= FORMAT_F16) {
+        widen_halves(f, (const uint16_t *)panel + first * PANEL, depth, tile);
+        return tile;
+    }
+#define WIDEN(name)                                                                          \
+    case name:                                                                               \
+        widen_quants(name, panel + first / quant_format_of(name).group_size *                \
+                                       group_bytes(quant_format_of(name)),                   \
+                     depth, tile);                                                           \
+        break;
+    switch (f) {
+        WIDEN(FORMAT_Q4)
+        WIDEN(FORMAT_Q4_MIN)
+        WIDEN(FORMAT_Q4_K)
+        WIDEN(FORMAT_Q8)
+        WIDEN(FORMAT_Q8_MIN)
+        WIDEN(FORMAT_Q8_K)
+        WIDEN(FORMAT_Q8_GROUP16)
+    default: break;
+    }
+    return tile;
+}
+
+/* One panel's columns of a block of rows; inputs [first, first + depth). */
+static void multiply_tile(const product *p, const cursor *at, int64_t panel, const float *a,
+                          const float *b, int64_t first, int64_t depth, int64_t row,
+                          int64_t num_rows) {
+    const linear_plan *plan = p->plan;
+    const segment *s = at->segment;
+    const float *bias = plan->bias ? plan->bias + panel * PANEL : no_bias;
+    int64_t stride = plan->out_features;
+    int64_t width = min_of(s->num_outputs - at->panel * PANEL, PANEL);
+    float *c = p->y + row * stride + s->first_output + at->panel * PANEL;
+    if (width == PANEL) {
+        if (first == 0) micro_rows(num_rows, a, b, depth, bias, 0, c, stride);
+        else micro_rows(num_rows, a, b, depth, c, stride, c, stride);
+        return;
+    }
+    for (int64_t r = 0; r < num_rows; r++, c += stride) { /* the last columns of a segment */
+        float edge[PANEL];
+        memcpy(edge, bias, sizeof(edge));
+        if (first > 0) memcpy(edge, c, (size_t)width * sizeof(float));
+        micro_rows(1, a + r * ROW_STRIDE, b, depth, edge, 0, edge, 0);
+        memcpy(c, edge, (size_t)width * sizeof(float));
+    }
+}
+
+static void multiply_block(const product *p, int64_t from_panel, int64_t to_panel,
+                           int64_t row, int64_t num_rows, int64_t first, int64_t depth,
+                           float *a, float *tile) {
+    int64_t size = p->plan->in_features;
+    for (int64_t r = 0; r < num_rows; r++)
+        memcpy(a + r * ROW_STRIDE, p->x + (row + r) * size + first,
+               (size_t)depth * sizeof(float));
+    cursor at = seek(p->plan, from_panel);
+    for (int64_t panel = from_panel; panel < to_panel; panel++, advance(&at)) {
+        const float *b = float_tile((format)at.segment->format,
+                                    at.segment->data + at.panel * at.segment->panel_bytes, first,
+                                    depth, tile);
+        multiply_tile(p, &at, panel, a, b, first, depth, row, num_rows);
+    }
+}
+
+static void multiply_rows(void *context, int64_t thread, int64_t num_threads) {
+    const product *p = context;
+    int64_t row_parts = num_threads % p->row_parts ? 1 : p->row_parts;
+    int64_t panel_parts = num_threads / row_parts;
+    int64_t from = panel_split(p->plan, thread % panel_parts, panel_parts);
+    int64_t to = panel_split(p->plan, thread % panel_parts + 1, panel_parts);
+    int64_t row_part = thread / panel_parts;
+    int64_t from_row = share(p->num_rows, row_part, row_parts);
+    int64_t to_row = share(p->num_rows, row_part + 1, row_parts);
+    int64_t size = p->plan->in_features;
+    int64_t blocks = (size + MAX_DEPTH - 1) / MAX_DEPTH;
+    int64_t depth = ((size + blocks - 1) / blocks + 31) / 32 * 32;
+    float *a = scratch((BLOCK_ROWS * ROW_STRIDE + MAX_DEPTH * PANEL) * sizeof(float));
+    float *tile = a + BLOCK_ROWS * ROW_STRIDE;
+    for (int64_t row = from_row; row < to_row; row += BLOCK_ROWS)
+        for (int64_t first = 0; first < size; first += depth)
+            multiply_block(p, from, to, row, min_of(to_row - row, BLOCK_ROWS), first,
+                           min_of(size - first, depth), a, tile);
+}
+
+/* How many ways to cut the rows, so that the busiest thread has the least to do. */
+static int64_t choose_row_parts(int64_t num_panels, int64_t num_rows, int64_t num_threads) {
+    int64_t best = 1, best_cost = INT64_MAX;
+    for (int64_t parts = 1; parts <= num_threads; parts++) {
+        if (num_threads % parts) continue;
+        int64_t panel_parts = num_threads / parts;
+        int64_t panels = (num_panels + panel_parts - 1) / panel_parts;
+        /* Widening a tile and fetching it costs about as much as two rows of its product. */
+        int64_t cost = panels * ((num_rows + parts - 1) / parts + 2);
+        if (cost < best_cost) best = parts, best_cost = cost;
+    }
+    return best;
+}
+
+/* A region costs a microsecond or two: below this many multiplications one thread is faster. */
+#define MIN_PARALLEL_PRODUCT 65536
+
+static void linear_forward(const linear_plan *plan, const float *x, int64_t num_rows, float *y,
+                           int64_t num_threads) {
+    int64_t work = plan->num_panels * PANEL * plan->in_features * num_rows;
+    if (work < MIN_PARALLEL_PRODUCT) num_threads = 1;
+    product p = {plan, x, num_rows, y, 1, NULL};
+    if (num_rows == 1) {
+        float sums_on_stack[MAX_GROUPS_ON_STACK];
+        int64_t groups = plan->in_features / 32;
+        float *sums = groups <= MAX_GROUPS_ON_STACK ? sums_on_stack
+                                                    : malloc((size_t)groups * sizeof(float));
+        sum_groups(x, plan->in_features, sums);
+        p.group_sums = sums;
+        parallel(num_threads, multiply_row, &p);
+        if (sums != sums_on_stack) free(sums);
+    } else if (num_rows > 1) {
+        p.row_parts = choose_row_parts(plan->num_panels, num_rows, num_threads);
+        parallel(num_threads, multiply_rows, &p);
+    }
+}
