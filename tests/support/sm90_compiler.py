@@ -13,8 +13,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -209,52 +210,67 @@ def penalty(vocab_size: int, counts_dtype: torch.dtype, num_rows: int = 5) -> No
 
 BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
 
-CASES: dict[str, Any] = {
-    "norm": lambda: [
-        norm(dtype, size, has_residual)
-        for dtype, size in [(BF16, 4096), (BF16, 1024), (FP32, 576)]
-        for has_residual in [False, True]
+Case = Callable[[], None]
+
+CASES: dict[str, list[Case]] = {
+    "norm": [
+        *[partial(norm, BF16, size, added) for size in [4096, 1024] for added in [False, True]],
+        partial(norm, FP32, 576, True),
     ],
-    "activation": lambda: [activation(BF16, 14336), activation(FP32, 1536)],
-    "rope": lambda: [
-        rope(BF16, 128, 128, False),
-        rope(BF16, 128, 128, True),
-        rope(BF16, 80, 32, False),
-        rope(FP32, 96, 96, True),
-        rope(BF16, 256, 256, True),
-        rope(BF16, 128, 128, False, cache_dtype=FP8),
+    "activation": [partial(activation, BF16, 14336), partial(activation, FP32, 1536)],
+    "rope": [
+        partial(rope, BF16, 128, 128, True),
+        partial(rope, BF16, 80, 32, False),
+        partial(rope, FP32, 96, 96, True),
+        partial(rope, BF16, 256, 256, True),
+        partial(rope, BF16, 128, 128, False, cache_dtype=FP8),
     ],
-    "decode": lambda: [
-        *[decode(BF16, head_dim, 4, None) for head_dim in [64, 80, 96, 128, 256]],
-        decode(BF16, 128, 16, 512),
-        decode(BF16, 128, 1, None),
-        decode(FP16, 128, 7, None),
-        decode(FP32, 64, 3, None),
-        decode(FP32, 256, 4, 512),
-        decode(BF16, 128, 4, None, cache_dtype=FP8),
+    "decode": [
+        *[partial(decode, BF16, head_dim, 4, None) for head_dim in [64, 80, 128, 256]],
+        partial(decode, BF16, 96, 16, 512),
+        partial(decode, FP16, 128, 7, None),
+        partial(decode, FP32, 64, 3, None),
+        partial(decode, FP32, 256, 4, 512),
+        partial(decode, BF16, 128, 1, None, cache_dtype=FP8),
     ],
-    "prefill": lambda: [
-        *[prefill(BF16, head_dim, 4, None) for head_dim in [64, 80, 96, 128, 256]],
-        prefill(BF16, 128, 16, 512),
-        prefill(FP16, 128, 7, None),
-        prefill(FP32, 64, 3, None),
-        prefill(FP32, 256, 4, 512),
-        prefill(BF16, 128, 4, None, cache_dtype=FP8),
+    "prefill": [
+        *[partial(prefill, BF16, head_dim, 4, None) for head_dim in [64, 80, 128, 256]],
+        partial(prefill, BF16, 96, 16, 512),
+        partial(prefill, FP16, 128, 7, None),
+        partial(prefill, FP32, 64, 3, None),
+        partial(prefill, FP32, 256, 4, 512),
+        partial(prefill, BF16, 128, 1, None, cache_dtype=FP8),
     ],
-    "sampling": lambda: [
-        sampling(128256, True, False),
-        sampling(128256, False, False),
-        sampling(128256, False, True),
-        sampling(262144, False, True),
+    "sampling": [
+        partial(sampling, 151936, True, False),
+        partial(sampling, 128256, False, False),
+        partial(sampling, 128256, False, True),
     ],
-    "penalties": lambda: [penalty(128256, torch.int16), penalty(128256, torch.int32)],
-}
+    "penalties": [partial(penalty, 128256, dtype) for dtype in [torch.int16, torch.int32]],
+    # Whatever the batch, one program each: nothing compiles while serving.
+    "variants": [
+        *[partial(decode, BF16, 128, 4, None, rows) for rows in [1, 3, 16, 64, 256, 257]],
+        *[
+            partial(prefill, BF16, 128, 4, None, query_lens, num_decodes)
+            for query_lens, num_decodes in [
+                ((1,), 0), ((16,), 0), ((4096,), 0), ((5, 64, 1), 3), ((2048,) * 4, 16)
+            ]
+        ],
+        *[partial(rope, BF16, 128, 128, True, tokens) for tokens in [1, 2, 16, 33, 8192]],
+        *[partial(norm, BF16, 4096, True, tokens) for tokens in [1, 2, 16, 33, 8192]],
+        *[partial(activation, BF16, 14336, tokens) for tokens in [1, 2, 16, 33, 8192]],
+        *[partial(sampling, 128256, False, False, rows) for rows in [1, 2, 16, 33, 256]],
+        *[partial(sampling, 128256, False, True, rows) for rows in [1, 2, 16, 33, 256]],
+        *[partial(penalty, 128256, torch.int16, rows) for rows in [1, 2, 16, 33, 256]],
+    ],
+}  # fmt: skip
 
 
 def main(names: list[str]) -> None:
     for name in names or CASES:
         with compiling() as compiled:
-            CASES[name]()
+            for case in CASES[name]:
+                case()
         for program in compiled.values():
             print(json.dumps({"case": name, **resources(program)}), flush=True)
 

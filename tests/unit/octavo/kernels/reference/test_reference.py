@@ -102,7 +102,7 @@ def test_rope_and_cache_writes_slots_and_skips_padding(has_norm: bool) -> None:
         max_context_len=3,
     )
     norm = _randn(head_dim, seed=2) if has_norm else None
-    q, k, v = qkv.clone().view(3, 8, head_dim).split([4, 2, 2], dim=1)
+    q, k, v = torch.split(qkv.clone().view(3, 8, head_dim), [4, 2, 2], dim=1)
     if norm is not None:
         q, k = F.rms_norm(q, (head_dim,), norm, 1e-6), F.rms_norm(k, (head_dim,), norm, 1e-6)
     angles = cos_sin[batch.positions.long()]

@@ -27,7 +27,7 @@ def _gated_program(gate_up, out, SIZE: tl.constexpr, BLOCK: tl.constexpr, IS_SIL
     if not IS_SILU:
         # gelu_tanh(x) = x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3))
         argument = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
-    activated = gate / (1.0 + tl.exp(-argument))
+    activated = gate / (1.0 + tl.exp(-tl.maximum(argument, -80.0)))
     tl.store(out + row * SIZE + columns, (activated * up).to(out.dtype.element_ty), mask=mask)
 
 

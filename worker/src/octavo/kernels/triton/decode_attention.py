@@ -52,7 +52,8 @@ def decode_config(head_dim: int, element_bytes: int) -> DecodeConfig:
         block_tokens=block_tokens,
         min_split_tokens=max(128, block_tokens),
         num_warps=4,
-        num_stages=4 if element_bytes < 4 else 3,
+        # Reading through the block table, the compiler loads (num_stages - 1) // 2 tiles ahead.
+        num_stages=5,
     )
 
 
@@ -257,7 +258,7 @@ def decode_attention(
     max_seen = batch.max_context_len if window is None else min(batch.max_context_len, window)
     num_pairs = num_sequences * num_kv_heads
     splits = num_decode_splits(num_pairs, max_seen, machine.num_multiprocessors, config)
-    partial, logsumexp = out, out  # unused with one split
+    partial, logsumexp = machine.unused, machine.unused
     if splits > 1:
         shape = (num_pairs, splits, group_size)
         partial = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)

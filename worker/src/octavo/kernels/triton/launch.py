@@ -32,6 +32,8 @@ class Machine:
     device: torch.device
     num_multiprocessors: int
     arrivals: Tensor
+    unused: Tensor
+    """float32, for pointers that a launch must pass and will not follow."""
 
     @classmethod
     def of(cls, device: torch.device, num_multiprocessors: int | None = None) -> Machine:
@@ -41,7 +43,8 @@ class Machine:
             if device.type == "cuda":
                 num_multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
         arrivals = torch.zeros(MAX_ARRIVALS, dtype=torch.int32, device=device)
-        return cls(device, num_multiprocessors, arrivals)
+        unused = torch.zeros(16, dtype=torch.float32, device=device)
+        return cls(device, num_multiprocessors, arrivals, unused)
 
 
 def next_power_of_two(value: int) -> int:

@@ -44,8 +44,8 @@ def prefill_config(head_dim: int, group_size: int, element_bytes: int) -> Prefil
     if head_dim <= 64:
         return PrefillConfig(max(128, min_rows), 128, 8, 3)
     if head_dim <= 128:
-        return PrefillConfig(max(128, min_rows), 64, 8, 3)
-    return PrefillConfig(max(128, min_rows), 64, 8, 2)
+        return PrefillConfig(max(128, min_rows), 64, 8, 5)
+    return PrefillConfig(max(128, min_rows), 32, 8, 3)
 
 
 @triton.jit
@@ -76,6 +76,7 @@ def _attend_tile(
     value_cache,
     table,
     first,
+    begin_seen,
     end,
     kv_head,
     key_block_stride,
@@ -96,6 +97,8 @@ def _attend_tile(
     tokens = first + tl.arange(0, BLOCK_TOKENS)
     dims = tl.arange(0, BLOCK_DIM)
     mask = tokens < end
+    if WINDOW > 0:
+        mask = mask & (tokens >= begin_seen)
     blocks, offsets = locate_tokens(table, tokens, mask, kv_head, HEAD_DIM, BLOCK_SIZE, MASKED)
     key_rows = key_cache + blocks * key_block_stride + offsets
     value_rows = value_cache + blocks * value_block_stride + offsets
@@ -173,27 +176,29 @@ def _prefill_program(
         queries = tl.load(q + q_rows[:, None] + dims[None, :], mask=inside, other=0.0)
         positions = num_cached + tile_queries
         first_position = num_cached + first_query
-        # Keys begin : clear are seen by every row, keys clear : end by some.
+        # Keys 0 : clear are seen by every row, keys clear : end by some.
         end = num_cached + tl.minimum(first_query + BLOCK_QUERIES, num_queries)
-        begin = first_position * 0
+        begin_seen = first_position * 0
         clear = (first_position + 1) // BLOCK_TOKENS * BLOCK_TOKENS
         if WINDOW > 0:
-            begin = tl.maximum(first_position - WINDOW + 1, 0) // BLOCK_TOKENS * BLOCK_TOKENS
-            clear = begin
+            # With a window every tile is masked; what lies before it may be anything.
+            begin_seen = tl.maximum(first_position - WINDOW + 1, 0)
+            clear = begin_seen
         table = block_tables + sequence.to(tl.int64) * table_stride
         largest = tl.full([BLOCK_ROWS], -float("inf"), tl.float32)
         total = tl.zeros([BLOCK_ROWS], tl.float32)
         result = tl.zeros([BLOCK_ROWS, BLOCK_DIM], tl.float32)
         if WINDOW == 0:
-            for first in range(begin, clear, BLOCK_TOKENS):
+            for first in range(0, clear, BLOCK_TOKENS):
                 largest, total, result = _attend_tile(
-                    queries, positions, key_cache, value_cache, table, first, end, kv_head,
-                    key_block_stride, value_block_stride, score_scale, largest, total, result,
+                    queries, positions, key_cache, value_cache, table, first, begin_seen, end,
+                    kv_head, key_block_stride, value_block_stride, score_scale,
+                    largest, total, result,
                     HEAD_DIM, BLOCK_SIZE, WINDOW, BLOCK_DIM, BLOCK_TOKENS, False, INTERPRETED,
                 )  # fmt: skip
         for first in range(clear, end, BLOCK_TOKENS):
             largest, total, result = _attend_tile(
-                queries, positions, key_cache, value_cache, table, first, end, kv_head,
+                queries, positions, key_cache, value_cache, table, first, begin_seen, end, kv_head,
                 key_block_stride, value_block_stride, score_scale, largest, total, result,
                 HEAD_DIM, BLOCK_SIZE, WINDOW, BLOCK_DIM, BLOCK_TOKENS, True, INTERPRETED,
             )  # fmt: skip

@@ -120,8 +120,8 @@ def _kth_largest(row_logits, temperature, k, VOCAB_SIZE: tl.constexpr, BLOCK: tl
     lanes = tl.arange(0, BLOCK)
     prefix = tl.zeros([], tl.uint32)
     remaining = k
-    for step in range(4):
-        shift = (24 - 8 * step).to(tl.uint32)
+    shift = tl.full([], 24, tl.uint32)
+    for _ in range(4):
         counts = tl.zeros([256], tl.int32)
         for first in range(0, VOCAB_SIZE, BLOCK):
             ids = first + lanes
@@ -130,7 +130,7 @@ def _kth_largest(row_logits, temperature, k, VOCAB_SIZE: tl.constexpr, BLOCK: tl
             bits = tl.div_rn(x, temperature).to(tl.uint32, bitcast=True)
             # Unsigned keys in the order of the floats.
             is_negative = (bits >> 31) != 0
-            keys = tl.where(is_negative, ~bits, bits | 0x80000000)
+            keys = tl.where(is_negative, bits ^ 0xFFFFFFFF, bits | 0x80000000)
             # Only keys that agree in the bytes found so far (a shift by 32 is undefined).
             mask = mask & ((((keys ^ prefix) >> shift) >> 8) == 0)
             digits = ((keys >> shift) & 0xFF).to(tl.int32)
@@ -141,8 +141,9 @@ def _kth_largest(row_logits, temperature, k, VOCAB_SIZE: tl.constexpr, BLOCK: tl
         above = tl.max(tl.where(is_reached == 0, at_least, 0), axis=0)
         remaining -= above
         prefix = prefix | (digit.to(tl.uint32) << shift)
+        shift -= 8
     is_positive = (prefix >> 31) != 0
-    bits = tl.where(is_positive, prefix & 0x7FFFFFFF, ~prefix)
+    bits = tl.where(is_positive, prefix & 0x7FFFFFFF, prefix ^ 0xFFFFFFFF)
     return bits.to(tl.float32, bitcast=True)
 
 

@@ -1,0 +1,87 @@
+"""Triton's programs on the device: the unit suite's cases again, and larger ones."""
+
+import os
+from functools import partial
+
+import pytest
+import torch
+
+import kernel_parity
+from kernel_parity import AttentionShape, Trial
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
+        reason="needs a CUDA device and compiled programs",
+    ),
+]
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+LARGE: dict[str, kernel_parity.Run] = {
+    "norm-8b": partial(kernel_parity.norms, num_tokens=513, size=4096),
+    "norm-wide": partial(kernel_parity.norms, num_tokens=3, size=16384),
+    "activation-8b": partial(kernel_parity.activations, num_tokens=300, size=14336),
+    "rope-8b": partial(
+        kernel_parity.rope,
+        heads=(32, 8),
+        head_dim=128,
+        rotary_dim=128,
+        has_norm=True,
+        num_tokens=700,
+    ),
+    "decode-8b": partial(
+        kernel_parity.attention,
+        shape=AttentionShape(
+            tuple((13 * row % 900, 1) for row in range(70)),
+            70,
+            group_size=4,
+            num_kv_heads=8,
+            head_dim=128,
+            num_padding=10,
+        ),
+    ),
+    "mixed-8b": partial(
+        kernel_parity.attention,
+        shape=AttentionShape(
+            ((700, 1), (3, 1), (0, 1000), (511, 300), (64, 2), (0, 129)),
+            2,
+            group_size=4,
+            num_kv_heads=8,
+            head_dim=128,
+            num_padding=2,
+        ),
+    ),
+    "mixed-gemma": partial(
+        kernel_parity.attention,
+        shape=AttentionShape(
+            ((700, 1), (0, 800), (600, 200)), 1, group_size=4, num_kv_heads=1, head_dim=256,
+            window=512,
+        ),
+    ),
+    **{
+        f"sampling-{name}-{vocab_size}": partial(
+            kernel_parity.sampling, vocab_size=vocab_size, num_rows=num_rows, batch=batch
+        )
+        for name, batch in kernel_parity.SAMPLING_BATCHES.items()
+        for vocab_size, num_rows in [(128256, 64), (262144, 5)]
+    },
+    "noise-128256": partial(kernel_parity.noise, num_rows=64, vocab_size=128256),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", kernel_parity.CASES)
+def test_program_agrees_with_the_reference(case: str, dtype: torch.dtype) -> None:
+    seed = int(torch.seed() % 2**31)
+    print(f"seed {seed}")
+    kernel_parity.check(case, torch.device("cuda"), dtype, seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", LARGE)
+def test_program_agrees_with_the_reference_on_large_shapes(case: str, dtype: torch.dtype) -> None:
+    seed = int(torch.seed() % 2**31)
+    print(f"seed {seed}")
+    LARGE[case](Trial(torch.device("cuda"), dtype, seed))

@@ -1,0 +1,494 @@
+"""Every Triton kernel against the reference, as named cases for any device.
+
+Run as a program with ``TRITON_INTERPRET=1`` for the interpreter (it must be set before Triton is
+imported, so the unit tests start a process of their own): prints one JSON line for each case named
+on the command line, with its error or null. The GPU tests call :func:`check` in their process.
+
+Inputs are random, fresh for every seed; caches hold NaN wherever no visible token lies, unused
+table entries point nowhere, and uninitialised outputs are NaN.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.kernels.interface import AttentionBatch, SamplingBatch
+from octavo.kernels.philox import gumbel_noise
+from octavo.kernels.reference import ReferenceKernels, filter_logits
+
+_NOWHERE = 1 << 28
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Let ``torch.empty`` give NaN (and the largest integers) instead of whatever lay there."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Where and on what a case runs."""
+
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+
+    def randn(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.randn(shape, device=self.device).to(dtype or self.dtype)
+
+    def ints(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=self.device)
+
+    def assert_close(self, actual: Tensor, expected: Tensor) -> None:
+        """float32: every element within 1e-5. Else: the error's norm under 1 % of the result's."""
+        assert actual.shape == expected.shape
+        assert actual.dtype == expected.dtype
+        assert actual.isfinite().all(), "not every element was written, or something was NaN"
+        if self.dtype == torch.float32:
+            torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+        error = (actual.double() - expected.double()).norm()
+        limit = 1e-2 * expected.double().norm()
+        assert error <= limit, f"error of norm {error:.3g} over {limit:.3g}"
+
+
+def _triton(trial: Trial) -> Any:
+    from octavo.kernels.triton import TritonKernels
+
+    return TritonKernels(trial.device)
+
+
+REFERENCE = ReferenceKernels()
+
+
+# Row kernels
+
+
+def norms(trial: Trial, num_tokens: int, size: int) -> None:
+    x, residual = trial.randn(num_tokens, size), trial.randn(num_tokens, size)
+    weight = trial.randn(size, dtype=torch.float32)
+    kernels = _triton(trial)
+    with poisoned_memory():
+        out = kernels.rms_norm(x, weight, 1e-6)
+    trial.assert_close(out, REFERENCE.rms_norm(x, weight, 1e-6))
+    added = residual.clone()
+    expected = REFERENCE.add_rms_norm(x, residual, weight, 1e-6)
+    with poisoned_memory():
+        out = kernels.add_rms_norm(x, added, weight, 1e-6)
+    trial.assert_close(out, expected)
+    trial.assert_close(added, residual)
+    if trial.device.type == "cuda":  # the interpreter does not round float32 to bf16 as torch does
+        assert torch.equal(added, residual)
+
+
+def activations(trial: Trial, num_tokens: int, size: int) -> None:
+    gate_up = 4 * trial.randn(num_tokens, 2 * size)
+    gate_up[0, 0], gate_up[0, 1] = 80.0, -80.0
+    kernels = _triton(trial)
+    with poisoned_memory():
+        silu, gelu = kernels.silu_mul(gate_up), kernels.gelu_tanh_mul(gate_up)
+    trial.assert_close(silu, REFERENCE.silu_mul(gate_up))
+    trial.assert_close(gelu, REFERENCE.gelu_tanh_mul(gate_up))
+
+
+def rope(
+    trial: Trial,
+    heads: tuple[int, int],
+    head_dim: int,
+    rotary_dim: int,
+    has_norm: bool,
+    block_size: int = 16,
+    num_tokens: int = 5,
+) -> None:
+    num_heads, num_kv_heads = heads
+    num_blocks = num_tokens
+    qkv = trial.randn(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim)
+    angles = trial.randn(40, rotary_dim, dtype=torch.float32)
+    norm = trial.randn(head_dim, dtype=torch.float32) if has_norm else None
+    slots = torch.randperm(num_blocks * block_size)[:num_tokens].int().to(trial.device)
+    slots[1::3] = -1
+    batch = AttentionBatch(
+        query_starts=trial.ints([0, num_tokens]),
+        context_lens=trial.ints([num_tokens]),
+        block_tables=trial.ints([0])[None],
+        positions=torch.randint(40, (num_tokens,)).int().to(trial.device),
+        slots=slots,
+        num_decodes=0,
+        max_query_len=num_tokens,
+        max_context_len=num_tokens,
+    )
+    # Key and value blocks interleaved in one tensor: block strides are not the block's size.
+    cache = trial.randn(num_blocks, 2, num_kv_heads, block_size, head_dim)
+    expected_cache = cache.clone()
+    expected = REFERENCE.rope_and_cache(
+        qkv.clone(), angles, expected_cache[:, 0], expected_cache[:, 1], batch, num_heads,
+        norm, norm, 1e-6,
+    )  # fmt: skip
+    out = _triton(trial).rope_and_cache(
+        qkv, angles, cache[:, 0], cache[:, 1], batch, num_heads, norm, norm, 1e-6
+    )
+    trial.assert_close(out, expected)
+    trial.assert_close(cache, expected_cache)
+
+
+# Attention
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """A batch of sequences: (tokens in the cache before, new tokens); decodes come first."""
+
+    sequences: tuple[tuple[int, int], ...]
+    num_decodes: int
+    group_size: int = 2
+    num_kv_heads: int = 2
+    head_dim: int = 64
+    block_size: int = 16
+    window: int | None = None
+    num_padding: int = 0
+    """Sequences past the last: of no tokens, or (in a batch of decodes) of length 0."""
+
+
+def attention_batch(trial: Trial, shape: AttentionShape) -> tuple[AttentionBatch, int]:
+    """The batch, and the number of blocks its cache needs."""
+    query_lens = [new for _, new in shape.sequences]
+    context_lens = [cached + new for cached, new in shape.sequences]
+    num_blocks = [-(-length // shape.block_size) for length in context_lens]
+    order = torch.randperm(sum(num_blocks) + 1)
+    num_sequences = len(query_lens) + shape.num_padding
+    tables = torch.full((num_sequences, max(num_blocks) + 1), _NOWHERE)
+    taken = 0
+    for row, count in enumerate(num_blocks):
+        tables[row, :count] = order[taken : taken + count]
+        taken += count
+    is_all_decodes = shape.num_decodes == len(query_lens)
+    padded_lens = query_lens + [int(is_all_decodes)] * shape.num_padding
+    starts = torch.tensor([0, *padded_lens]).cumsum(0)
+    num_tokens = int(starts[-1])
+    batch = AttentionBatch(
+        query_starts=starts.int().to(trial.device),
+        context_lens=trial.ints(context_lens + [0] * shape.num_padding),
+        block_tables=tables.int().to(trial.device),
+        positions=trial.ints([0] * num_tokens),
+        slots=trial.ints([-1] * num_tokens),
+        num_decodes=num_sequences if is_all_decodes else shape.num_decodes,
+        max_query_len=max(query_lens),
+        max_context_len=max(context_lens),
+    )
+    return batch, sum(num_blocks) + 1
+
+
+def paged_cache(
+    trial: Trial, shape: AttentionShape, batch: AttentionBatch, num_blocks: int
+) -> tuple[Tensor, Tensor]:
+    """Random keys and values where a sequence has a visible token, NaN everywhere else."""
+    cache = torch.full(
+        (num_blocks, 2, shape.num_kv_heads, shape.block_size, shape.head_dim),
+        float("nan"),
+        dtype=trial.dtype,
+        device=trial.device,
+    )
+    for row, (cached, new) in enumerate(shape.sequences):
+        first = 0 if shape.window is None else max(0, cached - shape.window + 1)
+        for position in range(first, cached + new):
+            block = int(batch.block_tables[row, position // shape.block_size])
+            cell = cache[block, :, :, position % shape.block_size]
+            cell.copy_(torch.randn(cell.shape, device=trial.device))
+    return cache[:, 0], cache[:, 1]
+
+
+def attention(trial: Trial, shape: AttentionShape) -> None:
+    batch, num_blocks = attention_batch(trial, shape)
+    keys, values = paged_cache(trial, shape, batch, num_blocks)
+    num_heads = shape.group_size * shape.num_kv_heads
+    num_tokens = int(batch.query_starts[-1])
+    # As a view of a merged product, so that rows are not the size of q.
+    q = trial.randn(num_tokens, num_heads + 2, shape.head_dim)[:, :num_heads]
+    expected = _masked_reference(q, keys, values, batch, shape)
+    kernels = _triton(trial)
+    for _ in range(2):  # the second call finds the counters as the first left them
+        with poisoned_memory():
+            out = kernels.paged_attention(q, keys, values, batch, 0.3, shape.window)
+        trial.assert_close(out, expected)
+
+
+def _masked_reference(
+    q: Tensor, keys: Tensor, values: Tensor, batch: AttentionBatch, shape: AttentionShape
+) -> Tensor:
+    """The reference over a cache without NaN: it gives hidden tokens weight 0, but reads them."""
+    return REFERENCE.paged_attention(
+        q, keys.nan_to_num(), values.nan_to_num(), batch, 0.3, shape.window
+    )
+
+
+def decode_long(trial: Trial) -> None:
+    """Many splits of one sequence, beside a short one that has one split of them."""
+    lengths = ((1500, 1), (3, 1), (700, 1)) if trial.device.type == "cpu" else (
+        (30000, 1), (3, 1), (7000, 1))  # fmt: skip
+    attention(trial, AttentionShape(lengths, 3, group_size=4, num_kv_heads=1))
+
+
+# Sampling
+
+
+def sampling_batch(
+    trial: Trial,
+    num_rows: int,
+    temperatures: list[float],
+    top_k: list[int] | None = None,
+    top_p: list[float] | None = None,
+    min_p: list[float] | None = None,
+) -> SamplingBatch:
+    """Parameters repeated over the rows; seeds and positions are random."""
+
+    def cycle(values: list[float], dtype: torch.dtype) -> Tensor:
+        repeated = (values * num_rows)[:num_rows]
+        return torch.tensor(repeated, dtype=dtype, device=trial.device)
+
+    return SamplingBatch(
+        temperature=cycle(temperatures, torch.float32),
+        top_k=cycle([*(top_k or [0])], torch.int32),
+        top_p=cycle(top_p or [1.0], torch.float32),
+        min_p=cycle(min_p or [0.0], torch.float32),
+        seeds=torch.randint(-(2**62), 2**62, (num_rows,)).to(trial.device),
+        positions=torch.randint(2**20, (num_rows,)).int().to(trial.device),
+        all_greedy=all(value == 0 for value in temperatures),
+        any_filter=bool(top_k or top_p or min_p),
+    )
+
+
+def assert_same_draw(ids: Tensor, logits: Tensor, batch: SamplingBatch) -> None:
+    """The ids are the reference's, or their scores tie with its within float32 rounding.
+
+    Filters are compared with their limits moved outwards by a hair, for the same reason.
+    """
+    expected = REFERENCE.sample(logits, batch)
+    assert ids.dtype == torch.int64
+    differs = ids != expected
+    if not differs.any():
+        return
+    is_greedy = batch.temperature == 0
+    assert not (differs & is_greedy).any(), "a greedy row missed its argmax"
+    scaled = logits / torch.where(is_greedy, 1.0, batch.temperature)[:, None]
+    wide = replace(batch, top_p=batch.top_p + 1e-5, min_p=batch.min_p * (1 - 1e-5))
+    tight = replace(batch, top_p=batch.top_p - 1e-5, min_p=batch.min_p * (1 + 1e-5))
+    noise = gumbel_noise(batch.seeds, batch.positions, logits.shape[1])
+    scores = scaled.double() + noise
+    for row in differs.nonzero().flatten().tolist():
+        kept = _kept(scaled, wide)[row]
+        assert kept[ids[row]], f"row {row}: token {int(ids[row])} was filtered out"
+        sure = scores[row].masked_fill(~_kept(scaled, tight)[row], -float("inf"))
+        assert scores[row, ids[row]] >= sure.max() - 1e-4, f"row {row}: not the best score"
+
+
+def _kept(scaled: Tensor, batch: SamplingBatch) -> Tensor:
+    return filter_logits(scaled, batch.top_k, batch.top_p, batch.min_p) > -float("inf")
+
+
+def sampling(
+    trial: Trial, vocab_size: int, num_rows: int, batch: Callable[[Trial, int], SamplingBatch]
+) -> None:
+    parameters = batch(trial, num_rows)
+    logits = 3 * trial.randn(num_rows, vocab_size, dtype=torch.float32)
+    logits[0, : vocab_size // 2] = -float("inf")  # as a grammar's mask leaves a row
+    logits[1, 3::7] = logits[1].max()  # ties
+    if num_rows > 2:
+        logits[2] = -float("inf")
+        logits[2, vocab_size - 1] = -3.0
+    kernels = _triton(trial)
+    for _ in range(2):
+        with poisoned_memory():
+            ids = kernels.sample(logits, parameters)
+        assert_same_draw(ids, logits, parameters)
+
+
+def noise(trial: Trial, num_rows: int, vocab_size: int) -> None:
+    """Equal logits: the argmax is of the noise alone."""
+    batch = sampling_batch(trial, num_rows, [1.0])
+    logits = torch.zeros(num_rows, vocab_size, device=trial.device)
+    assert_same_draw(_triton(trial).sample(logits, batch), logits, batch)
+
+
+# Penalties
+
+
+def penalties(trial: Trial, counts_dtype: torch.dtype, vocab_size: int) -> None:
+    from octavo.kernels.triton.penalties import (
+        count_tokens,
+        penalize,
+        penalize_reference,
+        prompt_flag,
+    )
+
+    flag = prompt_flag(counts_dtype)
+    counts = torch.randint(-6, 4, (5, vocab_size)).clamp(min=0)
+    counts += flag * (torch.rand(5, vocab_size) < 0.2)
+    counts = counts.to(counts_dtype).to(trial.device)
+    logits = trial.randn(4, vocab_size, dtype=torch.float32)
+    rows = trial.ints([4, -1, 0, 2])
+    strengths = [
+        torch.tensor(values, device=trial.device)
+        for values in ([1.3, 2.0, 1.0, 0.7], [0.5, 1.0, 0.0, -0.5], [0.1, 1.0, 0.0, 0.3])
+    ]
+    expected = logits.clone()
+    penalize_reference(expected, counts, rows, *strengths)
+    penalize(logits, counts, rows, *strengths)
+    replace(trial, dtype=torch.float32).assert_close(logits, expected)
+    counts[0, 5], before = flag - 1, counts.clone()
+    before[0, 5] = flag - 1
+    count_tokens(counts, rows, torch.tensor([7, 7, 5, 0], device=trial.device))
+    before[4, 7] += 1
+    before[2, 0] += 1
+    assert torch.equal(counts, before)
+
+
+# What the host decides
+
+
+def splits(trial: Trial) -> None:
+    """Splits fill the device, never exceed what the lengths can use, and are powers of two."""
+    from octavo.kernels.triton.decode_attention import DecodeConfig, num_decode_splits
+
+    config = DecodeConfig(64, 128, 4, 5, programs_per_multiprocessor=4, max_splits=64)
+    assert num_decode_splits(8, 8192, 132, config) == 64
+    assert num_decode_splits(8, 100, 132, config) == 1
+    assert num_decode_splits(8, 512, 132, config) == 4
+    assert num_decode_splits(64 * 8, 8192, 132, config) == 2
+    assert num_decode_splits(256 * 8, 8192, 132, config) == 1
+    assert num_decode_splits(1 << 20, 8192, 132, config) == 1
+
+
+def chunks(trial: Trial) -> None:
+    """Chunks cover every vocabulary, none is empty, and they fit the merging program."""
+    from octavo.kernels.triton import sampling as module
+
+    for vocab_size in [1, 100, 32000, 128256, 151936, 262144]:
+        for num_rows in [1, 2, 7, 64, 256, 1000]:
+            blocks, count = module.chunks_of(num_rows, vocab_size, 132)
+            assert 1 <= count <= module._MAX_CHUNKS
+            size = blocks * module._BLOCK
+            assert (count - 1) * size < vocab_size <= count * size
+
+
+Run = Callable[[Trial], None]
+
+SAMPLING_BATCHES: dict[str, Callable[[Trial, int], SamplingBatch]] = {
+    "greedy": lambda trial, rows: sampling_batch(trial, rows, [0.0]),
+    "random": lambda trial, rows: sampling_batch(trial, rows, [0.7, 1.0, 3.0]),
+    "mixed": lambda trial, rows: sampling_batch(trial, rows, [0.0, 1.0, 0.6]),
+    "top-k": lambda trial, rows: sampling_batch(trial, rows, [1.0], top_k=[1, 3, 40, 10**6, 0]),
+    "top-p": lambda trial, rows: sampling_batch(trial, rows, [0.7], top_p=[0.9, 0.3, 0.0, 1.0]),
+    "min-p": lambda trial, rows: sampling_batch(trial, rows, [1.5], min_p=[0.1, 0.0, 1.0]),
+    "all-filters": lambda trial, rows: sampling_batch(
+        trial, rows, [0.6, 0.0, 2.0],
+        top_k=[20, 5, 0, 200], top_p=[0.95, 0.5, 1.0], min_p=[0.0, 0.05],
+    ),
+}  # fmt: skip
+
+MIXED = ((17, 1), (40, 1), (0, 19), (21, 6), (0, 2))
+
+
+def _cases() -> dict[str, Run]:
+    """Small cases: any device, any dtype."""
+    cases: dict[str, Run] = {}
+    for num_tokens, size in [(3, 64), (1, 576), (2, 1000)]:
+        cases[f"norm-{num_tokens}x{size}"] = partial(norms, num_tokens=num_tokens, size=size)
+        cases[f"activation-{num_tokens}x{size}"] = partial(
+            activations, num_tokens=num_tokens, size=size
+        )
+    for heads, head_dim, rotary_dim, has_norm, block_size in [
+        ((4, 2), 64, 64, False, 16),
+        ((9, 3), 64, 64, True, 32),
+        ((2, 1), 80, 32, True, 16),
+        ((3, 3), 96, 96, False, 8),
+        ((16, 1), 128, 128, True, 16),
+        ((12, 12), 256, 64, False, 16),
+    ]:
+        name = f"rope-{heads[0]}/{heads[1]}x{head_dim}r{rotary_dim}" + "-norm" * has_norm
+        cases[name] = partial(
+            rope,
+            heads=heads,
+            head_dim=head_dim,
+            rotary_dim=rotary_dim,
+            has_norm=has_norm,
+            block_size=block_size,
+        )
+    for name, shape in ATTENTION_SHAPES.items():
+        cases[name] = partial(attention, shape=shape)
+    cases["decode-long"] = decode_long
+    for name, batch in SAMPLING_BATCHES.items():
+        cases[f"sampling-{name}"] = partial(sampling, vocab_size=1000, num_rows=5, batch=batch)
+    cases["sampling-odd-vocab"] = lambda t: sampling(t, 777, 2, SAMPLING_BATCHES["mixed"])
+    cases["sampling-noise"] = lambda t: noise(t, 8, 2048)
+    cases["splits"] = splits
+    cases["chunks"] = chunks
+    cases["penalties-int16"] = lambda t: penalties(t, torch.int16, 600)
+    cases["penalties-int32"] = lambda t: penalties(t, torch.int32, 300)
+    return cases
+
+
+def _attention_shapes() -> dict[str, AttentionShape]:
+    decodes = ((0, 1), (15, 1), (16, 1), (130, 1))
+    shapes = {
+        f"decode-group{group}": AttentionShape(decodes[1:], 3, group_size=group, num_kv_heads=1)
+        for group in [1, 2, 3, 5, 7, 8, 12, 16]
+    }
+    for head_dim, block_size in [(64, 32), (80, 16), (96, 16), (128, 8), (256, 16)]:
+        shapes[f"decode-head{head_dim}-block{block_size}"] = AttentionShape(
+            decodes, 4, head_dim=head_dim, block_size=block_size
+        )
+        shapes[f"prefill-head{head_dim}-block{block_size}"] = AttentionShape(
+            ((33, 9), (0, 40)), 0, head_dim=head_dim, block_size=block_size, num_kv_heads=1
+        )
+    for window in [1, 7, 40, 1000]:
+        shapes[f"decode-window{window}"] = AttentionShape(decodes, 4, window=window)
+        shapes[f"mixed-window{window}"] = AttentionShape(MIXED, 2, window=window)
+    for group in [1, 3, 7, 16]:
+        shapes[f"mixed-group{group}"] = AttentionShape(
+            MIXED, 2, group_size=group, num_kv_heads=1, num_padding=2
+        )
+    shapes["decode-padded"] = AttentionShape(decodes, 4, num_padding=3)
+    shapes["prefill-alone"] = AttentionShape(((0, 70),), 0)
+    shapes["prefill-prefix"] = AttentionShape(((150, 33), (64, 64), (1, 2)), 0)
+    shapes["prefill-one-token"] = AttentionShape(((5, 1), (0, 1), (70, 1)), 0)
+    return shapes
+
+
+ATTENTION_SHAPES = _attention_shapes()
+CASES = _cases()
+
+
+def check(name: str, device: torch.device, dtype: torch.dtype, seed: int) -> None:
+    """Run one case; an AssertionError says what differs."""
+    torch.manual_seed(seed)
+    CASES[name](Trial(device, dtype, seed))
+
+
+def main(names: list[str]) -> None:
+    seed = int(torch.seed() % 2**31)
+    for name in names:
+        for dtype in [torch.float32, torch.bfloat16]:
+            error = None
+            try:
+                check(name, torch.device("cpu"), dtype, seed)
+            except Exception:
+                error = f"seed {seed}, {dtype}\n{traceback.format_exc()}"
+            print(json.dumps({"case": name, "dtype": str(dtype), "error": error}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or list(CASES))
