@@ -102,8 +102,6 @@ class GenerationEvent:
     """The prompt as the engine sees it, on the first event of a request."""
     timings: RequestTimings | None = None
     """On the last event of a choice."""
-    error: str | None = None
-    """With finish_reason ``error``: what went wrong."""
 
     def api_finish(self) -> tuple[str | None, int | str | None]:
         """finish_reason and stop_reason as clients of the API know them: OpenAI has no word for
@@ -121,7 +119,6 @@ class GenerationEvent:
         self.finish_reason = later.finish_reason
         self.stop_reason = later.stop_reason
         self.timings = later.timings
-        self.error = later.error
         self.num_cached_tokens = later.num_cached_tokens or self.num_cached_tokens
         self.num_prompt_tokens = later.num_prompt_tokens or self.num_prompt_tokens
         self.prompt_token_ids = self.prompt_token_ids or later.prompt_token_ids

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from octavo.config import ServerConfig
 from octavo.engine.interface import Engine, EngineState, ModelInfo
@@ -24,6 +25,7 @@ class ServerContext:
     metrics: ServerMetrics | None = None
     num_open: int = 0
     """Generation requests being answered now."""
+    _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     def model_names(self) -> tuple[str, ...]:
         """Names clients may use; the first is the one answers carry."""
@@ -67,7 +69,15 @@ class ServerContext:
     def track_request(self) -> Iterator[None]:
         """Count a generation request as open."""
         self.num_open += 1
+        self._idle.clear()
         try:
             yield
         finally:
             self.num_open -= 1
+            if not self.num_open:
+                self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Return when no generation request is open."""
+        if self.num_open:
+            await self._idle.wait()

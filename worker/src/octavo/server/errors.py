@@ -17,7 +17,6 @@ from octavo.errors import (
     InvalidRequestError,
     PromptTooLongError,
     QueueFullError,
-    RequestFailedError,
     UnknownModelError,
 )
 
@@ -79,8 +78,8 @@ def bad_request(
 
 
 def translate(error: Exception) -> ApiError | None:
-    """The answer to one of our errors; None when the error is not one a client caused or can
-    act on."""
+    """The answer to one of our errors; None when a client neither caused it nor can act on it,
+    as with RequestFailedError, whose message is for the log."""
     match error:
         case ApiError():
             return error
@@ -93,8 +92,6 @@ def translate(error: Exception) -> ApiError | None:
         case QueueFullError():
             seconds = str(max(1, math.ceil(error.retry_after_s)))
             return ApiError(429, str(error), code="queue_full", headers={"Retry-After": seconds})
-        case RequestFailedError():
-            return ApiError(500, f"Generation failed: {error}", code="generation_failed")
         case EngineDeadError():
             return ApiError(503, str(error), code="engine_dead")
         case _:

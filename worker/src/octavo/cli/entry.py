@@ -1,0 +1,46 @@
+"""Reads the arguments, runs the command, and turns our errors into one line and a status."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from octavo import __version__
+from octavo.cli.parser import build_parser, parse_arguments
+from octavo.errors import ConfigError, OctavoError
+
+_USAGE_STATUS = 2
+_INTERRUPTED_STATUS = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``octavo`` with ``arguments`` (``sys.argv`` if left out); returns the exit status."""
+    parsed = parse_arguments(build_parser(), arguments)
+    try:
+        return _run(parsed)
+    except OctavoError as error:
+        print(f"octavo: {error}", file=sys.stderr)
+        return _USAGE_STATUS if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED_STATUS
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    """Each command imports what it needs, so that the others start at once."""
+    match parsed.command:
+        case "serve":
+            from octavo.cli import serve
+
+            return serve.run(parsed)
+        case "chat":
+            from octavo.cli import chat
+
+            return chat.run(parsed)
+        case "fetch":
+            from octavo.cli import fetch
+
+            return fetch.run(parsed)
+        case _:
+            print(f"octavo {__version__}")
+            return 0

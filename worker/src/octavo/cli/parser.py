@@ -1,0 +1,116 @@
+"""The parser of ``octavo`` and its subcommands, and what is said of flags that it lacks.
+
+The flags of ``serve`` are in :mod:`octavo.cli.serve_flags`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+
+from octavo.cli.serve_flags import MODEL_HELP, add_serve_flags, add_source_flags
+from octavo.cli.values import count
+from octavo.cli.vllm_flags import refusal
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+_Commands = argparse._SubParsersAction
+_SERVE_EXAMPLES = """\
+examples:
+  octavo serve demo://smollm2-135m-instruct --served-model-name smollm2
+  octavo serve Qwen/Qwen3-8B --max-model-len 32K --gpu-memory-utilization 0.85
+  octavo serve ./model.gguf --device cpu --kv-cache-memory-bytes 2GiB --port 9000
+
+then:
+  curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{"messages": [{"role": "user", "content": "Hello!"}]}'
+
+Numbers may be written 4096, 4k (4,000) or 4K (4,096). Flags have vLLM's names where they mean
+the same; a flag of vLLM that is not supported is refused by name.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the ``octavo`` command, with all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="octavo",
+        description="Serve large language models behind an OpenAI-compatible API.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    serve = commands.add_parser(
+        "serve",
+        help="serve a model over HTTP",
+        description="Load a model and serve it over HTTP until Ctrl-C or SIGTERM, which drain.",
+        epilog=_SERVE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_serve_flags(serve)
+    _add_chat(commands)
+    _add_fetch(commands)
+    commands.add_parser("version", help="print the version", allow_abbrev=False)
+    return parser
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Parse; a flag that is unknown, or vLLM's and unsupported, ends with a sentence on it."""
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest:
+        flags = [word for word in rest if word.startswith("-")]
+        if flags:
+            parser.error(_unknown(flags[0], flags_of(parser, parsed.command)))
+        parser.error(f"unexpected: {' '.join(rest)}")
+    return parsed
+
+
+def flags_of(parser: argparse.ArgumentParser, command: str) -> set[str]:
+    """All flags of a command."""
+    for action in parser._actions:
+        if isinstance(action, _Commands) and command in action.choices:
+            actions = action.choices[command]._actions
+            return {name for each in actions for name in each.option_strings}
+    raise LookupError(command)
+
+
+def _unknown(flag: str, known: set[str]) -> str:
+    reason = refusal(flag)
+    if reason is not None:
+        return reason
+    name = flag.partition("=")[0]
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"unknown flag {name}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _add_chat(commands: _Commands[argparse.ArgumentParser]) -> None:
+    chat = commands.add_parser(
+        "chat",
+        help="talk to a running server",
+        description="Talk to a model behind any OpenAI-compatible server. /help lists commands.",
+        allow_abbrev=False,
+    )
+    chat.add_argument("--url", default=DEFAULT_URL, help="the server (default: %(default)s)")
+    chat.add_argument("--model", help="the model's name there (default: its first)")
+    chat.add_argument("--system", metavar="TEXT", help="a system message to begin with")
+    chat.add_argument(
+        "--api-key", metavar="KEY", help="bearer token (default: $OCTAVO_API_KEY, if set)"
+    )
+    chat.add_argument(
+        "--max-tokens", type=count, metavar="TOKENS", help="longest answer (default: no limit)"
+    )
+    chat.add_argument(
+        "--temperature", type=float, help="0: the likeliest words (default: the model's)"
+    )
+
+
+def _add_fetch(commands: _Commands[argparse.ArgumentParser]) -> None:
+    fetch = commands.add_parser(
+        "fetch",
+        help="download a model and say where it is",
+        description="Download a model, so that serving it later needs no network.",
+        allow_abbrev=False,
+    )
+    fetch.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    add_source_flags(fetch)

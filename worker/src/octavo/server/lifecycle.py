@@ -1,0 +1,158 @@
+"""From listening to exit: load in the background, serve, drain, and say how it ended.
+
+Knows signals, uvicorn and the engine's states; knows nothing of requests. It listens at once, so
+that probes can tell "loading" from "gone".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Protocol
+
+import uvicorn
+import uvloop
+
+from octavo.config import ServerConfig
+from octavo.engine.interface import Engine, EngineState, LoadProgress
+from octavo.logs import log_event
+from octavo.server.app import create_app
+from octavo.server.context import ServerContext
+
+_logger = logging.getLogger("octavo.server")
+_LOADING_POLL_S = 0.1
+_STATE_POLL_S = 0.2
+_FLUSH_LIMIT_S = 5.0
+"""How long answers may take to leave after their generation has ended."""
+_KEEP_ALIVE_S = 75
+"""Above the 60 s that proxies keep idle connections, so that it is the proxy that closes them."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Listener(Protocol):
+    """Who wants to know how far the server is, e.g. a terminal."""
+
+    def loading(self, progress: LoadProgress) -> None:
+        """Called several times a second until the model is loaded."""
+
+    def ready(self, model: str) -> None:
+        """Requests are taken from now on."""
+
+    def draining(self, num_open: int, timeout_s: float) -> None:
+        """Shutdown has begun."""
+
+
+def run(engine: Engine, config: ServerConfig, socket_: socket.socket, listener: Listener) -> int:
+    """Serve until a signal; returns the exit status: 0, or 1 when the engine died.
+
+    Raises what stopped the engine from loading. A second signal ends the process at once.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(Lifecycle(engine, config, listener).run(socket_))
+
+
+class Lifecycle:
+    """One run of the server."""
+
+    def __init__(self, engine: Engine, config: ServerConfig, listener: Listener) -> None:
+        self._engine = engine
+        self._config = config
+        self._listener = listener
+        self._stop = asyncio.Event()
+        app = create_app(engine, config)
+        self._context: ServerContext = app.state.context
+        self._http = _HttpServer(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=int(_FLUSH_LIMIT_S),
+            )
+        )
+
+    async def run(self, socket_: socket.socket) -> int:
+        """See :func:`run`."""
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._on_signal, number)
+        http = asyncio.create_task(self._http.serve(sockets=[socket_]), name="http")
+        stop = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            await self._engine.start()
+            if await self._load(stop, http):
+                await self._serve(stop, http)
+            return self._status()
+        finally:
+            stop.cancel()
+            await self._engine.close()
+            self._http.should_exit = True
+            await http
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def _status(self) -> int:
+        return 0 if self._stop.is_set() and self._engine.state is not EngineState.DEAD else 1
+
+    async def _load(self, stop: asyncio.Task[bool], http: asyncio.Task[None]) -> bool:
+        """True when ready, False when told to stop before."""
+        loading = asyncio.create_task(self._engine.wait_ready(), name="loading")
+        try:
+            while not (loading.done() or stop.done() or http.done()):
+                self._listener.loading(self._engine.progress())
+                await asyncio.wait(
+                    (loading, stop, http),
+                    timeout=_LOADING_POLL_S,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+            if not loading.done():
+                return False
+            await loading
+        finally:
+            loading.cancel()
+        self._listener.loading(self._engine.progress())
+        self._listener.ready(self._context.model_names()[0])
+        return True
+
+    async def _serve(self, stop: asyncio.Task[bool], http: asyncio.Task[None]) -> None:
+        while self._engine.state is EngineState.READY and not (stop.done() or http.done()):
+            await asyncio.wait(
+                (stop, http), timeout=_STATE_POLL_S, return_when=asyncio.FIRST_COMPLETED
+            )
+        if stop.done():
+            timeout_s = self._config.shutdown_timeout_s
+            self._listener.draining(self._context.num_open, timeout_s)
+            await self._engine.drain(timeout_s)
+        elif self._engine.state is EngineState.DEAD:
+            log_event(_logger, "the engine has died; the server exits", level=logging.ERROR)
+        await self._flush()
+
+    async def _flush(self) -> None:
+        """Let answers that are complete leave."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FLUSH_LIMIT_S):
+                await self._context.wait_idle()
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._stop.is_set():
+            # Nothing may delay this, neither threads nor clients. The engine's process ends with
+            # ours.
+            os._exit(128 + number)
+        self._stop.set()
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn, with signals left to us: it would stop listening before open requests end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
