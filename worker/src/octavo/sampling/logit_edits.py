@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from octavo.sampling.upload import upload
+
 
 @dataclass(frozen=True, slots=True)
 class RowEdits:
@@ -40,9 +42,9 @@ class RowEdits:
         if not biases and not barred:
             return None
         return cls(
-            torch.tensor(list(biases), dtype=torch.int64).to(device),
-            torch.tensor(list(biases.values()), dtype=torch.float32).to(device),
-            torch.tensor(barred, dtype=torch.int64).to(device),
+            upload(list(biases), torch.int64, device),
+            upload(list(biases.values()), torch.float32, device),
+            upload(barred, torch.int64, device),
             first_stop_position,
         )
 
@@ -64,8 +66,8 @@ class EditBatch:
         """``edits``: by row of the logits."""
 
         def spread(values: Sequence[int], sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
-            repeats = torch.tensor(sizes, dtype=torch.int64)
-            return torch.tensor(values, dtype=dtype).repeat_interleave(repeats).to(device)
+            pairs = zip(values, sizes, strict=True)
+            return upload([value for value, size in pairs for _ in range(size)], dtype, device)
 
         rows, parts = list(edits), list(edits.values())
         num_biases = [len(part.bias_ids) for part in parts]

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from octavo.sampling.upload import upload
+
 _FIRST_CAPACITY = 4
 _FIRST_LENGTH = 256
 
@@ -111,13 +113,13 @@ class PenaltyTables:
     def _list_seen(self, slot: int, ids: Sequence[int]) -> None:
         if len(ids) > self._seen_ids.shape[1]:
             self._lengthen(len(ids))
-        self._seen_ids[slot, : len(ids)] = torch.tensor(ids, dtype=torch.int64).to(self._device)
+        self._seen_ids[slot, : len(ids)] = upload(ids, torch.int64, self._device)
         self._num_seen[slot] = self._host_num_seen[slot] = len(ids)
 
     def _countable(self, token_ids: Sequence[int]) -> Tensor:
         """The ids as a device tensor, less those outside the vocabulary: no logit is theirs."""
-        ids = torch.tensor(token_ids, dtype=torch.int64)
-        return ids[(ids >= 0) & (ids < self._vocab_size)].to(self._device)
+        ids = [id for id in token_ids if 0 <= id < self._vocab_size]
+        return upload(ids, torch.int64, self._device)
 
     def _add_slots(self) -> None:
         old, new = self.capacity, max(_FIRST_CAPACITY, 2 * self.capacity)

@@ -22,6 +22,7 @@ from octavo.outputs import TokenLogprobs
 from octavo.sampling.logit_edits import EditBatch, RowEdits
 from octavo.sampling.logprobs import LogprobBatch, LogprobTensors
 from octavo.sampling.penalties import PenaltyBatch, PenaltyTables
+from octavo.sampling.upload import upload
 from octavo.sampling_params import SamplingParams
 
 
@@ -128,10 +129,9 @@ class Sampler:
             if params.has_penalty
             else None,
         )
-        floats = torch.tensor(
-            [0.0 if params.is_greedy else params.temperature, params.top_p, params.min_p]
-        )
-        self._floats[:, row] = floats.to(self._device)
+        temperature = 0.0 if params.is_greedy else params.temperature
+        floats = (temperature, params.top_p, params.min_p)
+        self._floats[:, row] = upload(floats, torch.float32, self._device)
         self._top_k[row] = max(params.top_k, 0) if params.top_k < self._vocab_size else 0
         self._seeds[row] = _signed(seed)
 
@@ -203,7 +203,7 @@ class Sampler:
 
     def _as_positions(self, positions: Tensor | Sequence[int]) -> Tensor:
         if not isinstance(positions, Tensor):
-            positions = torch.tensor(positions, dtype=torch.int32)
+            return upload(positions, torch.int32, self._device)
         return positions.to(self._device, torch.int32)
 
     def _compose(self, rows: tuple[int, ...]) -> _Composition:
@@ -244,9 +244,11 @@ class Sampler:
         if not slots:
             return None
         params = [held[index].params for index, _ in slots]
-        weights = torch.tensor(
-            [(p.repetition_penalty, p.presence_penalty, p.frequency_penalty) for p in params]
-        ).to(self._device)
+        weights = upload(
+            [(p.repetition_penalty, p.presence_penalty, p.frequency_penalty) for p in params],
+            torch.float32,
+            self._device,
+        )
         return PenaltyBatch(
             self._to_device([index for index, _ in slots]),
             self._to_device([slot for _, slot in slots]),
@@ -265,7 +267,7 @@ class Sampler:
         return LogprobBatch(self._to_device(list(wanted)), tuple(wanted), tuple(wanted.values()))
 
     def _to_device(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64).to(self._device)
+        return upload(values, torch.int64, self._device)
 
 
 def _at(batch: SamplingBatch, positions: Tensor) -> SamplingBatch:
