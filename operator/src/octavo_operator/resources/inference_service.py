@@ -1,0 +1,173 @@
+"""InferenceService: one model served by a set of worker pods.
+
+Knows the whole `spec`; knows nothing of the Kubernetes objects made from it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from octavo_operator.labels import ANNOTATION_UPGRADE, API_VERSION
+from octavo_operator.resources.accelerator import (
+    Accelerator,
+    Parallelism,
+    parse_accelerator,
+    parse_parallelism,
+)
+from octavo_operator.resources.engine import Engine, parse_engine
+from octavo_operator.resources.fields import Fields
+from octavo_operator.resources.model import Model, SecretKey, parse_model, parse_secret_key
+from octavo_operator.resources.rollout import Rollout, parse_rollout
+from octavo_operator.resources.scaling import Scaling, parse_scaling
+
+KIND: Final = "InferenceService"
+DEFAULT_API_KEY_KEY: Final = "api-key"
+_SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Monitoring:
+    """Whether the pods are announced to Prometheus, and whether alerts are made for them."""
+
+    pod_monitor: bool
+    alerts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceService:
+    """A parsed InferenceService.
+
+    replicas: how many pods; None when an autoscaler decides (then `scaling` is set).
+    cache_claim: PersistentVolumeClaim that keeps downloads; None for a folder per pod.
+    api_keys: Secrets with one accepted key a line each; empty means no authentication.
+    image: worker image the user asked for; None leaves it to the operator.
+    template: pod overlay, merged into the pod the operator makes.
+    upgrade: value of the upgrade annotation, or None.
+    unknown_fields: paths nobody knows, which the operator did not act upon.
+    """
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    model: Model
+    replicas: int | None
+    scaling: Scaling | None
+    parallelism: Parallelism
+    accelerator: Accelerator
+    engine: Engine
+    cache_claim: str | None
+    rollout: Rollout
+    inference_pool: bool
+    api_keys: tuple[SecretKey, ...]
+    monitoring: Monitoring
+    image: str | None
+    template: Mapping[str, Any]
+    upgrade: str | None
+    unknown_fields: tuple[str, ...]
+
+
+def parse_inference_service(resource: Mapping[str, Any]) -> InferenceService:
+    """The InferenceService in `resource`, a whole custom resource; raises ResourceError."""
+    top = Fields(resource, "")
+    _check_kind(top)
+    metadata = top.section("metadata")
+    name = _parse_name(metadata)
+    if not top.has("spec"):
+        raise top.error("spec", "is missing", "say at least spec.model.uri and spec.replicas")
+    spec = top.section("spec")
+    replicas, scaling = _parse_size(spec)
+    cache = spec.section("cache")
+    routing = spec.section("routing")
+    service = InferenceService(
+        name=name,
+        namespace=metadata.object_name("namespace") or "default",
+        uid=metadata.string("uid") or "",
+        generation=metadata.integer("generation", 0, 0, 2**62),
+        model=parse_model(spec.section("model"), name),
+        replicas=replicas,
+        scaling=scaling,
+        parallelism=parse_parallelism(spec.section("parallelism")),
+        accelerator=parse_accelerator(spec.section("accelerator")),
+        engine=parse_engine(spec.section("engine")),
+        cache_claim=cache.optional_section("pvc", _parse_claim),
+        rollout=parse_rollout(spec.section("rollout")),
+        inference_pool=routing.boolean("inferencePool", False),
+        api_keys=_parse_auth(spec.section("auth")),
+        monitoring=_parse_monitoring(spec.section("monitoring")),
+        image=spec.string("image", max_length=512),
+        template=spec.opaque("template"),
+        upgrade=_parse_upgrade(metadata),
+        unknown_fields=(),
+    )
+    for fields in (cache, routing, spec):
+        fields.note_unknown()
+    return _with_unknown(service, top.unknown)
+
+
+def _with_unknown(service: InferenceService, unknown: tuple[str, ...]) -> InferenceService:
+    return replace(service, unknown_fields=tuple(sorted(unknown)))
+
+
+def _check_kind(top: Fields) -> None:
+    api_version, kind = top.string("apiVersion"), top.string("kind")
+    if (api_version, kind) != (API_VERSION, KIND):
+        raise top.error(
+            "kind",
+            f"is {kind} of {api_version}",
+            f"this operator serves {KIND} of {API_VERSION}",
+        )
+
+
+def _parse_name(metadata: Fields) -> str:
+    name = metadata.required_string("name", "name the InferenceService")
+    if len(name) > 63 or not _SERVICE_NAME.fullmatch(name):
+        raise metadata.error(
+            "name",
+            f"is {name!r}, which cannot be the name of a Service",
+            "start with a letter and use at most 63 lower-case letters, digits and '-'",
+        )
+    return name
+
+
+def _parse_size(spec: Fields) -> tuple[int | None, Scaling | None]:
+    replicas = spec.optional_integer("replicas", 0, 1000)
+    scaling = spec.optional_section("scaling", parse_scaling)
+    if replicas is not None and scaling is not None:
+        raise spec.error(
+            "replicas",
+            f"is {replicas} beside scaling",
+            "give one of the two: a fixed number, or bounds for an autoscaler",
+        )
+    if replicas is None and scaling is None:
+        raise spec.error("replicas", "is missing", "give replicas (such as 1) or scaling")
+    return replicas, scaling
+
+
+def _parse_claim(fields: Fields) -> str:
+    claim = fields.required_object_name("name", "name a PersistentVolumeClaim in this namespace")
+    fields.note_unknown()
+    return claim
+
+
+def _parse_auth(fields: Fields) -> tuple[SecretKey, ...]:
+    keys = tuple(
+        parse_secret_key(item, DEFAULT_API_KEY_KEY) for item in fields.sections("apiKeySecretRefs")
+    )
+    fields.note_unknown()
+    return keys
+
+
+def _parse_monitoring(fields: Fields) -> Monitoring:
+    monitoring = Monitoring(
+        pod_monitor=fields.boolean("podMonitor", True), alerts=fields.boolean("alerts", False)
+    )
+    fields.note_unknown()
+    return monitoring
+
+
+def _parse_upgrade(metadata: Fields) -> str | None:
+    return dict(metadata.string_map("annotations")).get(ANNOTATION_UPGRADE)
