@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from octavo_operator.labels import selector_labels
 from octavo_operator.manifests.metadata import child_metadata
-from octavo_operator.manifests.probes import STARTUP_PATIENCE_S
 from octavo_operator.resources.inference_service import InferenceService
-
-PROGRESS_DEADLINE_S: Final = STARTUP_PATIENCE_S + 600
-"""Longer than a startup may take, so that a slow download is not called a failed rollout."""
 
 
 def deployment(
@@ -31,7 +27,7 @@ def deployment(
             },
         },
         "paused": service.rollout.is_paused,
-        "progressDeadlineSeconds": PROGRESS_DEADLINE_S,
+        "progressDeadlineSeconds": service.rollout.progress_deadline_s,
         "revisionHistoryLimit": 3,
         "template": dict(template),
     }

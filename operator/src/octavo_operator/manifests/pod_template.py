@@ -19,8 +19,14 @@ from octavo_operator.labels import (
 from octavo_operator.manifests.overlay import merge_overlay
 from octavo_operator.manifests.probes import worker_probes
 from octavo_operator.manifests.volumes import pod_volumes, worker_mounts
-from octavo_operator.manifests.worker_command import CACHE_MOUNT, WORKER_PORT, worker_command
+from octavo_operator.manifests.worker_command import (
+    CACHE_MOUNT,
+    WORKER_PORT,
+    is_downloaded,
+    worker_command,
+)
 from octavo_operator.resources.inference_service import InferenceService
+from octavo_operator.resources.model_uri import HubModel, ImageModel
 
 ENDPOINT_REMOVAL_S: Final = 5
 """A stopping pod keeps taking requests this long, until every node has dropped it from its tables.
@@ -36,6 +42,7 @@ CACHE_GROUP: Final = 65532
 """Group that may write to a cache volume, so that pods under any user id share it."""
 
 _CLAIM_NAME: Final = "accelerator"
+_TOKEN_KEY: Final = "token"
 
 
 def pod_template(service: InferenceService, image: str) -> dict[str, Any]:
@@ -70,6 +77,8 @@ def _pod_spec(service: InferenceService, image: str) -> dict[str, Any]:
         spec["nodeSelector"] = node_selector
     if tolerations:
         spec["tolerations"] = tolerations
+    if isinstance(service.model.source, ImageModel) and service.model.secret is not None:
+        spec["imagePullSecrets"] = [{"name": service.model.secret}]
     if service.accelerator.claim_template is not None:
         spec["resourceClaims"] = [
             {
@@ -86,6 +95,7 @@ def _container(service: InferenceService, image: str) -> dict[str, Any]:
         "image": image,
         "command": worker_command(service),
         "env": _environment(service),
+        **_credentials(service),
         "ports": [
             {"name": HTTP_PORT_NAME, "containerPort": WORKER_PORT, "protocol": "TCP"},
         ],
@@ -112,10 +122,21 @@ def _environment(service: InferenceService) -> list[dict[str, Any]]:
         {"name": "HOME", "value": "/tmp"},
         {"name": "TRITON_CACHE_DIR", "value": f"{CACHE_MOUNT}/triton"},
     ]
-    if service.model.secret is not None:
-        reference = {"name": service.model.secret.name, "key": service.model.secret.key}
+    if service.model.secret is not None and isinstance(service.model.source, HubModel):
+        reference = {"name": service.model.secret, "key": _TOKEN_KEY, "optional": True}
         environment.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
     return environment
+
+
+def _credentials(service: InferenceService) -> dict[str, Any]:
+    """Every key of the Secret as a variable (HF_TOKEN, AWS_ACCESS_KEY_ID, ...).
+
+    A hub token may also be stored under `token`; kubelet leaves a variable alone whose optional
+    key is missing, so either spelling works. A missing Secret keeps the container from starting.
+    """
+    if service.model.secret is None or not is_downloaded(service.model.source):
+        return {}
+    return {"envFrom": [{"secretRef": {"name": service.model.secret}}]}
 
 
 def _resources(service: InferenceService) -> dict[str, Any]:

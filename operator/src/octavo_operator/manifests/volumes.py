@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo_operator.manifests.worker_command import API_KEY_MOUNT, CACHE_MOUNT, MODEL_MOUNT
+from octavo_operator.manifests.worker_command import CACHE_MOUNT, MODEL_MOUNT, api_key_paths
 from octavo_operator.resources.inference_service import InferenceService
 from octavo_operator.resources.model_uri import ImageModel, VolumeModel
 
@@ -37,13 +37,7 @@ def pod_volumes(service: InferenceService) -> list[dict[str, Any]]:
     if needs_shared_memory(service):
         volumes.append({"name": SHARED_MEMORY_VOLUME, "emptyDir": {"medium": "Memory"}})
     for index, secret in enumerate(service.api_keys):
-        items = [{"key": secret.key, "path": secret.key}]
-        volumes.append(
-            {
-                "name": _api_key_volume(index),
-                "secret": {"secretName": secret.name, "items": items},
-            }
-        )
+        volumes.append({"name": _api_key_volume(index), "secret": {"secretName": secret}})
     return volumes
 
 
@@ -57,14 +51,8 @@ def worker_mounts(service: InferenceService) -> list[dict[str, Any]]:
         mounts.append({"name": MODEL_VOLUME, "mountPath": MODEL_MOUNT, "readOnly": True})
     if needs_shared_memory(service):
         mounts.append({"name": SHARED_MEMORY_VOLUME, "mountPath": "/dev/shm"})
-    for index in range(len(service.api_keys)):
-        mounts.append(
-            {
-                "name": _api_key_volume(index),
-                "mountPath": f"{API_KEY_MOUNT}/{index}",
-                "readOnly": True,
-            }
-        )
+    for index, path in enumerate(api_key_paths(service)):
+        mounts.append({"name": _api_key_volume(index), "mountPath": path, "readOnly": True})
     return mounts
 
 

@@ -37,7 +37,7 @@ def worker_command(service: InferenceService) -> list[str]:
         *_option("--revision", service.model.revision),
         *(["--device", "cpu"] if service.accelerator.is_cpu else []),
         *_tensor_parallel(service),
-        *_engine_options(service.engine),
+        *_engine_options(service.engine, is_cpu=service.accelerator.is_cpu),
         *_option("--shutdown-timeout", service.rollout.drain_s),
         *(["--download-dir", CACHE_MOUNT] if is_downloaded(service.model.source) else []),
         *_api_keys(service),
@@ -69,8 +69,11 @@ def is_downloaded(source: ModelSource) -> bool:
 
 
 def api_key_paths(service: InferenceService) -> list[str]:
-    """Files of accepted keys, one a Secret, in the order of the spec."""
-    return [f"{API_KEY_MOUNT}/{index}/{ref.key}" for index, ref in enumerate(service.api_keys)]
+    """One folder a Secret, in the order of the spec; each file in it holds one accepted key.
+
+    Folders, since only the Secret knows its keys, and the operator does not read Secrets.
+    """
+    return [f"{API_KEY_MOUNT}/{index}" for index in range(len(service.api_keys))]
 
 
 def _tensor_parallel(service: InferenceService) -> list[str]:
@@ -78,12 +81,12 @@ def _tensor_parallel(service: InferenceService) -> list[str]:
     return _option("--tensor-parallel-size", tensor) if tensor is not None and tensor > 1 else []
 
 
-def _engine_options(engine: Engine) -> list[str]:
+def _engine_options(engine: Engine, *, is_cpu: bool) -> list[str]:
     return [
         *_option("--max-model-len", engine.max_model_len),
         *_option("--dtype", engine.dtype),
         *_option("--quantization", engine.quantization),
-        *_option("--gpu-memory-utilization", engine.gpu_memory_utilization),
+        *([] if is_cpu else _option("--gpu-memory-utilization", engine.gpu_memory_utilization)),
         *([] if engine.prefix_caching else ["--no-enable-prefix-caching"]),
         *_option("--max-num-seqs", engine.max_num_seqs),
     ]

@@ -29,7 +29,7 @@ def report_features(service: InferenceService, served_kinds: frozenset[Kind]) ->
     """What of `service` is not in effect, in a cluster that has `served_kinds`."""
     return FeatureReport(
         blocking=_blocking(service),
-        missing=(*_missing(service), *_missing_alerts(service, served_kinds)),
+        missing=_missing(service),
         notes=_notes(service, served_kinds),
     )
 
@@ -72,13 +72,10 @@ def _missing(service: InferenceService) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _missing_alerts(service: InferenceService, served_kinds: frozenset[Kind]) -> tuple[str, ...]:
-    if not service.monitoring.alerts or PROMETHEUS_RULE not in served_kinds:
-        return ()
-    return ("spec.monitoring.alerts: no PrometheusRule is created yet; set it to false",)
-
-
 def _notes(service: InferenceService, served_kinds: frozenset[Kind]) -> tuple[str, ...]:
+    notes = []
     if service.monitoring.pod_monitor and POD_MONITOR not in served_kinds:
-        return ("this cluster has no PodMonitor kind, so none is created",)
-    return ()
+        notes.append("this cluster has no PodMonitor kind, so none is created")
+    if service.monitoring.alerts and PROMETHEUS_RULE in served_kinds:
+        notes.append("no PrometheusRule is created for a single service yet")
+    return tuple(notes)

@@ -20,6 +20,7 @@ from octavo_operator.labels import (
     ANNOTATION_UPGRADE,
     ANNOTATION_UPGRADED_BY,
     API_VERSION,
+    WORKER_CONTAINER,
 )
 from octavo_operator.manifests.digest import canonical_json, manifest_digest
 from octavo_operator.manifests.pod_template import pod_template
@@ -30,6 +31,17 @@ from octavo_operator.resources.inference_service import (
 )
 
 UPGRADE_ALWAYS: Final = "auto"
+_POD_FIELDS: Final = (
+    "model",
+    "parallelism",
+    "accelerator",
+    "engine",
+    "cache_claim",
+    "rollout",
+    "api_keys",
+    "image",
+    "template",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +54,12 @@ class PinnedTemplate:
     template: Mapping[str, Any]
     annotations: Mapping[str, str]
     newer: str | None
+
+    @property
+    def image(self) -> str:
+        """The image of the worker container, whatever the overlay made of it."""
+        containers = self.template["spec"]["containers"]
+        return str(next(item["image"] for item in containers if item["name"] == WORKER_CONTAINER))
 
 
 def pin_template(
@@ -91,11 +109,8 @@ def template_inputs(service: InferenceService) -> str:
 def _pod_inputs(service: InferenceService) -> dict[str, Any]:
     values = asdict(service)
     values["rollout"] = {"drain_s": service.rollout.drain_s}
-    names = (
-        "model parallelism accelerator engine cache_claim rollout api_keys image template".split()
-    )
     flat: dict[str, Any] = {}
-    for name in names:
+    for name in _POD_FIELDS:
         _flatten(name, values[name], flat)
     flat["model.source"] = type(service.model.source).__name__
     return flat

@@ -105,6 +105,7 @@ def plan(
         problem=worst_problem(service, observed.pods),
         obstacle=obstacle,
         newer=pinned.newer,
+        image=pinned.image,
     )
     writes = Plan()
     if obstacle is None and not features.blocking:

@@ -42,7 +42,8 @@ class Obstacle:
 class Findings:
     """All that the conditions are made of.
 
-    obstacle: the spec, the API or a namesake stands in the way; pods are left as they are.
+    obstacle: the API or a namesake stands in the way; pods are left as they are.
+    newer: what an upgrade would bring, None if nothing. image: the worker image in use.
     """
 
     service: InferenceService
@@ -51,6 +52,7 @@ class Findings:
     problem: PodProblem | None
     obstacle: Obstacle | None
     newer: str | None
+    image: str
 
 
 def service_status(
@@ -62,6 +64,7 @@ def service_status(
         **_header(resource, workload),
         "selector": selector_string(selector_labels(findings.service.name)),
         "url": service_url(findings.service),
+        "image": findings.image,
         "conditions": _merged(
             resource,
             [
@@ -107,6 +110,7 @@ def _header(resource: Mapping[str, Any], workload: Workload) -> dict[str, Any]:
         "observedGeneration": resource["metadata"].get("generation", 0),
         "replicas": workload.total,
         "readyReplicas": workload.ready,
+        "summary": {"replicas": f"{workload.ready}/{workload.wanted}"},
     }
 
 

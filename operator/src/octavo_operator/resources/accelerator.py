@@ -25,7 +25,7 @@ class Accelerator:
     resource: extended resource name, or None when the worker runs on the CPU.
     product: value of the node label `nvidia.com/gpu.product`, or None for any.
     tolerations: Kubernetes tolerations as they were written.
-    claim_template: ResourceClaimTemplate (dynamic resource allocation) used instead of `resource`.
+    claim_template: ResourceClaimTemplate (dynamic resource allocation); `resource` is then unused.
     """
 
     resource: str | None
@@ -62,12 +62,14 @@ def parse_accelerator(fields: Fields) -> Accelerator:
             f"is {resource!r}, which names no extended resource",
             f'give DOMAIN/NAME such as {DEFAULT_RESOURCE}, or "{NO_ACCELERATOR}" for the CPU',
         )
-    if claim_template is not None and resource not in (DEFAULT_RESOURCE, NO_ACCELERATOR):
-        raise fields.error(
-            "resourceClaimTemplateName",
-            f"is {claim_template!r} beside resource {resource!r}",
-            "give one of the two",
-        )
+    if resource == NO_ACCELERATOR:
+        for name in ("product", "resourceClaimTemplateName"):
+            if fields.has(name):
+                raise fields.error(
+                    name,
+                    f"is {fields.raw(name)!r} beside resource {NO_ACCELERATOR} (CPU)",
+                    "remove it, or name a GPU resource",
+                )
     is_requested = claim_template is None and resource != NO_ACCELERATOR
     accelerator = Accelerator(
         resource=resource if is_requested else None,
@@ -95,6 +97,14 @@ def parse_parallelism(fields: Fields) -> Parallelism:
         pipeline=fields.integer("pipeline", 1, 1, 64),
         nodes=fields.integer("nodes", 1, 1, 64),
     )
+    devices = (tensor or 1) * parallelism.pipeline
+    if devices % parallelism.nodes or (tensor is None and parallelism.nodes > 1):
+        raise fields.error(
+            "nodes",
+            f"is {parallelism.nodes}, which does not divide tensor × pipeline = "
+            f"{'Auto' if tensor is None else devices}",
+            "choose a divisor, so that each node holds the same number of GPUs",
+        )
     fields.note_unknown()
     return parallelism
 

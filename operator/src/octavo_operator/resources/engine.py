@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -12,6 +13,9 @@ from octavo_operator.resources.fields import Fields
 
 DTYPES: Final = ("auto", "bfloat16", "float16", "float32")
 
+DEFAULT_GPU_MEMORY_UTILIZATION: Final = Decimal("0.9")
+DEFAULT_MAX_NUM_SEQS: Final = 256
+
 OWNED_FLAGS: Final = frozenset(
     {
         "--host",
@@ -21,6 +25,7 @@ OWNED_FLAGS: Final = frozenset(
         "--revision",
         "--device",
         "--tensor-parallel-size",
+        "--pipeline-parallel-size",
         "--max-model-len",
         "--dtype",
         "--quantization",
@@ -50,7 +55,7 @@ class LoraCapacity:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Engine options; None leaves the choice to the worker.
+    """Engine options; None leaves the choice to the worker, or to the model.
 
     max_model_len: tokens of prompt and answer together.
     gpu_memory_utilization: share of the device's memory to use, in (0, 1].
@@ -60,11 +65,11 @@ class Engine:
     """
 
     max_model_len: int | None
-    dtype: str | None
+    dtype: str
     quantization: str | None
-    gpu_memory_utilization: Decimal | None
+    gpu_memory_utilization: Decimal
     prefix_caching: bool
-    max_num_seqs: int | None
+    max_num_seqs: int
     speculative: Mapping[str, Any]
     lora: LoraCapacity | None
     args: tuple[str, ...]
@@ -73,12 +78,14 @@ class Engine:
 def parse_engine(fields: Fields) -> Engine:
     """`spec.engine`; raises ResourceError."""
     engine = Engine(
-        max_model_len=fields.optional_integer("maxModelLen", 1, 16_777_216),
-        dtype=fields.choice("dtype", DTYPES),
+        max_model_len=fields.optional_integer("maxModelLen", 16, 16_777_216),
+        dtype=fields.choice("dtype", DTYPES) or DTYPES[0],
         quantization=_parse_flag_value(fields, "quantization"),
-        gpu_memory_utilization=fields.fraction("gpuMemoryUtilization"),
+        gpu_memory_utilization=(
+            fields.fraction("gpuMemoryUtilization") or DEFAULT_GPU_MEMORY_UTILIZATION
+        ),
         prefix_caching=fields.boolean("prefixCaching", True),
-        max_num_seqs=fields.optional_integer("maxNumSeqs", 1, 65_536),
+        max_num_seqs=fields.integer("maxNumSeqs", DEFAULT_MAX_NUM_SEQS, 1, 65_536),
         speculative=fields.opaque("speculative"),
         lora=fields.optional_section("lora", _parse_lora),
         args=fields.strings("args"),
@@ -99,9 +106,9 @@ def _parse_lora(fields: Fields) -> LoraCapacity:
 
 
 def _parse_flag_value(fields: Fields, name: str) -> str | None:
-    value = fields.string(name, max_length=63)
-    if value is not None and value.startswith("-"):
-        raise fields.error(name, f"is {value!r}", "give a name without a leading dash")
+    value = fields.string(name, max_length=32)
+    if value is not None and not re.fullmatch(r"[a-z][a-z0-9_-]*", value):
+        raise fields.error(name, f"is {value!r}", "give a name in lower case, such as fp8")
     return value
 
 

@@ -135,7 +135,7 @@ class Fields:
             raise self.error(name, f"is {value!r}", remedy)
         return share
 
-    def duration_s(self, name: str, default_s: float, maximum_s: float) -> float:
+    def duration_s(self, name: str, default_s: float, minimum_s: float, maximum_s: float) -> float:
         """Seconds in a duration such as "5m"."""
         value = self.raw(name)
         if value is None:
@@ -147,8 +147,8 @@ class Fields:
             seconds = parse_duration_s(value)
         except ValueError as problem:
             raise self.error(name, str(problem), remedy) from None
-        if seconds > maximum_s:
-            raise self.error(name, f"is {value!r}", f"the limit is {maximum_s:g} seconds; lower it")
+        if not minimum_s <= seconds <= maximum_s:
+            raise self.error(name, f"is {value!r}", f"give {minimum_s:g} to {maximum_s:g} seconds")
         return seconds
 
     def choice(self, name: str, choices: Sequence[str]) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from octavo_operator.errors import ResourceError
 from octavo_operator.labels import ANNOTATION_UPGRADE, API_VERSION
 from octavo_operator.resources.accelerator import (
     Accelerator,
@@ -19,12 +20,14 @@ from octavo_operator.resources.accelerator import (
 )
 from octavo_operator.resources.engine import Engine, parse_engine
 from octavo_operator.resources.fields import Fields
-from octavo_operator.resources.model import Model, SecretKey, parse_model, parse_secret_key
+from octavo_operator.resources.model import Model, parse_model, parse_secret_name
 from octavo_operator.resources.rollout import Rollout, parse_rollout
 from octavo_operator.resources.scaling import Scaling, parse_scaling
 
 KIND: Final = "InferenceService"
-DEFAULT_API_KEY_KEY: Final = "api-key"
+MAX_NAME_LENGTH: Final = 52
+"""Leaves room for what a Deployment appends to the names of its pods."""
+
 _SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
@@ -42,7 +45,7 @@ class InferenceService:
 
     replicas: how many pods; None when an autoscaler decides (then `scaling` is set).
     cache_claim: PersistentVolumeClaim that keeps downloads; None for a folder per pod.
-    api_keys: Secrets with one accepted key a line each; empty means no authentication.
+    api_keys: Secrets whose every value is an accepted key; empty means no authentication.
     image: worker image the user asked for; None leaves it to the operator.
     template: pod overlay, merged into the pod the operator makes.
     upgrade: value of the upgrade annotation, or None.
@@ -62,7 +65,7 @@ class InferenceService:
     cache_claim: str | None
     rollout: Rollout
     inference_pool: bool
-    api_keys: tuple[SecretKey, ...]
+    api_keys: tuple[str, ...]
     monitoring: Monitoring
     image: str | None
     template: Mapping[str, Any]
@@ -103,13 +106,26 @@ def parse_inference_service(resource: Mapping[str, Any]) -> InferenceService:
         upgrade=_parse_upgrade(metadata),
         unknown_fields=(),
     )
+    _check_combinations(service)
     for fields in (cache, routing, spec):
         fields.note_unknown()
-    return _with_unknown(service, top.unknown)
+    return replace(service, unknown_fields=tuple(sorted(top.unknown)))
 
 
-def _with_unknown(service: InferenceService, unknown: tuple[str, ...]) -> InferenceService:
-    return replace(service, unknown_fields=tuple(sorted(unknown)))
+def _check_combinations(service: InferenceService) -> None:
+    parallelism, tensor = service.parallelism, service.parallelism.tensor or 1
+    if service.accelerator.is_cpu and (tensor > 1 or parallelism.pipeline > 1):
+        raise ResourceError(
+            "spec.parallelism",
+            f"splits the model (tensor {tensor}, pipeline {parallelism.pipeline}) on a CPU",
+            "set both to 1, or name a GPU in spec.accelerator.resource",
+        )
+    if service.engine.lora is not None and service.engine.speculative:
+        raise ResourceError(
+            "spec.engine.speculative",
+            "is set beside engine.lora, but drafts would come from a model without the adapter",
+            "remove one of the two",
+        )
 
 
 def _check_kind(top: Fields) -> None:
@@ -124,11 +140,12 @@ def _check_kind(top: Fields) -> None:
 
 def _parse_name(metadata: Fields) -> str:
     name = metadata.required_string("name", "name the InferenceService")
-    if len(name) > 63 or not _SERVICE_NAME.fullmatch(name):
+    if len(name) > MAX_NAME_LENGTH or not _SERVICE_NAME.fullmatch(name):
         raise metadata.error(
             "name",
             f"is {name!r}, which cannot be the name of a Service",
-            "start with a letter and use at most 63 lower-case letters, digits and '-'",
+            f"start with a letter and use at most {MAX_NAME_LENGTH} lower-case letters, digits "
+            f"and '-'",
         )
     return name
 
@@ -153,17 +170,19 @@ def _parse_claim(fields: Fields) -> str:
     return claim
 
 
-def _parse_auth(fields: Fields) -> tuple[SecretKey, ...]:
-    keys = tuple(
-        parse_secret_key(item, DEFAULT_API_KEY_KEY) for item in fields.sections("apiKeySecretRefs")
-    )
+def _parse_auth(fields: Fields) -> tuple[str, ...]:
+    keys = tuple(parse_secret_name(item) for item in fields.sections("apiKeySecretRefs"))
+    if fields.has("apiKeySecretRefs") and not keys:
+        raise fields.error(
+            "apiKeySecretRefs", "is empty", "name a Secret, or remove spec.auth to let all in"
+        )
     fields.note_unknown()
     return keys
 
 
 def _parse_monitoring(fields: Fields) -> Monitoring:
     monitoring = Monitoring(
-        pod_monitor=fields.boolean("podMonitor", True), alerts=fields.boolean("alerts", False)
+        pod_monitor=fields.boolean("podMonitor", True), alerts=fields.boolean("alerts", True)
     )
     fields.note_unknown()
     return monitoring

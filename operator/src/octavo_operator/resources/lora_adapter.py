@@ -9,9 +9,7 @@ from typing import Any, Final
 from octavo_operator.labels import API_VERSION
 from octavo_operator.resources.fields import Fields
 from octavo_operator.resources.model import (
-    DEFAULT_TOKEN_KEY,
-    SecretKey,
-    parse_secret_key,
+    parse_secret_name,
     parse_served_name,
 )
 from octavo_operator.resources.model_uri import ModelSource, parse_model_uri
@@ -37,7 +35,7 @@ class LoRAAdapter:
     served_name: str
     source: ModelSource
     revision: str | None
-    secret: SecretKey | None
+    secret: str | None
     replicas: int | None
     is_eager: bool
     unknown_fields: tuple[str, ...]
@@ -63,9 +61,7 @@ def parse_lora_adapter(resource: Mapping[str, Any]) -> LoRAAdapter:
         served_name=parse_served_name(spec) or name,
         source=parse_model_uri(source.path_of("uri"), uri),
         revision=source.string("revision", max_length=256),
-        secret=source.optional_section(
-            "secretRef", lambda section: parse_secret_key(section, DEFAULT_TOKEN_KEY)
-        ),
+        secret=source.optional_section("secretRef", parse_secret_name),
         replicas=_parse_placement(placement),
         is_eager=(spec.choice("loadPolicy", LOAD_POLICIES) or LOAD_POLICIES[0]) == "Eager",
         unknown_fields=_unknown(top, (reference, source, placement, spec)),

@@ -8,16 +8,8 @@ from dataclasses import dataclass
 from octavo_operator.resources.fields import Fields
 from octavo_operator.resources.model_uri import HubModel, ModelSource, parse_model_uri
 
-DEFAULT_TOKEN_KEY = "token"
-_SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
-
-
-@dataclass(frozen=True, slots=True)
-class SecretKey:
-    """One key of a Secret in the resource's namespace; the operator never reads its value."""
-
-    name: str
-    key: str
+_SERVED_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,37 +18,35 @@ class Model:
 
     revision: branch, tag or commit on the hub; None means the default branch.
     served_name: the `model` that clients write; the resource's name unless given.
-    secret: holds the hub token, or None for public models.
+    secret: Secret with credentials for the source, or None; the operator never reads it.
     """
 
     uri: str
     source: ModelSource
     revision: str | None
     served_name: str
-    secret: SecretKey | None
+    secret: str | None
 
 
 def parse_model(fields: Fields, resource_name: str) -> Model:
     """`spec.model`; raises ResourceError."""
     uri = fields.required_string("uri", "say which model to serve, such as hf://ORG/NAME")
     source = parse_model_uri(fields.path_of("uri"), uri)
-    revision = fields.string("revision", max_length=256)
+    revision = fields.string("revision", max_length=128)
     if revision is not None and not isinstance(source, HubModel):
         raise fields.error(
             "revision",
             f"is {revision!r} but {uri} has no revisions",
             "remove it, or use an hf:// model",
         )
-    if revision is not None and revision.startswith("-"):
+    if revision is not None and not _REVISION.fullmatch(revision):
         raise fields.error("revision", f"is {revision!r}", "give a branch, a tag or a commit")
     model = Model(
         uri=uri,
         source=source,
         revision=revision,
         served_name=parse_served_name(fields) or resource_name,
-        secret=fields.optional_section(
-            "secretRef", lambda section: parse_secret_key(section, DEFAULT_TOKEN_KEY)
-        ),
+        secret=fields.optional_section("secretRef", parse_secret_name),
     )
     fields.note_unknown()
     return model
@@ -64,25 +54,18 @@ def parse_model(fields: Fields, resource_name: str) -> Model:
 
 def parse_served_name(fields: Fields) -> str | None:
     """The field `servedName`: what clients write as `model`, so no blanks and no leading dash."""
-    name = fields.string("servedName", max_length=256)
+    name = fields.string("servedName", max_length=128)
     if name is not None and not _SERVED_NAME.fullmatch(name):
         raise fields.error(
             "servedName",
             f"is {name!r}",
-            "start with a letter or digit and use letters, digits, '.', '_', ':', '/' and '-'",
+            "use letters, digits, '.', '_', ':', '/' and '-', with a letter or digit at both ends",
         )
     return name
 
 
-def parse_secret_key(fields: Fields, default_key: str) -> SecretKey:
-    """A reference {name, key} with a default key."""
-    key = fields.string("key", max_length=253) or default_key
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", key) or set(key) == {"."}:
-        raise fields.error(
-            "key", f"is {key!r}", "use letters, digits, '.', '_' and '-', as keys of a Secret do"
-        )
-    reference = SecretKey(
-        name=fields.required_object_name("name", "name a Secret in the same namespace"), key=key
-    )
+def parse_secret_name(fields: Fields) -> str:
+    """A reference {name} to a Secret of the resource's namespace."""
+    name = fields.required_object_name("name", "name a Secret in the same namespace")
     fields.note_unknown()
-    return reference
+    return name

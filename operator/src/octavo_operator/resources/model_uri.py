@@ -16,7 +16,7 @@ DEMO_MODELS: Final = ("smollm2-135m-instruct",)
 """Models small enough to ship inside a Python package; the worker fetches them by this name."""
 
 _HUB_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_HUB_REPOSITORY = re.compile(rf"{_HUB_PART}(/{_HUB_PART})?")
+_HUB_REPOSITORY = re.compile(rf"{_HUB_PART}/{_HUB_PART}")
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._:/-]*(@sha256:[0-9a-f]{64})?")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")

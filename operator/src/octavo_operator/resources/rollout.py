@@ -16,21 +16,24 @@ class Rollout:
 
     drain_s: seconds a stopping pod may use to finish requests in flight.
     is_paused: keep the pods as they are, whatever the spec says.
+    progress_deadline_s: seconds without progress after which a rollout counts as failed.
     """
 
     max_surge: int
     max_unavailable: int
     drain_s: int
     is_paused: bool
+    progress_deadline_s: int
 
 
 def parse_rollout(fields: Fields) -> Rollout:
     """`spec.rollout`; raises ResourceError."""
     rollout = Rollout(
-        max_surge=fields.integer("maxSurge", 1, 0, 100),
-        max_unavailable=fields.integer("maxUnavailable", 0, 0, 100),
+        max_surge=fields.integer("maxSurge", 1, 0, 1000),
+        max_unavailable=fields.integer("maxUnavailable", 0, 0, 1000),
         drain_s=fields.integer("drainSeconds", 60, 0, MAX_DRAIN_S),
         is_paused=fields.boolean("paused", False),
+        progress_deadline_s=fields.integer("progressDeadlineSeconds", 1800, 60, 86_400),
     )
     if rollout.max_surge == 0 and rollout.max_unavailable == 0:
         raise fields.error(

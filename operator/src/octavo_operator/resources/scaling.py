@@ -10,15 +10,14 @@ from octavo_operator.resources.fields import Fields
 METRIC_TYPES: Final = (
     "WaitingRequests",
     "RunningRequests",
-    "KVCacheUtilization",
-    "TimeToFirstToken",
+    "KVCacheUsage",
 )
 DEFAULT_COOLDOWN_S: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class ScalingMetric:
-    """The figure to hold at `target` per replica; target is an integer in the metric's unit."""
+    """The figure to hold at `target` per replica: requests, or per cent for KVCacheUsage."""
 
     type: str
     target: int
@@ -52,10 +51,12 @@ def parse_scaling(fields: Fields) -> Scaling:
         max_replicas=maximum,
         metric=ScalingMetric(
             type=metric.choice("type", METRIC_TYPES) or METRIC_TYPES[0],
-            target=metric.integer("target", 4, 1, 1_000_000),
+            target=metric.integer("target", 4, 1, 100_000),
         ),
-        cooldown_s=fields.duration_s("cooldown", DEFAULT_COOLDOWN_S, 86_400),
+        cooldown_s=fields.duration_s("cooldown", DEFAULT_COOLDOWN_S, 10, 86_400),
     )
+    if scaling.metric.type == "KVCacheUsage" and scaling.metric.target > 100:
+        raise metric.error("target", f"is {scaling.metric.target}", "give 1 to 100 per cent")
     metric.note_unknown()
     fields.note_unknown()
     return scaling
