@@ -1,4 +1,4 @@
-"""Keeps every InferenceService looked after: on changes of its children, and now and then anyway."""
+"""Keeps every InferenceService looked after: when a child of it changes, and now and then."""
 
 from __future__ import annotations
 
@@ -64,4 +64,5 @@ class Follower:
                 logger.warning("resync put off: %s", error)
 
     def _poke(self, service: tuple[str, str]) -> None:
-        self.queue.add(service)
+        if service[1]:
+            self.queue.add(service)

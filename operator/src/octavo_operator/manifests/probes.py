@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from octavo_operator.labels import HTTP_PORT_NAME
 
-STARTUP_PERIOD_S: Final = 2
+STARTUP_PERIOD_S: Final = 1
 STARTUP_PATIENCE_S: Final = 7200
 """Two hours: the longest first download and load a pod may take before it is restarted."""
 
