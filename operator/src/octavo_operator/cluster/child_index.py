@@ -1,0 +1,59 @@
+"""The informers of all child kinds together: what the operator knows of its own objects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from octavo_operator.cluster.informer import Informer, ServiceKey
+from octavo_operator.cluster.interface import Cluster
+from octavo_operator.labels import APP_NAME, LABEL_MANAGED_BY, LABEL_NAME, MANAGED_BY
+from octavo_operator.manifests.kinds import CHILD_KINDS, POD, kind_of
+from octavo_operator.reconcile.observed import LiveObject
+
+
+class ChildIndex:
+    """Children and pods by InferenceService, in the given namespaces (empty: all)."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        namespaces: Sequence[str],
+        on_change: Callable[[ServiceKey], None],
+    ) -> None:
+        scopes: Sequence[str | None] = namespaces or (None,)
+        child_labels = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_NAME: APP_NAME}
+        self._children = [
+            Informer(cluster, kind, scope, child_labels, on_change)
+            for kind in CHILD_KINDS
+            for scope in scopes
+        ]
+        # Pods are made by the Deployment from our template, which bears the selector's labels.
+        self._pods = [
+            Informer(cluster, POD, scope, {LABEL_NAME: APP_NAME}, on_change) for scope in scopes
+        ]
+
+    def children_of(self, service: ServiceKey) -> tuple[LiveObject, ...]:
+        return tuple(live for informer in self._children for live in informer.objects_of(service))
+
+    def pods_of(self, service: ServiceKey) -> tuple[LiveObject, ...]:
+        return tuple(live for informer in self._pods for live in informer.objects_of(service))
+
+    def remember(self, live: LiveObject) -> None:
+        """Take note of a child just written."""
+        kind = kind_of(live)
+        for informer in self._children:
+            if informer.kind == kind and informer.covers(live["metadata"]["namespace"]):
+                informer.remember(live)
+
+    async def wait_listed(self) -> None:
+        """Until every kind has been listed once; deciding earlier would create what exists."""
+        await asyncio.gather(
+            *(informer.listed.wait() for informer in (*self._children, *self._pods))
+        )
+
+    async def run(self) -> None:
+        """Follow all kinds until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for informer in (*self._children, *self._pods):
+                tasks.create_task(informer.run(), name=f"informer {informer.kind.plural}")

@@ -1,0 +1,68 @@
+"""Keeps every InferenceService looked after: when a child of it changes, and now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from octavo_operator.cluster.child_index import ChildIndex
+from octavo_operator.cluster.interface import Cluster
+from octavo_operator.cluster.reconciler import Reconciler
+from octavo_operator.cluster.work_queue import WorkQueue
+from octavo_operator.errors import ClusterError
+from octavo_operator.manifests.kinds import INFERENCE_SERVICE
+
+logger = logging.getLogger(__name__)
+
+_RESYNC_SPREAD: Final = 0.2
+
+
+class Follower:
+    """Owns the index, the queue and the reconciler of a set of namespaces (empty: all)."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        namespaces: Sequence[str],
+        default_image: str,
+        resync_s: float,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        on_done: Callable[[float, ClusterError | None], None] = lambda seconds, error: None,
+    ) -> None:
+        self._cluster = cluster
+        self._scopes: Sequence[str | None] = namespaces or (None,)
+        self._resync_s = resync_s
+        self.index = ChildIndex(cluster, namespaces, self._poke)
+        self.reconciler = Reconciler(
+            cluster, self.index, default_image, clock=clock, on_done=on_done
+        )
+        self.queue = WorkQueue(self.reconciler.reconcile)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.index.run(), name="child index")
+            tasks.create_task(self.queue.run(), name="work queue")
+            tasks.create_task(self._resync(), name="resync")
+
+    async def _resync(self) -> None:
+        while True:
+            await asyncio.sleep(self._resync_s * random.uniform(1 - _RESYNC_SPREAD, 1))
+            try:
+                await self.reconciler.refresh_served_kinds()
+                for scope in self._scopes:
+                    listed = await self._cluster.list_objects(INFERENCE_SERVICE, scope, {})
+                    for resource in listed.items:
+                        metadata = resource["metadata"]
+                        self.queue.add((metadata["namespace"], metadata["name"]))
+            except ClusterError as error:
+                logger.warning("resync put off: %s", error)
+
+    def _poke(self, service: tuple[str, str]) -> None:
+        if service[1]:
+            self.queue.add(service)

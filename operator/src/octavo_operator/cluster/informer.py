@@ -1,0 +1,153 @@
+"""A live copy of all objects of one kind that the operator made, kept up to date by a watch.
+
+Selected by label on the server, listed again when the watch falls behind, stripped of managed
+fields to stay small. Tells a callback which object changed; decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from octavo_operator.cluster.interface import Cluster, EventType
+from octavo_operator.errors import ClusterError, GoneError, NotFoundError
+from octavo_operator.labels import LABEL_SERVICE
+from octavo_operator.manifests.kinds import Kind
+from octavo_operator.reconcile.observed import LiveObject
+
+logger = logging.getLogger(__name__)
+
+ServiceKey = tuple[str, str]
+"""Namespace and name of an InferenceService."""
+
+FIRST_PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 30.0
+ABSENT_KIND_PAUSE_S: Final = 300.0
+
+
+class Informer:
+    """Follows `kind` in `namespace` (None: everywhere); `on_change` gets the service concerned."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        kind: Kind,
+        namespace: str | None,
+        labels: Mapping[str, str],
+        on_change: Callable[[ServiceKey], None],
+    ) -> None:
+        self.kind = kind
+        self._cluster = cluster
+        self._namespace = namespace
+        self._labels = labels
+        self._on_change = on_change
+        self._objects: dict[ServiceKey, dict[str, LiveObject]] = {}
+        self.listed = asyncio.Event()
+        """Set once the first list is in, or the kind is known to be absent."""
+
+    def covers(self, namespace: str) -> bool:
+        """Whether objects of `namespace` are followed."""
+        return self._namespace in (None, namespace)
+
+    def objects_of(self, service: ServiceKey) -> tuple[LiveObject, ...]:
+        """Objects that carry the label of `service`, by name."""
+        return tuple(value for _, value in sorted(self._objects.get(service, {}).items()))
+
+    def remember(self, live: LiveObject) -> None:
+        """Take note of an object just written, before the watch tells of it."""
+        known = self._objects.get(_service_key(live), {}).get(live["metadata"]["name"])
+        if known is None or _version(known) <= _version(live):
+            self._keep(live)
+
+    async def run(self) -> None:
+        """List and watch until cancelled; failures are waited out, with growing pauses."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                version = await self._list()
+                pause_s = FIRST_PAUSE_S
+                await self._watch(version)
+            except NotFoundError:
+                self._forget_all()
+                self.listed.set()
+                await asyncio.sleep(ABSENT_KIND_PAUSE_S)
+            except GoneError as error:
+                logger.info("%s; listing again", error)
+            except ClusterError as error:
+                wait_s = max(error.retry_after_s or 0.0, pause_s)
+                logger.warning("%s; trying again in %.0f s", error, wait_s)
+                await asyncio.sleep(wait_s)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    async def _list(self) -> str:
+        listed = await self._cluster.list_objects(self.kind, self._namespace, self._labels)
+        before = self._versions()
+        self._objects.clear()
+        for live in listed.items:
+            self._keep(live)
+        after = self._versions()
+        self.listed.set()
+        for service, _ in {*(before.items() - after.items()), *(after.items() - before.items())}:
+            self._on_change(service[:2])
+        return listed.resource_version
+
+    async def _watch(self, version: str) -> None:
+        while True:
+            async for event in self._cluster.watch(
+                self.kind, self._namespace, self._labels, version
+            ):
+                version = event.resource_version
+                if event.type is EventType.BOOKMARK:
+                    continue
+                if event.type is EventType.DELETED:
+                    self._drop(event.object)
+                else:
+                    self._keep(event.object)
+                self._on_change(_service_key(event.object))
+            # The server ends a watch every few minutes; a pause keeps a broken one from spinning.
+            await asyncio.sleep(0.1)
+
+    def _keep(self, live: LiveObject) -> None:
+        metadata = {
+            key: live["metadata"][key] for key in live["metadata"] if key != "managedFields"
+        }
+        slim = {
+            **live,
+            "apiVersion": self.kind.api_version,
+            "kind": self.kind.kind,
+            "metadata": metadata,
+        }
+        self._objects.setdefault(_service_key(live), {})[metadata["name"]] = slim
+
+    def _drop(self, live: LiveObject) -> None:
+        service = _service_key(live)
+        objects = self._objects.get(service, {})
+        objects.pop(live["metadata"]["name"], None)
+        if not objects:
+            self._objects.pop(service, None)
+
+    def _forget_all(self) -> None:
+        services = list(self._objects)
+        self._objects.clear()
+        for service in services:
+            self._on_change(service)
+
+    def _versions(self) -> dict[tuple[str, str, str], str]:
+        return {
+            (*service, name): str(live["metadata"].get("resourceVersion", ""))
+            for service, objects in self._objects.items()
+            for name, live in objects.items()
+        }
+
+
+def _service_key(live: LiveObject) -> ServiceKey:
+    metadata = live["metadata"]
+    return metadata.get("namespace", ""), (metadata.get("labels") or {}).get(LABEL_SERVICE, "")
+
+
+def _version(live: LiveObject) -> int:
+    """Resource versions of one kind may be compared as integers (guaranteed since 1.35)."""
+    text = str(live["metadata"].get("resourceVersion", ""))
+    return int(text) if text.isdecimal() else 0

@@ -1,0 +1,174 @@
+"""Observe, plan, apply, report: one idempotent pass over one InferenceService.
+
+Carries out what `reconcile.plan` decides and decides nothing itself, except which failures are the
+user's to see in the status and which are to be waited out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+from octavo_operator.cluster.child_index import ChildIndex
+from octavo_operator.cluster.informer import ServiceKey
+from octavo_operator.cluster.interface import Cluster
+from octavo_operator.errors import (
+    ClusterError,
+    ConflictError,
+    ForbiddenError,
+    NotFoundError,
+    RejectedError,
+)
+from octavo_operator.manifests.kinds import INFERENCE_SERVICE, Kind, kind_of
+from octavo_operator.reconcile.observed import LiveObject, Observed
+from octavo_operator.reconcile.plan import Apply, Plan, plan
+from octavo_operator.reconcile.status import Obstacle
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS: Final = 3
+"""Passes within one call when somebody else keeps writing to the resource at the same time."""
+
+
+class Reconciler:
+    """`on_done` is told the seconds each pass took and its error, None for success."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        index: ChildIndex,
+        default_image: str,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        on_done: Callable[[float, ClusterError | None], None] = lambda seconds, error: None,
+    ) -> None:
+        self._cluster = cluster
+        self._index = index
+        self._default_image = default_image
+        self._clock = clock
+        self._on_done = on_done
+        self._locks: dict[ServiceKey, asyncio.Lock] = {}
+        self._served_kinds: frozenset[Kind] | None = None
+
+    async def refresh_served_kinds(self) -> None:
+        """Learn which optional kinds there are; they come and go with other people's charts."""
+        self._served_kinds = await self._cluster.served_kinds()
+
+    async def reconcile(self, service: ServiceKey) -> None:
+        """One pass; raises ClusterError when it must be tried again.
+
+        Passes over the same resource wait for each other.
+        """
+        started = time.perf_counter()
+        error: ClusterError | None = None
+        try:
+            async with self._locks.setdefault(service, asyncio.Lock()):
+                await self._index.wait_listed()
+                await self._reconcile(service)
+        except ClusterError as failure:
+            error = failure
+            raise
+        finally:
+            self._on_done(time.perf_counter() - started, error)
+
+    async def _reconcile(self, service: ServiceKey) -> None:
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            try:
+                resource = await self._cluster.get(INFERENCE_SERVICE, *service)
+            except NotFoundError:
+                # Its children go by their owner references.
+                self._locks.pop(service, None)
+                return
+            try:
+                await self._pass(service, resource)
+                return
+            except ConflictError:
+                if attempt == MAX_ATTEMPTS:
+                    raise
+
+    async def _pass(self, service: ServiceKey, resource: LiveObject) -> None:
+        if self._served_kinds is None:
+            await self.refresh_served_kinds()
+        first = self._plan(service, resource, None)
+        failure = await self._write(service, resource, first)
+        status = first.status
+        if first.applies or first.deletes:
+            obstacle = _obstacle(failure) if failure is not None else None
+            status = self._plan(service, resource, obstacle).status
+        if status is not None:
+            await self._cluster.write_status(
+                INFERENCE_SERVICE, *service, status, resource["metadata"]["resourceVersion"]
+            )
+        if isinstance(failure, ForbiddenError):
+            # A right or a quota may be granted without any change that we would be told of.
+            raise failure
+
+    def _plan(self, service: ServiceKey, resource: LiveObject, obstacle: Obstacle | None) -> Plan:
+        observed = Observed(
+            resource=resource,
+            children=self._index.children_of(service),
+            pods=self._index.pods_of(service),
+            served_kinds=self._served_kinds or frozenset(),
+        )
+        return plan(observed, self._default_image, self._clock(), obstacle)
+
+    async def _write(
+        self, service: ServiceKey, resource: LiveObject, todo: Plan
+    ) -> ClusterError | None:
+        """Carry out all but the status; the first failure that the user must see ends it."""
+        try:
+            for apply in todo.applies:
+                await self._refuse_namesake(service, resource, apply)
+                live = await self._cluster.apply(apply.manifest, apply.manager)
+                logger.info("%s/%s: applied %s", *service, apply.manifest["kind"])
+                self._index.remember(live)
+            for delete in todo.deletes:
+                await self._cluster.delete(delete.kind, delete.namespace, delete.name, delete.uid)
+                logger.info("%s/%s: deleted %s %s", *service, delete.kind.kind, delete.name)
+        except NotFoundError:
+            # An optional kind has gone, or the namespace; look again at what there is.
+            self._served_kinds = None
+            raise
+        except (RejectedError, ForbiddenError, _NamesakeError) as error:
+            return error
+        return None
+
+    async def _refuse_namesake(
+        self, service: ServiceKey, resource: LiveObject, apply: Apply
+    ) -> None:
+        """Never take over an object that somebody else made under the name we need.
+
+        Asked of the server only when the index, which sees labelled objects alone, knows of none.
+        """
+        kind, name = kind_of(apply.manifest), apply.manifest["metadata"]["name"]
+        for child in self._index.children_of(service):
+            if kind_of(child) == kind and child["metadata"]["name"] == name:
+                return
+        try:
+            present = await self._cluster.get(kind, service[0], name)
+        except NotFoundError:
+            return
+        references = present["metadata"].get("ownerReferences") or ()
+        if not any(item.get("uid") == resource["metadata"]["uid"] for item in references):
+            raise _NamesakeError(
+                f"{kind.kind} {name} exists and belongs to somebody else; delete it, or give the "
+                f"InferenceService another name"
+            )
+
+
+class _NamesakeError(ClusterError):
+    """The name of a child is taken."""
+
+
+def _obstacle(error: ClusterError) -> Obstacle:
+    if isinstance(error, _NamesakeError):
+        return Obstacle("NameConflict", str(error))
+    if isinstance(error, ForbiddenError):
+        return Obstacle(
+            "Forbidden", f"{error}; grant the operator the right, or raise the namespace's quota"
+        )
+    return Obstacle("ApplyRejected", f"{error}; correct the spec, most likely spec.template")

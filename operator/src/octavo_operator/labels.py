@@ -1,0 +1,69 @@
+"""Names written on Kubernetes objects: the API group, labels, annotations, the field manager.
+
+Knows strings only. Everything that selects, owns or recognises an object uses these constants, so
+that a rename is one line.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+GROUP: Final = "serving.octavo.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+
+FIELD_MANAGER: Final = "octavo-operator"
+"""Owner of every field the operator applies; never changes, or old fields would be orphaned."""
+
+WORKER_CONTAINER: Final = "worker"
+HTTP_PORT_NAME: Final = "http"
+
+LABEL_NAME: Final = "app.kubernetes.io/name"
+LABEL_INSTANCE: Final = "app.kubernetes.io/instance"
+LABEL_COMPONENT: Final = "app.kubernetes.io/component"
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+LABEL_SERVICE: Final = f"{GROUP}/service"
+
+APP_NAME: Final = "octavo-worker"
+MANAGED_BY: Final = "octavo-operator"
+
+ANNOTATION_APPLIED_HASH: Final = f"{GROUP}/applied-hash"
+"""On a child: hash of the manifest as it was last applied."""
+
+ANNOTATION_POD_TEMPLATE: Final = f"{GROUP}/pod-template"
+"""On the Deployment: the pod template as rendered, so that a newer operator can leave it alone."""
+
+ANNOTATION_TEMPLATE_INPUTS: Final = f"{GROUP}/template-inputs"
+"""On the Deployment: hash of what the user said about pods when the template was rendered."""
+
+ANNOTATION_PINNED_IMAGE: Final = f"{GROUP}/pinned-image"
+"""On the Deployment: the operator's default image when it was first applied."""
+
+ANNOTATION_UPGRADE: Final = f"{GROUP}/upgrade"
+"""On an InferenceService: `auto` follows the operator; any new value upgrades once."""
+
+ANNOTATION_UPGRADED_BY: Final = f"{GROUP}/upgraded-by"
+"""On the Deployment: the value of the upgrade annotation that its template answers to."""
+
+ANNOTATION_REPLICAS_OWNER: Final = f"{GROUP}/replicas-owner"
+"""On the Deployment: `operator` or `autoscaler`, whoever sets `replicas`."""
+
+
+def selector_labels(service_name: str) -> dict[str, str]:
+    """Labels that tell the pods of one InferenceService from all others; immutable once used."""
+    return {LABEL_NAME: APP_NAME, LABEL_SERVICE: service_name}
+
+
+def child_labels(service_name: str) -> dict[str, str]:
+    """Labels of every object the operator creates for one InferenceService."""
+    return {
+        **selector_labels(service_name),
+        LABEL_INSTANCE: service_name,
+        LABEL_COMPONENT: "inference",
+        LABEL_MANAGED_BY: MANAGED_BY,
+    }
+
+
+def selector_string(labels: dict[str, str]) -> str:
+    """The `a=b,c=d` form of an equality selector, keys sorted so that equal sets are equal text."""
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))

@@ -1,0 +1,137 @@
+"""The kubelet of this machine: a process for each pod in the store, until the pod is deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from octavo_operator.cluster.interface import EventType
+from octavo_operator.cluster.object_store import ObjectStore
+from octavo_operator.errors import ClusterError, WorkerFailedError
+from octavo_operator.local.addresses import Address, AddressPool
+from octavo_operator.local.container import Machine
+from octavo_operator.local.pod_process import PodEvents, PodProcess
+from octavo_operator.manifests.kinds import POD
+from octavo_operator.reconcile.observed import LiveObject
+
+logger = logging.getLogger(__name__)
+
+POD_FINALIZER: Final = "octavo.dev/local-process"
+"""Keeps a deleted pod in the store until its process has drained, as kubelet's grace does."""
+
+
+class PodRuntime:
+    """`on_line` and `on_failed` get the pod's name and what `PodEvents` says."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        machine: Machine,
+        *,
+        on_line: Callable[[str, str, bool], None],
+        on_failed: Callable[[str, WorkerFailedError, bool], None],
+    ) -> None:
+        self._store = store
+        self._machine = machine
+        self._on_failed = on_failed
+        self._addresses = AddressPool()
+        self._pods: dict[str, PodProcess] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._namespaces: dict[str, str] = {}
+        self._updates: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
+        self._events = PodEvents(
+            status=lambda name, status: self._updates.put_nowait((name, status)),
+            line=on_line,
+            failed=self._note_failure,
+        )
+
+    def ready_addresses(self, pods: tuple[LiveObject, ...]) -> tuple[Address, ...]:
+        """Where those of `pods` listen that are ready and not on their way out."""
+        found = []
+        for pod in pods:
+            process = self._pods.get(pod["metadata"]["name"])
+            if process is not None and process.address is not None and is_ready_pod(pod):
+                found.append(process.address)
+        return tuple(found)
+
+    async def run(self) -> None:
+        """Follow the store until cancelled; then stop what still runs, at once."""
+        writer = asyncio.create_task(self._write_statuses())
+        try:
+            listed = await self._store.list_objects(POD, None, {})
+            for pod in listed.items:
+                self._see(pod)
+            async for event in self._store.watch(POD, None, {}, listed.resource_version):
+                if event.type is not EventType.DELETED:
+                    self._see(event.object)
+        finally:
+            self.kill_all()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            writer.cancel()
+
+    def hurry(self) -> None:
+        """Nobody sends requests any more: stopping pods need not wait for that."""
+        for process in self._pods.values():
+            process.stop(is_urgent=True)
+
+    def kill_all(self) -> None:
+        for process in self._pods.values():
+            process.kill()
+
+    async def wait_empty(self) -> None:
+        """Until no pod's process is left."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks.values()))
+            await asyncio.sleep(0)
+
+    def _see(self, pod: LiveObject) -> None:
+        name = pod["metadata"]["name"]
+        if pod["metadata"].get("deletionTimestamp"):
+            process = self._pods.get(name)
+            if process is not None:
+                process.stop()
+        elif name not in self._pods:
+            self._namespaces[name] = pod["metadata"]["namespace"]
+            process = PodProcess(pod, self._machine, self._addresses, self._events)
+            self._pods[name] = process
+            self._tasks[name] = asyncio.create_task(self._run(process), name=f"pod {name}")
+
+    async def _run(self, process: PodProcess) -> None:
+        try:
+            await process.run()
+        except Exception:  # a bug in one pod must not end the others
+            logger.exception("pod %s failed", process.name)
+        finally:
+            del self._pods[process.name]
+            del self._tasks[process.name]
+            with contextlib.suppress(ClusterError):
+                await self._store.merge(
+                    POD,
+                    self._namespaces.pop(process.name),
+                    process.name,
+                    {"metadata": {"finalizers": None}},
+                )
+
+    async def _write_statuses(self) -> None:
+        while True:
+            name, status = await self._updates.get()
+            namespace = self._namespaces.get(name)
+            if namespace is None:
+                continue
+            with contextlib.suppress(ClusterError):
+                await self._store.write_status(POD, namespace, name, status, None)
+
+    def _note_failure(self, name: str, error: WorkerFailedError) -> None:
+        process = self._pods.get(name)
+        self._on_failed(name, error, process is not None and process.was_ready)
+
+
+def is_ready_pod(pod: LiveObject) -> bool:
+    """Whether a Service would send requests to `pod`."""
+    if pod["metadata"].get("deletionTimestamp"):
+        return False
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)

@@ -1,0 +1,151 @@
+"""The Service of this machine: a TCP proxy over the ready pods, taken in turn.
+
+Bytes pass untouched, so streams stream. A connection stays with its pod until it ends; a pod that
+leaves gets no new ones. With no pod ready, the answer is an HTTP 503 in OpenAI's shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+from collections.abc import Callable
+from typing import Final
+
+from octavo_operator.errors import LocalError, PortInUseError
+from octavo_operator.local.addresses import Address
+
+_CHUNK: Final = 65_536
+_CONNECT_TIMEOUT_S: Final = 2.0
+_UNAVAILABLE: Final = json.dumps(
+    {
+        "error": {
+            "message": "No worker is ready yet; try again in a few seconds.",
+            "type": "service_unavailable",
+            "param": None,
+            "code": "no_ready_worker",
+        }
+    }
+).encode()
+
+
+class ServiceProxy:
+    """`endpoints` is asked anew for each connection."""
+
+    def __init__(self, host: str, port: int, endpoints: Callable[[], tuple[Address, ...]]) -> None:
+        self._host = host
+        self._port = port
+        self._endpoints = endpoints
+        self._turn = 0
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen; PortInUseError when somebody else does."""
+        try:
+            self._server = await asyncio.start_server(self._accept, self._host, self._port)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise PortInUseError(self._host, self._port) from error
+            raise LocalError(
+                f"cannot listen on {self._host}:{self._port}: {error.strerror}; choose others with "
+                f"--host and --port"
+            ) from error
+
+    @property
+    def port(self) -> int:
+        """The port listened on, also when 0 was asked for."""
+        assert self._server is not None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def close(self) -> None:
+        """Take no more connections; those there are go on."""
+        if self._server is not None:
+            self._server.close()
+
+    async def finish(self) -> None:
+        """Drop the connections that are left."""
+        for connection in list(self._connections):
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            await self._serve(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            # The client went away, or the program ends; there is nobody left to tell.
+            pass
+        finally:
+            self._connections.discard(task)
+            writer.close()
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await writer.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream = await self._connect()
+        if upstream is None:
+            await _refuse(reader, writer)
+            return
+        pod_reader, pod_writer = upstream
+        try:
+            await _relay((reader, pod_writer), (pod_reader, writer))
+        finally:
+            pod_writer.close()
+            with contextlib.suppress(OSError):
+                await pod_writer.wait_closed()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """A connection to the next pod that takes one; nothing has been sent yet, so any will do."""
+        endpoints = self._endpoints()
+        self._turn += 1
+        for offset in range(len(endpoints)):
+            address = endpoints[(self._turn + offset) % len(endpoints)]
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                    return await asyncio.open_connection(address.host, address.port)
+        return None
+
+
+Way = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def _relay(request: Way, response: Way) -> None:
+    """Pass bytes both ways until the pod has said all it has to say.
+
+    A client may close its half early and still wait for the answer.
+    """
+    upward = asyncio.create_task(_copy(*request))
+    downward = asyncio.create_task(_copy(*response))
+    try:
+        await downward
+    finally:
+        upward.cancel()
+        downward.cancel()
+        await asyncio.gather(upward, downward, return_exceptions=True)
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(_CHUNK):
+            writer.write(data)
+            await writer.drain()
+        if writer.can_write_eof():
+            writer.write_eof()
+
+
+async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1.0):
+            # Answering before the request is in would look like a reset to the client.
+            await reader.read(_CHUNK)
+    writer.write(
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+        b"Retry-After: 2\r\nConnection: close\r\n"
+        + f"Content-Length: {len(_UNAVAILABLE)}\r\n\r\n".encode()
+        + _UNAVAILABLE
+    )
+    await writer.drain()

@@ -1,0 +1,237 @@
+"""One run of `octavo-operator local`: a cluster in memory, from the resource to the last process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from octavo_operator.cluster.follower import Follower
+from octavo_operator.cluster.object_store import ObjectStore
+from octavo_operator.errors import LocalError, OctavoOperatorError, WorkerFailedError
+from octavo_operator.local.addresses import Address
+from octavo_operator.local.container import Machine
+from octavo_operator.local.deployment_controller import DeploymentController
+from octavo_operator.local.pod_runtime import PodRuntime
+from octavo_operator.local.progress import Progress
+from octavo_operator.local.resource_file import ResourceFile, explain_ignored, read_resource_file
+from octavo_operator.local.service_proxy import ServiceProxy
+from octavo_operator.manifests.kinds import INFERENCE_SERVICE
+from octavo_operator.reconcile.conditions import FEATURES_READY, READY
+from octavo_operator.resources.inference_service import parse_inference_service
+
+FILE_POLL_S: Final = 1.0
+TICK_S: Final = 0.1
+HOPELESS_REASONS: Final = frozenset(
+    {"InvalidSpec", "NotImplementedYet", "NameConflict", "ApplyRejected", "ScaledToZero"}
+)
+"""Reasons of Ready=False that waiting does not cure."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalOptions:
+    """Where the resource is, where to serve it, and what the processes get from this machine."""
+
+    file: Path
+    host: str
+    port: int
+    machine: Machine
+    is_verbose: bool = False
+
+
+class LocalSession:
+    """Use `run`; `stop` drains and ends it, `kill` ends it at once."""
+
+    def __init__(
+        self,
+        options: LocalOptions,
+        progress: Progress,
+        on_ready: Callable[[str], None] = lambda base_url: None,
+    ) -> None:
+        self._options = options
+        self._progress = progress
+        self._on_ready = on_ready
+        self._store = ObjectStore()
+        self._follower = Follower(self._store, (), "local-worker", resync_s=3600.0)
+        self._runtime = PodRuntime(
+            self._store, options.machine, on_line=self._on_line, on_failed=self._on_failed
+        )
+        self._controller = DeploymentController(self._store)
+        self._proxy = ServiceProxy(options.host, options.port, self._endpoints)
+        self._service = ("", "")
+        self._stopping = asyncio.Event()
+        self._failure: WorkerFailedError | None = None
+        self._failed = asyncio.Event()
+        self._is_ready = False
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def kill(self) -> None:
+        self._stopping.set()
+        self._runtime.kill_all()
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    @property
+    def base_url(self) -> str:
+        return f"http://{self._options.host}:{self._proxy.port}"
+
+    async def run(self) -> None:
+        """Until stopped; raises OctavoOperatorError when it cannot start, with all cleaned up."""
+        content = read_resource_file(self._options.file)
+        for entry in content.ignored:
+            self._progress.event(explain_ignored(entry))
+        await self._proxy.start()
+        background = [
+            asyncio.create_task(work)
+            for work in (
+                self._follower.run(),
+                self._controller.run(),
+                self._runtime.run(),
+                self._tick(),
+            )
+        ]
+        try:
+            await self.apply(content.resource)
+            await self._serve(background)
+        finally:
+            await self._shut_down(background)
+
+    async def apply(self, resource: Mapping[str, Any]) -> None:
+        """Create the resource, or bring it to what is given; raises ResourceError."""
+        service = parse_inference_service(resource)
+        self._service = (service.namespace, service.name)
+        await self._store.apply(resource, "octavo-operator-local")
+        self._follower.queue.add(self._service)
+
+    async def _serve(self, background: list[asyncio.Task[None]]) -> None:
+        waits = [
+            asyncio.create_task(wait)
+            for wait in (
+                self._stopping.wait(),
+                self._failed.wait(),
+                self._report(),
+                self._follow_file(),
+            )
+        ]
+        try:
+            await asyncio.wait({*waits, *background}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (*waits, *background):
+                if task.done():
+                    task.result()
+        finally:
+            for task in waits:
+                task.cancel()
+        if self._failure is not None and not self.is_stopping:
+            raise self._failure
+
+    async def _report(self) -> None:
+        """Follow the resource's own status, as a user of a cluster would, and say what it says."""
+        said = ""
+        async for event in self._store.watch(INFERENCE_SERVICE, None, {}, "0"):
+            conditions = {
+                item["type"]: item
+                for item in (event.object.get("status") or {}).get("conditions") or ()
+            }
+            ready, features = conditions.get(READY), conditions.get(FEATURES_READY)
+            if ready is None or features is None:
+                continue
+            if ready["reason"] in HOPELESS_REASONS:
+                raise LocalError(ready["message"])
+            sentence = f"{ready['reason']}: {ready['message']}"
+            if features["status"] == "False" and not said:
+                self._progress.event(f"not in effect: {features['message']}")
+            if sentence != said and not (self._is_ready and ready["status"] == "True"):
+                self._progress.event(sentence)
+            said = sentence
+            if ready["status"] == "True" and not self._is_ready:
+                self._is_ready = True
+                self._progress.settle()
+                self._on_ready(self.base_url)
+
+    async def _follow_file(self) -> None:
+        """Apply the file again when it changes, as `kubectl apply` would."""
+        before = _changed_at(self._options.file)
+        while True:
+            await asyncio.sleep(FILE_POLL_S)
+            now = _changed_at(self._options.file)
+            if now is None or now == before:
+                continue
+            before = now
+            try:
+                content: ResourceFile = read_resource_file(self._options.file)
+                metadata = content.resource["metadata"]
+                if (metadata["namespace"], metadata["name"]) != self._service:
+                    raise LocalError("the resource's name has changed; start again to serve it")
+                await self.apply(content.resource)
+            except OctavoOperatorError as error:
+                self._progress.event(f"{error} (what was there before keeps serving)")
+            else:
+                self._progress.event(f"applied {self._options.file} again")
+
+    async def _shut_down(self, background: list[asyncio.Task[None]]) -> None:
+        self._proxy.close()
+        if self._is_ready and not self._failed.is_set():
+            self._progress.event("draining; press Ctrl-C again to end at once")
+        # Requests in flight go on while the pods drain; new ones are not taken any more.
+        await self._store.delete(INFERENCE_SERVICE, *self._service)
+        await asyncio.sleep(0)
+        self._runtime.hurry()
+        if not any(task.done() for task in background):
+            await self._runtime.wait_empty()
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await self._proxy.finish()
+        self._progress.settle()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._progress.tick()
+
+    def _endpoints(self) -> tuple[Address, ...]:
+        return self._runtime.ready_addresses(self._follower.index.pods_of(self._service))
+
+    def _on_line(self, pod: str, text: str, is_transient: bool) -> None:
+        if is_transient:
+            self._progress.show(f"{pod}: {text}")
+        elif self._options.is_verbose or not self._is_ready:
+            self._progress.event(f"{pod}: {text}")
+
+    def _on_failed(self, pod: str, error: WorkerFailedError, was_ready: bool) -> None:
+        """The first start must succeed; later, the pods are restarted as in a cluster."""
+        if self.is_stopping:
+            return
+        if self._is_ready or was_ready:
+            self._progress.event(f"{error}; it is started again")
+            return
+        self._failure = error
+        self._failed.set()
+
+
+def curl_line(base_url: str, served_name: str, *, needs_key: bool) -> str:
+    """A command to paste: one question to the model."""
+    body = json.dumps(
+        {
+            "model": served_name,
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        }
+    )
+    key = ' -H "Authorization: Bearer $API_KEY"' if needs_key else ""
+    return (
+        f"curl {base_url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'"
+    )
+
+
+def _changed_at(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None

@@ -1,0 +1,63 @@
+"""The kinds of Kubernetes object the operator deals with, and where the API serves them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from octavo_operator.labels import GROUP, VERSION
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Kind:
+    """A namespaced kind; `group` is empty for the core API."""
+
+    group: str
+    version: str
+    kind: str
+    plural: str
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str | None, name: str | None = None, subresource: str = "") -> str:
+        """The URL path of the collection (all namespaces when None), or of one object in it."""
+        root = f"/apis/{self.group}" if self.group else "/api"
+        parts = [root, self.version]
+        if namespace is not None:
+            parts += ["namespaces", namespace]
+        parts.append(self.plural)
+        if name is not None:
+            parts.append(name)
+        if subresource:
+            parts.append(subresource)
+        return "/".join(parts)
+
+
+INFERENCE_SERVICE: Final = Kind(GROUP, VERSION, "InferenceService", "inferenceservices")
+LORA_ADAPTER: Final = Kind(GROUP, VERSION, "LoRAAdapter", "loraadapters")
+DEPLOYMENT: Final = Kind("apps", "v1", "Deployment", "deployments")
+POD: Final = Kind("", "v1", "Pod", "pods")
+SERVICE: Final = Kind("", "v1", "Service", "services")
+SERVICE_ACCOUNT: Final = Kind("", "v1", "ServiceAccount", "serviceaccounts")
+POD_DISRUPTION_BUDGET: Final = Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
+POD_MONITOR: Final = Kind("monitoring.coreos.com", "v1", "PodMonitor", "podmonitors")
+PROMETHEUS_RULE: Final = Kind("monitoring.coreos.com", "v1", "PrometheusRule", "prometheusrules")
+
+CHILD_KINDS: Final = (SERVICE_ACCOUNT, SERVICE, DEPLOYMENT, POD_DISRUPTION_BUDGET, POD_MONITOR)
+"""Kinds the operator creates, in the order they are applied."""
+
+OPTIONAL_KINDS: Final = frozenset({POD_MONITOR, PROMETHEUS_RULE})
+"""Kinds a cluster may lack."""
+
+ALL_KINDS: Final = (INFERENCE_SERVICE, LORA_ADAPTER, POD, PROMETHEUS_RULE, *CHILD_KINDS)
+
+
+def kind_of(manifest: Mapping[str, Any]) -> Kind:
+    """The Kind of an object that carries apiVersion and kind; KeyError for a stranger."""
+    return _BY_NAME[manifest["apiVersion"], manifest["kind"]]
+
+
+_BY_NAME: Final = {(kind.api_version, kind.kind): kind for kind in ALL_KINDS}

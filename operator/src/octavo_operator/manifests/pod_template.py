@@ -1,0 +1,213 @@
+"""The worker's pod: container, volumes, placement and security, then the user's overlay.
+
+Fits the `restricted` Pod Security Standard with a read-only root file system.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from octavo_operator.errors import ResourceError
+from octavo_operator.labels import (
+    HTTP_PORT_NAME,
+    LABEL_COMPONENT,
+    LABEL_INSTANCE,
+    WORKER_CONTAINER,
+    child_labels,
+    selector_labels,
+)
+from octavo_operator.manifests.overlay import merge_overlay
+from octavo_operator.manifests.probes import worker_probes
+from octavo_operator.manifests.volumes import pod_volumes, worker_mounts
+from octavo_operator.manifests.worker_command import (
+    CACHE_MOUNT,
+    WORKER_PORT,
+    is_downloaded,
+    worker_command,
+)
+from octavo_operator.resources.inference_service import InferenceService
+from octavo_operator.resources.model_uri import HubModel, ImageModel
+
+ENDPOINT_REMOVAL_S: Final = 5
+"""A stopping pod keeps taking requests this long, until every node has dropped it from its tables.
+
+Done with the native `sleep` hook (Kubernetes 1.30): an exec hook would need a `sleep` program,
+which an image without a shell does not have.
+"""
+
+KILL_MARGIN_S: Final = 10
+"""Beyond drain: time to write what is left and exit before SIGKILL."""
+
+CACHE_GROUP: Final = 65532
+"""Group that may write to a cache volume, so that pods under any user id share it."""
+
+_CLAIM_NAME: Final = "accelerator"
+_TOKEN_KEY: Final = "token"
+
+
+def pod_template(service: InferenceService, image: str) -> dict[str, Any]:
+    """PodTemplateSpec of the worker; raises ResourceError when the overlay cannot be merged."""
+    labels = {
+        **selector_labels(service.name),
+        LABEL_INSTANCE: service.name,
+        LABEL_COMPONENT: child_labels(service.name)[LABEL_COMPONENT],
+    }
+    rendered = {"metadata": {"labels": labels}, "spec": _pod_spec(service, image)}
+    template = merge_overlay(rendered, service.template, "spec.template")
+    _check_overlay(service, template)
+    return template
+
+
+def _pod_spec(service: InferenceService, image: str) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "serviceAccountName": service.name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": (
+            ENDPOINT_REMOVAL_S + service.rollout.drain_s + KILL_MARGIN_S
+        ),
+        "securityContext": _pod_security(service),
+        "containers": [_container(service, image)],
+        "volumes": pod_volumes(service),
+        "topologySpreadConstraints": _spread(service.name),
+    }
+    node_selector = _node_selector(service)
+    tolerations = _tolerations(service)
+    if node_selector:
+        spec["nodeSelector"] = node_selector
+    if tolerations:
+        spec["tolerations"] = tolerations
+    if isinstance(service.model.source, ImageModel) and service.model.secret is not None:
+        spec["imagePullSecrets"] = [{"name": service.model.secret}]
+    if service.accelerator.claim_template is not None:
+        spec["resourceClaims"] = [
+            {
+                "name": _CLAIM_NAME,
+                "resourceClaimTemplateName": service.accelerator.claim_template,
+            }
+        ]
+    return spec
+
+
+def _container(service: InferenceService, image: str) -> dict[str, Any]:
+    container: dict[str, Any] = {
+        "name": WORKER_CONTAINER,
+        "image": image,
+        "command": worker_command(service),
+        "env": _environment(service),
+        **_credentials(service),
+        "ports": [
+            {"name": HTTP_PORT_NAME, "containerPort": WORKER_PORT, "protocol": "TCP"},
+        ],
+        **worker_probes(),
+        "lifecycle": {"preStop": {"sleep": {"seconds": ENDPOINT_REMOVAL_S}}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": worker_mounts(service),
+    }
+    resources = _resources(service)
+    if resources:
+        container["resources"] = resources
+    return container
+
+
+def _environment(service: InferenceService) -> list[dict[str, Any]]:
+    """HOME and caches point at the only places that can be written to."""
+    environment: list[dict[str, Any]] = [
+        {"name": "HOME", "value": "/tmp"},
+        {"name": "TRITON_CACHE_DIR", "value": f"{CACHE_MOUNT}/triton"},
+    ]
+    if service.model.secret is not None and isinstance(service.model.source, HubModel):
+        reference = {"name": service.model.secret, "key": _TOKEN_KEY, "optional": True}
+        environment.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+    return environment
+
+
+def _credentials(service: InferenceService) -> dict[str, Any]:
+    """Every key of the Secret as a variable (HF_TOKEN, AWS_ACCESS_KEY_ID, ...).
+
+    A hub token may also be stored under `token`; kubelet leaves a variable alone whose optional
+    key is missing, so either spelling works. A missing Secret keeps the container from starting.
+    """
+    if service.model.secret is None or not is_downloaded(service.model.source):
+        return {}
+    return {"envFrom": [{"secretRef": {"name": service.model.secret}}]}
+
+
+def _resources(service: InferenceService) -> dict[str, Any]:
+    accelerator = service.accelerator
+    if accelerator.claim_template is not None:
+        return {"claims": [{"name": _CLAIM_NAME}]}
+    if accelerator.resource is None:
+        return {}
+    amount = {accelerator.resource: str(service.parallelism.tensor or 1)}
+    return {"requests": amount, "limits": dict(amount)}
+
+
+def _pod_security(service: InferenceService) -> dict[str, Any]:
+    security: dict[str, Any] = {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    if service.cache_claim is not None:
+        security["fsGroup"] = CACHE_GROUP
+        security["fsGroupChangePolicy"] = "OnRootMismatch"
+    return security
+
+
+def _node_selector(service: InferenceService) -> dict[str, str]:
+    selector = dict(service.accelerator.node_selector)
+    if service.accelerator.product is not None:
+        selector["nvidia.com/gpu.product"] = service.accelerator.product
+    return selector
+
+
+def _tolerations(service: InferenceService) -> list[dict[str, Any]]:
+    """The user's, and one for the taint that GPU nodes usually carry."""
+    tolerations = [dict(toleration) for toleration in service.accelerator.tolerations]
+    if service.accelerator.resource is not None:
+        usual = {
+            "key": service.accelerator.resource,
+            "operator": "Exists",
+            "effect": "NoSchedule",
+        }
+        if usual not in tolerations:
+            tolerations.append(usual)
+    return tolerations
+
+
+def _spread(service_name: str) -> list[dict[str, Any]]:
+    """Spread over nodes and zones where possible; never refuse to run for it."""
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": key,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": selector_labels(service_name)},
+            "matchLabelKeys": ["pod-template-hash"],
+        }
+        for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
+    ]
+
+
+def _check_overlay(service: InferenceService, template: dict[str, Any]) -> None:
+    labels = template.get("metadata", {}).get("labels", {})
+    for key, value in selector_labels(service.name).items():
+        if labels.get(key) != value:
+            raise ResourceError(
+                f"spec.template.metadata.labels[{key}]",
+                f"is {labels.get(key)!r}, but the Deployment finds its pods by {value!r}",
+                "remove it from the overlay",
+            )
+    containers = template.get("spec", {}).get("containers", [])
+    if WORKER_CONTAINER not in [container.get("name") for container in containers]:
+        raise ResourceError(
+            "spec.template.spec.containers",
+            f"takes away the container {WORKER_CONTAINER!r}",
+            "keep it; it is the one that serves the model",
+        )

@@ -1,0 +1,71 @@
+"""Volumes of the worker's pod and where the container sees them.
+
+The root file system is read-only; what must be written goes to /tmp and the model cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from octavo_operator.manifests.worker_command import CACHE_MOUNT, MODEL_MOUNT, api_key_paths
+from octavo_operator.resources.inference_service import InferenceService
+from octavo_operator.resources.model_uri import ImageModel, VolumeModel
+
+TMP_VOLUME: Final = "tmp"
+CACHE_VOLUME: Final = "model-cache"
+MODEL_VOLUME: Final = "model"
+SHARED_MEMORY_VOLUME: Final = "shared-memory"
+
+
+def pod_volumes(service: InferenceService) -> list[dict[str, Any]]:
+    """`spec.volumes` of the pod."""
+    volumes: list[dict[str, Any]] = [
+        {"name": TMP_VOLUME, "emptyDir": {}},
+        {"name": CACHE_VOLUME, **_cache_source(service)},
+    ]
+    match service.model.source:
+        case VolumeModel(claim=claim):
+            source: dict[str, Any] = {
+                "persistentVolumeClaim": {"claimName": claim, "readOnly": True}
+            }
+            volumes.append({"name": MODEL_VOLUME, **source})
+        case ImageModel(reference=reference):
+            source = {"image": {"reference": reference, "pullPolicy": "IfNotPresent"}}
+            volumes.append({"name": MODEL_VOLUME, **source})
+        case _:
+            pass
+    if needs_shared_memory(service):
+        volumes.append({"name": SHARED_MEMORY_VOLUME, "emptyDir": {"medium": "Memory"}})
+    for index, secret in enumerate(service.api_keys):
+        volumes.append({"name": _api_key_volume(index), "secret": {"secretName": secret}})
+    return volumes
+
+
+def worker_mounts(service: InferenceService) -> list[dict[str, Any]]:
+    """`volumeMounts` of the worker container."""
+    mounts: list[dict[str, Any]] = [
+        {"name": TMP_VOLUME, "mountPath": "/tmp"},
+        {"name": CACHE_VOLUME, "mountPath": CACHE_MOUNT},
+    ]
+    if isinstance(service.model.source, VolumeModel | ImageModel):
+        mounts.append({"name": MODEL_VOLUME, "mountPath": MODEL_MOUNT, "readOnly": True})
+    if needs_shared_memory(service):
+        mounts.append({"name": SHARED_MEMORY_VOLUME, "mountPath": "/dev/shm"})
+    for index, path in enumerate(api_key_paths(service)):
+        mounts.append({"name": _api_key_volume(index), "mountPath": path, "readOnly": True})
+    return mounts
+
+
+def needs_shared_memory(service: InferenceService) -> bool:
+    """Whether processes of one pod exchange tensors: /dev/shm has only 64 MiB by default."""
+    return (service.parallelism.tensor or 1) > 1
+
+
+def _cache_source(service: InferenceService) -> dict[str, Any]:
+    if service.cache_claim is None:
+        return {"emptyDir": {}}
+    return {"persistentVolumeClaim": {"claimName": service.cache_claim}}
+
+
+def _api_key_volume(index: int) -> str:
+    return f"api-keys-{index}"

@@ -1,0 +1,111 @@
+"""The worker's command line: the whole contract between the operator and `octavo serve`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from octavo_operator.resources.engine import Engine
+from octavo_operator.resources.inference_service import InferenceService
+from octavo_operator.resources.model_uri import (
+    BucketModel,
+    DemoModel,
+    FileModel,
+    HubModel,
+    ImageModel,
+    ModelSource,
+    VolumeModel,
+)
+
+WORKER_PORT: Final = 8000
+MODEL_MOUNT: Final = "/models"
+CACHE_MOUNT: Final = "/var/cache/octavo"
+API_KEY_MOUNT: Final = "/etc/octavo/api-keys"
+
+
+def worker_command(service: InferenceService) -> list[str]:
+    """The container's command, program and arguments in one list."""
+    return [
+        "octavo",
+        "serve",
+        model_argument(service.model.source),
+        "--host",
+        "0.0.0.0",
+        "--port",
+        str(WORKER_PORT),
+        "--served-model-name",
+        service.model.served_name,
+        *_option("--revision", service.model.revision),
+        *(["--device", "cpu"] if service.accelerator.is_cpu else []),
+        *_tensor_parallel(service),
+        *_engine_options(service.engine, is_cpu=service.accelerator.is_cpu),
+        *_option("--shutdown-timeout", service.rollout.drain_s),
+        *(["--download-dir", CACHE_MOUNT] if is_downloaded(service.model.source) else []),
+        *_api_keys(service),
+        *_lora_options(service.engine),
+        *service.engine.args,
+    ]
+
+
+def model_argument(source: ModelSource) -> str:
+    """What the worker is told to serve: a hub name, a path in its container, or a demo URI."""
+    match source:
+        case HubModel(repository=repository):
+            return repository
+        case VolumeModel(path=path):
+            return f"{MODEL_MOUNT}/{path}" if path else MODEL_MOUNT
+        case ImageModel():
+            return MODEL_MOUNT
+        case FileModel(path=path):
+            return path
+        case DemoModel(name=name):
+            return f"demo://{name}"
+        case BucketModel(bucket=bucket, prefix=prefix):
+            return f"s3://{bucket}/{prefix}"
+
+
+def is_downloaded(source: ModelSource) -> bool:
+    """Whether the worker fetches the files itself and so needs a cache to put them in."""
+    return isinstance(source, HubModel | DemoModel | BucketModel)
+
+
+def api_key_paths(service: InferenceService) -> list[str]:
+    """One folder a Secret, in the order of the spec; each file in it holds one accepted key.
+
+    Folders, since only the Secret knows its keys, and the operator does not read Secrets.
+    """
+    return [f"{API_KEY_MOUNT}/{index}" for index in range(len(service.api_keys))]
+
+
+def _tensor_parallel(service: InferenceService) -> list[str]:
+    tensor = service.parallelism.tensor
+    return _option("--tensor-parallel-size", tensor) if tensor is not None and tensor > 1 else []
+
+
+def _engine_options(engine: Engine, *, is_cpu: bool) -> list[str]:
+    return [
+        *_option("--max-model-len", engine.max_model_len),
+        *_option("--dtype", engine.dtype),
+        *_option("--quantization", engine.quantization),
+        *([] if is_cpu else _option("--gpu-memory-utilization", engine.gpu_memory_utilization)),
+        *([] if engine.prefix_caching else ["--no-enable-prefix-caching"]),
+        *_option("--max-num-seqs", engine.max_num_seqs),
+    ]
+
+
+def _api_keys(service: InferenceService) -> list[str]:
+    paths = api_key_paths(service)
+    return ["--api-key-file", *paths] if paths else []
+
+
+def _lora_options(engine: Engine) -> list[str]:
+    if engine.lora is None:
+        return []
+    return [
+        "--enable-lora",
+        *_option("--max-loras", engine.lora.max_adapters),
+        *_option("--max-lora-rank", engine.lora.max_rank),
+    ]
+
+
+def _option(flag: str, value: object) -> list[str]:
+    return [] if value is None else [flag, str(value)]

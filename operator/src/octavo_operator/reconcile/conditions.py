@@ -1,0 +1,64 @@
+"""Conditions in the form of metav1: a time that changes only when the status does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+MODEL_READY: Final = "ModelReady"
+WORKLOAD_READY: Final = "WorkloadReady"
+PROGRESSING: Final = "Progressing"
+READY: Final = "Ready"
+UPGRADE_AVAILABLE: Final = "UpgradeAvailable"
+FEATURES_READY: Final = "FeaturesReady"
+
+_MESSAGE_LIMIT: Final = 1024
+"""metav1 allows 32768; a condition is read in a terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """status is "True", "False" or "Unknown"; reason a stable CamelCase word."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+
+
+def truth(is_true: bool) -> str:
+    """The status word for a boolean."""
+    return "True" if is_true else "False"
+
+
+def merge_conditions(
+    previous: Iterable[Mapping[str, Any]],
+    current: Iterable[Condition],
+    generation: int,
+    now: datetime,
+) -> list[dict[str, Any]]:
+    """`current` as the API stores it; lastTransitionTime is kept where the status is unchanged."""
+    before = {condition.get("type"): condition for condition in previous}
+    merged = []
+    for condition in current:
+        old = before.get(condition.type)
+        is_same = old is not None and old.get("status") == condition.status
+        since = old.get("lastTransitionTime") if old is not None and is_same else None
+        merged.append(
+            {
+                "type": condition.type,
+                "status": condition.status,
+                "reason": condition.reason,
+                "message": condition.message[:_MESSAGE_LIMIT],
+                "observedGeneration": generation,
+                "lastTransitionTime": since or timestamp(now),
+            }
+        )
+    return merged
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC with whole seconds, as the API server writes it."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

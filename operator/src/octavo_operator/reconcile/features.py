@@ -1,0 +1,81 @@
+"""What a valid InferenceService asks for that this version does not do, said aloud.
+
+Two kinds: without a *blocking* feature the model cannot be served, so nothing is created; a
+*missing* one leaves a working service with less than was asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo_operator.manifests.kinds import POD_MONITOR, PROMETHEUS_RULE, Kind
+from octavo_operator.resources.inference_service import InferenceService
+from octavo_operator.resources.model_uri import BucketModel
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureReport:
+    """Sentences, empty where there is nothing to say.
+
+    blocking: why nothing can be created; missing: what is left out; notes: what needs no action.
+    """
+
+    blocking: tuple[str, ...]
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def report_features(service: InferenceService, served_kinds: frozenset[Kind]) -> FeatureReport:
+    """What of `service` is not in effect, in a cluster that has `served_kinds`."""
+    return FeatureReport(
+        blocking=_blocking(service),
+        missing=_missing(service),
+        notes=_notes(service, served_kinds),
+    )
+
+
+def _blocking(service: InferenceService) -> tuple[str, ...]:
+    sentences = []
+    if isinstance(service.model.source, BucketModel):
+        sentences.append(
+            f"spec.model.uri: {service.model.uri} cannot be fetched yet; put the files on a volume "
+            f"and use pvc://, or on the hub and use hf://"
+        )
+    parallelism = service.parallelism
+    if parallelism.pipeline > 1 or parallelism.nodes > 1:
+        sentences.append(
+            f"spec.parallelism: pipeline {parallelism.pipeline} over {parallelism.nodes} nodes is "
+            f"not possible yet; use tensor within one node"
+        )
+    return tuple(sentences)
+
+
+def _missing(service: InferenceService) -> tuple[str, ...]:
+    sentences = []
+    if service.scaling is not None:
+        sentences.append(
+            "spec.scaling: no autoscaler is created yet; the number of pods is left to one that "
+            f"you attach to the Deployment {service.name}"
+        )
+    if service.parallelism.tensor is None:
+        sentences.append("spec.parallelism.tensor: Auto means 1 for now; give a number")
+    if service.engine.speculative:
+        sentences.append("spec.engine.speculative: not in effect yet; remove it")
+    if service.engine.lora is not None:
+        sentences.append(
+            "spec.engine.lora: room for adapters is kept, but LoRAAdapters are not loaded yet"
+        )
+    if service.inference_pool:
+        sentences.append("spec.routing.inferencePool: no InferencePool is created yet; remove it")
+    if service.unknown_fields:
+        sentences.append(f"fields unknown to this operator: {', '.join(service.unknown_fields)}")
+    return tuple(sentences)
+
+
+def _notes(service: InferenceService, served_kinds: frozenset[Kind]) -> tuple[str, ...]:
+    notes = []
+    if service.monitoring.pod_monitor and POD_MONITOR not in served_kinds:
+        notes.append("this cluster has no PodMonitor kind, so none is created")
+    if service.monitoring.alerts and PROMETHEUS_RULE in served_kinds:
+        notes.append("no PrometheusRule is created for a single service yet")
+    return tuple(notes)

@@ -1,0 +1,44 @@
+"""What the planner sees: one InferenceService, its children, its pods, and what the cluster has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from octavo_operator.manifests.kinds import Kind, kind_of
+
+LiveObject: TypeAlias = Mapping[str, Any]
+"""An object as the API returned it, with apiVersion and kind filled in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One look at the cluster.
+
+    resource: the InferenceService as it was read.
+    children: objects that bear this service's labels, or a name that a child of it needs.
+    pods: pods that bear this service's labels.
+    served_kinds: those of the optional kinds that the cluster has.
+    """
+
+    resource: LiveObject
+    children: tuple[LiveObject, ...]
+    pods: tuple[LiveObject, ...]
+    served_kinds: frozenset[Kind]
+
+    @property
+    def uid(self) -> str:
+        return str(self.resource["metadata"]["uid"])
+
+    def is_owned(self, child: LiveObject) -> bool:
+        """Whether `child` belongs to exactly this resource, not to a namesake that is gone."""
+        references = child["metadata"].get("ownerReferences") or ()
+        return any(reference.get("uid") == self.uid for reference in references)
+
+    def child(self, kind: Kind, name: str) -> LiveObject | None:
+        """The child of that kind and name, whoever owns it."""
+        for child in self.children:
+            if child["metadata"]["name"] == name and kind_of(child) == kind:
+                return child
+        return None

@@ -1,0 +1,197 @@
+"""From one look at the cluster to the writes that bring it closer to the spec.
+
+Level-based: the plan depends on what is there, not on what happened. Applying a plan and planning
+again gives an empty plan, unless the cluster has moved meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final
+
+from octavo_operator.errors import ResourceError
+from octavo_operator.labels import ANNOTATION_REPLICAS_OWNER, FIELD_MANAGER
+from octavo_operator.manifests.deployment import deployment
+from octavo_operator.manifests.kinds import DEPLOYMENT, POD_MONITOR, Kind, kind_of
+from octavo_operator.manifests.metadata import sealed
+from octavo_operator.manifests.pod_disruption_budget import pod_disruption_budget
+from octavo_operator.manifests.pod_monitor import pod_monitor
+from octavo_operator.manifests.service import service_manifest
+from octavo_operator.manifests.service_account import service_account
+from octavo_operator.reconcile.drift import is_applied
+from octavo_operator.reconcile.features import report_features
+from octavo_operator.reconcile.observed import LiveObject, Observed
+from octavo_operator.reconcile.pinning import pin_template
+from octavo_operator.reconcile.pod_problems import worst_problem
+from octavo_operator.reconcile.status import (
+    Findings,
+    Obstacle,
+    invalid_status,
+    is_same_status,
+    service_status,
+)
+from octavo_operator.reconcile.workload import read_workload
+from octavo_operator.resources.inference_service import InferenceService, parse_inference_service
+
+HANDOVER_MANAGER: Final = f"{FIELD_MANAGER}-handover"
+"""Second field manager, used once per hand-over of `replicas` to an autoscaler."""
+
+_OPERATOR: Final = "operator"
+_AUTOSCALER: Final = "autoscaler"
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Server-side apply of a manifest under `manager`."""
+
+    manifest: Mapping[str, Any]
+    manager: str = FIELD_MANAGER
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Deletion of exactly one object, known by its uid."""
+
+    kind: Kind
+    namespace: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Writes, in order; `status` is None when the present one is right."""
+
+    applies: tuple[Apply, ...] = ()
+    deletes: tuple[Delete, ...] = ()
+    status: Mapping[str, Any] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.applies and not self.deletes and self.status is None
+
+
+def plan(
+    observed: Observed,
+    default_image: str,
+    now: datetime,
+    obstacle: Obstacle | None = None,
+) -> Plan:
+    """The writes that are due. A resource on its way out gets none: its children follow it.
+
+    `obstacle` is what the API said when the last plan was carried out; it goes into the status.
+    """
+    if observed.resource["metadata"].get("deletionTimestamp"):
+        return Plan()
+    name = observed.resource["metadata"]["name"]
+    live = observed.child(DEPLOYMENT, name)
+    live = live if live is not None and observed.is_owned(live) else None
+    try:
+        service = parse_inference_service(observed.resource)
+        pinned = pin_template(service, live, default_image)
+    except ResourceError as error:
+        workload = read_workload(None, live)
+        return _with_status(
+            observed, Plan(), invalid_status(observed.resource, workload, str(error), now)
+        )
+    features = report_features(service, observed.served_kinds)
+    obstacle = obstacle or _namesake(observed, service)
+    findings = Findings(
+        service=service,
+        workload=read_workload(service, live),
+        features=features,
+        problem=worst_problem(service, observed.pods),
+        obstacle=obstacle,
+        newer=pinned.newer,
+        image=pinned.image,
+    )
+    writes = Plan()
+    if obstacle is None and not features.blocking:
+        wanted = _manifests(service, pinned.template, pinned.annotations, observed.served_kinds)
+        writes = Plan(
+            applies=(*_handover(service, live), *_due(wanted, observed)),
+            deletes=_leftovers(wanted, observed),
+        )
+    return _with_status(observed, writes, service_status(observed.resource, findings, now))
+
+
+def _with_status(observed: Observed, writes: Plan, status: Mapping[str, Any]) -> Plan:
+    if is_same_status(observed.resource.get("status"), status):
+        return writes
+    return replace(writes, status=status)
+
+
+def _manifests(
+    service: InferenceService,
+    template: Mapping[str, Any],
+    annotations: Mapping[str, str],
+    served_kinds: frozenset[Kind],
+) -> list[dict[str, Any]]:
+    owner = _OPERATOR if service.scaling is None else _AUTOSCALER
+    manifests = [
+        service_account(service),
+        service_manifest(service),
+        deployment(service, template, {**annotations, ANNOTATION_REPLICAS_OWNER: owner}),
+        pod_disruption_budget(service),
+    ]
+    if service.monitoring.pod_monitor and POD_MONITOR in served_kinds:
+        manifests.append(pod_monitor(service))
+    return [sealed(manifest) for manifest in manifests]
+
+
+def _due(wanted: list[dict[str, Any]], observed: Observed) -> tuple[Apply, ...]:
+    due = []
+    for manifest in wanted:
+        live = observed.child(kind_of(manifest), manifest["metadata"]["name"])
+        if live is None or not is_applied(manifest, live):
+            due.append(Apply(manifest))
+    return tuple(due)
+
+
+def _leftovers(wanted: list[dict[str, Any]], observed: Observed) -> tuple[Delete, ...]:
+    """Children of ours that are no longer wanted."""
+    keep = {(kind_of(manifest), manifest["metadata"]["name"]) for manifest in wanted}
+    leftovers = []
+    for child in observed.children:
+        metadata = child["metadata"]
+        if not observed.is_owned(child) or metadata.get("deletionTimestamp"):
+            continue
+        if (kind_of(child), metadata["name"]) not in keep:
+            leftovers.append(
+                Delete(kind_of(child), metadata["namespace"], metadata["name"], metadata["uid"])
+            )
+    return tuple(leftovers)
+
+
+def _namesake(observed: Observed, service: InferenceService) -> Obstacle | None:
+    for child in observed.children:
+        if child["metadata"]["name"] == service.name and not observed.is_owned(child):
+            return Obstacle(
+                "NameConflict",
+                f"{child['kind']} {service.name} exists and belongs to somebody else; delete it, "
+                f"or give the InferenceService another name",
+            )
+    return None
+
+
+def _handover(service: InferenceService, live: LiveObject | None) -> tuple[Apply, ...]:
+    """Keep the present number of pods while `replicas` passes to an autoscaler.
+
+    Dropping a field that only we own would remove it, and the server would put back its default
+    of 1; so another manager owns it first. Source: "Transferring ownership" in the Kubernetes
+    documentation of server-side apply.
+    """
+    if service.scaling is None or live is None:
+        return ()
+    annotations = live["metadata"].get("annotations") or {}
+    if annotations.get(ANNOTATION_REPLICAS_OWNER) != _OPERATOR:
+        return ()
+    manifest = {
+        "apiVersion": DEPLOYMENT.api_version,
+        "kind": DEPLOYMENT.kind,
+        "metadata": {"name": service.name, "namespace": service.namespace},
+        "spec": {"replicas": (live.get("spec") or {}).get("replicas", 1)},
+    }
+    return (Apply(manifest, HANDOVER_MANAGER),)

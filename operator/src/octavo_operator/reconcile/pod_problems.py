@@ -1,0 +1,153 @@
+"""What keeps a pod from serving, read from its status.
+
+Knows the reasons kubelet and scheduler write; turns them into few stable reasons of ours and a
+sentence that says what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from octavo_operator.labels import WORKER_CONTAINER
+from octavo_operator.resources.inference_service import InferenceService
+
+_IMAGE_REASONS: Final = frozenset(
+    {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"}
+)
+_CONFIG_REASONS: Final = frozenset(
+    {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+)
+_SEVERITY: Final = (
+    "OutOfMemory",
+    "CrashLooping",
+    "ImagePullFailed",
+    "ContainerConfigError",
+    "PodFailed",
+    "InsufficientGPU",
+    "Unschedulable",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PodProblem:
+    """One reason (a stable word) and one sentence."""
+
+    reason: str
+    message: str
+
+
+def worst_problem(
+    service: InferenceService, pods: Iterable[Mapping[str, Any]]
+) -> PodProblem | None:
+    """The gravest problem among `pods`; None when all are well or simply starting.
+
+    Among equals the first by pod name, so that the answer does not flap.
+    """
+    found = []
+    for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"])):
+        problem = _problem(service, pod)
+        if problem is not None:
+            found.append(problem)
+    return min(found, key=lambda problem: _SEVERITY.index(problem.reason), default=None)
+
+
+def _problem(service: InferenceService, pod: Mapping[str, Any]) -> PodProblem | None:
+    if pod["metadata"].get("deletionTimestamp"):
+        return None
+    status = pod.get("status") or {}
+    name = pod["metadata"]["name"]
+    if status.get("phase") == "Failed":
+        detail = status.get("message") or status.get("reason") or "no reason given"
+        return PodProblem("PodFailed", f"pod {name} failed: {_sentence(detail)}")
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return _scheduling_problem(service, name, condition.get("message") or "")
+    containers = [
+        *(status.get("initContainerStatuses") or ()),
+        *(status.get("containerStatuses") or ()),
+    ]
+    for container in containers:
+        problem = _container_problem(name, container)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _scheduling_problem(service: InferenceService, pod_name: str, message: str) -> PodProblem:
+    resource = service.accelerator.resource
+    if resource is None or f"Insufficient {resource}" not in message:
+        return PodProblem("Unschedulable", f"no node takes pod {pod_name}: {_sentence(message)}")
+    wanted = f"{service.parallelism.tensor or 1} {resource}"
+    if service.accelerator.product is not None:
+        wanted += f" ({service.accelerator.product})"
+    remedy = "free one, add a node, or lower replicas"
+    if service.rollout.max_unavailable == 0:
+        remedy += (
+            "; if this is an update and no GPU is spare, set rollout.maxSurge: 0 and "
+            "rollout.maxUnavailable: 1"
+        )
+    return PodProblem(
+        "InsufficientGPU",
+        f"pod {pod_name} needs {wanted} on one node and no node has as many free; {remedy}. "
+        f"Scheduler: {_sentence(message)}",
+    )
+
+
+def _container_problem(pod_name: str, container: Mapping[str, Any]) -> PodProblem | None:
+    if container.get("ready"):
+        return None
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    reason = waiting.get("reason") or ""
+    detail = _sentence(waiting.get("message") or reason)
+    if reason in _IMAGE_REASONS:
+        image = container.get("image") or "the image"
+        return PodProblem(
+            "ImagePullFailed",
+            f"pod {pod_name} cannot pull {image}: {detail}; check the name, the tag and "
+            f"imagePullSecrets",
+        )
+    if reason in _CONFIG_REASONS:
+        return PodProblem(
+            "ContainerConfigError",
+            f"pod {pod_name} cannot start: {detail}; check that the Secrets and claims that the "
+            f"spec names exist",
+        )
+    return _exit_problem(pod_name, container, is_waiting=reason == "CrashLoopBackOff")
+
+
+def _exit_problem(
+    pod_name: str, container: Mapping[str, Any], *, is_waiting: bool
+) -> PodProblem | None:
+    last = (container.get("lastState") or {}).get("terminated") or (
+        container.get("state") or {}
+    ).get("terminated")
+    if not last and not is_waiting:
+        return None
+    last = last or {}
+    if last.get("reason") == "OOMKilled":
+        return PodProblem(
+            "OutOfMemory",
+            f"container {container.get('name')} of pod {pod_name} was killed for memory; raise its "
+            f"memory limit in spec.template, or lower engine.maxModelLen or engine.maxNumSeqs",
+        )
+    if last.get("exitCode") == 0 and not is_waiting:
+        return None
+    said = _last_line(last.get("message") or "")
+    ending = f": {said}" if said else ""
+    logs = f"kubectl logs {pod_name} -c {container.get('name', WORKER_CONTAINER)} --previous"
+    return PodProblem(
+        "CrashLooping",
+        f"pod {pod_name} ended with exit code {last.get('exitCode', 'unknown')}{ending} (see "
+        f"{logs})",
+    )
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""
+
+
+def _sentence(text: str) -> str:
+    return " ".join(text.split())[:400].rstrip(".")

@@ -1,0 +1,215 @@
+"""The status of an InferenceService: what is true of it now, and what to do about it.
+
+`Ready` is True only when a request would be answered. Reasons are stable words that programs may
+rely on; messages are for people and may change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from octavo_operator.labels import selector_labels, selector_string
+from octavo_operator.manifests.service import service_url
+from octavo_operator.reconcile.conditions import (
+    FEATURES_READY,
+    MODEL_READY,
+    PROGRESSING,
+    READY,
+    UPGRADE_AVAILABLE,
+    WORKLOAD_READY,
+    Condition,
+    merge_conditions,
+    truth,
+)
+from octavo_operator.reconcile.features import FeatureReport
+from octavo_operator.reconcile.pod_problems import PodProblem
+from octavo_operator.reconcile.workload import Workload
+from octavo_operator.resources.inference_service import InferenceService
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why the workload cannot be as the spec wants it: a stable reason and a sentence."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All that the conditions are made of.
+
+    obstacle: the API or a namesake stands in the way; pods are left as they are.
+    newer: what an upgrade would bring, None if nothing. image: the worker image in use.
+    """
+
+    service: InferenceService
+    workload: Workload
+    features: FeatureReport
+    problem: PodProblem | None
+    obstacle: Obstacle | None
+    newer: str | None
+    image: str
+
+
+def service_status(
+    resource: Mapping[str, Any], findings: Findings, now: datetime
+) -> dict[str, Any]:
+    """The fields of `status` that the operator owns."""
+    workload = findings.workload
+    return {
+        **_header(resource, workload),
+        "selector": selector_string(selector_labels(findings.service.name)),
+        "url": service_url(findings.service),
+        "image": findings.image,
+        "conditions": _merged(
+            resource,
+            [
+                _model_ready(findings),
+                _workload_ready(findings),
+                _progressing(findings),
+                _ready(findings),
+                _upgrade_available(findings),
+                _features_ready(findings),
+            ],
+            now,
+        ),
+    }
+
+
+def invalid_status(
+    resource: Mapping[str, Any], workload: Workload, problem: str, now: datetime
+) -> dict[str, Any]:
+    """The status of a resource whose spec cannot be read; pods stay as the last valid spec left."""
+    message = problem
+    if workload.ready:
+        message += f". The {workload.ready} pods of the last valid spec keep serving"
+    conditions = [
+        Condition(kind, "False", "InvalidSpec", message)
+        for kind in (MODEL_READY, WORKLOAD_READY, PROGRESSING, READY)
+    ]
+    for kind in (UPGRADE_AVAILABLE, FEATURES_READY):
+        conditions.append(Condition(kind, "Unknown", "InvalidSpec", problem))
+    return {
+        **_header(resource, workload),
+        "conditions": _merged(resource, conditions, now),
+    }
+
+
+def is_same_status(current: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+    """Whether writing `wanted` would change nothing; fields the operator does not own are free."""
+    current = current or {}
+    return all(current.get(key) == value for key, value in wanted.items())
+
+
+def _header(resource: Mapping[str, Any], workload: Workload) -> dict[str, Any]:
+    return {
+        "observedGeneration": resource["metadata"].get("generation", 0),
+        "replicas": workload.total,
+        "readyReplicas": workload.ready,
+        "summary": {"replicas": f"{workload.ready}/{workload.wanted}"},
+    }
+
+
+def _merged(
+    resource: Mapping[str, Any], conditions: list[Condition], now: datetime
+) -> list[dict[str, Any]]:
+    previous = (resource.get("status") or {}).get("conditions") or ()
+    generation = resource["metadata"].get("generation", 0)
+    return merge_conditions(previous, conditions, generation, now)
+
+
+def _model_ready(findings: Findings) -> Condition:
+    workload, uri = findings.workload, findings.service.model.uri
+    if findings.features.blocking:
+        message = "; ".join(findings.features.blocking)
+        return Condition(MODEL_READY, "False", "NotImplementedYet", message)
+    if workload.ready:
+        return Condition(MODEL_READY, "True", "Loaded", f"{uri} is loaded")
+    if workload.exists and workload.wanted == 0:
+        return Condition(MODEL_READY, "Unknown", "ScaledToZero", "no pod is wanted")
+    if findings.problem is not None:
+        return Condition(MODEL_READY, "False", findings.problem.reason, f"no pod has loaded {uri}")
+    return Condition(MODEL_READY, "False", "Loading", f"no pod has loaded {uri} yet")
+
+
+def _workload_ready(findings: Findings) -> Condition:
+    workload = findings.workload
+    trouble = _trouble(findings)
+    if trouble is not None:
+        return Condition(WORKLOAD_READY, "False", trouble.reason, trouble.message)
+    counted = f"{workload.ready} of {workload.wanted} pods are ready"
+    if not workload.exists:
+        return Condition(WORKLOAD_READY, "False", "Creating", "the Deployment is being created")
+    if workload.wanted == 0:
+        return Condition(WORKLOAD_READY, "True", "ScaledToZero", "no pod is wanted")
+    if workload.is_current and workload.ready >= workload.wanted:
+        return Condition(WORKLOAD_READY, "True", "AllPodsReady", counted)
+    return Condition(WORKLOAD_READY, "False", "PodsStarting", counted)
+
+
+def _trouble(findings: Findings) -> Obstacle | None:
+    if findings.features.blocking:
+        return Obstacle("NotImplementedYet", "; ".join(findings.features.blocking))
+    if findings.obstacle is not None:
+        return findings.obstacle
+    if findings.workload.create_failure is not None:
+        return Obstacle("PodsRefused", findings.workload.create_failure)
+    if findings.problem is not None:
+        return Obstacle(findings.problem.reason, findings.problem.message)
+    return None
+
+
+def _progressing(findings: Findings) -> Condition:
+    workload = findings.workload
+    trouble = _trouble(findings)
+    if trouble is not None:
+        return Condition(PROGRESSING, "False", trouble.reason, trouble.message)
+    if workload.deadline_message is not None:
+        return Condition(PROGRESSING, "False", "DeadlineExceeded", workload.deadline_message)
+    if workload.is_rolled_out:
+        return Condition(PROGRESSING, "False", "Complete", "all pods run the latest template")
+    if findings.service.rollout.is_paused:
+        return Condition(
+            PROGRESSING, "False", "RolloutPaused", "set rollout.paused: false to go on"
+        )
+    return Condition(
+        PROGRESSING,
+        "True",
+        "RollingOut",
+        f"{workload.updated} of {workload.wanted} pods run the latest template, "
+        f"{workload.available} pods are available, {workload.total} exist",
+    )
+
+
+def _ready(findings: Findings) -> Condition:
+    workload = findings.workload
+    if findings.obstacle is None and workload.ready:
+        return Condition(
+            READY,
+            "True",
+            "Serving",
+            f"{workload.ready} of {workload.wanted} pods answer requests",
+        )
+    if findings.obstacle is None and workload.exists and workload.wanted == 0:
+        return Condition(READY, "False", "ScaledToZero", "no pod is wanted, so none answers")
+    cause = _workload_ready(findings)
+    return Condition(READY, "False", cause.reason, cause.message)
+
+
+def _upgrade_available(findings: Findings) -> Condition:
+    if findings.newer is None:
+        return Condition(UPGRADE_AVAILABLE, "False", "UpToDate", "there is nothing newer")
+    return Condition(UPGRADE_AVAILABLE, "True", "NewerTemplate", findings.newer)
+
+
+def _features_ready(findings: Findings) -> Condition:
+    features = findings.features
+    absent = (*features.blocking, *features.missing)
+    if absent:
+        return Condition(FEATURES_READY, "False", "NotImplementedYet", "; ".join(absent))
+    message = "; ".join(("all that the spec asks for is in effect", *features.notes))
+    return Condition(FEATURES_READY, truth(True), "AllInEffect", message)

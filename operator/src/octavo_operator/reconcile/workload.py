@@ -1,0 +1,70 @@
+"""How far the Deployment is, in numbers and yes or no.
+
+Knows the status of a Deployment; problems of single pods are read in `pod_problems`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from octavo_operator.resources.inference_service import InferenceService
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Counts of pods, and what the Deployment says of itself.
+
+    exists: the Deployment is there. is_current: its controller has seen its latest spec.
+    wanted: pods asked for; total: pods there are; updated: those with the latest template.
+    deadline_message, create_failure: the Deployment's own complaints, None when it has none.
+    """
+
+    exists: bool
+    is_current: bool
+    wanted: int
+    total: int
+    ready: int
+    updated: int
+    available: int
+    deadline_message: str | None
+    create_failure: str | None
+
+    @property
+    def is_rolled_out(self) -> bool:
+        """Whether all wanted pods, and no others, run the latest template and are available."""
+        return (
+            self.exists
+            and self.is_current
+            and self.total == self.updated == self.available == self.wanted
+        )
+
+
+def read_workload(service: InferenceService | None, live: Mapping[str, Any] | None) -> Workload:
+    """The workload in the Deployment `live`; `service` says how many pods are wanted, if it can."""
+    fixed = service.replicas if service is not None else None
+    if live is None:
+        return Workload(False, False, fixed or 0, 0, 0, 0, 0, None, None)
+    status: Mapping[str, Any] = live.get("status") or {}
+    spec: Mapping[str, Any] = live.get("spec") or {}
+    generation = live["metadata"].get("generation") or 0
+    conditions = {item.get("type"): item for item in status.get("conditions") or ()}
+    progressing, failure = conditions.get("Progressing"), conditions.get("ReplicaFailure")
+    return Workload(
+        exists=True,
+        is_current=(status.get("observedGeneration") or 0) >= generation,
+        wanted=fixed if fixed is not None else spec.get("replicas", 1),
+        total=status.get("replicas") or 0,
+        ready=status.get("readyReplicas") or 0,
+        updated=status.get("updatedReplicas") or 0,
+        available=status.get("availableReplicas") or 0,
+        deadline_message=_message(progressing, "False"),
+        create_failure=_message(failure, "True"),
+    )
+
+
+def _message(condition: Mapping[str, Any] | None, status: str) -> str | None:
+    if condition is None or condition.get("status") != status:
+        return None
+    return str(condition.get("message") or condition.get("reason") or "no reason given")

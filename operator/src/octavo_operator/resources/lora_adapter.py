@@ -1,0 +1,80 @@
+"""LoRAAdapter: an adapter to be loaded into the pods of an InferenceService."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from octavo_operator.labels import API_VERSION
+from octavo_operator.resources.fields import Fields
+from octavo_operator.resources.model import (
+    parse_secret_name,
+    parse_served_name,
+)
+from octavo_operator.resources.model_uri import ModelSource, parse_model_uri
+
+KIND: Final = "LoRAAdapter"
+LOAD_POLICIES: Final = ("Eager", "Lazy")
+
+
+@dataclass(frozen=True, slots=True)
+class LoRAAdapter:
+    """A parsed LoRAAdapter.
+
+    service: the InferenceService in the same namespace that serves it.
+    replicas: pods to load it into; None is all of them.
+    is_eager: loaded before a pod takes traffic.
+    """
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    service: str
+    served_name: str
+    source: ModelSource
+    revision: str | None
+    secret: str | None
+    replicas: int | None
+    is_eager: bool
+    unknown_fields: tuple[str, ...]
+
+
+def parse_lora_adapter(resource: Mapping[str, Any]) -> LoRAAdapter:
+    """The LoRAAdapter in `resource`, a whole custom resource; raises ResourceError."""
+    top = Fields(resource, "")
+    api_version, kind = top.string("apiVersion"), top.string("kind")
+    if (api_version, kind) != (API_VERSION, KIND):
+        raise top.error("kind", f"is {kind} of {api_version}", f"expected {KIND} of {API_VERSION}")
+    metadata, spec = top.section("metadata"), top.section("spec")
+    name = metadata.required_object_name("name", "name the LoRAAdapter")
+    reference, source = spec.section("serviceRef"), spec.section("source")
+    placement = spec.section("placement")
+    uri = source.required_string("uri", "say where the adapter is, such as hf://ORG/ADAPTER")
+    return LoRAAdapter(
+        name=name,
+        namespace=metadata.object_name("namespace") or "default",
+        uid=metadata.string("uid") or "",
+        generation=metadata.integer("generation", 0, 0, 2**62),
+        service=reference.required_object_name("name", "name an InferenceService"),
+        served_name=parse_served_name(spec) or name,
+        source=parse_model_uri(source.path_of("uri"), uri),
+        revision=source.string("revision", max_length=256),
+        secret=source.optional_section("secretRef", parse_secret_name),
+        replicas=_parse_placement(placement),
+        is_eager=(spec.choice("loadPolicy", LOAD_POLICIES) or LOAD_POLICIES[0]) == "Eager",
+        unknown_fields=_unknown(top, (reference, source, placement, spec)),
+    )
+
+
+def _parse_placement(fields: Fields) -> int | None:
+    if fields.raw("replicas") in (None, "All"):
+        return None
+    return fields.optional_integer("replicas", 1, 1000)
+
+
+def _unknown(top: Fields, sections: tuple[Fields, ...]) -> tuple[str, ...]:
+    for section in sections:
+        section.note_unknown()
+    return tuple(sorted(top.unknown))

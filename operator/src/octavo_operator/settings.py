@@ -1,0 +1,111 @@
+"""Settings of the operator itself, read once from flags and environment at the door.
+
+Nobody else reads the environment. Every setting has a flag and a variable; the flag wins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from octavo_operator import __version__
+from octavo_operator.errors import SettingsError
+
+DEFAULT_WORKER_IMAGE: Final = f"ghcr.io/octavo-serving/octavo-worker:{__version__}"
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
+LOG_FORMATS: Final = ("text", "json")
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSettings:
+    """How the operator behaves.
+
+    namespaces: namespaces to watch; empty means all of them.
+    worker_image: image of pods whose InferenceService names none.
+    version: the operator's own version, shown in conditions.
+    resync_s: every resource is reconciled at least this often, whatever the watches say.
+    request_timeout_s: limit of one call to the Kubernetes API.
+    liveness_port: where `/healthz` answers; 0 turns it off.
+    metrics_port: where Prometheus finds the operator's own metrics; 0 turns it off.
+    exit_timeout_s: how long a stopping operator may take before it is cut off.
+    """
+
+    namespaces: tuple[str, ...] = ()
+    worker_image: str = DEFAULT_WORKER_IMAGE
+    version: str = __version__
+    resync_s: float = 600.0
+    request_timeout_s: float = 20.0
+    liveness_port: int = 8080
+    metrics_port: int = 9090
+    log_level: str = "INFO"
+    log_format: str = "text"
+    exit_timeout_s: float = 30.0
+
+
+def operator_settings(
+    environment: Mapping[str, str], flags: Mapping[str, str | None] | None = None
+) -> OperatorSettings:
+    """Settings from `OCTAVO_OPERATOR_*` variables and flags; raises SettingsError.
+
+    `flags` maps a setting's name to its text, None where the flag was not given.
+    """
+    values = _Values(environment, flags or {})
+    return OperatorSettings(
+        namespaces=values.namespaces("namespaces"),
+        worker_image=values.text("worker_image", DEFAULT_WORKER_IMAGE),
+        resync_s=values.number("resync_s", 600.0, 10.0, 86_400.0),
+        request_timeout_s=values.number("request_timeout_s", 20.0, 1.0, 300.0),
+        liveness_port=int(values.number("liveness_port", 8080, 0, 65_535)),
+        metrics_port=int(values.number("metrics_port", 9090, 0, 65_535)),
+        log_level=values.choice("log_level", "INFO", LOG_LEVELS),
+        log_format=values.choice("log_format", "text", LOG_FORMATS),
+        exit_timeout_s=values.number("exit_timeout_s", 30.0, 1.0, 600.0),
+    )
+
+
+def variable_name(setting: str) -> str:
+    """The environment variable of a setting."""
+    return f"OCTAVO_OPERATOR_{setting.upper()}"
+
+
+class _Values:
+    def __init__(self, environment: Mapping[str, str], flags: Mapping[str, str | None]) -> None:
+        self._environment = environment
+        self._flags = flags
+
+    def text(self, setting: str, default: str) -> str:
+        flag = self._flags.get(setting)
+        if flag is not None:
+            return flag
+        return self._environment.get(variable_name(setting)) or default
+
+    def number(self, setting: str, default: float, minimum: float, maximum: float) -> float:
+        text = self.text(setting, str(default))
+        try:
+            number = float(text)
+        except ValueError:
+            raise self._error(setting, text, "give a number") from None
+        if not minimum <= number <= maximum:
+            raise self._error(setting, text, f"give a number from {minimum:g} to {maximum:g}")
+        return number
+
+    def choice(self, setting: str, default: str, choices: tuple[str, ...]) -> str:
+        text = self.text(setting, default)
+        for choice in choices:
+            if text.casefold() == choice.casefold():
+                return choice
+        raise self._error(setting, text, f"give one of {', '.join(choices)}")
+
+    def namespaces(self, setting: str) -> tuple[str, ...]:
+        names = [name.strip() for name in self.text(setting, "").split(",") if name.strip()]
+        for name in names:
+            if len(name) > 63 or not _NAMESPACE.fullmatch(name):
+                raise self._error(setting, name, "give names of namespaces, separated by commas")
+        return tuple(dict.fromkeys(names))
+
+    def _error(self, setting: str, value: str, remedy: str) -> SettingsError:
+        flag = f"--{setting.replace('_', '-')}"
+        return SettingsError(f"{flag} (or {variable_name(setting)}) is {value!r}; {remedy}")
