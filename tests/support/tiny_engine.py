@@ -11,7 +11,7 @@ from dict_weights import DictWeights
 from safetensors.torch import load_file
 from tiny_models import make_tiny_model
 
-from octavo.batch import Runner
+from octavo.batch import BatchPlan, Runner
 from octavo.config import SchedulerConfig
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import RequestSpec
@@ -99,6 +99,10 @@ class TinyEngine:
 
 class UncapturedGraphs(StepGraphs):
     """Runs the padded steps eagerly where there is no CUDA to capture them."""
+
+    def run(self, plan: BatchPlan, shape: StepShape) -> torch.Tensor:
+        # On CUDA the ids are copied to the host in stream order, before the next run.
+        return super().run(plan, shape).clone()
 
     def _capture(self, shape: StepShape) -> torch.cuda.CUDAGraph:
         class Replay:
