@@ -1,0 +1,121 @@
+"""Fetching models from the Hugging Face hub.
+
+The library does the work (resume, cache, token, progress bars); this says which files are wanted
+and words its errors. It is imported only when something must be fetched, as it is slow to import.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from octavo.errors import ModelLoadError
+
+_SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_WEIGHT_FILES = ("*.safetensors", "model.safetensors.index.json")
+_NEVER = ("*/*", "consolidated*", "adapter_model*", "*.bin", "*.pt", "*.pth", "*.py")
+"""Folders of a repository hold other forms of the model (original/, onnx/)."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A repository on the hub; with ``file``, one GGUF file of it."""
+
+    repository: str
+    revision: str | None = None
+    file: str | None = None
+
+    def __str__(self) -> str:
+        name = self.repository if self.file is None else f"{self.repository}/{self.file}"
+        return name if self.revision is None else f"{name} (revision {self.revision})"
+
+
+def fetch(model: HubModel, download_dir: str | None, needs_weights: bool) -> Path:
+    """The folder (or the file) that holds the model, downloaded where it is not yet.
+
+    ``download_dir`` None: the hub's own cache folder. What an interrupted download left is
+    taken up again. Without a network a model that was downloaded before is still found. Raises
+    ModelLoadError with one sentence that says what is wrong and what to do.
+    """
+    import huggingface_hub
+
+    patterns = [*_SMALL_FILES, *(_WEIGHT_FILES if needs_weights else ())]
+    with _worded(model):
+        if model.file is not None:
+            return Path(
+                huggingface_hub.hf_hub_download(
+                    model.repository,
+                    model.file,
+                    revision=model.revision,
+                    cache_dir=download_dir,
+                )
+            )
+        return Path(
+            huggingface_hub.snapshot_download(
+                model.repository,
+                revision=model.revision,
+                cache_dir=download_dir,
+                allow_patterns=patterns,
+                ignore_patterns=list(_NEVER),
+            )
+        )
+
+
+@contextmanager
+def _worded(model: HubModel) -> Iterator[None]:
+    """Translates the library's errors, most specific first: they derive from each other."""
+    from huggingface_hub import errors
+
+    where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        yield
+    except errors.GatedRepoError as exc:
+        raise ModelLoadError(
+            f"{model} is gated: accept its conditions at {where}/{model.repository}, and set "
+            "HF_TOKEN to a token of that account."
+        ) from exc
+    except errors.RevisionNotFoundError as exc:
+        raise ModelLoadError(
+            f"{model} is not on {where}: the repository has no such revision; check --revision."
+        ) from exc
+    except errors.RepositoryNotFoundError as exc:
+        raise ModelLoadError(
+            f"{model} is not on {where}, or is private: check its name, or set HF_TOKEN to a token "
+            "that may read it."
+        ) from exc
+    except errors.LocalEntryNotFoundError as exc:
+        raise ModelLoadError(
+            f"{model} cannot be fetched and is not in the cache: {where} cannot be reached "
+            f"({_reason(exc)}); check the network, or give a local folder."
+        ) from exc
+    except errors.EntryNotFoundError as exc:
+        raise ModelLoadError(f"{model} is not on {where}: no such file.") from exc
+    except errors.HfHubHTTPError as exc:
+        status = getattr(exc.response, "status_code", None)
+        hint = "set HF_TOKEN to a valid token" if status in (401, 403) else "try again later"
+        raise ModelLoadError(f"{where} answered {status} for {model}; {hint}.") from exc
+    except errors.HFValidationError as exc:
+        raise ModelLoadError(
+            f"{model.repository!r} is neither a folder, nor a .gguf file, nor ORG/NAME on the hub."
+        ) from exc
+    except OSError as exc:  # connection errors of the HTTP library, full disks
+        raise ModelLoadError(f"{model} cannot be fetched from {where}: {_reason(exc)}.") from exc
+
+
+def _reason(exc: BaseException) -> str:
+    """The innermost cause, which names what really happened, on one line."""
+    while exc.__cause__ is not None:
+        exc = exc.__cause__
+    text = " ".join(str(exc).split())
+    return f"{type(exc).__name__}: {text}"[:200].rstrip(".")
