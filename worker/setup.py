@@ -43,7 +43,7 @@ def extensions() -> list[Extension]:
             extra_compile_args=[*FLAGS, *flags],
             # GOMP_* and Py* are left to the process that loads the library: torch has its
             # OpenMP runtime in memory already, and a second one would fight over the cores.
-            extra_link_args=["-lm"],
+            extra_link_args=["-lm", "-Wl,-s"],
         )
         for variant, flags in variants().items()
     ]

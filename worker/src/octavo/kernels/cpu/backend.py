@@ -62,7 +62,8 @@ class CpuKernels:
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
-        assert residual.is_contiguous() and residual.shape == x.shape
+        assert residual.is_contiguous()
+        assert residual.shape == x.shape
         out = torch.empty_like(x)
         size = x.shape[-1]
         self.library.rms_norm(
@@ -124,6 +125,7 @@ class CpuKernels:
             num_kv_heads,
             head_dim,
             block_size,
+            _block_stride(key_cache, value_cache),
             0 if q_norm is None else q_norm.data_ptr(),
             0 if k_norm is None else k_norm.data_ptr(),
             eps,
@@ -161,6 +163,7 @@ class CpuKernels:
             num_kv_heads,
             head_dim,
             block_size,
+            _block_stride(key_cache, value_cache),
             scale,
             window or 0,
             batch.max_context_len,
@@ -207,3 +210,13 @@ class CpuKernels:
             self._pointers = (starts, lens, tables.data_ptr(), positions, slots, tables.stride(0))
             self._batch = batch
         return self._pointers
+
+
+def _block_stride(key_cache: Tensor, value_cache: Tensor) -> int:
+    """Elements from block to block: blocks may lie apart, what is in one may not."""
+    strides = key_cache.stride()
+    _, _, block_size, head_dim = key_cache.shape
+    assert strides == value_cache.stride()
+    assert key_cache.dtype is torch.float32
+    assert strides[1:] == (block_size * head_dim, head_dim, 1)
+    return strides[0]

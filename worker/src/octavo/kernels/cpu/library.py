@@ -64,10 +64,18 @@ def load_library(variant: str | None = None) -> Library:
     Raises :class:`LibraryMissingError` when it was not built or cannot be loaded.
     """
     if variant is None:
-        variant = VARIANTS[_open("generic").octavo_cpu_level()]
+        variant = runnable_variants()[0]
     handle = _open(variant)
     lanes = ctypes.c_int.in_dll(handle, "octavo_cpu_lanes").value
     return Library(variant=variant, lanes=lanes, **_bind(handle))
+
+
+def runnable_variants() -> list[str]:
+    """The variants that are built and that this machine can run, the best first."""
+    level: int = _open("generic").octavo_cpu_level()
+    return [
+        name for needed, name in VARIANTS.items() if needed <= level and library_path(name).exists()
+    ]
 
 
 def library_path(variant: str) -> Path:

@@ -135,7 +135,8 @@ class CpuLinear:
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
         num_rows, in_features = x.shape
-        assert in_features == self.in_features and x.dtype is torch.float32
+        assert in_features == self.in_features
+        assert x.dtype is torch.float32
         y = torch.empty(num_rows, self.out_features)
         self._linear(self._plan, x.data_ptr(), num_rows, y.data_ptr(), torch.get_num_threads())
         return y

@@ -11,6 +11,7 @@ typedef struct {
     const int32_t *query_starts, *context_lens, *block_tables;
     int64_t num_sequences, num_decodes, max_blocks;
     int64_t num_heads, num_kv_heads, head_dim, block_size;
+    int64_t block_stride; /* elements from block to block, of either cache */
     float scale;
     int64_t window; /* 0: none */
     float *out;
@@ -20,8 +21,8 @@ typedef struct {
 INLINE int64_t key_offset(const attention *a, const int32_t *table, int64_t kv_head,
                           int64_t index) {
     int64_t block = table[index / a->block_size];
-    return ((block * a->num_kv_heads + kv_head) * a->block_size + index % a->block_size) *
-           a->head_dim;
+    return block * a->block_stride +
+           (kv_head * a->block_size + index % a->block_size) * a->head_dim;
 }
 
 /* The first key a query at this position sees. */

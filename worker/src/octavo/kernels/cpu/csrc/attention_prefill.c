@@ -127,7 +127,8 @@ static void run_task(const attention *a, const prefill_task *t) {
         largest[r] = -INFINITY, total[r] = 0;
     }
     int64_t end = t->position + t->num_tokens;
-    int64_t first = first_key(a, t->position) / KEY_TILE * KEY_TILE;
+    /* Not rounded down to a tile: keys that nobody sees may be anything, NaN among it. */
+    int64_t first = first_key(a, t->position);
     for (; first < end; first += KEY_TILE)
         fold_key_tile(a, t, first, min_of(end - first, KEY_TILE), rows, largest, total, tiles);
     for (int64_t r = 0; r < num_rows; r++) {

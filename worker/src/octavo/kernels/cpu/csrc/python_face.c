@@ -105,24 +105,26 @@ static void call_gated(const argument *a) {
 FUNCTION(gated, "ppiiii", a[2].i * a[3].i * 10)
 
 /* qkv, cos_sin, rotary_dim, key_cache, value_cache, positions, slots, num_tokens, num_heads,
- * num_kv_heads, head_dim, block_size, q_norm or 0, k_norm or 0, eps, q_out, threads */
+ * num_kv_heads, head_dim, block_size, block_stride, q_norm or 0, k_norm or 0, eps, q_out,
+ * threads */
 static void call_rope_and_cache(const argument *a) {
     rope_task t = {a[0].p, a[1].p, a[2].i, a[3].p, a[4].p, a[5].p, a[6].p, a[7].i,
-                   a[8].i, a[9].i, a[10].i, a[11].i, a[12].p, a[13].p, a[14].f, a[15].p};
-    rope_and_cache(&t, a[16].i);
+                   a[8].i, a[9].i, a[10].i, a[11].i, a[12].i, a[13].p, a[14].p, a[15].f, a[16].p};
+    rope_and_cache(&t, a[17].i);
 }
-FUNCTION(rope_and_cache, "ppippppiiiiippfpi", a[7].i * a[8].i * a[10].i)
+FUNCTION(rope_and_cache, "ppippppiiiiiippfpi", a[7].i * a[8].i * a[10].i)
 
 /* q, key_cache, value_cache, query_starts, context_lens, block_tables, num_tokens,
- * num_sequences, num_decodes, max_blocks, num_heads, num_kv_heads, head_dim, block_size, scale,
- * window or 0, max_context_len, out, threads */
+ * num_sequences, num_decodes, max_blocks, num_heads, num_kv_heads, head_dim, block_size,
+ * block_stride, scale, window or 0, max_context_len, out, threads */
 static void call_paged_attention(const argument *a) {
     attention task = {a[0].p, a[1].p, a[2].p, a[3].p, a[4].p, a[5].p, a[7].i, a[8].i,
-                      a[9].i, a[10].i, a[11].i, a[12].i, a[13].i, a[14].f, a[15].i, a[17].p};
-    paged_attention(&task, a[6].i, a[18].i);
+                      a[9].i, a[10].i, a[11].i, a[12].i, a[13].i, a[14].i, a[15].f, a[16].i,
+                      a[18].p};
+    paged_attention(&task, a[6].i, a[19].i);
 }
-FUNCTION(paged_attention, "ppppppiiiiiiiifiipi",
-         a[6].i * a[10].i * a[12].i * a[16].i)
+FUNCTION(paged_attention, "ppppppiiiiiiiiifiipi",
+         a[6].i * a[10].i * a[12].i * a[17].i)
 
 /* logits, num_rows, vocab_size, temperature, top_k, top_p, min_p, seeds, positions, all_greedy,
  * any_filter, out, threads */

@@ -8,7 +8,7 @@ typedef struct {
     int64_t rotary_dim;
     float *key_cache, *value_cache;
     const int32_t *positions, *slots;
-    int64_t num_tokens, num_heads, num_kv_heads, head_dim, block_size;
+    int64_t num_tokens, num_heads, num_kv_heads, head_dim, block_size, block_stride;
     const float *q_norm, *k_norm;
     float eps;
     float *q_out;
@@ -49,7 +49,7 @@ static void rope_token(const rope_task *t, int64_t token) {
     if (slot < 0) return;
     int64_t block = slot / t->block_size, offset = slot % t->block_size;
     for (int64_t h = 0; h < t->num_kv_heads; h++, head += size) {
-        int64_t at = ((block * t->num_kv_heads + h) * t->block_size + offset) * size;
+        int64_t at = block * t->block_stride + (h * t->block_size + offset) * size;
         rotate_head(head, t->k_norm, t->eps, angles, t->rotary_dim, size, t->key_cache + at);
         memcpy(t->value_cache + at, head + t->num_kv_heads * size, (size_t)size * sizeof(float));
     }

@@ -1,0 +1,76 @@
+"""Chooses the kernels for a device, once, at start.
+
+Knows which implementations exist and what each needs; imports only the one it chooses.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from octavo.errors import ConfigError
+from octavo.kernels.interface import Kernels
+
+logger = logging.getLogger(__name__)
+
+KERNEL_NAMES = ("auto", "reference", "cpu", "triton")
+
+_fallbacks_logged: set[str] = set()
+
+
+def select_kernels(device: torch.device, name: str | None = None) -> Kernels:
+    """The kernels of this name, or with None or "auto" the best ones for the device.
+
+    Where the C library of the CPU kernels is missing, "auto" falls back to the reference
+    kernels and says so once. Raises :class:`octavo.errors.ConfigError` for an unknown name, a
+    device without kernels, or an explicit choice that cannot be had.
+    """
+    if name is None or name == "auto":
+        return _select_for(device)
+    if name not in KERNEL_NAMES:
+        raise ConfigError(f"kernels '{name}' do not exist: choose one of {', '.join(KERNEL_NAMES)}")
+    kernels = _load(name, device)
+    logger.info("Kernels for %s: %s (asked for)", device.type, kernels.name)
+    return kernels
+
+
+def _select_for(device: torch.device) -> Kernels:
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"there are no kernels for device '{device.type}': choose 'cpu' or 'cuda', or ask "
+            "for the slow 'reference' kernels"
+        )
+    if device.type == "cuda":
+        kernels = _load("triton", device)
+    else:
+        try:
+            kernels = _load("cpu", device)
+        except ConfigError as error:
+            kernels = _load("reference", device)
+            _warn_once(f"Falling back to the slow reference kernels: {error}")
+    logger.info("Kernels for %s: %s", device.type, kernels.name)
+    return kernels
+
+
+def _load(name: str, device: torch.device) -> Kernels:
+    try:
+        if name == "cpu":
+            from octavo.kernels.cpu import CpuKernels
+
+            return CpuKernels()
+        if name == "triton":
+            from octavo.kernels.triton import TritonKernels
+
+            return TritonKernels(device)
+        from octavo.kernels.reference import ReferenceKernels
+
+        return ReferenceKernels()
+    except ImportError as error:
+        raise ConfigError(f"the {name} kernels cannot be used here: {error}") from error
+
+
+def _warn_once(message: str) -> None:
+    if message not in _fallbacks_logged:
+        _fallbacks_logged.add(message)
+        logger.warning(message)
