@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 
 from fake_engine import FakeEngine
-
 from octavo.cli.serve_display import ServeDisplay
 from octavo.config import ServerConfig
 from octavo.logs import configure_logging

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from fake_engine import FakeEngine
-
 from octavo.config import ServerConfig
 from octavo.engine.interface import LoadProgress
 from octavo.server.lifecycle import Lifecycle

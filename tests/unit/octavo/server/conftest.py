@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from fake_engine import FakeEngine
 
+from fake_engine import FakeEngine
 from octavo.config import ServerConfig
 from octavo.server.app import create_app
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_engine import MAX_MODEL_LEN, FakeEngine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fake_engine import MAX_MODEL_LEN, FakeEngine
 from octavo.config import ServerConfig
 from octavo.server.app import create_app
 

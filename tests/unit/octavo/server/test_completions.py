@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from fake_engine import EOS, FakeEngine, expected_ids, expected_text, render
 
 CHAT = "/v1/chat/completions"

@@ -8,11 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_engine import FakeEngine, expected_text
-from running_server import running_server
 
+from fake_engine import FakeEngine, expected_text
 from octavo.config import ServerConfig
 from octavo.server.app import create_app
+from running_server import running_server
 
 BODY = {"prompt": "ab", "max_tokens": 400}
 
@@ -42,6 +42,7 @@ async def test_disconnect_aborts(stream: bool, is_queued: bool, prompt: Any) -> 
         await until(lambda: not engine.open_ids)
         assert len(engine.aborted_ids) == num_prompts
         engine.gate.set()
+        engine.step_s = 0.0
         page = (await client.get("/metrics")).text
         assert "octavo_client_disconnects_total{" in page
         line = next(x for x in page.splitlines() if x.startswith("octavo_client_disconnects_total"))

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fake_engine import FakeEngine, expected_text
-from running_server import RunningServer, running_server
 
+from fake_engine import FakeEngine, expected_text
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError, ModelLoadError
 from octavo.server.listening import open_listener
+from running_server import RunningServer, running_server
 
 SUPPORT = Path(__file__).parents[3] / "support"
 
