@@ -190,7 +190,7 @@ class FakeEngine:
     ) -> list[int] | str:
         self.template_kwargs = dict(kwargs)
         if any(message["content"] == "template error" for message in messages):
-            raise InvalidRequestError("The chat template refuses this conversation.", "messages")
+            raise InvalidRequestError("The chat template refuses these messages.", "messages")
         return render(messages, kwargs.get("add_generation_prompt", True))
 
     def stats(self) -> EngineStats:

@@ -77,8 +77,7 @@ def _load_format(parsed: argparse.Namespace) -> str:
     if parsed.quantization == "gguf":
         if load_format not in ("auto", "gguf"):
             raise ConfigError(
-                f"--quantization is gguf and --load-format is {load_format}; "
-                "leave one of them out."
+                f"--quantization is gguf and --load-format is {load_format}; leave one of them out."
             )
         return "gguf"
     if parsed.quantization == "none" and (load_format == "gguf" or parsed.model.endswith(".gguf")):

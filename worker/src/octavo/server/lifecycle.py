@@ -100,6 +100,10 @@ class Lifecycle:
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
 
+    def stop(self) -> None:
+        """Begin to shut down, as the first signal does."""
+        self._stop.set()
+
     def _status(self) -> int:
         return 0 if self._stop.is_set() and self._engine.state is not EngineState.DEAD else 1
 
@@ -147,7 +151,7 @@ class Lifecycle:
             # Nothing may delay this, neither threads nor clients. The engine's process ends with
             # ours.
             os._exit(128 + number)
-        self._stop.set()
+        self.stop()
 
 
 class _HttpServer(uvicorn.Server):

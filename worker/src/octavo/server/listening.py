@@ -56,6 +56,8 @@ def _reason(error: OSError, host: str, port: int) -> str:
         case errno.EACCES:
             return f"Port {port} needs privileges; choose one above 1023 with --port."
         case errno.EADDRNOTAVAIL:
-            return f"host is {host!r}, which is no address of this machine; use 127.0.0.1 or 0.0.0.0."
+            return (
+                f"host is {host!r}, which is no address of this machine; use 127.0.0.1 or 0.0.0.0."
+            )
         case _:
             return f"Cannot listen on {host}:{port}: {error.strerror}."

@@ -35,11 +35,28 @@ def explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str | 
     unknown = [finding for finding in findings if finding["type"] == "extra_forbidden"]
     if unknown:
         return _unknown_fields([_path(finding["loc"]) for finding in unknown], model)
+    findings = _most_telling(findings)
     finding = findings[0]
     path = _path(finding["loc"])
+    if len(findings) > 1 and all(each["type"] in _KINDS for each in findings):
+        kinds = " or ".join(_KINDS[each["type"]] for each in findings)
+        return f"{path} is {shown(finding['input'])}; it must be {kinds}.", path, "invalid_value"
     if finding["type"] == "missing":
         return f"{path} is missing; it is required.", path, "missing_field"
     return _sentence(finding, path, model), path or None, "invalid_value"
+
+
+def _most_telling(findings: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Those about the first field at fault, as deep inside it as they go.
+
+    Where a field may have several forms, pydantic reports each form that does not fit: what it
+    says of the inside of one tells more than "not the other".
+    """
+    first = _path(findings[0]["loc"])
+    inside = [finding for finding in findings if _path(finding["loc"]).startswith(first)]
+    deepest = max(inside, key=lambda finding: len(_path(finding["loc"])))
+    same = [each for each in inside if _path(each["loc"]) == _path(deepest["loc"])]
+    return [each for each in same if each["type"] not in _KINDS] or same
 
 
 def _unknown_fields(paths: list[str], model: type[BaseModel]) -> tuple[str, str, str]:

@@ -1,0 +1,304 @@
+"""Every way to send a bad request, and the sentence it is answered with."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fake_engine import MAX_MODEL_LEN, FakeEngine
+from octavo.config import ServerConfig
+from octavo.server.app import create_app
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def chat(**body: Any) -> tuple[str, dict[str, Any]]:
+    return CHAT, {"messages": HELLO, "max_tokens": 1, **body}
+
+
+def text(**body: Any) -> tuple[str, dict[str, Any]]:
+    return TEXT, {"prompt": "hi", "max_tokens": 1, **body}
+
+
+def part(**fields: Any) -> tuple[str, dict[str, Any]]:
+    return chat(messages=[{"role": "user", "content": [fields]}])
+
+
+# Request, the field at fault, and what the sentence must hold: value, limit, remedy.
+BAD: list[tuple[tuple[str, dict[str, Any]], str | None, list[str]]] = [
+    ((CHAT, {}), "messages", ["missing", "required"]),
+    (chat(messages=[]), "messages", ["empty", "at least 1"]),
+    (chat(messages="hi"), "messages", ["'hi'", "a list"]),
+    (chat(messages=None), "messages", ["null", "a list"]),
+    (chat(messages=["hi"]), "messages[0]", ["'hi'", "an object"]),
+    (chat(messages=HELLO * 5000), "messages", ["5000", "4096"]),
+    (chat(messages=[{"role": "user"}]), "messages[0].content", ["missing"]),
+    (chat(messages=[{"content": "x"}]), "messages[0].role", ["missing"]),
+    (chat(messages=[{"role": "judge", "content": "x"}]), "messages[0].role", ["'judge'", "user"]),
+    (chat(messages=[{"role": "tool", "content": "x"}]), "messages[0].role", ["'tool'"]),
+    (
+        chat(messages=[{"role": "user", "content": 5}]),
+        "messages[0].content",
+        ["5", "a string or a list"],
+    ),
+    (chat(messages=[{"role": "user", "content": None}]), "messages[0].content", ["null"]),
+    (chat(messages=[{"role": "user", "content": []}]), "messages[0].content", ["at least 1"]),
+    (chat(messages=[HELLO[0] | {"x": 1}]), "messages[0].x", ["Unknown field"]),
+    (chat(messages=[HELLO[0] | {"tool_calls": [{}]}]), "messages[0].tool_calls", ["not supported"]),
+    (
+        part(type="image_url", image_url={"url": "x"}),
+        "messages[0].content",
+        ["'image_url'", "text"],
+    ),
+    (part(type="input_audio"), "messages[0].content", ["'input_audio'", "text"]),
+    (part(type="text", text=5), "messages[0].content[0].text", ["5", "a string"]),
+    (part(type="text"), "messages[0].content[0].text", ["missing"]),
+    (part(type="poem", text="x"), "messages[0].content[0].type", ["'poem'", "'text'"]),
+    (chat(temperature=-0.5), "temperature", ["-0.5", "at least 0", "default"]),
+    (chat(temperature="hot"), "temperature", ["'hot'", "a number"]),
+    (chat(temperature=True), "temperature", ["true", "a number"]),
+    (chat(temperature=1e9), "temperature", ["1000000000.0", "100"]),
+    (chat(top_p=0), "top_p", ["0", "above 0"]),
+    (chat(top_p=1.5), "top_p", ["1.5", "at most 1"]),
+    (chat(top_k=-2), "top_k", ["-2", "at least -1"]),
+    (chat(top_k=1.5), "top_k", ["1.5", "an integer"]),
+    (chat(min_p=2), "min_p", ["2", "at most 1"]),
+    (chat(n=0), "n", ["0", "at least 1"]),
+    (chat(n=129), "n", ["129", "128"]),
+    (chat(n="2"), "n", ["'2'", "an integer"]),
+    (chat(max_tokens=0), "max_tokens", ["0", "at least 1"]),
+    (chat(max_tokens=-1), "max_tokens", ["-1", "at least 1"]),
+    (chat(max_tokens=2**31), "max_tokens", ["2147483648", "2147483647"]),
+    (chat(max_completion_tokens=5), None, ["max_tokens is 1", "max_completion_tokens is 5"]),
+    (chat(min_tokens=5), "min_tokens", ["5", "1"]),
+    (chat(presence_penalty=3), "presence_penalty", ["3", "at most 2"]),
+    (chat(frequency_penalty=-3), "frequency_penalty", ["-3", "at least -2"]),
+    (chat(repetition_penalty=0), "repetition_penalty", ["0", "above 0"]),
+    (chat(seed=2**63), "seed", [str(2**63), str(2**63 - 1)]),
+    (chat(seed=10**40), "seed", [str(2**63 - 1)]),
+    (chat(stop=""), "stop[0]", ["empty", "at least 1"]),
+    (chat(stop=["a"] * 65), "stop", ["65", "64"]),
+    (chat(stop=[1]), "stop[0]", ["1", "a string"]),
+    (chat(stop="x" * 2000), "stop[0]", ["2000", "1024"]),
+    (chat(stop_token_ids=[-1]), "stop_token_ids[0]", ["-1", "at least 0"]),
+    (chat(logit_bias={"a": 1}), "logit_bias.a", ["'a'"]),
+    (chat(logit_bias={"1": 101}), "logit_bias.1", ["101", "100"]),
+    (chat(logit_bias=[1]), "logit_bias", ["an object"]),
+    (chat(logprobs=2), "logprobs", ["2", "true or false"]),
+    (chat(logprobs=True, top_logprobs=21), "top_logprobs", ["21", "20"]),
+    (chat(top_logprobs=2), None, ["top_logprobs is 2", "set logprobs to true"]),
+    (chat(stream="yes"), "stream", ["'yes'", "true or false"]),
+    (chat(stream_options={}), None, ["stream_options", "set stream to true"]),
+    (chat(stream=True, stream_options={"x": 1}), "stream_options.x", ["Unknown field"]),
+    (chat(priority="high"), "priority", ["'high'", "an integer"]),
+    (chat(cache_salt=""), "cache_salt", ["empty"]),
+    (chat(request_id="a b"), "request_id", ["'a b'"]),
+    (chat(model="gpt-4"), "model", ["'gpt-4'", "'toy/bytes'", "Use one of these"]),
+    (chat(max_token=5), "max_token", ["Unknown field", "did you mean max_tokens", "leave"]),
+    (chat(foo=1, bar=2), "foo", ["foo, bar", "Unknown fields"]),
+    (chat(tools=[{"type": "function"}]), "tools", ["not supported yet", "Leave it out"]),
+    (chat(tool_choice="required"), "tool_choice", ["not supported yet"]),
+    (chat(response_format={"type": "json_object"}), "response_format", ["not supported yet"]),
+    (chat(structured_outputs={"regex": "a"}), "structured_outputs", ["not supported yet"]),
+    (chat(reasoning_effort="low"), "reasoning_effort", ["chat_template_kwargs"]),
+    (chat(store=True), "store", ["stores no answers"]),
+    (chat(chat_template="{{x}}"), "chat_template", ["--chat-template"]),
+    (chat(chat_template_kwargs={"messages": []}), None, ["'messages'", "leave it out"]),
+    (chat(use_beam_search=True), "use_beam_search", ["use n"]),
+    (chat(echo=True), "echo", ["/v1/completions"]),
+    (chat(messages=[{"role": "user", "content": "template error"}]), "messages", ["refuses"]),
+    ((TEXT, {}), "prompt", ["missing", "required"]),
+    (text(prompt=None), "prompt", ["null", "a string"]),
+    (text(prompt=[]), "prompt", ["empty", "at least one"]),
+    (text(prompt=5), "prompt", ["5", "a string"]),
+    (text(prompt=[[]]), "prompt", ["[]", "not empty"]),
+    (text(prompt=["a", 1]), "prompt", ["item 1", "1", "strings"]),
+    (text(prompt=[1, "a"]), "prompt", ["prompt[1]", "'a'", "integer"]),
+    (text(prompt=[-1]), "prompt", ["-1", "from 0"]),
+    (text(prompt=[True]), "prompt", ["True"]),
+    (text(prompt=["a"] * 1025), "prompt", ["1025", "1024"]),
+    (text(prompt=["a"] * 100, n=100), None, ["10000", "1024"]),
+    (text(prompt=[300]), "prompt", ["300", "256"]),
+    (text(prompt="x" * MAX_MODEL_LEN), "prompt", [str(MAX_MODEL_LEN), "Shorten"]),
+    (text(logprobs=21), "logprobs", ["21", "20"]),
+    (text(logprobs=True), "logprobs", ["true", "an integer"]),
+    (text(echo=True, logprobs=1), None, ["echo is true", "logprobs is 1"]),
+    (text(suffix="end"), "suffix", ["fills in the middle"]),
+    (text(best_of=3), "best_of", ["use n"]),
+    (text(messages=HELLO), "messages", ["Unknown field"]),
+    (text(truncate_prompt_tokens=5), "truncate_prompt_tokens", ["not supported yet"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("request_", "param", "words"), BAD, ids=[f"{row[1]}-{row[2][0]}"[:40] for row in BAD]
+)
+async def test_bad_field_is_named_with_its_limit(
+    client: httpx.AsyncClient,
+    engine: FakeEngine,
+    request_: tuple[str, dict[str, Any]],
+    param: str | None,
+    words: list[str],
+) -> None:
+    path, body = request_
+    response = await client.post(path, json=body)
+    error = response.json()["error"]
+    assert response.status_code == (404 if param == "model" else 400), error
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param, error
+    assert (
+        param is None
+        or param.rpartition(".")[2].partition("[")[0] in error["message"]
+        or (param == "prompt")
+    )
+    for word in words:
+        assert word in error["message"], error["message"]
+    assert len(error["message"]) < 500
+    assert not engine.open_ids
+    again = await client.post(TEXT, json={"prompt": "a", "max_tokens": 1})
+    assert again.status_code == 200
+
+
+MALFORMED = [
+    (b"", "empty"),
+    (b"   ", "empty"),
+    (b"{", "not valid JSON"),
+    (b'{"prompt": "a",}', "not valid JSON"),
+    (b'{"prompt": NaN}', "not valid JSON"),
+    (b'{"prompt": "\\ud800"}', "not valid JSON"),
+    (b'{"prompt": "\xff"}', "not valid JSON"),
+    (b'{"temperature": 1e999}', "not valid JSON"),
+    (b"[" * 100_000, "nested too deeply"),
+    (b"[1]", "a JSON array"),
+    (b'"hi"', "a JSON string"),
+    (b"null", "a JSON null"),
+    (b"true", "a JSON boolean"),
+    (b"3", "a JSON number"),
+]
+
+
+@pytest.mark.parametrize(("body", "words"), MALFORMED, ids=range(len(MALFORMED)))
+async def test_body_that_is_no_object_is_refused(
+    client: httpx.AsyncClient, body: bytes, words: str
+) -> None:
+    response = await client.post(TEXT, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert words in response.json()["error"]["message"]
+    assert response.json()["error"]["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded"])
+async def test_other_content_types_are_refused(
+    client: httpx.AsyncClient, content_type: str
+) -> None:
+    headers = {"content-type": content_type} if content_type else {}
+    response = await client.post(TEXT, content=b'{"prompt": "a"}', headers=headers)
+    assert response.status_code == 415
+    assert "application/json" in response.json()["error"]["message"]
+
+
+async def test_content_type_may_have_parameters(client: httpx.AsyncClient) -> None:
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    response = await client.post(TEXT, content=b'{"prompt": "a"}', headers=headers)
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("is_declared", [True, False])
+async def test_large_body_is_refused_before_it_is_read(
+    engine: FakeEngine, is_declared: bool
+) -> None:
+    app = create_app(engine, ServerConfig(max_body_bytes=1000))
+    num_read = 0
+
+    async def pieces() -> Any:
+        nonlocal num_read
+        for _ in range(100):
+            num_read += 1
+            yield b" " * 100
+
+    headers = {"content-type": "application/json"}
+    if is_declared:
+        headers["content-length"] = "10000"
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://octavo"
+    ) as client:
+        response = await client.post(TEXT, content=pieces(), headers=headers)
+    assert response.status_code == 413
+    assert "1000 bytes" in response.json()["error"]["message"]
+    assert num_read < 20
+
+
+async def test_unknown_route_and_method_have_openais_shape(client: httpx.AsyncClient) -> None:
+    missing = await client.get("/v1/nothing")
+    wrong = await client.get(CHAT)
+    model = await client.get("/v1/models/gpt-4")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert "POST" in wrong.json()["error"]["message"]
+    assert (model.status_code, model.json()["error"]["code"]) == (404, "model_not_found")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner),
+    max_leaves=8,
+)
+FIELDS = sorted(
+    {
+        "messages",
+        "prompt",
+        "model",
+        "n",
+        "stop",
+        "temperature",
+        "top_p",
+        "top_k",
+        "seed",
+        "logit_bias",
+        "logprobs",
+        "top_logprobs",
+        "stream",
+        "stream_options",
+        "max_tokens",
+        "min_tokens",
+        "echo",
+        "tools",
+        "response_format",
+        "chat_template_kwargs",
+        "stop_token_ids",
+        "request_id",
+        "metadata",
+    }
+)
+some_messages = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "system", "tool", ""]), "content": json_values}
+    ),
+    max_size=3,
+)
+bodies = st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=6), json_values, max_size=5)
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(body=bodies, messages=some_messages, path=st.sampled_from([CHAT, TEXT]))
+async def test_no_body_makes_the_server_fail(
+    client: httpx.AsyncClient, body: dict[str, Any], messages: Any, path: str
+) -> None:
+    body = {"max_tokens": 2, ("messages" if path == CHAT else "prompt"): messages or "x"} | body
+    raw = json.dumps(body).encode()
+    response = await client.post(path, content=raw, headers={"content-type": "application/json"})
+    assert response.status_code in (200, 400, 404), response.text
+    if response.status_code != 200:
+        assert response.json()["error"]["message"]

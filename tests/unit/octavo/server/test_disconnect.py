@@ -1,0 +1,108 @@
+"""A client that leaves frees what it held; a client that is slow holds up nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from fake_engine import FakeEngine, expected_text
+from octavo.config import ServerConfig
+from octavo.server.app import create_app
+from running_server import running_server
+
+BODY = {"prompt": "ab", "max_tokens": 400}
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("is_queued", [True, False], ids=["queued", "running"])
+@pytest.mark.parametrize("prompt", ["ab", ["ab", "cd"]], ids=["one-prompt", "two-prompts"])
+async def test_disconnect_aborts(stream: bool, is_queued: bool, prompt: Any) -> None:
+    engine = FakeEngine(step_s=0.005)
+    num_prompts = 1 if isinstance(prompt, str) else len(prompt)
+    if is_queued:
+        engine.gate.clear()
+    async with running_server(engine) as server, httpx.AsyncClient(base_url=server.url) as client:
+        await server.listener.is_ready.wait()
+        body = BODY | {"prompt": prompt, "stream": stream}
+        asking = asyncio.create_task(client.post("/v1/completions", json=body))
+        await until(lambda: len(engine.open_ids) == num_prompts)
+        if not is_queued:
+            await until(lambda: engine.events_made > 3)
+        asking.cancel()
+        await until(lambda: not engine.open_ids)
+        assert len(engine.aborted_ids) == num_prompts
+        engine.gate.set()
+        engine.step_s = 0.0
+        page = (await client.get("/metrics")).text
+        assert "octavo_client_disconnects_total{" in page
+        line = next(x for x in page.splitlines() if x.startswith("octavo_client_disconnects_total"))
+        assert line.endswith(" 1.0")
+        assert (await client.post("/v1/completions", json=BODY)).status_code == 200
+
+
+async def test_many_aborted_requests_leave_no_task_and_no_request() -> None:
+    engine = FakeEngine(step_s=0.001)
+    async with running_server(engine) as server, httpx.AsyncClient(base_url=server.url) as client:
+        await server.listener.is_ready.wait()
+        before = len(asyncio.all_tasks())
+        for _ in range(5):
+            asking = [
+                asyncio.create_task(client.post("/v1/completions", json=BODY | {"stream": flag}))
+                for flag in (True, False) * 20
+            ]
+            await until(lambda: len(engine.open_ids) == 40)
+            for task in asking:
+                task.cancel()
+            await until(lambda: not engine.open_ids)
+        await until(lambda: len(asyncio.all_tasks()) <= before)
+        assert len(engine.aborted_ids) == 200
+
+
+async def test_slow_reader_gets_all_text_in_fewer_chunks() -> None:
+    engine = FakeEngine()
+    app = create_app(engine, ServerConfig())
+    reading = asyncio.Event()
+    sent: list[dict[str, Any]] = []
+    body = json.dumps(BODY | {"stream": True}).encode()
+    requests = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if requests:
+            return requests.pop()
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+        if len(sent) > 3:
+            await reading.wait()
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "raw_path": b"/v1/completions",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    answering = asyncio.create_task(app(scope, receive, send))  # type: ignore[arg-type]
+    await until(lambda: engine.events_made == BODY["max_tokens"])
+    assert len(sent) == 4
+    reading.set()
+    await answering
+    lines = b"".join(message.get("body", b"") for message in sent).decode().split("\n\n")
+    chunks = [json.loads(line[6:]) for line in lines if line and line != "data: [DONE]"]
+    text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+    assert text == expected_text("ab", 0, 400)
+    assert len(chunks) < 10

@@ -1,0 +1,232 @@
+"""Loading, draining, dying: what probes and clients see over real connections."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fake_engine import FakeEngine, expected_text
+from octavo.config import ServerConfig
+from octavo.errors import ConfigError, ModelLoadError
+from octavo.server.listening import open_listener
+from running_server import RunningServer, running_server
+
+SUPPORT = Path(__file__).parents[3] / "support"
+
+
+async def health(client: httpx.AsyncClient) -> list[int]:
+    paths = ("/health/live", "/health/ready", "/health", "/ping")
+    return [(await client.get(path)).status_code for path in paths]
+
+
+async def start_stream(
+    client: httpx.AsyncClient, server: RunningServer, max_tokens: int = 100
+) -> asyncio.Task[httpx.Response]:
+    """A streamed request that the engine has accepted."""
+    body = {"prompt": "ab", "max_tokens": max_tokens, "stream": True}
+    task = asyncio.create_task(client.post("/v1/completions", json=body))
+    async with asyncio.timeout(10):
+        while not server.engine.open_ids:
+            await asyncio.sleep(0.005)
+    return task
+
+
+def text_of(response: httpx.Response) -> str:
+    lines = [line[6:] for line in response.text.split("\n\n") if line]
+    chunks = [json.loads(line) for line in lines if line != "[DONE]"]
+    return "".join(chunk["choices"][0]["text"] for chunk in chunks if "choices" in chunk)
+
+
+async def test_it_listens_while_the_model_loads() -> None:
+    engine = FakeEngine(ready=False)
+    async with (
+        running_server(engine) as server,
+        httpx.AsyncClient(base_url=server.url) as client,
+    ):
+        assert await health(client) == [200, 503, 503, 503]
+        assert (await client.get("/health/ready")).json() == {"status": "loading: weights"}
+        refused = await client.post("/v1/completions", json={"prompt": "a"})
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "5"
+        assert "still being loaded" in refused.json()["error"]["message"]
+        assert (await client.get("/v1/models")).status_code == 503
+        assert "octavo_startup_phase_seconds" in (await client.get("/metrics")).text
+        engine.become_ready()
+        await server.listener.is_ready.wait()
+        assert await health(client) == [200, 200, 200, 200]
+        assert (await client.post("/v1/completions", json={"prompt": "a"})).status_code == 200
+        assert await server.stop() == 0
+    assert server.listener.phases[0] == "weights"
+    assert server.listener.ready_models == ["toy/bytes"]
+    assert engine.closed
+
+
+async def test_load_error_ends_the_server() -> None:
+    engine = FakeEngine(ready=False)
+    async with running_server(engine) as server:
+        engine.fail_to_load(ModelLoadError("No such file."))
+        with pytest.raises(ModelLoadError, match="No such file"):
+            await server.task
+    assert engine.closed
+
+
+async def test_stop_while_loading_is_clean() -> None:
+    async with running_server(FakeEngine(ready=False)) as server:
+        assert await server.stop() == 0
+
+
+async def test_drain_finishes_open_requests_and_refuses_new_ones() -> None:
+    engine = FakeEngine()
+    async with (
+        running_server(engine) as server,
+        httpx.AsyncClient(base_url=server.url) as client,
+    ):
+        engine.gate.clear()
+        stream = await start_stream(client, server)
+        server.lifecycle.stop()
+        async with asyncio.timeout(10):
+            while not server.listener.drained_with:
+                await asyncio.sleep(0.005)
+        assert await health(client) == [200, 503, 503, 503]
+        refused = await client.post("/v1/completions", json={"prompt": "a"})
+        assert refused.status_code == 503
+        assert "shutting down" in refused.json()["error"]["message"]
+        engine.gate.set()
+        assert text_of(await stream) == expected_text("ab", 0, 100)
+        assert await server.task == 0
+    assert server.listener.drained_with == [1]
+    assert engine.aborted_ids == []
+
+
+async def test_drain_ends_what_takes_too_long() -> None:
+    engine = FakeEngine(step_s=0.01)
+    config = ServerConfig(shutdown_timeout_s=0.1)
+    async with (
+        running_server(engine, config) as server,
+        httpx.AsyncClient(base_url=server.url) as client,
+    ):
+        stream = await start_stream(client, server, max_tokens=500)
+        assert await server.stop() == 0
+        response = await stream
+    assert '"finish_reason":"abort"' in response.text
+    assert response.text.endswith("data: [DONE]\n\n")
+
+
+async def test_death_of_the_engine_is_told_to_open_requests_and_ends_the_server() -> None:
+    engine = FakeEngine()
+    async with (
+        running_server(engine) as server,
+        httpx.AsyncClient(base_url=server.url) as client,
+    ):
+        engine.gate.clear()
+        whole = asyncio.create_task(
+            client.post("/v1/completions", json={"prompt": "zz", "max_tokens": 5})
+        )
+        stream = await start_stream(client, server)
+        async with asyncio.timeout(10):
+            while len(engine.open_ids) < 2:
+                await asyncio.sleep(0.005)
+        engine.die()
+        assert await server.task == 1
+        streamed, plain = await stream, await whole
+    assert plain.status_code == 503
+    assert plain.json()["error"]["code"] == "engine_dead"
+    assert streamed.status_code == 503 or '"code":"engine_dead"' in streamed.text
+
+
+async def test_health_is_red_at_once_when_the_engine_dies(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.die()
+    assert await health(client) == [503, 503, 503, 503]
+
+
+async def test_health_is_red_when_no_step_ends(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.counters.last_progress_age_s = 31.0
+    response = await client.get("/health/ready")
+    assert response.status_code == 503
+    assert "31 s" in response.json()["status"]
+    assert (await client.get("/health/live")).status_code == 200
+
+
+def test_port_in_use_is_one_sentence() -> None:
+    with open_listener("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"Port {port} on 127.0.0.1 is in use.*--port"):
+            open_listener("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("host", "words"), [("no.such.host.invalid", "resolved"), ("192.0.2.1", "no address")]
+)
+def test_wrong_host_is_one_sentence(host: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        open_listener(host, 0)
+
+
+def start_process(step_s: float = 0.0) -> tuple[subprocess.Popen[str], str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fake_server_process", str(step_s)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SUPPORT), *sys.path])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_drains_and_exits_with_zero(number: signal.Signals) -> None:
+    process, url = start_process(step_s=0.02)
+    with process, httpx.Client(base_url=url) as client:
+        body = {"prompt": "ab", "max_tokens": 20, "stream": True}
+        with client.stream("POST", "/v1/completions", json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(number)
+            rest = list(lines)
+        assert process.wait(30) == 0
+        assert rest[-2] == "data: [DONE]"
+        assert process.stderr is not None
+        events = [json.loads(line)["event"] for line in process.stderr]
+    assert events == ["loaded", "loaded", "ready", "draining"]
+
+
+def test_second_signal_ends_at_once() -> None:
+    process, url = start_process(step_s=5.0)
+    with process, httpx.Client(base_url=url) as client:
+        body = {"prompt": "ab", "max_tokens": 500, "stream": True}
+        errors = []
+
+        def ask() -> None:
+            try:
+                client.post("/v1/completions", json=body, timeout=60)
+            except httpx.HTTPError as error:
+                errors.append(error)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        running = 'vllm:num_requests_running{engine="0",model_name="toy/bytes"} 1.0'
+        while running not in client.get("/metrics").text:
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if '"draining"' in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
+        asking.join(30)
+    assert errors
