@@ -204,10 +204,10 @@ def paged_cache(
     )
     for row, (cached, new) in enumerate(shape.sequences):
         first = 0 if shape.window is None else max(0, cached - shape.window + 1)
-        for position in range(first, cached + new):
-            block = int(batch.block_tables[row, position // shape.block_size])
-            cell = cache[block, :, :, position % shape.block_size]
-            cell.copy_(torch.randn(cell.shape, device=trial.device))
+        positions = torch.arange(first, cached + new, device=trial.device)
+        blocks = batch.block_tables[row, positions // shape.block_size].long()
+        drawn = trial.randn(len(positions), 2, shape.num_kv_heads, shape.head_dim)
+        cache[blocks, :, :, positions % shape.block_size] = drawn
     return cache[:, 0], cache[:, 1]
 
 
@@ -323,6 +323,58 @@ def noise(trial: Trial, num_rows: int, vocab_size: int) -> None:
     assert_same_draw(_triton(trial).sample(logits, batch), logits, batch)
 
 
+def gumbel(trial: Trial) -> None:
+    """The noise of chosen words: the ends of the range, where float32 is short of bits, too."""
+    from kernel_probes import gumbel_of_words
+
+    edges = [0, 255, 256, 2**31 - 1, 2**31, 2**32 - 1, 2**32 - 256, 2**32 - 257, 2**32 - 2**26]
+    words = torch.cat([torch.tensor(edges), torch.randint(2**32, (4096 - len(edges),))])
+    u = ((words >> 8).double() + 0.5) * 2.0**-24
+    expected = -torch.log(-torch.log(u))
+    actual = gumbel_of_words(words.to(trial.device)).cpu().double()
+    torch.testing.assert_close(actual, expected, atol=2e-6, rtol=1e-6)
+
+
+# FP8 caches
+
+
+def fp8_cache(trial: Trial) -> None:
+    """Keys and values are stored divided by their scales, saturated, and read back."""
+    from octavo.kernels.triton.decode_attention import decode_attention
+    from octavo.kernels.triton.launch import Machine
+    from octavo.kernels.triton.prefill_attention import prefill_attention
+    from octavo.kernels.triton.rope_cache import rope_and_cache
+
+    shape = AttentionShape(((0, 1), (0, 20)), 1, group_size=4, num_kv_heads=2, head_dim=64)
+    batch, num_blocks = attention_batch(trial, shape)
+    blocks = batch.block_tables[1, torch.arange(20) // 16]
+    slots = blocks * 16 + torch.arange(20, device=trial.device) % 16
+    batch.slots.copy_(torch.cat([batch.block_tables[0, :1] * 16, slots]))
+    qkv = 2 * trial.randn(21, 12 * 64)
+    qkv[3, 640] = 1e4  # saturates; a plain conversion gives NaN
+    turns = trial.randn(1, 32, dtype=torch.float32)
+    angles = torch.cat([turns.cos(), turns.sin()], dim=1)
+    cache = torch.zeros(2, num_blocks, 2, 16, 64, dtype=torch.float8_e4m3fn, device=trial.device)
+    wide = torch.zeros(cache.shape, device=trial.device)
+    expected_q = REFERENCE.rope_and_cache(
+        qkv.clone(), angles, wide[0], wide[1], batch, 8, None, None, 1e-6
+    )
+    scales = torch.tensor([0.5, 0.25], device=trial.device)[:, None, None, None, None]
+    expected = (wide / scales).clamp(-448, 448).to(cache.dtype).float()
+    q = rope_and_cache(qkv, angles, cache[0], cache[1], batch, 8, None, None, 1e-6, 0.5, 0.25)
+    trial.assert_close(q, expected_q)
+    if trial.device.type == "cuda":  # within one step of e4m3, for halves that fall either way
+        torch.testing.assert_close(cache.float(), expected, rtol=0.15, atol=2e-3)
+    # The interpreter loses the carry of a rounded mantissa (7.75 becomes 4, not 8).
+    assert (cache.float() - expected).norm() < 0.1 * expected.norm()
+    stored = cache.float() * scales
+    out = torch.full_like(expected_q, float("nan"))
+    machine = Machine.of(trial.device)
+    decode_attention(q, cache[0], cache[1], out, batch, 0.1, None, machine, 0.5, 0.25)
+    prefill_attention(q, cache[0], cache[1], out, batch, 0.1, None, 0.5, 0.25)
+    trial.assert_close(out, REFERENCE.paged_attention(q, stored[0], stored[1], batch, 0.1, None))
+
+
 # Penalties
 
 
@@ -434,6 +486,8 @@ def _cases() -> dict[str, Run]:
         cases[f"sampling-{name}"] = partial(sampling, vocab_size=1000, num_rows=5, batch=batch)
     cases["sampling-odd-vocab"] = lambda t: sampling(t, 777, 2, SAMPLING_BATCHES["mixed"])
     cases["sampling-noise"] = lambda t: noise(t, 8, 2048)
+    cases["sampling-gumbel"] = gumbel
+    cases["fp8-cache"] = fp8_cache
     cases["splits"] = splits
     cases["chunks"] = chunks
     cases["penalties-int16"] = lambda t: penalties(t, torch.int16, 600)

@@ -29,14 +29,20 @@ _NO_TOKEN = tl.constexpr(2**31 - 1)
 
 @triton.jit
 def gumbel(seed, position, token_ids):
-    """Gumbel noise of ``token_ids: [n]`` as :mod:`octavo.kernels.philox` defines it, in float32.
+    """Gumbel noise of ``token_ids: [n]`` as :mod:`octavo.kernels.philox` defines it, in float32."""
+    zeros = token_ids * 0
+    words = tl.philox(seed, token_ids, zeros + position, zeros, zeros)
+    return gumbel_of_words(words[0])
+
+
+@triton.jit
+def gumbel_of_words(words):
+    """Gumbel noise of random ``words: [n], uint32``.
 
     ``u = odd * 2**-25`` has one bit more than float32 holds. Where that matters, near 1, the
     inner logarithm is a series in ``1 - u``, which is exact.
     """
-    zeros = token_ids * 0
-    words = tl.philox(seed, token_ids, zeros + position, zeros, zeros)
-    odd = (words[0] >> 8).to(tl.int32) * 2 + 1
+    odd = (words >> 8).to(tl.int32) * 2 + 1
     v = (33554432 - odd).to(tl.float32) * 2.9802322387695312e-08
     series = v * (1.0 + v * (0.5 + v * (0.33333333333 + v * (0.25 + v * 0.2))))
     direct = -tl.log(odd.to(tl.float32) * 2.9802322387695312e-08)
