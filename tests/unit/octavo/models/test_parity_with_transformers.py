@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dict_weights import DictWeights
+from octavo.kernels.interface import Kernels
 from octavo.kernels.reference import ReferenceKernels
 from octavo.models import registry
 from octavo.models.interface import CausalLM
@@ -71,10 +73,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class Pair:
-    """Our model and transformers' over the same folder."""
+BACKENDS = ("reference", "cpu")
 
-    def __init__(self, folder: Path) -> None:
+
+def kernels_of(backend: str) -> Kernels:
+    """Skips the test where the backend was not built."""
+    if backend == "reference":
+        return ReferenceKernels()
+    module = pytest.importorskip("octavo.kernels.cpu.backend", exc_type=ImportError)
+    try:
+        return cast(Kernels, module.CpuKernels())
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+class Pair:
+    """Our model on one backend and transformers' over the same folder."""
+
+    def __init__(self, folder: Path, kernels: Kernels) -> None:
         config = transformers.AutoConfig.from_pretrained(folder)
         self.reference, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=torch.float32, output_loading_info=True
@@ -82,7 +98,7 @@ class Pair:
         assert not report["missing_keys"]
         assert not report["unexpected_keys"]
         self.reference.eval()
-        self.model = build(folder)
+        self.model = build(folder, kernels)
 
     def expected(self, tokens: list[int]) -> Tensor:
         """Transformers' logits after every token: ``[len(tokens), vocab_size]``."""
@@ -91,45 +107,32 @@ class Pair:
         return logits
 
 
-def build(folder: Path) -> CausalLM:
+def build(folder: Path, kernels: Kernels) -> CausalLM:
     hf_config = json.loads((folder / "config.json").read_text())
-    return build_from(hf_config, load_file(folder / "model.safetensors"))
+    return build_from(hf_config, load_file(folder / "model.safetensors"), kernels)
 
 
-def build_from(hf_config: dict[str, Any], tensors: dict[str, Tensor]) -> CausalLM:
+def build_from(hf_config: dict[str, Any], tensors: dict[str, Tensor], kernels: Kernels) -> CausalLM:
     weights = DictWeights(tensors)
     model = registry.resolve(hf_config).build(
-        weights, ReferenceKernels(), torch.float32, torch.device("cpu"), max_model_len=128
+        weights, kernels, torch.float32, torch.device("cpu"), max_model_len=128
     )
     assert weights.left_over() == set()
     return model
 
 
-@pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."])
-def test_language_model_inside_a_gemma_with_images(
-    prefix: str, pair_of: Callable[[str], Pair]
-) -> None:
-    text_config = tiny_config("gemma3")
-    tensors = {
-        name.replace("model.", prefix, 1): tensor
-        for name, tensor in tiny_weights(text_config).items()
-    }
-    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text_config}
-    prompt = random_tokens(30, 0)
-    logits = PagedSequences(build_from(outer, tensors)).step({"a": prompt})["a"]
-    assert_close(logits, pair_of("gemma3").expected(prompt))
+PairOf = Callable[[str], Pair]
 
 
-@pytest.fixture(scope="module")
-def pair_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
-    made: dict[str, Pair] = {}
+@pytest.fixture(scope="module", params=BACKENDS)
+def pair_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PairOf:
+    kernels = kernels_of(request.param)
 
+    @functools.cache
     def make(case: str) -> Pair:
-        if case not in made:
-            family, overrides = CASES[case]
-            folder = tmp_path_factory.mktemp(case)
-            made[case] = Pair(make_tiny_model(family, folder, **overrides))
-        return made[case]
+        family, overrides = CASES[case]
+        folder = make_tiny_model(family, tmp_path_factory.mktemp(case), **overrides)
+        return Pair(folder, kernels)
 
     return make
 
@@ -145,9 +148,7 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_prompts_of_different_lengths_in_one_batch(
-    case: str, pair_of: Callable[[str], Pair]
-) -> None:
+def test_prompts_of_different_lengths_in_one_batch(case: str, pair_of: PairOf) -> None:
     pair = pair_of(case)
     prompts = {str(length): random_tokens(length, length) for length in (1, 5, 16, 61)}
     logits = PagedSequences(pair.model).step(prompts)
@@ -156,7 +157,7 @@ def test_prompts_of_different_lengths_in_one_batch(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_chunked_prompts_beside_decodes(case: str, pair_of: Callable[[str], Pair]) -> None:
+def test_chunked_prompts_beside_decodes(case: str, pair_of: PairOf) -> None:
     pair = pair_of(case)
     tokens = {name: random_tokens(50, seed) for seed, name in enumerate("abc")}
     chunks = {"a": [50], "b": [30, *[1] * 20], "c": [7, 1, 13, 2, 27]}
@@ -173,3 +174,16 @@ def test_chunked_prompts_beside_decodes(case: str, pair_of: Callable[[str], Pair
             logits[name].append(piece_logits)
     for name in tokens:
         assert_close(torch.cat(logits[name]), pair.expected(tokens[name]))
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.", "language_model.model."])
+def test_language_model_inside_a_gemma_with_images(prefix: str, pair_of: PairOf) -> None:
+    text_config = tiny_config("gemma3")
+    tensors = {
+        name.replace("model.", prefix, 1): tensor
+        for name, tensor in tiny_weights(text_config).items()
+    }
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text_config}
+    prompt = random_tokens(30, 0)
+    logits = PagedSequences(build_from(outer, tensors, ReferenceKernels())).step({"a": prompt})["a"]
+    assert_close(logits, pair_of("gemma3").expected(prompt))
