@@ -28,7 +28,7 @@ class OperatorSettings:
     version: the operator's own version, shown in conditions.
     resync_s: every resource is reconciled at least this often, whatever the watches say.
     request_timeout_s: limit of one call to the Kubernetes API.
-    liveness_port: where `/healthz` answers; 0 turns it off.
+    probe_port: where `/healthz` answers; 0 turns it off.
     metrics_port: where Prometheus finds the operator's own metrics; 0 turns it off.
     exit_timeout_s: how long a stopping operator may take before it is cut off.
     """
@@ -38,8 +38,8 @@ class OperatorSettings:
     version: str = __version__
     resync_s: float = 600.0
     request_timeout_s: float = 20.0
-    liveness_port: int = 8080
-    metrics_port: int = 9090
+    probe_port: int = 8081
+    metrics_port: int = 8080
     log_level: str = "INFO"
     log_format: str = "text"
     exit_timeout_s: float = 30.0
@@ -48,7 +48,7 @@ class OperatorSettings:
 def operator_settings(
     environment: Mapping[str, str], flags: Mapping[str, str | None] | None = None
 ) -> OperatorSettings:
-    """Settings from `OCTAVO_OPERATOR_*` variables and flags; raises SettingsError.
+    """Settings from `OCTAVO_*` variables and flags; raises SettingsError.
 
     `flags` maps a setting's name to its text, None where the flag was not given.
     """
@@ -58,8 +58,8 @@ def operator_settings(
         worker_image=values.text("worker_image", DEFAULT_WORKER_IMAGE),
         resync_s=values.number("resync_s", 600.0, 10.0, 86_400.0),
         request_timeout_s=values.number("request_timeout_s", 20.0, 1.0, 300.0),
-        liveness_port=int(values.number("liveness_port", 8080, 0, 65_535)),
-        metrics_port=int(values.number("metrics_port", 9090, 0, 65_535)),
+        probe_port=int(values.number("probe_port", 8081, 0, 65_535)),
+        metrics_port=int(values.number("metrics_port", 8080, 0, 65_535)),
         log_level=values.choice("log_level", "INFO", LOG_LEVELS),
         log_format=values.choice("log_format", "text", LOG_FORMATS),
         exit_timeout_s=values.number("exit_timeout_s", 30.0, 1.0, 600.0),
@@ -68,7 +68,7 @@ def operator_settings(
 
 def variable_name(setting: str) -> str:
     """The environment variable of a setting."""
-    return f"OCTAVO_OPERATOR_{setting.upper()}"
+    return f"OCTAVO_{setting.upper()}"
 
 
 class _Values:

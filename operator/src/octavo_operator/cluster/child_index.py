@@ -39,6 +39,13 @@ class ChildIndex:
     def pods_of(self, service: ServiceKey) -> tuple[LiveObject, ...]:
         return tuple(live for informer in self._pods for live in informer.objects_of(service))
 
+    def all_pods(self) -> tuple[LiveObject, ...]:
+        return tuple(live for informer in self._pods for live in informer.all_objects())
+
+    def oldest_contact_s(self, now: float) -> float:
+        """How long ago, at `now` of the monotonic clock, the quietest watch heard of the server."""
+        return max(now - informer.last_contact for informer in (*self._children, *self._pods))
+
     def remember(self, live: LiveObject) -> None:
         """Take note of a child just written."""
         kind = kind_of(live)

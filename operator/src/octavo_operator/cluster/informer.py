@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -44,6 +45,9 @@ class Informer:
         self._labels = labels
         self._on_change = on_change
         self._objects: dict[ServiceKey, dict[str, LiveObject]] = {}
+        self.last_contact = time.monotonic()
+        """When the server was last heard of."""
+
         self.listed = asyncio.Event()
         """Set once the first list is in, or the kind is known to be absent."""
 
@@ -54,6 +58,9 @@ class Informer:
     def objects_of(self, service: ServiceKey) -> tuple[LiveObject, ...]:
         """Objects that carry the label of `service`, by name."""
         return tuple(value for _, value in sorted(self._objects.get(service, {}).items()))
+
+    def all_objects(self) -> tuple[LiveObject, ...]:
+        return tuple(live for objects in self._objects.values() for live in objects.values())
 
     def remember(self, live: LiveObject) -> None:
         """Take note of an object just written, before the watch tells of it."""
@@ -83,6 +90,7 @@ class Informer:
 
     async def _list(self) -> str:
         listed = await self._cluster.list_objects(self.kind, self._namespace, self._labels)
+        self.last_contact = time.monotonic()
         before = self._versions()
         self._objects.clear()
         for live in listed.items:
@@ -99,6 +107,7 @@ class Informer:
                 self.kind, self._namespace, self._labels, version
             ):
                 version = event.resource_version
+                self.last_contact = time.monotonic()
                 if event.type is EventType.BOOKMARK:
                     continue
                 if event.type is EventType.DELETED:
@@ -106,6 +115,7 @@ class Informer:
                 else:
                     self._keep(event.object)
                 self._on_change(_service_key(event.object))
+            self.last_contact = time.monotonic()
             # The server ends a watch every few minutes; a pause keeps a broken one from spinning.
             await asyncio.sleep(0.1)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -28,7 +29,7 @@ class WorkQueue:
         self._workers = workers
         self._ready: asyncio.Queue[ServiceKey] = asyncio.Queue()
         self._waiting: set[ServiceKey] = set()
-        self._active: set[ServiceKey] = set()
+        self._active: dict[ServiceKey, float] = {}
         self._again: set[ServiceKey] = set()
         self._failures: dict[ServiceKey, int] = {}
         self._timers: dict[ServiceKey, asyncio.TimerHandle] = {}
@@ -56,6 +57,14 @@ class WorkQueue:
         """Whether nothing is due now; retries that wait for their time do not count."""
         return not (self._waiting or self._active or self._again)
 
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def longest_work_s(self, now: float) -> float:
+        """How long the oldest work has been under way at `now`, a monotonic time; 0 if none is."""
+        return now - min(self._active.values(), default=now)
+
     async def run(self) -> None:
         """Work until cancelled."""
         try:
@@ -71,7 +80,7 @@ class WorkQueue:
         while True:
             key = await self._ready.get()
             self._waiting.discard(key)
-            self._active.add(key)
+            self._active[key] = time.monotonic()
             try:
                 await self._work(key)
                 self._failures.pop(key, None)
@@ -81,7 +90,7 @@ class WorkQueue:
                 logger.exception("reconciling %s/%s failed", *key)
                 self._retry(key, error)
             finally:
-                self._active.discard(key)
+                self._active.pop(key, None)
                 if key in self._again:
                     self._again.discard(key)
                     self.add(key)

@@ -41,6 +41,7 @@ class PodRuntime:
         self._pods: dict[str, PodProcess] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._namespaces: dict[str, str] = {}
+        self._is_closing = False
         self._updates: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
         self._events = PodEvents(
             status=lambda name, status: self._updates.put_nowait((name, status)),
@@ -73,11 +74,14 @@ class PodRuntime:
             writer.cancel()
 
     def hurry(self) -> None:
-        """Nobody sends requests any more: stopping pods need not wait for that."""
+        """Stop all pods, and start no more; nobody sends requests, so there is no need to wait."""
+        self._is_closing = True
         for process in self._pods.values():
             process.stop(is_urgent=True)
 
     def kill_all(self) -> None:
+        """End all pods at once, and start no more."""
+        self._is_closing = True
         for process in self._pods.values():
             process.kill()
 
@@ -93,7 +97,7 @@ class PodRuntime:
             process = self._pods.get(name)
             if process is not None:
                 process.stop()
-        elif name not in self._pods:
+        elif name not in self._pods and not self._is_closing:
             self._namespaces[name] = pod["metadata"]["namespace"]
             process = PodProcess(pod, self._machine, self._addresses, self._events)
             self._pods[name] = process

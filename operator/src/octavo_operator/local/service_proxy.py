@@ -99,7 +99,7 @@ class ServiceProxy:
                 await pod_writer.wait_closed()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        """A connection to the next pod that takes one; nothing has been sent yet, so any will do."""
+        """A connection to the next pod that takes one; nothing is sent yet, so any will do."""
         endpoints = self._endpoints()
         self._turn += 1
         for offset in range(len(endpoints)):

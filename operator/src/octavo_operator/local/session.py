@@ -1,4 +1,4 @@
-"""One run of `octavo-operator local`: a cluster in memory, from the resource to the last process."""
+"""One run of `octavo-operator local`: a cluster in memory, from first to last process."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ HOPELESS_REASONS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class LocalOptions:
-    """Where the resource is, where to serve it, and what the processes get from this machine."""
+    """What was read from `file`, where to serve it, and what processes get from this machine."""
 
     file: Path
+    content: ResourceFile
     host: str
     port: int
     machine: Machine
@@ -84,7 +85,7 @@ class LocalSession:
 
     async def run(self) -> None:
         """Until stopped; raises OctavoOperatorError when it cannot start, with all cleaned up."""
-        content = read_resource_file(self._options.file)
+        content = self._options.content
         for entry in content.ignored:
             self._progress.event(explain_ignored(entry))
         await self._proxy.start()
@@ -165,7 +166,7 @@ class LocalSession:
                 continue
             before = now
             try:
-                content: ResourceFile = read_resource_file(self._options.file)
+                content = read_resource_file(self._options.file)
                 metadata = content.resource["metadata"]
                 if (metadata["namespace"], metadata["name"]) != self._service:
                     raise LocalError("the resource's name has changed; start again to serve it")

@@ -1,0 +1,206 @@
+"""The command line: `run` in a cluster, `local` without one, `render` to look at the manifests.
+
+The only place that reads the environment. Imports are late, so that local mode starts quickly and
+needs neither kopf nor the Kubernetes client. Exit codes: 0 stopped as asked, 1 something failed,
+2 the input is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+from octavo_operator import __version__
+from octavo_operator.errors import (
+    LocalError,
+    OctavoOperatorError,
+    ResourceError,
+    SettingsError,
+    WorkerFailedError,
+)
+
+FAILED: Final = 1
+WRONG_INPUT: Final = 2
+_SHOWN_LINES: Final = 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except KeyboardInterrupt:
+        return 130
+    except OctavoOperatorError as error:
+        print(f"octavo-operator: {error}", file=sys.stderr)
+        if isinstance(error, WorkerFailedError) and error.last_lines:
+            print("Its last lines:", file=sys.stderr)
+            for line in error.last_lines[-_SHOWN_LINES:]:
+                print(f"  {line}", file=sys.stderr)
+        is_input = isinstance(error, ResourceError | SettingsError) or type(error) is LocalError
+        return WRONG_INPUT if is_input else FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="octavo-operator", description="Serve language models from Kubernetes resources."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands.add_parser("run", help="run the operator against a cluster"))
+    _add_local(commands.add_parser("local", help="serve a resource on this machine, no cluster"))
+    _add_render(commands.add_parser("render", help="print the manifests of a resource"))
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    helps = {
+        "namespaces": "namespaces to watch, separated by commas; none for all",
+        "worker_image": "worker image where an InferenceService names none",
+        "resync_s": "seconds after which everything is looked at again",
+        "request_timeout_s": "limit in seconds of one call to the Kubernetes API",
+        "probe_port": "port of /healthz; 0 for none",
+        "metrics_port": "port of the operator's own /metrics; 0 for none",
+        "log_level": "DEBUG, INFO, WARNING or ERROR",
+        "log_format": "text or json",
+        "exit_timeout_s": "seconds a stopping operator may take",
+    }
+    for name, text in helps.items():
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, dest=name, help=f"{text} (OCTAVO_{name.upper()})")
+    parser.set_defaults(command=_run)
+
+
+def _add_local(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--file", type=Path, required=True, help="an InferenceService")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve on")
+    parser.add_argument("--port", type=int, default=8000, help="port to serve on; 0 for a free one")
+    parser.add_argument(
+        "--cache-dir", type=Path, help="folder of downloaded models (default ~/.cache/octavo)"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show the workers' log throughout")
+    parser.set_defaults(command=_local)
+
+
+def _add_render(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--file", type=Path, required=True, help="an InferenceService")
+    parser.add_argument("--worker-image", help="image where the resource names none")
+    parser.set_defaults(command=_render)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from octavo_operator.handlers.operator_run import run_operator
+    from octavo_operator.settings import OperatorSettings, operator_settings
+
+    names = {field.name for field in fields(OperatorSettings)}
+    flags = {name: value for name, value in vars(options).items() if name in names}
+    settings = operator_settings(os.environ, flags)
+    _set_up_logging(settings.log_level, settings.log_format)
+    is_in_cluster = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
+    asyncio.run(run_operator(settings, is_in_cluster=is_in_cluster))
+    return 0
+
+
+def _local(options: argparse.Namespace) -> int:
+    from octavo_operator.local.container import Machine, installed_programs
+    from octavo_operator.local.resource_file import read_resource_file
+    from octavo_operator.local.session import LocalOptions
+
+    if not 0 <= options.port <= 65_535:
+        raise LocalError(f"--port is {options.port}; give a number from 0 to 65535")
+    _set_up_logging("WARNING", "text")
+    content = read_resource_file(options.file)
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    machine = Machine(
+        programs=installed_programs(),
+        environment=dict(os.environ),
+        cache_folder=options.cache_dir or caches / "octavo",
+        secrets=content.secrets,
+    )
+    return asyncio.run(
+        _serve_locally(
+            LocalOptions(
+                file=options.file,
+                content=content,
+                host=options.host,
+                port=options.port,
+                machine=machine,
+                is_verbose=options.verbose,
+            )
+        )
+    )
+
+
+async def _serve_locally(options: Any) -> int:
+    from octavo_operator.local.progress import Progress
+    from octavo_operator.local.session import LocalSession, curl_line
+    from octavo_operator.resources.inference_service import parse_inference_service
+
+    service = parse_inference_service(options.content.resource)
+
+    def announce(base_url: str) -> None:
+        curl = curl_line(base_url, service.model.served_name, needs_key=bool(service.api_keys))
+        print(f"\nServing {service.model.served_name} at {base_url}/v1\n\n{curl}\n", flush=True)
+        print("Press Ctrl-C to stop.", file=sys.stderr)
+
+    progress = Progress(sys.stderr, is_terminal=sys.stderr.isatty())
+    session = LocalSession(options, progress, announce)
+
+    def interrupt() -> None:
+        if session.is_stopping:
+            session.kill()
+        else:
+            session.stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+    await session.run()
+    return 0
+
+
+def _render(options: argparse.Namespace) -> int:
+    import yaml
+
+    from octavo_operator.local.resource_file import read_resource_file
+    from octavo_operator.reconcile.rendering import render_service
+    from octavo_operator.settings import DEFAULT_WORKER_IMAGE
+
+    content = read_resource_file(options.file)
+    image = options.worker_image or DEFAULT_WORKER_IMAGE
+    manifests = render_service(content.resource, image)
+    yaml.safe_dump_all(manifests, sys.stdout, sort_keys=False, default_flow_style=False)
+    return 0
+
+
+def _set_up_logging(level: str, log_format: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    if log_format == "json":
+        handler.setFormatter(_JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)

@@ -1,0 +1,31 @@
+"""What `/healthz` says: whether the operator still works, not merely whether it answers.
+
+Restarting cures a stuck program, not an unreachable API server; so only the first is a failure.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+import kopf
+
+from octavo_operator.cluster.follower import Follower
+
+STUCK_AFTER_S: Final = 300.0
+"""A single pass takes milliseconds, and each of its calls has a timeout."""
+
+
+def register_liveness(registry: kopf.OperatorRegistry, follower: Follower) -> None:
+    """Probe handlers; one that raises turns the answer into HTTP 500."""
+
+    @kopf.on.probe(id="reconcile", registry=registry)
+    async def reconcile(**_: Any) -> dict[str, float | int]:
+        busy_s = follower.queue.longest_work_s(time.monotonic())
+        if busy_s > STUCK_AFTER_S:
+            raise RuntimeError(f"a pass has been under way for {busy_s:.0f} s")
+        return {"longest_pass_s": round(busy_s, 1), "waiting": follower.queue.num_waiting}
+
+    @kopf.on.probe(id="watches", registry=registry)
+    async def watches(**_: Any) -> dict[str, float]:
+        return {"oldest_contact_s": round(follower.index.oldest_contact_s(time.monotonic()), 1)}

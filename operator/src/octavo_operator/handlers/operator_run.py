@@ -1,0 +1,97 @@
+"""`octavo-operator run`: everything put together and kept running until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import kopf
+
+from octavo_operator.cluster.adapter_reporter import AdapterReporter
+from octavo_operator.cluster.follower import Follower
+from octavo_operator.cluster.interface import Cluster
+from octavo_operator.cluster.kubernetes_api import KubernetesApi
+from octavo_operator.cluster.work_queue import WorkQueue
+from octavo_operator.handlers.events import register_events
+from octavo_operator.handlers.kopf_settings import configure_kopf
+from octavo_operator.handlers.liveness import register_liveness
+from octavo_operator.handlers.metrics import OperatorMetrics
+from octavo_operator.settings import OperatorSettings
+
+logger = logging.getLogger(__name__)
+
+
+async def run_operator(
+    settings: OperatorSettings, *, is_in_cluster: bool, stop_flag: asyncio.Event | None = None
+) -> None:
+    """Until a signal, or `stop_flag`; raises SettingsError when there is no way to a cluster."""
+    metrics = OperatorMetrics()
+    connecting = KubernetesApi.connect(settings.request_timeout_s, is_in_cluster=is_in_cluster)
+    async with await connecting as cluster, _metrics_server(metrics, settings):
+        follower = Follower(
+            cluster,
+            settings.namespaces,
+            settings.worker_image,
+            settings.resync_s,
+            on_done=metrics.note_reconcile,
+        )
+        metrics.watch_pods(follower.index.all_pods)
+        await _run_until_first_ends(cluster, follower, settings, stop_flag or asyncio.Event())
+
+
+async def _run_until_first_ends(
+    cluster: Cluster, follower: Follower, settings: OperatorSettings, stop_flag: asyncio.Event
+) -> None:
+    """kopf, our own informers and our queues live and die together."""
+    adapters = WorkQueue(AdapterReporter(cluster).report, workers=1)
+    registry = kopf.OperatorRegistry()
+    register_login(registry)
+    register_events(registry, follower.queue.add, adapters.add)
+    register_liveness(registry, follower)
+    kopf_settings = kopf.OperatorSettings()
+    configure_kopf(kopf_settings, settings)
+    ours = [asyncio.create_task(follower.run()), asyncio.create_task(adapters.run())]
+    port = settings.probe_port
+    theirs = asyncio.create_task(
+        kopf.operator(
+            registry=registry,
+            settings=kopf_settings,
+            standalone=True,
+            clusterwide=not settings.namespaces,
+            namespaces=settings.namespaces,
+            liveness_endpoint=f"http://0.0.0.0:{port}/healthz" if port else None,
+            stop_flag=stop_flag,
+        )
+    )
+    try:
+        await asyncio.wait({theirs, *ours}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop_flag.set()
+        for task in ours:
+            task.cancel()
+        results = await asyncio.gather(theirs, *ours, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+
+
+def register_login(registry: kopf.OperatorRegistry) -> None:
+    """kopf logs in with the same service account or KUBECONFIG as our own client does."""
+    kopf.on.login(id="login", registry=registry, retries=3, backoff=2)(kopf.login_via_client)
+
+
+@asynccontextmanager
+async def _metrics_server(
+    metrics: OperatorMetrics, settings: OperatorSettings
+) -> AsyncIterator[None]:
+    if not settings.metrics_port:
+        yield
+        return
+    server = metrics.serve(settings.metrics_port)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
