@@ -26,7 +26,7 @@ class Built(Exception):
 
 
 def main(folder: Path) -> None:
-    """Stores `<sha256 of the source>.so` in `folder`; exits with a sentence if Triton asks twice."""
+    """Stores `<sha256 of the source>.so` in `folder`; exits with 1 when Triton asks for nothing."""
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["TRITON_CACHE_DIR"] = f"{scratch}/cache"
         os.environ["TRITON_LIBCUDA_PATH"] = str(_driver_stub(Path(scratch)))
