@@ -150,7 +150,7 @@ def _resolve_dtype(
 
 
 def _resolve_max_model_len(config: EngineConfig, family: ModelFamily) -> int:
-    longest = family.config.max_model_len
+    longest = family.config.context_len
     if config.max_model_len is None:
         return longest
     if config.max_model_len > longest:
@@ -263,7 +263,7 @@ def _model_info(
         has_tokenizer=not config.skip_tokenizer_init,
         eos_token_ids=checkpoint.eos_token_ids,
         created=int(time.time()),
-        architecture=registry_name(checkpoint),
+        architecture=_architecture(checkpoint),
         dtype=str(dtype).removeprefix("torch."),
         device=device.type,
         block_size=limits.block_size,
@@ -271,3 +271,8 @@ def _model_info(
         max_num_seqs=limits.max_num_seqs,
         enable_prefix_caching=limits.enable_prefix_caching,
     )
+
+
+def _architecture(checkpoint: Checkpoint) -> str:
+    names = checkpoint.hf_config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""

@@ -42,7 +42,7 @@ def kv_budget(
 
     ``workspace_bytes`` is what a worst-case step needs beside weights (CUDA only). Raises
     :class:`OutOfMemoryError` with the numbers and what to lower when not even one request of
-    ``max_model_len`` fits.
+    the ``max_model_len`` that was asked for fits.
     """
     per_block = block_size_bytes(model, config.block_size, dtype)
     blocks_of_one = -(-max_model_len // config.block_size)
@@ -58,7 +58,9 @@ def kv_budget(
         available = min(available, _host_bytes_left())
         remedy = "free memory on this machine"
     num_blocks = available // per_block
-    if num_blocks < blocks_of_one:
+    # A length that was not asked for is reduced to what fits, as long as that is of use.
+    is_enough = num_blocks >= (1 if config.max_model_len is None else blocks_of_one)
+    if not is_enough:
         raise OutOfMemoryError(
             f"One request of {max_model_len} tokens needs {blocks_of_one * per_block / _GIB:.2f} "
             f"GiB of KV cache, and {max(available, 0) / _GIB:.2f} GiB are left for it: lower "

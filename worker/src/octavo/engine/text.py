@@ -1,0 +1,78 @@
+"""From token ids to the text of one choice: detokenised, cut at stop strings.
+
+Runs where the caller is: in the server's process, or beside the engine offline. Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from octavo.outputs import GenerationEvent, RequestUpdate
+from octavo.sampling_params import SamplingParams
+from octavo.tokenization.detokenizer import Detokenizer
+from octavo.tokenization.stop_checker import StopChecker, StopMatch
+from octavo.tokenization.tokenizer import Tokenizer
+
+
+class ChoiceText:
+    """Turns the engine's updates of one choice into events.
+
+    A stop string ends the choice here, before the engine knows: the event's ``finish_reason``
+    is then set while the update's is not, and whoever feeds must abort the request.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+    ) -> None:
+        self._detokenizer: Detokenizer | None = None
+        self._stops: StopChecker | None = None
+        self._min_tokens = params.min_tokens
+        self._includes_stop = params.include_stop_str_in_output
+        self._num_tokens = 0
+        if tokenizer is not None and params.detokenize:
+            self._detokenizer = Detokenizer(
+                tokenizer, prompt_token_ids, skip_special_tokens=params.skip_special_tokens
+            )
+            if params.stop:
+                self._stops = StopChecker(
+                    params.stop, include_stop_str_in_output=self._includes_stop
+                )
+
+    def feed(self, update: RequestUpdate) -> GenerationEvent:
+        """The event an update makes; its index is the caller's to set."""
+        event = GenerationEvent(
+            0,
+            "",
+            update.new_token_ids,
+            logprobs=update.logprobs,
+            finish_reason=update.finish_reason,
+            stop_reason=update.stop_reason,
+            num_cached_tokens=update.num_cached_tokens,
+            timings=update.timings,
+        )
+        self._num_tokens += len(update.new_token_ids)
+        if self._detokenizer is not None:
+            self._add_text(self._detokenizer, event)
+        return event
+
+    def _add_text(self, detokenizer: Detokenizer, event: GenerationEvent) -> None:
+        # The token that stopped a request is not part of its text, unless asked for.
+        is_cut = event.finish_reason == "stop" and not self._includes_stop
+        token_ids = event.token_ids[:-1] if is_cut else event.token_ids
+        text = detokenizer.feed(token_ids)
+        if event.finish_reason is not None:
+            text += detokenizer.finish()
+        if self._stops is None or self._num_tokens < self._min_tokens:
+            event.text = text
+            return
+        found = self._stops.feed(text)
+        if isinstance(found, StopMatch):
+            event.text = found.text
+            event.finish_reason, event.stop_reason = "stop", found.stop
+        else:
+            event.text = found
+            if event.finish_reason is not None:
+                event.text += self._stops.finish()
