@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import httpx
 import pytest
 from prometheus_client import Metric
@@ -11,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fake_engine import FakeEngine
 from octavo.config import ServerConfig
-from octavo.metrics import length_buckets
+from octavo.metrics import ENDINGS, length_buckets
 from octavo.outputs import EngineStats
 from octavo.server.app import create_app
 
@@ -61,7 +59,7 @@ OWN = [
 
 
 @pytest.fixture
-async def page() -> AsyncIterator[str]:
+async def page() -> str:
     """The page after six choices ended, one request was refused."""
     engine = FakeEngine()
     engine.counters = EngineStats(
@@ -89,7 +87,7 @@ async def page() -> AsyncIterator[str]:
             await client.post("/v1/completions", json=body)
         response = await client.get("/metrics")
     assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    yield response.text
+    return response.text
 
 
 def families(page: str) -> dict[str, Metric]:
@@ -164,3 +162,26 @@ def test_length_buckets_follow_the_models_length(
     max_model_len: int, buckets: tuple[int, ...]
 ) -> None:
     assert length_buckets(max_model_len) == buckets
+
+
+async def test_failure_and_disconnect_are_counted_as_such() -> None:
+    engine = FakeEngine()
+    app = create_app(engine, ServerConfig())
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://octavo") as client:
+        engine.fail_midway = "boom"
+        await client.post("/v1/completions", json={"prompt": "ab", "max_tokens": 9})
+        engine.finish_with = "abort"
+        await client.post("/v1/completions", json={"prompt": "ab"})
+        engine.finish_with = "deadline"
+        await client.post("/v1/completions", json={"prompt": "ab"})
+        engine.max_open = 0
+        await client.post("/v1/completions", json={"prompt": "ab"})
+        page = (await client.get("/metrics")).text
+    ended = {
+        reason: value(page, "octavo_requests_ended_total", reason=reason) for reason in ENDINGS
+    }
+    assert ended == {"finished": 0, "failed": 1, "aborted": 1, "deadline": 1, "refused": 1}
+    assert value(page, "octavo_requests_refused_total", code="queue_full") == 1
+    assert value(page, "vllm:request_success_total", finished_reason="error") == 1
+    assert value(page, "vllm:request_success_total", finished_reason="abort") == 2

@@ -11,11 +11,16 @@ from octavo.cli import build_parser, main
 from octavo.cli.configs import engine_config, server_config
 from octavo.cli.parser import parse_arguments
 from octavo.cli.values import count, count_or_auto
+from octavo.config import EngineConfig, ServerConfig
 from octavo.errors import ConfigError
 
 
 def parse(*arguments: str) -> argparse.Namespace:
     return parse_arguments(build_parser(), ["serve", "m", *arguments])
+
+
+def both_configs(parsed: argparse.Namespace) -> tuple[EngineConfig, ServerConfig]:
+    return engine_config(parsed), server_config(parsed, {})
 
 
 @pytest.mark.parametrize(
@@ -98,8 +103,7 @@ def test_mistake_is_named(
 def test_value_that_cannot_be_served_is_named(arguments: list[str], words: str) -> None:
     parsed = parse(*arguments)
     with pytest.raises(ConfigError, match=words):
-        engine_config(parsed)
-        server_config(parsed, {})
+        both_configs(parsed)
 
 
 def test_vllms_short_dtypes_are_known() -> None:

@@ -13,6 +13,7 @@ from octavo.cli.chat import Chat, read_message
 from octavo.cli.chat_client import AnswerPiece, ChatClient, ChatFailedError
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError
+from polling import until
 from running_server import RunningServer, running_server
 
 
@@ -89,9 +90,7 @@ async def test_leaving_an_answer_aborts_it(server: RunningServer) -> None:
             pieces.close()
 
     assert (await asyncio.to_thread(take_one_piece)).text
-    async with asyncio.timeout(10):
-        while not server.engine.aborted_ids:
-            await asyncio.sleep(0.005)
+    await until(lambda: server.engine.aborted_ids)
 
 
 def test_interrupted_answer_keeps_what_came() -> None:

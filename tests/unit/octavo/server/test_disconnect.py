@@ -12,15 +12,10 @@ import pytest
 from fake_engine import FakeEngine, expected_text
 from octavo.config import ServerConfig
 from octavo.server.app import create_app
+from polling import until
 from running_server import running_server
 
 BODY = {"prompt": "ab", "max_tokens": 400}
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
@@ -47,6 +42,8 @@ async def test_disconnect_aborts(stream: bool, is_queued: bool, prompt: Any) -> 
         assert "octavo_client_disconnects_total{" in page
         line = next(x for x in page.splitlines() if x.startswith("octavo_client_disconnects_total"))
         assert line.endswith(" 1.0")
+        labels = 'engine="0",model_name="toy/bytes",reason="aborted"'
+        assert f"octavo_requests_ended_total{{{labels}}} {num_prompts}.0" in page
         assert (await client.post("/v1/completions", json=BODY)).status_code == 200
 
 

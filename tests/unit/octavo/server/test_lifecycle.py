@@ -18,6 +18,7 @@ from fake_engine import FakeEngine, expected_text
 from octavo.config import ServerConfig
 from octavo.errors import ConfigError, ModelLoadError
 from octavo.server.listening import open_listener
+from polling import until
 from running_server import RunningServer, running_server
 
 SUPPORT = Path(__file__).parents[3] / "support"
@@ -34,9 +35,7 @@ async def start_stream(
     """A streamed request that the engine has accepted."""
     body = {"prompt": "ab", "max_tokens": max_tokens, "stream": True}
     task = asyncio.create_task(client.post("/v1/completions", json=body))
-    async with asyncio.timeout(10):
-        while not server.engine.open_ids:
-            await asyncio.sleep(0.005)
+    await until(lambda: server.engine.open_ids)
     return task
 
 
@@ -93,9 +92,7 @@ async def test_drain_finishes_open_requests_and_refuses_new_ones() -> None:
         engine.gate.clear()
         stream = await start_stream(client, server)
         server.lifecycle.stop()
-        async with asyncio.timeout(10):
-            while not server.listener.drained_with:
-                await asyncio.sleep(0.005)
+        await until(lambda: server.listener.drained_with)
         assert await health(client) == [200, 503, 503, 503]
         refused = await client.post("/v1/completions", json={"prompt": "a"})
         assert refused.status_code == 503
@@ -132,9 +129,7 @@ async def test_death_of_the_engine_is_told_to_open_requests_and_ends_the_server(
             client.post("/v1/completions", json={"prompt": "zz", "max_tokens": 5})
         )
         stream = await start_stream(client, server)
-        async with asyncio.timeout(10):
-            while len(engine.open_ids) < 2:
-                await asyncio.sleep(0.005)
+        await until(lambda: len(engine.open_ids) == 2)
         engine.die()
         assert await server.task == 1
         streamed, plain = await stream, await whole

@@ -7,14 +7,15 @@ from collections.abc import AsyncIterator
 import openai
 import pytest
 from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionMessageParam
 
 from fake_engine import FakeEngine, expected_text, render
 from octavo.config import ServerConfig
 from running_server import RunningServer, running_server
 
 KEY = "sk-test"
-MESSAGES = [{"role": "user", "content": "Hello"}]
-RENDERED = render(MESSAGES)
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
+RENDERED = render([{"role": "user", "content": "Hello"}])
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ async def test_models(client: AsyncOpenAI) -> None:
 async def test_chat(client: AsyncOpenAI) -> None:
     answer = await client.chat.completions.create(
         model="toy-alias",
-        messages=MESSAGES,  # type: ignore[arg-type]
+        messages=MESSAGES,
         max_completion_tokens=4,
         n=2,
         logprobs=True,
@@ -64,7 +65,7 @@ async def test_chat(client: AsyncOpenAI) -> None:
 async def test_streamed_chat(client: AsyncOpenAI) -> None:
     stream = await client.chat.completions.create(
         model="toy",
-        messages=MESSAGES,  # type: ignore[arg-type]
+        messages=MESSAGES,
         max_tokens=5,
         stream=True,
         stream_options={"include_usage": True},
@@ -86,7 +87,7 @@ async def test_clients_own_stream_helper(client: AsyncOpenAI) -> None:
     text = expected_text(RENDERED, 0, 5)
     async with client.chat.completions.stream(
         model="toy",
-        messages=MESSAGES,  # type: ignore[arg-type]
+        messages=MESSAGES,
         stop=text[-1],
     ) as stream:
         async for _ in stream:
@@ -136,10 +137,14 @@ async def test_failure_in_a_stream_is_raised_by_the_client(
 ) -> None:
     server.engine.fail_midway = "secret details"
     stream = await client.completions.create(model="toy", prompt="ab", max_tokens=9, stream=True)
-    text = ""
-    with pytest.raises(openai.APIError) as failed:
+    texts = []
+
+    async def read() -> None:
         async for chunk in stream:
-            text += chunk.choices[0].text
-    assert text == expected_text("ab", 0, 2)
+            texts.append(chunk.choices[0].text)
+
+    with pytest.raises(openai.APIError) as failed:
+        await read()
+    assert "".join(texts) == expected_text("ab", 0, 2)
     assert "secret" not in str(failed.value)
     assert "secret details" in caplog.text

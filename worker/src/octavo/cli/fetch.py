@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from octavo.loading.model_files import locate_model
+from octavo.loading.model_files import find_model
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Prints the path alone, for scripts. Raises ModelLoadError when it cannot be had."""
-    print(locate_model(parsed.model, parsed.revision, parsed.download_dir))
+    path = find_model(parsed.model, revision=parsed.revision, download_dir=parsed.download_dir)
+    print(path)
     return 0

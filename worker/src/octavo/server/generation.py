@@ -77,8 +77,11 @@ class Generation:
                 async for event in events:
                     self._account(event)
                     yield event
+        except Exception:
+            self._close_records("error")
+            raise
         finally:
-            self._close_records()
+            self._close_records("abort")
 
     async def _of_prompt(self, number: int) -> AsyncGenerator[GenerationEvent, None]:
         job = self._job
@@ -162,9 +165,11 @@ class Generation:
         if not any(self._records[first : first + self._job.params.n]):
             self._metrics.max_generation_length.observe(self._longest[prompt])
 
-    def _close_records(self) -> None:
-        """What has not ended by now ends as aborted, if it was ever accepted."""
+    def _close_records(self, reason: str) -> None:
+        """What has not ended ends now. A prompt that an error met before its first event was
+        refused, which whoever answers counts once for the whole request."""
         for index, record in enumerate(self._records):
-            if record is not None and self._prompt_tokens[index // self._job.params.n]:
-                self._metrics.count_end("abort")
+            was_accepted = self._prompt_tokens[index // self._job.params.n] > 0
+            if record is not None and (was_accepted or reason == "abort"):
+                self._metrics.count_end(reason)
         self._records = [None] * len(self._records)

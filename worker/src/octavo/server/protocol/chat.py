@@ -18,8 +18,20 @@ from octavo.server.protocol.unsupported import CHAT, MESSAGE, settle
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
 MAX_TEMPLATE_KWARGS = 64
-_OURS = frozenset({"messages", "tools", "add_generation_prompt", "conversation", "chat_template"})
-"""Template variables that the server sets itself."""
+_OURS = frozenset(
+    {
+        "self",
+        "messages",
+        "tools",
+        "documents",
+        "add_generation_prompt",
+        "continue_final_message",
+        "conversation",
+        "chat_template",
+    }
+)
+"""Template variables that the server sets itself, or that are fields of their own."""
+TemplateVariable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 _KINDS_OF_MEDIA = frozenset(
     {"image_url", "input_image", "input_audio", "audio_url", "video_url", "file"}
 )
@@ -83,7 +95,7 @@ class ChatCompletionRequest(GenerationBody):
     top_logprobs: LogprobCount | None = None
     add_generation_prompt: bool = True
     chat_template_kwargs: (
-        Annotated[dict[str, Any], Field(max_length=MAX_TEMPLATE_KWARGS)] | None
+        Annotated[dict[TemplateVariable, Any], Field(max_length=MAX_TEMPLATE_KWARGS)] | None
     ) = Field(None, description="More variables for the chat template, e.g. enable_thinking.")
 
     @classmethod

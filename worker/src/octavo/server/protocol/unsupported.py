@@ -53,6 +53,11 @@ BOTH: Mapping[str, Unsupported] = {
     "return_tokens_as_token_ids": Unsupported("use return_token_ids", (False,)),
     "kv_transfer_params": Unsupported("this server neither sends nor takes over KV caches"),
     "vllm_xargs": Unsupported("this server has no plugins that would read it", ({},)),
+    "prompt_cache_retention": Unsupported(
+        "cached prompts stay while there is room for them", ("in_memory",)
+    ),
+    "prompt_cache_options": Unsupported("equal prompts share their cache without options"),
+    "moderation": Unsupported("answers are not moderated"),
     "store": Unsupported(_NOTHING_STORED, (False,)),
     "metadata": Unsupported(_NOTHING_STORED, ({},)),
     "service_tier": Unsupported("there is one tier here; use priority", ("auto", "default")),
