@@ -175,7 +175,10 @@ async def test_noop_reconcile_writes_nothing(kmock: Any, operator: Any) -> None:
     await operator()
     await eventually(lambda: is_reported(kmock.store), "a status")
     before = await settled(kmock)
-    versions = {kind: live["metadata"]["resourceVersion"] for kind, live in (await children(kmock.store)).items()}
+    versions = {
+        kind: live["metadata"]["resourceVersion"]
+        for kind, live in (await children(kmock.store)).items()
+    }
     # An annotation that means nothing to the operator makes it look again.
     patch = {"metadata": {"annotations": {"example.org/note": "hello"}}}
     reads = len(kmock)
