@@ -40,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.command(options))
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python's own flush at exit must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except OctavoOperatorError as error:
         print(f"octavo-operator: {error}", file=sys.stderr)
         if isinstance(error, WorkerFailedError) and error.last_lines:

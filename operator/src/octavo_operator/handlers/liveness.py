@@ -5,6 +5,7 @@ Restarting cures a stuck program, not an unreachable API server; so only the fir
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any, Final
 
@@ -15,9 +16,21 @@ from octavo_operator.cluster.follower import Follower
 STUCK_AFTER_S: Final = 300.0
 """A single pass takes milliseconds, and each of its calls has a timeout."""
 
+LOOP_ANSWER_S: Final = 3.0
+"""Nothing may block the event loop for so long."""
 
-def register_liveness(registry: kopf.OperatorRegistry, follower: Follower) -> None:
-    """Probe handlers; one that raises turns the answer into HTTP 500."""
+
+def register_liveness(
+    registry: kopf.OperatorRegistry, follower: Follower, loop: asyncio.AbstractEventLoop
+) -> None:
+    """Probe handlers; one that raises turns the answer into HTTP 500. `loop` runs the follower."""
+
+    @kopf.on.probe(id="loop", registry=registry)
+    async def answers(**_: Any) -> bool:
+        async with asyncio.timeout(LOOP_ANSWER_S):
+            turn = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop)
+            await asyncio.wrap_future(turn)
+        return True
 
     @kopf.on.probe(id="reconcile", registry=registry)
     async def reconcile(**_: Any) -> dict[str, float | int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,11 +13,13 @@ import kopf
 
 from octavo_operator.cluster.adapter_reporter import AdapterReporter
 from octavo_operator.cluster.follower import Follower
+from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.cluster.interface import Cluster
 from octavo_operator.cluster.kubernetes_api import KubernetesApi
 from octavo_operator.cluster.work_queue import WorkQueue
 from octavo_operator.handlers.events import register_events
 from octavo_operator.handlers.kopf_settings import configure_kopf
+from octavo_operator.handlers.kopf_thread import run_kopf
 from octavo_operator.handlers.liveness import register_liveness
 from octavo_operator.handlers.metrics import OperatorMetrics
 from octavo_operator.settings import OperatorSettings
@@ -48,23 +52,20 @@ async def _run_until_first_ends(
     adapters = WorkQueue(AdapterReporter(cluster).report, workers=1)
     registry = kopf.OperatorRegistry()
     register_login(registry)
-    register_events(registry, follower.queue.add, adapters.add)
-    register_liveness(registry, follower)
+    loop = asyncio.get_running_loop()
+    register_events(
+        registry,
+        lambda key: _hand_over(loop, follower.queue, key),
+        lambda key: _hand_over(loop, adapters, key),
+    )
+    register_liveness(registry, follower, loop)
     kopf_settings = kopf.OperatorSettings()
     configure_kopf(kopf_settings, settings)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError, RuntimeError):
+            loop.add_signal_handler(number, stop_flag.set)
     ours = [asyncio.create_task(follower.run()), asyncio.create_task(adapters.run())]
-    port = settings.probe_port
-    theirs = asyncio.create_task(
-        kopf.operator(
-            registry=registry,
-            settings=kopf_settings,
-            standalone=True,
-            clusterwide=not settings.namespaces,
-            namespaces=settings.namespaces,
-            liveness_endpoint=f"http://0.0.0.0:{port}/healthz" if port else None,
-            stop_flag=stop_flag,
-        )
-    )
+    theirs = asyncio.create_task(run_kopf(registry, kopf_settings, settings, stop_flag))
     try:
         await asyncio.wait({theirs, *ours}, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -75,6 +76,12 @@ async def _run_until_first_ends(
     for result in results:
         if isinstance(result, Exception):
             raise result
+
+
+def _hand_over(loop: asyncio.AbstractEventLoop, queue: WorkQueue, key: ServiceKey) -> None:
+    """From kopf's thread into the queue's loop; while that loop ends, events do not matter."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(queue.add, key)
 
 
 def register_login(registry: kopf.OperatorRegistry) -> None:

@@ -1,0 +1,96 @@
+"""A stand-in for `octavo serve`: honours the flags and probes of the contract, serves no model.
+
+Run as a script. Behaviour is set by variables: FAKE_LOAD_S (seconds until ready), FAKE_ANSWER_S
+(seconds an answer takes), FAKE_CRASH (a message to die with at start), FAKE_DOWNLOAD (a file name
+to leave in the download folder), FAKE_IGNORE_SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+class _Worker(ThreadingHTTPServer):
+    daemon_threads = False
+    block_on_close = True
+    request_queue_size = 128
+    is_ready = False
+    served_name = ""
+    answer_s = 0.0
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Worker
+    protocol_version = "HTTP/1.0"
+
+    def do_GET(self) -> None:
+        if self.path == "/health/live":
+            self._answer(200, {})
+        elif self.path == "/health/ready":
+            self._answer(200 if self.server.is_ready else 503, {})
+        else:
+            self._answer(200, {"argv": sys.argv[1:], "environment": dict(os.environ)})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        time.sleep(self.server.answer_s)
+        self._answer(200, {"model": self.server.served_name, "echo": body, "pid": os.getpid()})
+
+    def _answer(self, status: int, body: object) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", choices=["serve"])
+    parser.add_argument("model")
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--served-model-name", required=True)
+    parser.add_argument("--download-dir", type=Path)
+    options, _ = parser.parse_known_args()
+    if "FAKE_CRASH" in os.environ:
+        print("INFO reading config.json", flush=True)
+        print(os.environ["FAKE_CRASH"], file=sys.stderr, flush=True)
+        sys.exit(3)
+    server = _Worker((options.host, options.port), _Handler)
+    server.served_name = options.served_model_name
+    server.answer_s = float(os.environ.get("FAKE_ANSWER_S", "0"))
+
+    def drain(*_: object) -> None:
+        server.is_ready = False
+        if "FAKE_IGNORE_SIGTERM" not in os.environ:
+            threading.Thread(target=server.shutdown).start()
+
+    def load() -> None:
+        print("INFO loading weights", flush=True)
+        if "FAKE_DOWNLOAD" in os.environ:
+            (options.download_dir / os.environ["FAKE_DOWNLOAD"]).touch()
+        time.sleep(float(os.environ.get("FAKE_LOAD_S", "0.2")))
+        print("INFO ready", flush=True)
+        server.is_ready = True
+
+    signal.signal(signal.SIGTERM, drain)
+    threading.Thread(target=load, daemon=True).start()
+    server.serve_forever(poll_interval=0.02)
+    server.server_close()
+
+
+if __name__ == "__main__":
+    main()

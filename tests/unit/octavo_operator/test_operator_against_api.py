@@ -1,0 +1,384 @@
+"""The whole operator, kopf included, against an API server over HTTP with faults."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import kmock as kmock_package
+import pytest
+import yaml
+from inference_services import condition_message, conditions, inference_service
+from store_behind_kmock import StoreBehindKmock
+
+from octavo_operator.cluster.object_store import ObjectStore
+from octavo_operator.errors import NotFoundError
+from octavo_operator.handlers.operator_run import run_operator
+from octavo_operator.labels import API_VERSION
+from octavo_operator.manifests.kinds import (
+    CHILD_KINDS,
+    DEPLOYMENT,
+    INFERENCE_SERVICE,
+    LORA_ADAPTER,
+    POD_MONITOR,
+    SERVICE,
+    SERVICE_ACCOUNT,
+)
+from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.settings import OperatorSettings
+
+pytestmark = [
+    pytest.mark.kmock(cls=StoreBehindKmock, limit=None),
+    # kopf leaves the connector of a watch that it cancels to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+WRITING = {"POST", "PUT", "PATCH", "DELETE"}
+
+
+@pytest.fixture
+async def operator(
+    kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Call to start the operator; it is stopped at the end."""
+    kubeconfig = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        "clusters": [{"name": "test", "cluster": {"server": str(kmock.url)}}],
+        "users": [{"name": "test", "user": {"token": "secret"}}],
+    }
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump(kubeconfig))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    monkeypatch.setattr("octavo_operator.cluster.work_queue.FIRST_RETRY_S", 0.05)
+    monkeypatch.setattr("octavo_operator.cluster.failures.DEFAULT_OUTAGE_S", 0.05)
+    logging.getLogger("kopf").setLevel(logging.ERROR)
+    stop = asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def start() -> None:
+        settings = OperatorSettings(
+            namespaces=("models",), worker_image="worker:1", probe_port=0, metrics_port=0
+        )
+        tasks.append(
+            asyncio.create_task(run_operator(settings, is_in_cluster=False, stop_flag=stop))
+        )
+
+    yield start
+    stop.set()
+    for task in tasks:
+        await asyncio.wait_for(task, 20)
+
+
+async def eventually(check: Callable[[], Awaitable[bool]], what: str) -> None:
+    """Wait for a state, not for a time; the limit only ends a test that would never end."""
+    async with asyncio.timeout(30):
+        while not await check():
+            await asyncio.sleep(0.02)
+    assert what
+
+
+async def settled(kmock: Any) -> int:
+    """The number of requests that change something, once there have been none for a while."""
+    count, quiet = -1, 0
+    while quiet < 10:
+        await asyncio.sleep(0.05)
+        now = len(writes(kmock))
+        quiet = quiet + 1 if now == count else 0
+        count = now
+    return count
+
+
+def writes(kmock: Any) -> list[Any]:
+    return [request for request in kmock if request.method.name.upper() in WRITING]
+
+
+async def read_service(store: ObjectStore) -> LiveObject:
+    return await store.get(INFERENCE_SERVICE, "models", "chat")
+
+
+async def children(store: ObjectStore) -> dict[str, LiveObject]:
+    found = {}
+    for kind in CHILD_KINDS:
+        for live in (await store.list_objects(kind, "models", {})).items:
+            found[kind.kind] = live
+    return found
+
+
+async def is_reported(store: ObjectStore) -> bool:
+    return "Ready" in conditions(await read_service(store))
+
+
+async def mark_ready(store: ObjectStore) -> None:
+    """Be the Deployment controller: one pod, ready."""
+    live = await store.get(DEPLOYMENT, "models", "chat")
+    status = {
+        "observedGeneration": live["metadata"]["generation"],
+        "replicas": 1,
+        "updatedReplicas": 1,
+        "readyReplicas": 1,
+        "availableReplicas": 1,
+    }
+    await store.write_status(DEPLOYMENT, "models", "chat", status, None)
+
+
+async def test_create_makes_all_children_and_reports(kmock: Any, operator: Any) -> None:
+    await kmock.store.create(inference_service())
+    await operator()
+
+    async def is_created() -> bool:
+        return len(await children(kmock.store)) == 5 and await is_reported(kmock.store)
+
+    await eventually(is_created, "all children")
+    service = await read_service(kmock.store)
+    assert conditions(service)["Ready"] == ("False", "PodsStarting")
+    await mark_ready(kmock.store)
+
+    async def is_serving() -> bool:
+        return conditions(await read_service(kmock.store))["Ready"] == ("True", "Serving")
+
+    await eventually(is_serving, "a change of a child is noticed")
+    status = (await read_service(kmock.store))["status"]
+    assert status["url"] == "http://chat.models.svc:8000"
+    assert status["image"] == "worker:1"
+    assert status["summary"] == {"replicas": "1/1"}
+    for live in (await children(kmock.store)).values():
+        assert live["metadata"]["ownerReferences"][0]["uid"] == service["metadata"]["uid"]
+
+
+async def test_resource_itself_is_never_written_but_for_its_status(
+    kmock: Any, operator: Any
+) -> None:
+    created = await kmock.store.create(inference_service())
+    await operator()
+    await eventually(lambda: is_reported(kmock.store), "a status")
+    await settled(kmock)
+    service = await read_service(kmock.store)
+    for key in ("labels", "annotations", "finalizers"):
+        assert service["metadata"].get(key) == created["metadata"].get(key)
+    assert service["metadata"]["generation"] == 1
+    paths = [r.url.path for r in writes(kmock) if "inferenceservices" in r.url.path]
+    assert paths
+    assert all(path.endswith("/status") for path in paths)
+
+
+async def test_noop_reconcile_writes_nothing(kmock: Any, operator: Any) -> None:
+    await kmock.store.create(inference_service())
+    await operator()
+    await eventually(lambda: is_reported(kmock.store), "a status")
+    before = await settled(kmock)
+    versions = {
+        kind: live["metadata"]["resourceVersion"]
+        for kind, live in (await children(kmock.store)).items()
+    }
+    # An annotation that means nothing to the operator makes it look again.
+    patch = {"metadata": {"annotations": {"example.org/note": "hello"}}}
+    reads = len(kmock)
+    await kmock.store.merge(INFERENCE_SERVICE, "models", "chat", patch)
+
+    async def has_looked() -> bool:
+        return len(kmock) > reads
+
+    await eventually(has_looked, "a look")
+    assert await settled(kmock) == before
+    assert versions == {
+        kind: live["metadata"]["resourceVersion"]
+        for kind, live in (await children(kmock.store)).items()
+    }
+
+
+async def test_update_changes_the_deployment_only(kmock: Any, operator: Any) -> None:
+    await kmock.store.create(inference_service())
+    await operator()
+    await eventually(lambda: is_reported(kmock.store), "a status")
+    before = await settled(kmock)
+    patch = {"spec": {"replicas": 3, "engine": {"maxModelLen": 4096}}}
+    await kmock.store.merge(INFERENCE_SERVICE, "models", "chat", patch)
+
+    async def is_updated() -> bool:
+        live = await kmock.store.get(DEPLOYMENT, "models", "chat")
+        return bool(live["spec"]["replicas"] == 3)
+
+    await eventually(is_updated, "the Deployment")
+    await settled(kmock)
+    command = (await kmock.store.get(DEPLOYMENT, "models", "chat"))["spec"]["template"]["spec"][
+        "containers"
+    ][0]["command"]
+    assert command[command.index("--max-model-len") + 1] == "4096"
+    assert {request.url.path for request in writes(kmock)[before:]} == {
+        "/apis/apps/v1/namespaces/models/deployments/chat",
+        "/apis/serving.octavo.dev/v1alpha1/namespaces/models/inferenceservices/chat/status",
+    }
+
+
+async def test_edit_by_somebody_else_is_put_right(kmock: Any, operator: Any) -> None:
+    await kmock.store.create(inference_service())
+    await operator()
+    await eventually(lambda: is_reported(kmock.store), "a status")
+    await settled(kmock)
+    patch: dict[str, Any] = {"spec": {"selector": {"serving.octavo.dev/service": "other"}}}
+    await kmock.store.merge(SERVICE, "models", "chat", patch)
+
+    async def is_right() -> bool:
+        live = await kmock.store.get(SERVICE, "models", "chat")
+        return bool(live["spec"]["selector"]["serving.octavo.dev/service"] == "chat")
+
+    await eventually(is_right, "the Service as it was")
+
+
+async def test_deleted_child_comes_back(kmock: Any, operator: Any) -> None:
+    await kmock.store.create(inference_service())
+    await operator()
+    await eventually(lambda: is_reported(kmock.store), "a status")
+    await settled(kmock)
+    await kmock.store.delete(SERVICE_ACCOUNT, "models", "chat")
+
+    async def is_back() -> bool:
+        return "ServiceAccount" in await children(kmock.store)
+
+    await eventually(is_back, "the ServiceAccount")
+
+
+async def test_delete_leaves_nothing_and_no_finalizer(kmock: Any, operator: Any) -> None:
+    await kmock.store.create(inference_service())
+    await operator()
+    await eventually(lambda: is_reported(kmock.store), "a status")
+    await settled(kmock)
+    await kmock.store.delete(INFERENCE_SERVICE, "models", "chat")
+    await settled(kmock)
+    assert await children(kmock.store) == {}
+
+
+async def test_pod_monitor_goes_when_it_is_no_longer_wanted(kmock: Any, operator: Any) -> None:
+    await kmock.store.create(inference_service())
+    await operator()
+    await eventually(lambda: is_reported(kmock.store), "a status")
+    await settled(kmock)
+    patch = {"spec": {"monitoring": {"podMonitor": False}}}
+    await kmock.store.merge(INFERENCE_SERVICE, "models", "chat", patch)
+
+    async def is_gone() -> bool:
+        return POD_MONITOR.kind not in await children(kmock.store)
+
+    await eventually(is_gone, "no PodMonitor")
+
+
+@pytest.mark.parametrize("code", [429, 500, 503, 409])
+async def test_transient_failure_of_an_apply_is_waited_out(
+    kmock: Any, operator: Any, code: int
+) -> None:
+    await kmock.store.create(inference_service())
+    headers = {"Retry-After": "0.2"}
+    failing = kmock["patch /apis/apps/v1/namespaces/models/deployments/chat"][:2]
+    failing << code << kmock_package.headers(headers)
+    await operator()
+
+    async def is_created() -> bool:
+        return "Deployment" in await children(kmock.store)
+
+    await eventually(is_created, "the Deployment in the end")
+    patches = [r for r in writes(kmock) if r.url.path.endswith("/deployments/chat")]
+    assert len(patches) == 3
+
+
+async def test_conflict_on_status_reads_again_and_writes(kmock: Any, operator: Any) -> None:
+    await kmock.store.create(inference_service())
+    path = "/apis/serving.octavo.dev/v1alpha1/namespaces/models/inferenceservices/chat/status"
+    kmock[f"patch {path}"][:1] << 409
+    await operator()
+    await eventually(lambda: is_reported(kmock.store), "a status in the end")
+
+
+async def test_rejected_object_is_reported_and_not_hammered(kmock: Any, operator: Any) -> None:
+    await kmock.store.create(inference_service())
+    path = "/apis/apps/v1/namespaces/models/deployments/chat"
+    refusal = {"kind": "Status", "message": "spec.template.spec.nodeNmae: unknown field"}
+    kmock[f"patch {path}"] << 422 << refusal
+    await operator()
+    await eventually(lambda: is_reported(kmock.store), "a status")
+    count = await settled(kmock)
+    service = await read_service(kmock.store)
+    assert conditions(service)["Ready"] == ("False", "ApplyRejected")
+    assert conditions(service)["WorkloadReady"] == ("False", "ApplyRejected")
+    assert "nodeNmae: unknown field" in condition_message(service, "Ready")
+    assert await settled(kmock) == count
+
+
+async def test_strangers_object_of_the_same_name_is_left_alone(kmock: Any, operator: Any) -> None:
+    stranger = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "chat", "namespace": "models"},
+        "spec": {"selector": {"app": "shop"}},
+    }
+    before = await kmock.store.create(stranger, "kubectl")
+    await kmock.store.create(inference_service())
+    await operator()
+    await eventually(lambda: is_reported(kmock.store), "a status")
+    await settled(kmock)
+    service = await read_service(kmock.store)
+    assert conditions(service)["Ready"] == ("False", "NameConflict")
+    assert await kmock.store.get(SERVICE, "models", "chat") == before
+
+
+async def test_invalid_spec_is_reported_and_pods_are_left(kmock: Any, operator: Any) -> None:
+    await kmock.store.create(inference_service())
+    await operator()
+    await eventually(lambda: is_reported(kmock.store), "a status")
+    await settled(kmock)
+    before = await children(kmock.store)
+    patch = {"spec": {"model": {"uri": "ftp://org/name"}}}
+    await kmock.store.merge(INFERENCE_SERVICE, "models", "chat", patch)
+
+    async def is_refused() -> bool:
+        return conditions(await read_service(kmock.store))["Ready"] == ("False", "InvalidSpec")
+
+    await eventually(is_refused, "the refusal")
+    assert "spec.model.uri is 'ftp://org/name'" in condition_message(
+        await read_service(kmock.store), "ModelReady"
+    )
+    assert await children(kmock.store) == before
+
+
+async def test_watch_that_fell_behind_lists_again(kmock: Any, operator: Any) -> None:
+    kmock.store.forget_history()
+    await kmock.store.create(inference_service())
+    kmock.store.forget_history()
+    await operator()
+    await eventually(lambda: is_reported(kmock.store), "a status")
+
+
+async def test_lora_adapter_is_told_that_it_is_not_loaded(kmock: Any, operator: Any) -> None:
+    adapter = {
+        "apiVersion": API_VERSION,
+        "kind": "LoRAAdapter",
+        "metadata": {"name": "sql", "namespace": "models"},
+        "spec": {
+            "serviceRef": {"name": "chat"},
+            "servedName": "chat-sql",
+            "source": {"uri": "hf://org/adapter"},
+        },
+    }
+    await kmock.store.create(adapter)
+    await operator()
+
+    async def is_told() -> bool:
+        live = await kmock.store.get(LORA_ADAPTER, "models", "sql")
+        return conditions(live).get("Ready") == ("False", "NotImplementedYet")
+
+    await eventually(is_told, "the condition")
+    before = await settled(kmock)
+    assert before == 1
+
+
+async def test_absent_object_is_not_found(kmock: Any) -> None:
+    with pytest.raises(NotFoundError):
+        await kmock.store.get(DEPLOYMENT, "models", "chat")
