@@ -63,8 +63,8 @@ def make_request(
 class SchedulerWorld:
     """Runs a scheduler as the engine's core does, and keeps what it says of each request."""
 
-    def __init__(self, config: SchedulerConfig = CONFIG, **changes: int | bool) -> None:
-        self.config = replace(config, **changes)  # type: ignore[arg-type]
+    def __init__(self, **changes: int | bool) -> None:
+        self.config = replace(CONFIG, **changes)  # type: ignore[arg-type]
         self.now_s = 0.0
         self.scheduler = Scheduler(self.config, lambda: self.now_s)
         self.runner = SlotCheckingRunner(self.config)

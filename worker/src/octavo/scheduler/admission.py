@@ -5,6 +5,7 @@ Knows requests, their order and the limits; knows nothing of plans or of who run
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, insort
 from collections import deque
 from operator import attrgetter
@@ -107,6 +108,26 @@ class WaitingQueue:
             assert request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED), request
             assert request.row is None, f"{request} waits with a row"
             assert not request.block_ids, f"{request} waits with blocks"
+            assert not request.num_computed_tokens, f"{request} waits with computed tokens"
+
+
+class Deadlines:
+    """When requests end at the latest. Holds ids, so that who has ended can be let go of."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, str]] = []
+
+    def add(self, deadline_s: float, request_id: str, serial: int) -> None:
+        """``serial`` tells requests apart that use an id one after another."""
+        heapq.heappush(self._heap, (deadline_s, serial, request_id))
+
+    def take_due(self, now_s: float) -> list[tuple[str, int]]:
+        """Ids and serial numbers whose time has come, ended or not."""
+        due = []
+        while self._heap and self._heap[0][0] <= now_s:
+            _, serial, request_id = heapq.heappop(self._heap)
+            due.append((request_id, serial))
+        return due
 
 
 class DrainRate:

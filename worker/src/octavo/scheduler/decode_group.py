@@ -8,6 +8,10 @@ plans share them.
 
 from __future__ import annotations
 
+from operator import sub
+from typing import Any
+
+from octavo.batch import BatchPlan
 from octavo.request import Request
 
 
@@ -22,40 +26,47 @@ class DecodeGroup:
         self.requests: list[Request] = []
         self.rows: list[int] = []
         self.starts: list[int] = []
+        self.last_starts: list[int] = []
+        """The position whose draw is each request's last by length."""
         self.ones: list[int] = []
         """A 1 for each request: tokens it computes."""
         self.trues: list[bool] = []
         """A True for each request: its token is followed by a draw."""
         self.steps_left = 0
         """A lower bound of the steps until some request may not draw any more."""
-        self._leaving: set[Request] = set()
+        self._leaving_rows: set[int] = set()
+
+    def __contains__(self, request: Request) -> bool:
+        return request.row in self.rows and request.row not in self._leaving_rows
 
     def join(self, request: Request) -> None:
         """Add a request that has a row and may draw at least one more token."""
         left = request.max_total_tokens - request.num_tokens
         assert left > 0, f"{request} is at its limit"
         assert request.row is not None, f"{request} has no row"
-        assert not self._leaving, "settle before anyone joins"
+        assert not self._leaving_rows, "settle before anyone joins"
         self.steps_left = min(self.steps_left, left) if self.requests else left
         self.requests = [*self.requests, request]
         self.rows = [*self.rows, request.row]
         self.starts = [*self.starts, request.num_computed_tokens]
+        # The token after position p is number p + 2 of its sequence.
+        self.last_starts = [*self.last_starts, request.max_total_tokens - 2]
         self._resize()
 
-    def leave(self, request: Request) -> None:
-        """Mark a request that lost its row, in the group or not; :meth:`settle` takes it out."""
-        self._leaving.add(request)
+    def leave(self, row: int) -> None:
+        """Mark a row that was taken from its request; :meth:`settle` takes it out, if it is in."""
+        self._leaving_rows.add(row)
 
     def settle(self) -> None:
         """Take out who has left and who has no token left to draw."""
-        leaving = self._leaving
+        leaving = self._leaving_rows
         if leaving:
-            keep = [i for i, request in enumerate(self.requests) if request not in leaving]
+            self._drop([i for i, row in enumerate(self.rows) if row in leaving])
             leaving.clear()
-            if len(keep) < len(self.requests):
-                self._keep(keep)
         if self.steps_left <= 0 and self.requests:
-            self._drop_exhausted()
+            pairs = zip(self.starts, self.last_starts, strict=True)
+            self._drop([i for i, (start, last) in enumerate(pairs) if start > last])
+            self.steps_left = min(map(sub, self.last_starts, self.starts), default=-1) + 1
 
     def advance(self) -> None:
         """Count one planned step: every request computes a token and has one more in flight."""
@@ -65,13 +76,23 @@ class DecodeGroup:
             request.num_computed_tokens += 1
             request.num_in_flight += 1
 
+    def put_first_in(self, plan: BatchPlan) -> None:
+        """Put the group before the rows a plan has; alone, it lends its lists as they are."""
+        is_alone = not plan.rows
+        plan.rows = self.rows if is_alone else self.rows + plan.rows
+        plan.starts = self.starts if is_alone else self.starts + plan.starts
+        plan.num_tokens = self.ones if is_alone else self.ones + plan.num_tokens
+        plan.samples = self.trues if is_alone else self.trues + plan.samples
+        plan.requests = self.requests if is_alone else self.requests + plan.requests
+        plan.num_decodes += len(self.requests)
+
     def check_integrity(self) -> None:
         """Raise AssertionError unless lists agree with each other and with the requests."""
         lengths = {len(column) for column in (self.requests, self.rows, self.starts)}
-        lengths |= {len(self.ones), len(self.trues)}
+        lengths |= {len(self.last_starts), len(self.ones), len(self.trues)}
         assert len(lengths) == 1, "the lists of the decode group differ in length"
         for request, row, start in zip(self.requests, self.rows, self.starts, strict=True):
-            if request in self._leaving:
+            if row in self._leaving_rows:
                 continue
             assert row == request.row, f"{request} is in row {request.row}, not {row}"
             assert start == request.num_computed_tokens, f"{request} does not start at {start}"
@@ -79,21 +100,16 @@ class DecodeGroup:
             left = request.max_total_tokens - request.num_tokens
             assert self.steps_left <= left, f"{request} may draw no more than {left}"
 
-    def __contains__(self, request: Request) -> bool:
-        return request in self.requests and request not in self._leaving
-
-    def _drop_exhausted(self) -> None:
-        left = [request.max_total_tokens - request.num_tokens for request in self.requests]
-        keep = [i for i, steps in enumerate(left) if steps > 0]
-        self.steps_left = min((left[i] for i in keep), default=0)
-        if len(keep) < len(left):
-            self._keep(keep)
-
-    def _keep(self, indices: list[int]) -> None:
-        requests, rows, starts = self.requests, self.rows, self.starts
-        self.requests = [requests[i] for i in indices]
-        self.rows = [rows[i] for i in indices]
-        self.starts = [starts[i] for i in indices]
+    def _drop(self, indices: list[int]) -> None:
+        """Take out some, given in rising order."""
+        if not indices:
+            return
+        columns: tuple[list[Any], ...] = (self.requests, self.rows, self.starts, self.last_starts)
+        columns = tuple(list(column) for column in columns)
+        for i in reversed(indices):
+            for column in columns:
+                del column[i]
+        self.requests, self.rows, self.starts, self.last_starts = columns
         self._resize()
 
     def _resize(self) -> None:

@@ -6,6 +6,7 @@ Knows rows, requests and block ids; decides nothing.
 from __future__ import annotations
 
 from octavo.batch import BatchPlan, RowAdmission
+from octavo.outputs import RequestUpdate
 from octavo.request import Request
 
 
@@ -22,6 +23,20 @@ class StepDraft:
         self.chunks: dict[Request, int] = {}
         """Tokens of requests that still compute what is known: prompts, and what preemption
         took away."""
+
+    def admit(self, request: Request, row: int) -> None:
+        """Tell the runner all about a request that has just got a row, and grant it tokens."""
+        admission = RowAdmission(
+            row=row,
+            token_ids=list(request.token_ids),
+            num_prompt_tokens=request.num_prompt_tokens,
+            params=request.params,
+            seed=request.seed,
+            stop_token_ids=request.stop_token_ids,
+            block_ids=list(request.block_ids),
+        )
+        self.admissions.append(admission)
+        self.grant(request)
 
     def grant(self, request: Request) -> None:
         """Let a request compute as much of its known tokens as the budget allows."""
@@ -62,13 +77,46 @@ class StepDraft:
 class PlannedStep:
     """A plan whose result is not known yet."""
 
-    __slots__ = ("left", "may_reach_limit", "num_grouped", "plan")
+    __slots__ = ("last_starts", "left", "may_reach_limit", "num_grouped", "plan")
 
-    def __init__(self, plan: BatchPlan, num_grouped: int, *, may_reach_limit: bool) -> None:
+    def __init__(self, plan: BatchPlan, last_starts: list[int], *, may_reach_limit: bool) -> None:
         self.plan = plan
-        self.num_grouped = num_grouped
+        self.num_grouped = len(last_starts)
         """The first rows of the plan: those of the decode group."""
+        self.last_starts = last_starts
+        """For each of them the position whose draw is its request's last by length."""
         self.may_reach_limit = may_reach_limit
-        """Whether a token of the decode group may be its request's last by length."""
+        """Whether one of them may start there."""
         self.left: set[Request] = set()
         """Requests that lost their row since: their blocks are somebody else's."""
+
+    def special_rows(self, token_ids: list[int], stop_ids: frozenset[int]) -> set[int]:
+        """Grouped rows whose request may end with this token, or has lost its row.
+
+        ``token_ids`` begins with those of the grouped rows, all of which draw.
+        """
+        grouped = token_ids[: self.num_grouped]
+        special: set[int] = set()
+        if not stop_ids.isdisjoint(grouped):
+            special.update(i for i, token_id in enumerate(grouped) if token_id in stop_ids)
+        if self.may_reach_limit:
+            pairs = zip(self.plan.starts, self.last_starts, strict=False)
+            special.update(i for i, (start, last) in enumerate(pairs) if start >= last)
+        if self.left:
+            requests = self.plan.requests[: self.num_grouped]
+            special.update(i for i, request in enumerate(requests) if request in self.left)
+        return special
+
+    def append_plain(self, token_ids: list[int], special: set[int]) -> list[RequestUpdate]:
+        """Append the tokens of grouped rows that are not special: nearly all of them."""
+        requests = self.plan.requests[: self.num_grouped]
+        token_ids = token_ids[: self.num_grouped]
+        for i in sorted(special, reverse=True):
+            del requests[i], token_ids[i]
+        for request, token_id in zip(requests, token_ids, strict=True):
+            request.token_ids.append(token_id)
+            request.num_in_flight -= 1
+        return [
+            RequestUpdate(request.id, [token_id])
+            for request, token_id in zip(requests, token_ids, strict=True)
+        ]

@@ -27,13 +27,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 
-from octavo.batch import BatchPlan, RowAdmission, StepResult
+from octavo.batch import BatchPlan, StepResult
 from octavo.cache.kv_cache_manager import KVCacheManager
 from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError
 from octavo.outputs import RequestUpdate, TokenLogprobs
 from octavo.request import FinishReason, Request, RequestStatus
-from octavo.scheduler.admission import WaitingQueue, check_can_run, token_limit
+from octavo.scheduler.admission import Deadlines, WaitingQueue, check_can_run, token_limit
 from octavo.scheduler.decode_group import DecodeGroup
 from octavo.scheduler.planned_step import PlannedStep, StepDraft
 from octavo.scheduler.preemption import last_in_order, victims_for
@@ -75,8 +75,12 @@ class Scheduler:
         # block does not preempt it at once.
         self._watermark = max(1, config.num_blocks // 100)
         self._blocked: tuple[Request, int] | None = None
+        """The waiting request that had a row but too few blocks, with nobody of worse priority to
+        preempt, and how many blocks were free. It is not looked up again before more are: as
+        long as it stands first nobody of worse priority can start. A longer prefix that turns
+        up meanwhile is found then."""
         self._in_flight: deque[PlannedStep] = deque()
-        self._deadlines: list[tuple[float, int, str]] = []
+        self._deadlines = Deadlines()
         self._updates: list[RequestUpdate] = []
         self._stop_ids: frozenset[int] = frozenset()
         """A superset of the ids at which some request of the decode group may stop."""
@@ -143,8 +147,10 @@ class Scheduler:
         The plan's lists may be shared with other plans: readers must not change them.
         """
         now_s = self._clock()
-        if self._deadlines and self._deadlines[0][0] <= now_s:
-            self._expire(now_s)
+        for request_id, serial in self._deadlines.take_due(now_s):
+            request = self._requests.get(request_id)
+            if request is not None and request.order[-1] == serial:
+                self._end(request_id, FinishReason.DEADLINE)
         if len(self._in_flight) > self.config.max_tokens_in_flight:
             return None
         self._decodes.settle()
@@ -228,47 +234,39 @@ class Scheduler:
 
     def _make_room(self, request: Request, draft: StepDraft) -> list[int] | None:
         """The prefix found for a waiting request once it fits, preempting worse priorities."""
-        free = self.kv_cache.num_free_blocks
-        can_preempt = any(other.priority > request.priority for other in self._running)
-        if not can_preempt and (not self._free_rows or self._is_still_blocked(request, free)):
+        kv_cache, has_row = self.kv_cache, bool(self._free_rows)
+        free = kv_cache.num_free_blocks
+        if self._blocked is not None and self._blocked[0] is request and free <= self._blocked[1]:
             return None
-        prefix = self.kv_cache.find_prefix(request)
-        to_take = self.kv_cache.num_blocks_to_take(request, prefix)
+        if not has_row and not self._runs_worse_than(request):
+            return None
+        prefix = kv_cache.find_prefix(request)
+        to_take = kv_cache.num_blocks_to_take(request, prefix)
         reserve = self._watermark if self._running else 0
-        if self._free_rows and to_take + reserve <= free:
+        if has_row and to_take + reserve <= free:
             return prefix
-        if not can_preempt:
-            self._blocked = (request, free)
-            return None
         victims = victims_for(
             request,
             self._running,
-            self.kv_cache.pool,
+            kv_cache.pool,
             prefix=prefix,
-            num_rows=0 if self._free_rows else 1,
+            num_rows=0 if has_row else 1,
             num_blocks=to_take - free,
             watermark=self._watermark,
         )
         if victims is None:
+            if not self._runs_worse_than(request):
+                self._blocked = (request, free)
             return None
         for victim in victims:
             self._preempt(victim, draft)
+        num_decodes = len(self._decodes.requests)
         self._decodes.settle()
+        draft.budget += num_decodes - len(self._decodes.requests)
         return prefix
 
-    def _is_still_blocked(self, request: Request, num_free_blocks: int) -> bool:
-        """Whether looking again is in vain: no more blocks are free than when it did not fit.
-
-        It might fit by a longer prefix; that is found once blocks are freed, at the latest
-        when nothing runs. Until then a long prompt is not looked up at every step.
-        """
-        blocked = self._blocked
-        return (
-            blocked is not None
-            and blocked[0] is request
-            and num_free_blocks <= blocked[1]
-            and bool(self._running)
-        )
+    def _runs_worse_than(self, request: Request) -> bool:
+        return any(other.priority > request.priority for other in self._running)
 
     def _start(self, request: Request, prefix: list[int], draft: StepDraft, now_s: float) -> None:
         """Give a row, blocks for all known tokens and a first chunk."""
@@ -283,17 +281,7 @@ class Scheduler:
             request.first_scheduled_s = now_s
             request.num_cached_tokens = request.num_computed_tokens
             self._num_prompt_tokens += request.num_prompt_tokens
-        admission = RowAdmission(
-            row=row,
-            token_ids=list(request.token_ids),
-            num_prompt_tokens=request.num_prompt_tokens,
-            params=request.params,
-            seed=request.seed,
-            stop_token_ids=request.stop_token_ids,
-            block_ids=list(request.block_ids),
-        )
-        draft.admissions.append(admission)
-        draft.grant(request)
+        draft.admit(request, row)
 
     def _make_plan(self, draft: StepDraft) -> BatchPlan | None:
         """The plan of a draft and the decode group; the counts of its requests move on."""
@@ -304,8 +292,8 @@ class Scheduler:
         plan = draft.plan(self._released_rows)
         self._released_rows = []
         if num_grouped:
-            self._put_group_first(plan)
-        step = PlannedStep(plan, num_grouped, may_reach_limit=group.steps_left <= 1)
+            group.put_first_in(plan)
+        step = PlannedStep(plan, group.last_starts, may_reach_limit=group.steps_left <= 1)
         self._in_flight.append(step)
         group.advance()
         for request, count in draft.chunks.items():
@@ -315,16 +303,6 @@ class Scheduler:
                 request.num_in_flight += 1
                 self._join_decodes(request)
         return plan
-
-    def _put_group_first(self, plan: BatchPlan) -> None:
-        group = self._decodes
-        is_alone = not plan.rows
-        plan.rows = group.rows if is_alone else group.rows + plan.rows
-        plan.starts = group.starts if is_alone else group.starts + plan.starts
-        plan.num_tokens = group.ones if is_alone else group.ones + plan.num_tokens
-        plan.samples = group.trues if is_alone else group.trues + plan.samples
-        plan.requests = group.requests if is_alone else group.requests + plan.requests
-        plan.num_decodes += len(group.requests)
 
     def _join_decodes(self, request: Request) -> None:
         if request.num_tokens >= request.max_total_tokens:
@@ -371,36 +349,24 @@ class Scheduler:
         assert len(token_ids) == sum(plan.samples), (
             f"{len(token_ids)} tokens for {sum(plan.samples)} rows that draw"
         )
-        is_plain = (
-            result.logprobs is None
-            and not step.left
-            and not step.may_reach_limit
-            and self._stop_ids.isdisjoint(token_ids)
-        )
-        num_plain = step.num_grouped if is_plain else 0
-        updates = self._append_plain(plan.requests[:num_plain], token_ids)
-        if num_plain == len(plan.requests):
-            return updates
+        updates: list[RequestUpdate] = []
+        others: Sequence[int] = range(len(plan.requests))
+        if result.logprobs is None:
+            special = step.special_rows(token_ids, self._stop_ids)
+            updates = step.append_plain(token_ids, special)
+            others = [*sorted(special), *others[step.num_grouped :]]
         logprobs = result.logprobs or [None] * len(token_ids)
-        drawn = num_plain
-        for i in range(num_plain, len(plan.requests)):
-            if plan.samples[i]:
-                request = plan.requests[i]
-                if not request.is_finished:  # else it ended meanwhile: the token is nobody's
-                    updates.append(self._append_token(request, token_ids[drawn], logprobs[drawn]))
-                drawn += 1
+        drawn = step.num_grouped
+        for i in others:
+            if not plan.samples[i]:
+                continue
+            k = i
+            if i >= step.num_grouped:
+                k, drawn = drawn, drawn + 1
+            request = plan.requests[i]
+            if not request.is_finished:  # else it ended meanwhile: the token is nobody's
+                updates.append(self._append_token(request, token_ids[k], logprobs[k]))
         return updates
-
-    @staticmethod
-    def _append_plain(requests: list[Request], token_ids: list[int]) -> list[RequestUpdate]:
-        """Tokens that neither end a request nor carry log probabilities: the common case."""
-        for request, token_id in zip(requests, token_ids, strict=False):
-            request.token_ids.append(token_id)
-            request.num_in_flight -= 1
-        return [
-            RequestUpdate(request.id, [token_id])
-            for request, token_id in zip(requests, token_ids, strict=False)
-        ]
 
     def _append_token(
         self, request: Request, token_id: int, logprobs: TokenLogprobs | None
@@ -435,14 +401,7 @@ class Scheduler:
         self._requests[request.id] = request
         self._waiting.add(request)
         if request.deadline_s is not None:
-            heapq.heappush(self._deadlines, (deadline_s, self._num_added, request.id))
-
-    def _expire(self, now_s: float) -> None:
-        while self._deadlines and self._deadlines[0][0] <= now_s:
-            _, serial, request_id = heapq.heappop(self._deadlines)
-            request = self._requests.get(request_id)
-            if request is not None and request.order[-1] == serial:
-                self._end(request_id, FinishReason.DEADLINE)
+            self._deadlines.add(deadline_s, request.id, self._num_added)
 
     def _end(self, request_id: str, reason: FinishReason, error: str | None = None) -> bool:
         request = self._requests.get(request_id)
@@ -488,7 +447,7 @@ class Scheduler:
         """Take row and blocks from a running request."""
         assert request.row is not None
         del self._running[request]
-        self._decodes.leave(request)
+        self._decodes.leave(request.row)
         if request in self._prefills:
             self._prefills.remove(request)
         self.kv_cache.free(request)

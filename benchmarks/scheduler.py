@@ -1,0 +1,122 @@
+"""What the deciding wing costs the host per step: schedule and commit, no device.
+
+Run alone on a quiet core::
+
+    PYTHONPATH=worker/src python benchmarks/scheduler.py
+
+``steady``: every request decodes, none arrives, none ends; each step one in ``block_size`` of
+them starts a new block. ``churn``: the same, and requests end and arrive at the rate that
+keeps the batch full. Times are host microseconds per step, the best of several rounds, since
+whatever else the machine does can only add to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import statistics
+import time
+
+from octavo.batch import BatchPlan, StepResult
+from octavo.config import SchedulerConfig
+from octavo.request import Request
+from octavo.sampling_params import SamplingParams
+from octavo.scheduler.scheduler import Scheduler
+
+GOAL_US = 300.0
+"""Host work per step for 256 decoding requests, of which schedule and commit are a part."""
+
+
+def main() -> None:
+    """Print one JSON line per workload."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num-seqs", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    gc.freeze()  # as the engine's process does
+    for look_ahead in (0, 1):
+        for name, output_len in (("steady", 100_000), ("churn", 256)):
+            rounds = [
+                _measure(options.num_seqs, options.steps, output_len, look_ahead)
+                for _ in range(options.rounds)
+            ]
+            schedule_us, commit_us = min(rounds, key=sum)
+            line = {
+                "workload": name,
+                "num_seqs": options.num_seqs,
+                "look_ahead": look_ahead,
+                "schedule_us": round(schedule_us, 1),
+                "commit_us": round(commit_us, 1),
+                "step_us": round(schedule_us + commit_us, 1),
+                "median_step_us": round(statistics.median(map(sum, rounds)), 1),
+                "goal_us": GOAL_US,
+            }
+            print(json.dumps(line), flush=True)
+
+
+def _measure(num_seqs: int, steps: int, output_len: int, look_ahead: int) -> tuple[float, float]:
+    """Mean microseconds of schedule() and of commit() over ``steps`` steps."""
+    rng = random.Random(0)
+    scheduler = Scheduler(
+        SchedulerConfig(
+            max_model_len=200_000,
+            max_num_seqs=num_seqs,
+            max_num_batched_tokens=8192,
+            max_num_waiting=100_000,
+            block_size=16,
+            num_blocks=num_seqs * 64,
+            enable_prefix_caching=True,
+            max_tokens_in_flight=look_ahead,
+        )
+    )
+    number = 0
+
+    def arrive() -> None:
+        nonlocal number
+        number += 1
+        is_first = number <= num_seqs  # these are mid-way, so that they do not end together
+        length = rng.randint(1, output_len) if is_first else output_len
+        prompt = [rng.randrange(32_000) for _ in range(rng.randint(32, 64))]
+        scheduler.add(
+            Request(
+                f"cmpl-{number:032x}",
+                prompt,
+                SamplingParams(max_tokens=max(length, 1) if output_len < 1000 else None),
+                seed=number,
+                stop_token_ids=frozenset({2}),
+                eos_token_ids=frozenset({2}),
+                cache_key=b"tenant",
+            )
+        )
+
+    for _ in range(num_seqs):
+        arrive()
+    pending: list[BatchPlan] = []
+    schedule_s = commit_s = 0.0
+    for step in range(-30, steps):
+        started_s = time.perf_counter()
+        plan = scheduler.schedule()
+        scheduled_s = time.perf_counter()
+        if plan is not None:
+            pending.append(plan)
+        if plan is not None and len(pending) <= look_ahead:
+            continue
+        due = pending.pop(0)
+        result = StepResult([100 + step] * sum(due.samples))
+        ready_s = time.perf_counter()
+        updates = scheduler.commit(due, result)
+        committed_s = time.perf_counter()
+        if step >= 0:
+            schedule_s += scheduled_s - started_s
+            commit_s += committed_s - ready_s
+        for update in updates:
+            if update.finish_reason is not None:
+                arrive()
+    return schedule_s / steps * 1e6, commit_s / steps * 1e6
+
+
+if __name__ == "__main__":
+    main()
