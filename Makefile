@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 DEMO_MODEL := demo://smollm2-135m-instruct
 SOURCES := worker/src operator/src
-NATIVE := $(wildcard worker/src/octavo/kernels/cpu/*.c worker/src/octavo/kernels/cpu/*.h)
+NATIVE := $(wildcard worker/src/octavo/kernels/cpu/csrc/*.c worker/src/octavo/kernels/cpu/csrc/*.h)
 TESTS ?= tests
 
 .DEFAULT_GOAL := help

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from varied_prompts import PROMPTS
 
 from octavo import LLM, SamplingParams
 from octavo.loading.demo_model import fetch_demo_model
+from varied_prompts import PROMPTS
 
 MODEL = "demo://smollm2-135m-instruct"
 NUM_TOKENS = 64
@@ -50,12 +49,12 @@ def expected() -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def transformers_model() -> Iterator[Any]:
+def transformers_model() -> Any:
     os.environ["HF_HUB_OFFLINE"] = "1"
     from transformers import AutoModelForCausalLM
 
     path = fetch_demo_model()
-    yield AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     ).eval()
 

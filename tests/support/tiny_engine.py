@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from dict_weights import DictWeights
 from safetensors.torch import load_file
-from tiny_models import make_tiny_model
 
+from dict_weights import DictWeights
 from octavo.batch import BatchPlan, Runner
 from octavo.config import SchedulerConfig
 from octavo.engine.core import EngineCore
@@ -27,6 +26,7 @@ from octavo.runner.rows import Rows
 from octavo.sampling.sampler import Sampler
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
+from tiny_models import make_tiny_model
 
 MAX_MODEL_LEN = 128
 

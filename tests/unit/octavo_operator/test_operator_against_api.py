@@ -11,9 +11,8 @@ from typing import Any
 import kmock as kmock_package
 import pytest
 import yaml
-from inference_services import condition_message, conditions, inference_service
-from store_behind_kmock import StoreBehindKmock
 
+from inference_services import condition_message, conditions, inference_service
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.errors import NotFoundError
 from octavo_operator.handlers.operator_run import run_operator
@@ -29,6 +28,7 @@ from octavo_operator.manifests.kinds import (
 )
 from octavo_operator.reconcile.observed import LiveObject
 from octavo_operator.settings import OperatorSettings
+from store_behind_kmock import StoreBehindKmock
 
 pytestmark = [
     pytest.mark.kmock(cls=StoreBehindKmock, limit=None),

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_engine import TinyEngine, UncapturedGraphs, request_spec, run_to_end, tokens_of
 
 from octavo.errors import PromptTooLongError
 from octavo.sampling_params import SamplingParams
+from tiny_engine import TinyEngine, UncapturedGraphs, request_spec, run_to_end, tokens_of
 
 _DRAW = random.Random(0)
 PROMPTS = [[_DRAW.randrange(256) for _ in range(_DRAW.randrange(1, 90))] for _ in range(9)]

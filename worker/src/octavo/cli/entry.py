@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from octavo import __version__
 from octavo.cli.parser import build_parser, parse_arguments
 from octavo.errors import ConfigError, OctavoError
+from octavo.version import __version__
 
 _USAGE_STATUS = 2
 _INTERRUPTED_STATUS = 130

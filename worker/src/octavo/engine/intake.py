@@ -50,7 +50,7 @@ class Intake:
         cache_key = self._cache_key(request_id, params.n, cache_salt)
         hashes = [] if cache_key is None else hash_blocks(tokens, self._info.block_size, cache_key)
         seed = self._seed(params)
-        specs = []
+        specs: list[RequestSpec] = []
         for index in range(params.n):
             specs.append(
                 RequestSpec(

@@ -103,7 +103,7 @@ class AttentionBatch:
     context_lens: Tensor
     """``[S]``: tokens of the sequence that are in the cache once this step's are written."""
     block_tables: Tensor
-    """``[S, max_blocks]``: the blocks of each sequence in order; unused entries are any valid id."""
+    """``[S, max_blocks]``: each sequence's blocks in order; unused entries are any valid id."""
     positions: Tensor
     """``[T]``: each token's position in its sequence, from 0."""
     slots: Tensor

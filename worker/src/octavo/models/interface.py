@@ -30,8 +30,6 @@ class WeightSource(Protocol):
         """A matrix ``[out_features, in_features]`` in the dtype it is stored in."""
 
 
-
-
 class CausalLM(Protocol):
     """A decoder language model, its weights prepared for one set of kernels."""
 
@@ -53,7 +51,7 @@ class CausalLM(Protocol):
     def forward(
         self, token_ids: Tensor, kv_caches: Sequence[tuple[Tensor, Tensor]], batch: AttentionBatch
     ) -> Tensor:
-        """``token_ids: [T], int32`` → final hidden states ``[T, hidden_size]``, after the last norm.
+        """``token_ids: [T], int32`` → hidden states ``[T, hidden_size]`` after the last norm.
 
         ``kv_caches[layer]``: ``(key_cache, value_cache)`` as in :mod:`octavo.kernels.interface`.
         """

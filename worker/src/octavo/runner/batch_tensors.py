@@ -51,8 +51,11 @@ def sequence_table(plan: BatchPlan, device: torch.device) -> SequenceTable:
     table = torch.tensor([plan.rows, plan.starts, plan.num_tokens], dtype=torch.int64)
     if device.type != "cpu":
         table = table.pin_memory().to(device, non_blocking=True)
+    row, start, count = table.unbind()
     return SequenceTable(
-        *table.unbind(),
+        row,
+        start,
+        count,
         num_tokens=plan.total_tokens,
         num_decodes=plan.num_decodes,
         max_query_len=max(plan.num_tokens),

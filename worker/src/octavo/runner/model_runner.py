@@ -111,7 +111,7 @@ class _Step:
         if self._ids.is_cuda:
             self._ids = torch.empty_like(self._ids, device="cpu", pin_memory=True)
             self._ids.copy_(sampled.token_ids, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
     def result(self) -> StepResult:

@@ -39,7 +39,9 @@ class Rows:
             self._add_blocks(plan.new_blocks)
 
     def _add_blocks(self, new_blocks: list[tuple[int, int, list[int]]]) -> None:
-        rows, columns, ids = [], [], []
+        rows: list[int] = []
+        columns: list[int] = []
+        ids: list[int] = []
         for row, first, block_ids in new_blocks:
             rows += [row] * len(block_ids)
             columns += range(first, first + len(block_ids))

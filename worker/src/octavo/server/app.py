@@ -7,7 +7,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo import __version__
 from octavo.config import ServerConfig
 from octavo.engine.interface import Engine
 from octavo.server.auth import ApiKeyAuth
@@ -15,6 +14,7 @@ from octavo.server.boundary import RequestBoundary
 from octavo.server.context import ServerContext
 from octavo.server.errors import ApiError
 from octavo.server.routes import chat, completions, health, models, operations
+from octavo.version import __version__
 
 
 def create_app(engine: Engine, config: ServerConfig) -> FastAPI:

@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from octavo import __version__
 from octavo.outputs import GenerationEvent, TokenLogprobs
 from octavo.server.generation import Generation, GenerationJob
 from octavo.server.protocol.fields import GenerationBody
+from octavo.version import __version__
 
 SYSTEM_FINGERPRINT = f"octavo-{__version__}"
 """Changes when the same request with the same seed may get another answer."""

@@ -9,10 +9,10 @@ from fastapi import APIRouter
 from prometheus_client.core import Metric
 from starlette.responses import Response
 
-from octavo import __version__
 from octavo.engine.interface import ModelInfo
 from octavo.metrics import MetricsPage, info_gauge, startup_seconds
 from octavo.server.context import ServerContext
+from octavo.version import __version__
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
