@@ -8,6 +8,7 @@ any number of layers.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -30,33 +31,33 @@ class DummySource:
         self._dtype = dtype
         self._seed = seed
         generator = torch.Generator(device).manual_seed(seed)
-        self._pool = torch.randn(_POOL_VALUES, generator=generator, device=device)
+        pool = torch.randn(_POOL_VALUES, generator=generator, device=device)
+        self._pool = pool.to(dtype)  # rounded here, so that drawing only copies
 
     def __contains__(self, name: str) -> bool:
         return True
 
     def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
         """Norm weights near 1, biases near 0; float32."""
-        values = torch.empty(tuple(shape), dtype=torch.float32, device=self._device)
-        self._fill(values.view(-1), name, self._pool * 0.02)
-        return values + 1.0 if name.endswith("norm.weight") else values
+        values = self._draw(name, tuple(shape), torch.float32).mul_(0.02)
+        return values.add_(1.0) if name.endswith("norm.weight") else values
 
     def matrix(self, name: str, shape: tuple[int, int]) -> WeightPart:
         """Normally distributed, of variance 1 / in_features."""
-        values = torch.empty(shape, dtype=self._dtype, device=self._device)
-        self._fill(values.view(-1), name, (self._pool * shape[1] ** -0.5).to(self._dtype))
-        return values
+        return self._draw(name, shape, self._dtype).mul_(shape[1] ** -0.5)
 
     def check_all_used(self, can_ignore: Callable[[str], bool]) -> None:
         """Nothing can be left of what has no end."""
 
-    def _fill(self, values: Tensor, name: str, pool: Tensor) -> None:
+    def _draw(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Windows of the pool, the first at a place that follows from the name."""
+        values = torch.empty(math.prod(shape), dtype=dtype, device=self._device)
         digest = hashlib.blake2b(f"{self._seed}/{name}".encode(), digest_size=8).digest()
         offset = int.from_bytes(digest) % _POOL_VALUES
         start = 0
         while start < len(values):
             size = min(len(values) - start, _POOL_VALUES - offset)
-            values[start : start + size] = pool[offset : offset + size]
+            values[start : start + size] = self._pool[offset : offset + size]
             start += size
             offset = 0
+        return values.view(shape)
