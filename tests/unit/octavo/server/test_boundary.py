@@ -118,6 +118,7 @@ async def test_log_line_tells_status_and_id_but_no_prompt(
     async with client_for(app) as client:
         body = {"prompt": "a secret prompt", "max_tokens": 1}
         await client.post("/v1/completions", json=body, headers={"X-Request-Id": "trace-1"})
+        await client.get("/health")
     (record,) = [record for record in caplog.records if record.getMessage() == "request"]
     fields = record.fields  # type: ignore[attr-defined]
     assert (fields["id"], fields["status"], fields["path"]) == ("trace-1", 200, "/v1/completions")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +17,10 @@ from polling import until
 from running_server import running_server
 
 BODY = {"prompt": "ab", "max_tokens": 400}
+
+
+def num_open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
@@ -47,12 +52,12 @@ async def test_disconnect_aborts(stream: bool, is_queued: bool, prompt: Any) -> 
         assert (await client.post("/v1/completions", json=BODY)).status_code == 200
 
 
-async def test_many_aborted_requests_leave_no_task_and_no_request() -> None:
+async def test_many_aborted_requests_leave_no_task_no_request_and_no_file() -> None:
     engine = FakeEngine(step_s=0.001)
     async with running_server(engine) as server, httpx.AsyncClient(base_url=server.url) as client:
         await server.listener.is_ready.wait()
-        before = len(asyncio.all_tasks())
-        for _ in range(5):
+        tasks_before, files_before = len(asyncio.all_tasks()), num_open_files()
+        for _ in range(10):
             asking = [
                 asyncio.create_task(client.post("/v1/completions", json=BODY | {"stream": flag}))
                 for flag in (True, False) * 20
@@ -61,8 +66,27 @@ async def test_many_aborted_requests_leave_no_task_and_no_request() -> None:
             for task in asking:
                 task.cancel()
             await until(lambda: not engine.open_ids)
-        await until(lambda: len(asyncio.all_tasks()) <= before)
-        assert len(engine.aborted_ids) == 200
+        await until(lambda: len(asyncio.all_tasks()) <= tasks_before)
+        await until(lambda: num_open_files() <= files_before)
+        assert len(engine.aborted_ids) == 400
+
+
+async def test_concurrent_streams_are_not_crossed() -> None:
+    engine = FakeEngine(step_s=0.001)
+    async with running_server(engine) as server, httpx.AsyncClient(base_url=server.url) as client:
+        await server.listener.is_ready.wait()
+
+        async def ask(number: int) -> None:
+            body = {"prompt": f"p{number}", "max_tokens": 20 + number % 7, "stream": True}
+            response = await client.post("/v1/completions", json=body, timeout=60)
+            lines = [line[6:] for line in response.text.split("\n\n") if line]
+            text = "".join(json.loads(line)["choices"][0]["text"] for line in lines[:-1])
+            assert text == expected_text(f"p{number}", 0, 20 + number % 7)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(64):
+                group.create_task(ask(number))
+        assert engine.aborted_ids == []
 
 
 async def test_slow_reader_gets_all_text_in_fewer_chunks() -> None:

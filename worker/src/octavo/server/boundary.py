@@ -13,9 +13,12 @@ import uuid
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.logs import log_event
+from octavo.server.auth import OPEN_PATHS
 from octavo.server.errors import internal_error
 
 _logger = logging.getLogger("octavo.server")
+_ASKED_ALL_THE_TIME = OPEN_PATHS | {"/metrics"}
+"""By probes and Prometheus; their lines would hide the others."""
 _USABLE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -59,6 +62,7 @@ class RequestBoundary:
             log_event(
                 _logger,
                 "request",
+                level=logging.DEBUG if scope["path"] in _ASKED_ALL_THE_TIME else logging.INFO,
                 id=request_id,
                 method=scope["method"],
                 path=scope["path"],

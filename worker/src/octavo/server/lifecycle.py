@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import uvicorn
-import uvloop
 
 from octavo.config import ServerConfig
 from octavo.engine.interface import Engine, EngineState, LoadProgress
@@ -52,7 +51,7 @@ def run(engine: Engine, config: ServerConfig, socket_: socket.socket, listener: 
 
     Raises what stopped the engine from loading. A second signal ends the process at once.
     """
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
         return runner.run(Lifecycle(engine, config, listener).run(socket_))
 
 
@@ -152,6 +151,15 @@ class Lifecycle:
             # ours.
             os._exit(128 + number)
         self.stop()
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where it is installed: it exists for Linux and macOS only."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 class _HttpServer(uvicorn.Server):
