@@ -425,14 +425,14 @@ def standard_cases() -> dict[str, list[Case]]:
     """All cases by group; a case's tensors are made only when it is timed."""
     device = torch.device("cuda")
     kernels, machine = TritonKernels(device), Machine.of(device)
-    common: dict[str, Any] = {"scale": 0.09, "window": None}
+    common: dict[str, Any] = {"scale": 0.09, "window": None, "machine": machine}
     groups: dict[str, list[Case]] = {}
     for model in MODELS:
         for name, cases in {
             "norm": norm_cases(model, kernels),
             "activation": activation_cases(model, kernels),
             "rope": rope_cases(model, kernels),
-            "decode": decode_cases(model, partial(decode_attention, **common, machine=machine)),
+            "decode": decode_cases(model, partial(decode_attention, **common)),
             "prefill": prefill_cases(model, partial(prefill_attention, **common)),
             "sdpa": sdpa_cases(model),
             "sampling": sampling_cases(model, kernels),
@@ -459,12 +459,13 @@ def decode_sweep() -> Iterator[Case]:
 
 def prefill_sweep() -> Iterator[Case]:
     """Every reasonable shape of the prefill program, to choose the table from."""
+    machine = Machine.of(torch.device("cuda"))
     for (rows, warps), tokens, stages in product(
         [(64, 4), (128, 4), (128, 8)], [32, 64, 128], [3, 5]
     ):
         config = PrefillConfig(rows, tokens, warps, stages)
 
-        attend = partial(prefill_attention, scale=0.09, window=None, config=config)
+        attend = partial(prefill_attention, scale=0.09, window=None, machine=machine, config=config)
         label = f"prefill rows={rows} tokens={tokens} warps={warps} stages={stages}"
         for model in MODELS:
             yield from prefill_cases(model, attend, label)
