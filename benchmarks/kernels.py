@@ -482,8 +482,8 @@ def run(
         figure: dict[str, Any] = {"kernel": case.kernel, "model": case.model, "shape": case.shape}
         try:
             timing = time_case(case.make, case.num_bytes)
-        except (TritonError, torch.OutOfMemoryError) as error:
-            yield figure | {"error": str(error).splitlines()[0]}
+        except (TritonError, RuntimeError) as error:
+            yield figure | {"error": (str(error) or repr(error)).splitlines()[0]}
             continue
         finally:
             torch.cuda.empty_cache()
@@ -499,15 +499,21 @@ def run(
         }
 
 
+def commit() -> str | None:
+    """The commit this tree stands at, where git and its history are at hand."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
 def environment(arguments: Sequence[str]) -> dict[str, Any]:
-    here = Path(__file__).parent
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True
-    )
     return {
         "benchmark": "kernels",
         "command": " ".join(["benchmarks/kernels.py", *arguments]),
-        "commit": done.stdout.strip() or None,
+        "commit": commit(),
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton.__version__,

@@ -70,8 +70,17 @@ def compiling() -> Iterator[dict[str, Any]]:
         JITFunction.run = run
 
 
+_known: dict[str, dict[str, Any]] = {}
+
+
 def resources(program: Any) -> dict[str, Any]:
     """What the assembler and the disassembler say of one compiled program."""
+    if program.hash not in _known:
+        _known[program.hash] = _disassemble(program)
+    return _known[program.hash]
+
+
+def _disassemble(program: Any) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(program.asm["cubin"])
         file.flush()
@@ -220,10 +229,11 @@ Case = Callable[[], None]
 
 CASES: dict[str, list[Case]] = {
     "norm": [
-        *[partial(norm, BF16, size, added) for size in [4096, 1024] for added in [False, True]],
+        partial(norm, BF16, 4096, False),
+        partial(norm, BF16, 1024, True),
         partial(norm, FP32, 576, True),
     ],
-    "activation": [partial(activation, BF16, 14336), partial(activation, FP32, 1536)],
+    "activation": [partial(activation, BF16, 14336)],
     "rope": [
         partial(rope, BF16, 128, 128, True),
         partial(rope, BF16, 80, 32, False),
