@@ -425,14 +425,14 @@ def standard_cases() -> dict[str, list[Case]]:
     """All cases by group; a case's tensors are made only when it is timed."""
     device = torch.device("cuda")
     kernels, machine = TritonKernels(device), Machine.of(device)
-    common: dict[str, Any] = {"scale": 0.09, "window": None}
+    common: dict[str, Any] = {"scale": 0.09, "window": None, "machine": machine}
     groups: dict[str, list[Case]] = {}
     for model in MODELS:
         for name, cases in {
             "norm": norm_cases(model, kernels),
             "activation": activation_cases(model, kernels),
             "rope": rope_cases(model, kernels),
-            "decode": decode_cases(model, partial(decode_attention, **common, machine=machine)),
+            "decode": decode_cases(model, partial(decode_attention, **common)),
             "prefill": prefill_cases(model, partial(prefill_attention, **common)),
             "sdpa": sdpa_cases(model),
             "sampling": sampling_cases(model, kernels),
@@ -459,12 +459,13 @@ def decode_sweep() -> Iterator[Case]:
 
 def prefill_sweep() -> Iterator[Case]:
     """Every reasonable shape of the prefill program, to choose the table from."""
+    machine = Machine.of(torch.device("cuda"))
     for (rows, warps), tokens, stages in product(
         [(64, 4), (128, 4), (128, 8)], [32, 64, 128], [3, 5]
     ):
         config = PrefillConfig(rows, tokens, warps, stages)
 
-        attend = partial(prefill_attention, scale=0.09, window=None, config=config)
+        attend = partial(prefill_attention, scale=0.09, window=None, machine=machine, config=config)
         label = f"prefill rows={rows} tokens={tokens} warps={warps} stages={stages}"
         for model in MODELS:
             yield from prefill_cases(model, attend, label)
@@ -481,8 +482,8 @@ def run(
         figure: dict[str, Any] = {"kernel": case.kernel, "model": case.model, "shape": case.shape}
         try:
             timing = time_case(case.make, case.num_bytes)
-        except (TritonError, torch.OutOfMemoryError) as error:
-            yield figure | {"error": str(error).splitlines()[0]}
+        except (TritonError, RuntimeError) as error:
+            yield figure | {"error": (str(error) or repr(error)).splitlines()[0]}
             continue
         finally:
             torch.cuda.empty_cache()
@@ -498,15 +499,21 @@ def run(
         }
 
 
+def commit() -> str | None:
+    """The commit this tree stands at, where git and its history are at hand."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
 def environment(arguments: Sequence[str]) -> dict[str, Any]:
-    here = Path(__file__).parent
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True
-    )
     return {
         "benchmark": "kernels",
         "command": " ".join(["benchmarks/kernels.py", *arguments]),
-        "commit": done.stdout.strip() or None,
+        "commit": commit(),
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton.__version__,

@@ -371,7 +371,7 @@ def fp8_cache(trial: Trial) -> None:
     out = torch.full_like(expected_q, float("nan"))
     machine = Machine.of(trial.device)
     decode_attention(q, cache[0], cache[1], out, batch, 0.1, None, machine, 0.5, 0.25)
-    prefill_attention(q, cache[0], cache[1], out, batch, 0.1, None, 0.5, 0.25)
+    prefill_attention(q, cache[0], cache[1], out, batch, 0.1, None, machine, 0.5, 0.25)
     trial.assert_close(out, REFERENCE.paged_attention(q, stored[0], stored[1], batch, 0.1, None))
 
 

@@ -39,7 +39,7 @@ class TritonKernels:
     packed_kinds: frozenset[GGMLType] = frozenset()
 
     def __init__(self, device: torch.device, num_multiprocessors: int | None = None) -> None:
-        """``num_multiprocessors`` is read from the device unless given."""
+        """``num_multiprocessors`` stands for the device's where that is no GPU."""
         self._machine = Machine.of(device, num_multiprocessors)
 
     def prepare_linear(
@@ -89,7 +89,7 @@ class TritonKernels:
         if batch.num_decodes > 0:
             decode_attention(q, key_cache, value_cache, out, batch, scale, window, self._machine)
         if batch.context_lens.shape[0] > batch.num_decodes:
-            prefill_attention(q, key_cache, value_cache, out, batch, scale, window)
+            prefill_attention(q, key_cache, value_cache, out, batch, scale, window, self._machine)
         return out
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:

@@ -35,16 +35,32 @@ class Machine:
     unused: Tensor
     """float32, for pointers that a launch must pass and will not follow."""
 
+    has_warpgroup_products: bool
+    """Whether four warps multiply together from shared memory (compute capability 9 and 10).
+
+    Such cards also have twice the shared memory of the others, so tiles are larger.
+    """
+
     @classmethod
-    def of(cls, device: torch.device, num_multiprocessors: int | None = None) -> Machine:
-        """Read the device's width, unless it is given (for compiling without a device)."""
-        if num_multiprocessors is None:
-            num_multiprocessors = _INTERPRETED_MULTIPROCESSORS
-            if device.type == "cuda":
-                num_multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-        arrivals = torch.zeros(MAX_ARRIVALS, dtype=torch.int32, device=device)
-        unused = torch.zeros(16, dtype=torch.float32, device=device)
-        return cls(device, num_multiprocessors, arrivals, unused)
+    def of(
+        cls,
+        device: torch.device,
+        num_multiprocessors: int | None = None,
+        has_warpgroup_products: bool = True,
+    ) -> Machine:
+        """Read what the device is; where it is no GPU, it is what the other arguments say."""
+        num_multiprocessors = num_multiprocessors or _INTERPRETED_MULTIPROCESSORS
+        if device.type == "cuda":
+            properties = torch.cuda.get_device_properties(device)
+            num_multiprocessors = properties.multi_processor_count
+            has_warpgroup_products = properties.major in (9, 10)
+        return cls(
+            device=device,
+            num_multiprocessors=num_multiprocessors,
+            arrivals=torch.zeros(MAX_ARRIVALS, dtype=torch.int32, device=device),
+            unused=torch.zeros(16, dtype=torch.float32, device=device),
+            has_warpgroup_products=has_warpgroup_products,
+        )
 
 
 def next_power_of_two(value: int) -> int:

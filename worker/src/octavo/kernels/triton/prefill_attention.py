@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.interface import AttentionBatch
-from octavo.kernels.triton.launch import INTERPRETED, next_power_of_two
+from octavo.kernels.triton.launch import INTERPRETED, Machine, next_power_of_two
 from octavo.kernels.triton.pages import load_rows, locate_tokens, multiply
 
 
@@ -36,11 +36,22 @@ class PrefillConfig:
     num_stages: int
 
 
-def prefill_config(head_dim: int, group_size: int, element_bytes: int) -> PrefillConfig:
-    """The shape for a head size, a number of query heads per KV head, and q's element size."""
-    min_rows = next_power_of_two(group_size)
+def prefill_config(
+    head_dim: int, group_size: int, element_bytes: int, has_warpgroup_products: bool
+) -> PrefillConfig:
+    """The shape for a head size, a number of query heads per KV head, and q's element size.
+
+    None of them spills registers, except float32 with heads of 256.
+    """
+    min_rows = max(16, next_power_of_two(group_size))
     if element_bytes == 4:  # no matrix instruction keeps float32's bits; small tiles in registers
-        return PrefillConfig(max(32, min_rows), 32 if head_dim <= 128 else 16, 8, 2)
+        if head_dim <= 128:
+            return PrefillConfig(max(32, min_rows), 32, 8, 2)
+        return PrefillConfig(min_rows, 16, 8, 1)
+    if not has_warpgroup_products:
+        if head_dim <= 128:
+            return PrefillConfig(max(128, min_rows), 64, 8, 3)
+        return PrefillConfig(max(64, min_rows), 32, 8, 3)
     if head_dim <= 64:
         return PrefillConfig(max(128, min_rows), 128, 8, 3)
     if head_dim <= 128:
@@ -216,6 +227,7 @@ def prefill_attention(
     batch: AttentionBatch,
     scale: float,
     window: int | None,
+    machine: Machine,
     key_scale: float = 1.0,
     value_scale: float = 1.0,
     config: PrefillConfig | None = None,
@@ -229,7 +241,9 @@ def prefill_attention(
     num_sequences = batch.context_lens.shape[0] - first_sequence
     _, num_kv_heads, block_size, head_dim = key_cache.shape
     group_size = q.shape[1] // num_kv_heads
-    config = config or prefill_config(head_dim, group_size, q.element_size())
+    config = config or prefill_config(
+        head_dim, group_size, q.element_size(), machine.has_warpgroup_products
+    )
     block_queries = config.block_rows // group_size
     num_tiles = (q.shape[0] - first_sequence) // block_queries + num_sequences
     _prefill_program[(num_kv_heads, num_tiles)](

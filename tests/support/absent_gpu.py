@@ -1,9 +1,10 @@
-"""Compile Octavo's Triton programs for sm_90 without a GPU, as their launch functions ask for it.
+"""Compile Octavo's Triton programs without a GPU, as their launch functions ask for it.
 
 Launches are turned into compilations (Triton's own warm-up path) under a driver that names a
-Hopper GPU and owns none, so the specialisation, the options and the tile sizes are those of
-production. Run as a program, it compiles the shapes of ``CASES`` named on the command line and
-prints one JSON line for each compiled program: registers, spills, shared memory, instructions.
+GPU and owns none, so the specialisation, the options and the tile sizes are those of
+production. Run as a program, it compiles the shapes of ``CASES`` named on the command line for
+the compute capability that comes first there (90: Hopper), and prints one JSON line for each
+compiled program: registers, spills, shared memory, instructions.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 _NUM_MULTIPROCESSORS = 132
 
 
-class _AbsentHopper:
+class _AbsentGPU:
     """As much of a Triton driver as compiling asks for."""
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", capability(), 32)
 
     def get_current_device(self) -> int:
         return 0
@@ -62,15 +63,24 @@ def compiling() -> Iterator[dict[str, Any]]:
 
     JITFunction.run = warm_up
     # Stays set: there may be no driver to go back to.
-    driver.set_active(_AbsentHopper())
+    driver.set_active(_AbsentGPU())
     try:
         yield compiled
     finally:
         JITFunction.run = run
 
 
+_known: dict[str, dict[str, Any]] = {}
+
+
 def resources(program: Any) -> dict[str, Any]:
     """What the assembler and the disassembler say of one compiled program."""
+    if program.hash not in _known:
+        _known[program.hash] = _disassemble(program)
+    return _known[program.hash]
+
+
+def _disassemble(program: Any) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(program.asm["cubin"])
         file.flush()
@@ -78,6 +88,7 @@ def resources(program: Any) -> dict[str, Any]:
         sass = _tool("nvdisasm", file.name)
     numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     return {
+        "capability": capability(),
         "name": program.metadata.name,
         "registers": numbers["REG"],
         "stack_bytes": numbers["STACK"],
@@ -95,6 +106,10 @@ def resources(program: Any) -> dict[str, Any]:
 def _tool(name: str, *arguments: str) -> str:
     command = [str(_TOOLS / name), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _machine() -> Machine:
+    return Machine.of(torch.device("cpu"), _NUM_MULTIPROCESSORS, capability() == 90)
 
 
 def _ints(*shape: int) -> Tensor:
@@ -128,7 +143,7 @@ def decode(
     num_sequences: int = 64,
     cache_dtype: torch.dtype | None = None,
 ) -> None:
-    machine = Machine.of(torch.device("cpu"), _NUM_MULTIPROCESSORS)
+    machine = _machine()
     q = torch.empty(num_sequences, 4 * group_size, head_dim, dtype=dtype)
     cache = _cache(4, head_dim, cache_dtype or dtype)
     batch = _batch(num_sequences, [], 8192)
@@ -147,7 +162,7 @@ def prefill(
     batch = _batch(num_decodes, list(query_lens), 8192)
     q = torch.empty(num_decodes + sum(query_lens), 4 * group_size, head_dim, dtype=dtype)
     cache = _cache(4, head_dim, cache_dtype or dtype)
-    prefill_attention(q, cache, cache, torch.empty_like(q), batch, 0.1, window)
+    prefill_attention(q, cache, cache, torch.empty_like(q), batch, 0.1, window, _machine())
 
 
 def rope(
@@ -214,10 +229,11 @@ Case = Callable[[], None]
 
 CASES: dict[str, list[Case]] = {
     "norm": [
-        *[partial(norm, BF16, size, added) for size in [4096, 1024] for added in [False, True]],
+        partial(norm, BF16, 4096, False),
+        partial(norm, BF16, 1024, True),
         partial(norm, FP32, 576, True),
     ],
-    "activation": [partial(activation, BF16, 14336), partial(activation, FP32, 1536)],
+    "activation": [partial(activation, BF16, 14336)],
     "rope": [
         partial(rope, BF16, 128, 128, True),
         partial(rope, BF16, 80, 32, False),
@@ -247,6 +263,12 @@ CASES: dict[str, list[Case]] = {
         partial(sampling, 128256, False, True),
     ],
     "penalties": [partial(penalty, 128256, dtype) for dtype in [torch.int16, torch.int32]],
+    # The largest tiles, for cards with less shared memory.
+    "attention": [
+        *[partial(decode, BF16, head_dim, 4, None) for head_dim in [128, 256]],
+        *[partial(prefill, BF16, head_dim, 4, None) for head_dim in [64, 128, 256]],
+        partial(prefill, FP32, 256, 4, 512),
+    ],
     # Whatever the batch, one program each: nothing compiles while serving.
     "variants": [
         *[partial(decode, BF16, 128, 4, None, rows) for rows in [1, 3, 16, 64, 256, 257]],
@@ -266,6 +288,10 @@ CASES: dict[str, list[Case]] = {
 }  # fmt: skip
 
 
+def capability() -> int:
+    return int(sys.argv[1]) if len(sys.argv) > 1 else 90
+
+
 def main(names: list[str]) -> None:
     for name in names or CASES:
         with compiling() as compiled:
@@ -276,4 +302,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[2:])
