@@ -61,12 +61,12 @@ def parse(family: str, **overrides: Any) -> DecoderConfig:
             "above low_freq_factor",
             id="llama3-order",
         ),
-        pytest.param("llama", {"partial_rotary_factor": 0.4}, "even part", id="odd-rotary"),
+        pytest.param("llama", {"partial_rotary_factor": 0.45}, "even part", id="odd-rotary"),
         pytest.param("llama", {"partial_rotary_factor": 1.5}, "even part", id="large-rotary"),
         pytest.param(
             "llama",
             {"rope_scaling": {"rope_type": "factors", "factors": [1.0]}},
-            "4 numbers",
+            "8 numbers",
             id="factors",
         ),
         pytest.param("gemma3", {"sliding_window": None}, "sliding_window is None", id="no-window"),
@@ -179,7 +179,7 @@ def test_llama_with_the_fewest_keys() -> None:
     ],
 )
 def test_rotary_settings_in_each_form(overrides: dict[str, Any], expected: Rope) -> None:
-    assert parse("llama", **overrides).ropes == (expected, expected)
+    assert parse("llama", head_dim=8, **overrides).ropes == (expected, expected)
 
 
 def test_context_is_what_yarn_stretches_it_to() -> None:

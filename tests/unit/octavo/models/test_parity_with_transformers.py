@@ -40,7 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama-one-kv-head": ("llama", {"num_key_value_heads": 1}),
     "llama-every-head-its-own-kv": ("llama", {"num_key_value_heads": 4}),
-    "llama-wide-heads": ("llama", {"head_dim": 16}),
+    "llama-narrow-heads": ("llama", {"head_dim": 8}),
     "llama3-rope": ("llama", {"rope_scaling": LLAMA3_ROPE, "rope_theta": 500000.0}),
     "llama-yarn": ("llama", {"rope_scaling": YARN_ROPE}),
     "llama-linear": ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}),

@@ -69,8 +69,8 @@ class PenaltyTables:
             self._add_slots()
         slot = self._free_slots.pop()
         prompt, output = self._countable(prompt_token_ids), self._countable(output_token_ids)
-        self._prompt_seen[slot] = False
-        self._prompt_seen[slot, prompt] = True
+        # Fills, as assigning a Python scalar by index would wait for the device.
+        self._prompt_seen[slot].zero_().index_fill_(0, prompt, True)
         counts = self._output_counts[slot].zero_()
         counts.index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
         # The device's count starts where the host's does; both grow by one a draw.
@@ -114,7 +114,8 @@ class PenaltyTables:
         if len(ids) > self._seen_ids.shape[1]:
             self._lengthen(len(ids))
         self._seen_ids[slot, : len(ids)] = upload(ids, torch.int64, self._device)
-        self._num_seen[slot] = self._host_num_seen[slot] = len(ids)
+        self._num_seen[slot].fill_(len(ids))
+        self._host_num_seen[slot] = len(ids)
 
     def _countable(self, token_ids: Sequence[int]) -> Tensor:
         """The ids as a device tensor, less those outside the vocabulary: no logit is theirs."""

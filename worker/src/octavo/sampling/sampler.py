@@ -132,8 +132,10 @@ class Sampler:
         temperature = 0.0 if params.is_greedy else params.temperature
         floats = (temperature, params.top_p, params.min_p)
         self._floats[:, row] = upload(floats, torch.float32, self._device)
-        self._top_k[row] = max(params.top_k, 0) if params.top_k < self._vocab_size else 0
-        self._seeds[row] = _signed(seed)
+        # Fills, as assigning a Python scalar by index would wait for the device.
+        is_limited = 0 < params.top_k < self._vocab_size
+        self._top_k[row].fill_(params.top_k if is_limited else 0)
+        self._seeds[row].fill_(_signed(seed))
 
     def release(self, row: int) -> None:
         """The row's request is gone. A row that holds none is left as it is."""
