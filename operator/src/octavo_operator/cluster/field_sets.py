@@ -70,10 +70,13 @@ def merge_fields(base: Any, overlay: Any, field: str = "") -> Any:
 
 
 def remove_fields(value: Mapping[str, Any], paths: Iterable[Path]) -> dict[str, Any]:
-    """`value` without the fields at `paths`; mappings that become empty go too."""
-    # Deepest first: an item's fields before the item.
+    """`value` without the fields at `paths`; mappings that become empty go too.
+
+    The fields that tell an item of a keyed list from others stay as long as the item does.
+    """
+    # Shortest first: an item is found by its keys, so it must go before they do.
     remaining: Any = value
-    for path in sorted(paths, key=len, reverse=True):
+    for path in sorted(paths, key=len):
         remaining = _without(remaining, path, "")
     return dict(remaining)
 
@@ -95,7 +98,8 @@ def _without(value: Any, path: Path, field: str) -> Any:
             return value
         kept = []
         for item in value:
-            if item_key(item, keys) != step:
+            is_key = len(rest) == 1 and rest[0] in keys
+            if item_key(item, keys) != step or is_key:
                 kept.append(item)
             elif rest:
                 kept.append(_without(item, rest, ""))

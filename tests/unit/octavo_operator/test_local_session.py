@@ -1,0 +1,355 @@
+"""Local mode end to end, with real processes of a fake worker."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from inference_services import inference_service
+
+from octavo_operator.errors import LocalError, PortInUseError, WorkerFailedError
+from octavo_operator.local.container import Machine
+from octavo_operator.local.progress import Progress
+from octavo_operator.local.resource_file import read_resource_file
+from octavo_operator.local.session import LocalOptions, LocalSession
+
+SUPPORT = Path(__file__).parents[2] / "support"
+WORKER = str(SUPPORT / "fake_octavo_worker.py")
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where pods put their folders, so that what they leave behind can be seen."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def write(tmp_path: Path, *documents: dict[str, Any]) -> Path:
+    path = tmp_path / "service.yaml"
+    path.write_text(yaml.safe_dump_all(documents))
+    return path
+
+
+def options(path: Path, tmp_path: Path, port: int = 0, **environment: str) -> LocalOptions:
+    content = read_resource_file(path)
+    return LocalOptions(
+        file=path,
+        content=content,
+        host="127.0.0.1",
+        port=port,
+        machine=Machine(
+            programs={"octavo": (sys.executable, WORKER)},
+            environment={"PATH": os.environ["PATH"], **environment},
+            cache_folder=tmp_path / "cache",
+            secrets=content.secrets,
+        ),
+    )
+
+
+@asynccontextmanager
+async def serving(chosen: LocalOptions, log: io.StringIO) -> AsyncIterator[LocalSession]:
+    """A session that serves; it is stopped, and what it leaves behind is looked at, at the end."""
+    ready = asyncio.Event()
+    session = LocalSession(chosen, Progress(log, is_terminal=False), lambda url: ready.set())
+    running = asyncio.create_task(session.run())
+    waiting = asyncio.create_task(ready.wait())
+    async with asyncio.timeout(30):
+        await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if running.done():
+        running.result()
+    try:
+        yield session
+    finally:
+        session.stop()
+        async with asyncio.timeout(30):
+            await running
+
+
+async def eventually(check: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not check():
+            await asyncio.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def ask(client: httpx.AsyncClient, url: str) -> dict[str, Any]:
+    response = await client.post(f"{url}/v1/chat/completions", json={"stream": False})
+    response.raise_for_status()
+    return dict(response.json())
+
+
+async def test_resource_is_served_through_the_proxy_and_leaves_nothing(
+    tmp_path: Path, own_temporary_folder: Path
+) -> None:
+    path = write(tmp_path, inference_service(model={"uri": "hf://org/name", "servedName": "fine"}))
+    log = io.StringIO()
+    chosen = options(path, tmp_path, FAKE_DOWNLOAD="weights.bin")
+    async with serving(chosen, log) as session, httpx.AsyncClient() as client:
+        answer = await ask(client, session.base_url)
+        assert answer["model"] == "fine"
+        seen = (await client.get(f"{session.base_url}/")).json()
+        assert list(own_temporary_folder.iterdir())
+    assert not is_alive(answer["pid"])
+    assert list(own_temporary_folder.iterdir()) == []
+    arguments = seen["argv"]
+    assert arguments[arguments.index("--host") + 1].startswith("127.")
+    assert arguments[arguments.index("--download-dir") + 1] == str(tmp_path / "cache")
+    assert (tmp_path / "cache" / "weights.bin").exists()
+    assert "INFO loading weights" in log.getvalue()
+    assert "Serving: 1 of 1 pods answer requests" in log.getvalue()
+
+
+async def test_update_replaces_pods_without_a_failed_request(tmp_path: Path) -> None:
+    service = inference_service(replicas=2, accelerator={"resource": "none"})
+    path = write(tmp_path, service)
+    log = io.StringIO()
+    chosen = options(path, tmp_path, FAKE_ANSWER_S="0.1")
+    async with serving(chosen, log) as session, httpx.AsyncClient() as client:
+        await eventually(lambda: len(session._endpoints()) == 2)
+        answers: list[dict[str, Any]] = []
+        updated = asyncio.Event()
+
+        async def keep_asking() -> None:
+            while not updated.is_set():
+                answers.append(await ask(client, session.base_url))
+
+        askers = [asyncio.create_task(keep_asking()) for _ in range(4)]
+        await eventually(lambda: len({answer["pid"] for answer in answers}) == 2)
+        old = {answer["pid"] for answer in answers}
+        service["spec"]["engine"] = {"maxModelLen": 4096}
+        await session.apply(service)
+        await eventually(
+            lambda: (
+                len({answer["pid"] for answer in answers} - old) == 2
+                and not any(map(is_alive, old))
+            )
+        )
+        updated.set()
+        await asyncio.gather(*askers)
+        seen = (await client.get(f"{session.base_url}/")).json()
+    assert seen["argv"][seen["argv"].index("--max-model-len") + 1] == "4096"
+
+
+async def test_change_of_the_file_is_applied(tmp_path: Path) -> None:
+    service = inference_service()
+    path = write(tmp_path, service)
+    log = io.StringIO()
+    async with serving(options(path, tmp_path), log) as session, httpx.AsyncClient() as client:
+        first = (await ask(client, session.base_url))["pid"]
+        path.write_text("kind: [")
+        await eventually(lambda: "is not valid YAML" in log.getvalue())
+        service["spec"]["engine"] = {"maxModelLen": 64}
+        write(tmp_path, service)
+        await eventually(lambda: not is_alive(first))
+        assert (await ask(client, session.base_url))["pid"] != first
+
+
+async def test_stop_lets_the_request_in_flight_finish(tmp_path: Path) -> None:
+    path = write(tmp_path, inference_service())
+    chosen = options(path, tmp_path, FAKE_ANSWER_S="0.5")
+    async with httpx.AsyncClient() as client:
+        async with serving(chosen, io.StringIO()) as session:
+            asking = asyncio.create_task(ask(client, session.base_url))
+            await eventually(lambda: len(session._proxy._connections) == 1)
+            await asyncio.sleep(0.1)
+        assert (await asking)["model"] == "chat"
+
+
+async def test_kill_ends_a_worker_that_ignores_sigterm(tmp_path: Path) -> None:
+    path = write(tmp_path, inference_service())
+    chosen = options(path, tmp_path, FAKE_IGNORE_SIGTERM="1")
+    async with serving(chosen, io.StringIO()) as session, httpx.AsyncClient() as client:
+        pid = (await ask(client, session.base_url))["pid"]
+        session.stop()
+        session.kill()
+    assert not is_alive(pid)
+
+
+async def test_crashed_pod_is_started_again(tmp_path: Path) -> None:
+    path = write(tmp_path, inference_service())
+    log = io.StringIO()
+    async with serving(options(path, tmp_path), log) as session, httpx.AsyncClient() as client:
+        pid = (await ask(client, session.base_url))["pid"]
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: "it is started again" in log.getvalue())
+        await eventually(lambda: session._endpoints() != ())
+
+        async def is_answered() -> bool:
+            response = await client.post(f"{session.base_url}/v1/completions", json={})
+            return response.status_code == 200 and response.json()["pid"] != pid
+
+        async with asyncio.timeout(30):
+            while not await is_answered():
+                await asyncio.sleep(0.05)
+
+
+async def test_worker_that_cannot_start_ends_the_run_with_its_last_lines(
+    tmp_path: Path, own_temporary_folder: Path
+) -> None:
+    path = write(tmp_path, inference_service())
+    chosen = options(path, tmp_path, FAKE_CRASH="ConfigError: no such model")
+    with pytest.raises(WorkerFailedError, match="ended with exit code 3") as caught:
+        async with serving(chosen, io.StringIO()):
+            pass
+    assert caught.value.last_lines[-1] == "ConfigError: no such model"
+    assert list(own_temporary_folder.iterdir()) == []
+
+
+async def test_port_in_use_is_said_in_one_sentence(tmp_path: Path) -> None:
+    path = write(tmp_path, inference_service())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(PortInUseError, match=f"127.0.0.1:{port} is already in use"):
+            async with serving(options(path, tmp_path, port=port), io.StringIO()):
+                pass
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ({"model": {"uri": "s3://bucket/prefix"}}, "s3://bucket/prefix cannot be fetched yet"),
+        ({"replicas": 0}, "no pod is wanted"),
+    ],
+)
+async def test_service_that_never_serves_ends_the_run(
+    tmp_path: Path, spec: dict[str, Any], sentence: str
+) -> None:
+    path = write(tmp_path, inference_service(**spec))
+    with pytest.raises(LocalError, match=sentence):
+        async with serving(options(path, tmp_path), io.StringIO()):
+            pass
+
+
+async def test_volume_that_only_a_cluster_has_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, inference_service(model={"uri": "pvc://claim/model"}))
+    with pytest.raises(WorkerFailedError, match="persistentVolumeClaim, which only a cluster has"):
+        async with serving(options(path, tmp_path), io.StringIO()):
+            pass
+
+
+async def test_secrets_of_the_file_reach_the_worker(tmp_path: Path) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hub"}}
+    secret["stringData"] = {"token": "hf_123"}
+    keys = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}}
+    keys["data"] = {"one": "c2VzYW1l"}
+    service = inference_service(
+        model={"uri": "hf://org/name", "secretRef": {"name": "hub"}},
+        auth={"apiKeySecretRefs": [{"name": "keys"}]},
+    )
+    path = write(tmp_path, service, secret, keys)
+    async with (
+        serving(options(path, tmp_path), io.StringIO()) as session,
+        httpx.AsyncClient() as client,
+    ):
+        seen = (await client.get(f"{session.base_url}/")).json()
+        folder = Path(seen["argv"][seen["argv"].index("--api-key-file") + 1])
+        assert (folder / "one").read_text() == "sesame"
+    assert seen["environment"]["HF_TOKEN"] == "hf_123"
+
+
+def run_command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(SUPPORT / "local_with_fake_worker.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_command_prints_a_curl_line_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, inference_service())
+    pods = tmp_path / "pods"
+    pods.mkdir()
+    command = run_command(
+        "local", "-f", str(path), "--port", "0", "--cache-dir", str(tmp_path), TMPDIR=str(pods)
+    )
+    assert command.stdout is not None
+    lines = iter(command.stdout.readline, "")
+    curl = next(line for line in lines if line.startswith("curl "))
+    url = curl.split()[1]
+    body = json.loads(curl[curl.index("-d '") + 4 : -2])
+    answer = httpx.post(url, json=body, timeout=20).json()
+    assert answer["echo"]["messages"][0]["role"] == "user"
+    command.send_signal(signal.SIGINT)
+    _, errors = command.communicate(timeout=30)
+    assert command.returncode == 0, errors
+    assert not is_alive(answer["pid"])
+    assert list(pods.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "sentence"),
+    [
+        (None, 2, "cannot be read: No such file or directory"),
+        ("a: b: c", 2, "is not valid YAML"),
+        ("kind: Pod", 2, "holds 0 InferenceServices"),
+    ],
+    ids=["absent", "broken", "other-kind"],
+)
+def test_command_refuses_a_wrong_file(
+    tmp_path: Path, text: str | None, code: int, sentence: str
+) -> None:
+    path = tmp_path / "service.yaml"
+    if text is not None:
+        path.write_text(text)
+    command = run_command("local", "-f", str(path))
+    output, errors = command.communicate(timeout=30)
+    assert (command.returncode, output) == (code, "")
+    assert sentence in errors
+    assert len(errors.strip().splitlines()) == 1
+
+
+def test_command_names_a_misspelt_field(tmp_path: Path) -> None:
+    path = write(tmp_path, inference_service(engine={"maxModelLength": 5}))
+    command = run_command("local", "-f", str(path))
+    _, errors = command.communicate(timeout=30)
+    assert command.returncode == 2
+    assert "spec.engine.maxModelLength (did you mean maxModelLen?) is not a field" in errors
+
+
+def test_command_shows_why_the_worker_died(tmp_path: Path) -> None:
+    path = write(tmp_path, inference_service())
+    command = run_command(
+        "local", "-f", str(path), "--port", "0", "--cache-dir", str(tmp_path), FAKE_CRASH="boom"
+    )
+    _, errors = command.communicate(timeout=30)
+    assert command.returncode == 1
+    assert errors.rstrip().endswith("  boom")
+
+
+def test_local_mode_imports_neither_kopf_nor_the_kubernetes_client() -> None:
+    code = (
+        "import sys, octavo_operator.cli, octavo_operator.local.session;"
+        "print([name for name in ('kopf', 'kubernetes', 'aiohttp', 'torch') if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,237 @@
+"""The cluster in memory has the semantics of an API server where the operator relies on them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from octavo_operator.cluster.interface import EventType
+from octavo_operator.cluster.object_store import ObjectStore
+from octavo_operator.errors import ConflictError, GoneError, NotFoundError, RejectedError
+from octavo_operator.manifests.kinds import DEPLOYMENT, POD, POD_MONITOR, SERVICE
+
+NS = "models"
+
+
+def service(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "chat", "namespace": NS},
+        "spec": spec,
+    }
+
+
+def pod(name: str = "one", **metadata: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": NS, **metadata},
+        "spec": {},
+    }
+
+
+def deployment(containers: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "chat", "namespace": NS},
+        "spec": {"template": {"spec": {"containers": containers}}},
+    }
+
+
+@pytest.fixture
+def store() -> ObjectStore:
+    return ObjectStore(seed=1)
+
+
+async def test_version_rises_with_each_change_and_only_then(store: ObjectStore) -> None:
+    first = await store.apply(service(type="ClusterIP"))
+    second = await store.apply(service(type="ClusterIP"))
+    assert second == first
+    assert store.writes == 1
+    third = await store.apply(service(type="NodePort"))
+    assert int(third["metadata"]["resourceVersion"]) > int(first["metadata"]["resourceVersion"])
+    assert third["metadata"]["generation"] == 2
+    assert third["metadata"]["uid"] == first["metadata"]["uid"]
+
+
+async def test_create_of_what_exists_is_a_conflict(store: ObjectStore) -> None:
+    await store.create(pod())
+    with pytest.raises(ConflictError):
+        await store.create(pod())
+
+
+async def test_stale_version_is_a_conflict(store: ObjectStore) -> None:
+    old = await store.create(pod())
+    await store.merge(POD, NS, "one", {"spec": {"nodeName": "a"}})
+    with pytest.raises(ConflictError, match="has been modified"):
+        await store.write_status(POD, NS, "one", {}, old["metadata"]["resourceVersion"])
+    with pytest.raises(ConflictError):
+        await store.update(old)
+
+
+async def test_generate_name(store: ObjectStore) -> None:
+    manifest = pod()
+    del manifest["metadata"]["name"]
+    manifest["metadata"]["generateName"] = "chat-"
+    names = {(await store.create(manifest))["metadata"]["name"] for _ in range(5)}
+    assert len(names) == 5
+    assert all(name.startswith("chat-") and len(name) == 10 for name in names)
+
+
+async def test_status_and_spec_are_written_apart(store: ObjectStore) -> None:
+    created = await store.create({**pod(), "status": {"phase": "Failed"}})
+    assert "status" not in created
+    patched = await store.merge(
+        POD, NS, "one", {"status": {"phase": "Running"}, "spec": {"a": 1}}, subresource="status"
+    )
+    assert (patched["status"], patched["spec"]) == ({"phase": "Running"}, {})
+    assert patched["metadata"]["generation"] == 1
+    patched = await store.merge(POD, NS, "one", {"status": None, "spec": {"a": 1}})
+    assert (patched["status"], patched["spec"]) == ({"phase": "Running"}, {"a": 1})
+    assert patched["metadata"]["generation"] == 2
+    updated = await store.update(pod())
+    assert updated["status"] == {"phase": "Running"}
+
+
+async def test_apply_removes_what_it_no_longer_says_and_keeps_what_others_said(
+    store: ObjectStore,
+) -> None:
+    await store.apply(service(type="ClusterIP", selector={"a": "1", "b": "2"}))
+    await store.merge(SERVICE, NS, "chat", {"spec": {"selector": {"c": "3"}, "clusterIP": "10.1"}})
+    live = await store.apply(service(selector={"a": "1"}))
+    assert live["spec"] == {"selector": {"a": "1", "c": "3"}, "clusterIP": "10.1"}
+
+
+async def test_apply_merges_keyed_lists_by_key(store: ObjectStore) -> None:
+    await store.apply(deployment([{"name": "worker", "image": "a"}, {"name": "old"}]))
+    await store.merge(
+        DEPLOYMENT,
+        NS,
+        "chat",
+        {
+            "spec": {
+                "template": {
+                    "spec": {
+                        "containers": [
+                            {"name": "worker", "image": "a", "tty": True},
+                            {"name": "old"},
+                            {"name": "injected"},
+                        ]
+                    }
+                }
+            }
+        },
+        manager="webhook",
+    )
+    live = await store.apply(deployment([{"name": "worker", "image": "b"}]))
+    assert live["spec"]["template"]["spec"]["containers"] == [
+        {"name": "worker", "image": "b", "tty": True},
+        {"name": "injected"},
+    ]
+
+
+async def test_apply_without_force_respects_other_managers(store: ObjectStore) -> None:
+    await store.apply(service(type="ClusterIP"), "other")
+    with pytest.raises(ConflictError, match="other"):
+        await store.apply(service(type="NodePort"), force=False)
+    shared = await store.apply(service(type="ClusterIP"), force=False)
+    assert [entry["manager"] for entry in shared["metadata"]["managedFields"]] == [
+        "octavo-operator",
+        "other",
+    ]
+    taken = await store.apply(service(type="NodePort"))
+    assert [entry["manager"] for entry in taken["metadata"]["managedFields"]] == ["octavo-operator"]
+    assert taken["metadata"]["managedFields"][0]["fieldsV1"] == {"f:spec": {"f:type": {}}}
+
+
+async def test_field_of_two_managers_stays_when_one_gives_it_up(store: ObjectStore) -> None:
+    await store.apply(service(type="ClusterIP"), "one")
+    await store.apply(service(type="ClusterIP"), "two")
+    live = await store.apply(service(), "one")
+    assert live["spec"] == {"type": "ClusterIP"}
+    live = await store.apply(service(), "two")
+    assert live["spec"] == {}
+
+
+async def test_apply_with_managed_fields_is_rejected(store: ObjectStore) -> None:
+    live = await store.apply(service())
+    with pytest.raises(RejectedError):
+        await store.apply(live)
+
+
+async def test_owned_objects_go_with_their_last_owner(store: ObjectStore) -> None:
+    first, second = await store.create(pod("first")), await store.create(pod("second"))
+    references = [{"uid": owner["metadata"]["uid"]} for owner in (first, second)]
+    child = await store.create(pod("child", ownerReferences=references))
+    grandchild = {"ownerReferences": [{"uid": child["metadata"]["uid"]}]}
+    await store.create(pod("grandchild", **grandchild))
+    await store.delete(POD, NS, "first")
+    assert len((await store.list_objects(POD, NS, {})).items) == 3
+    await store.delete(POD, NS, "second")
+    assert (await store.list_objects(POD, NS, {})).items == ()
+
+
+async def test_finalizer_holds_a_deleted_object(store: ObjectStore) -> None:
+    await store.create(pod(finalizers=["hold"]))
+    await store.delete(POD, NS, "one")
+    assert (await store.get(POD, NS, "one"))["metadata"]["deletionTimestamp"]
+    await store.merge(POD, NS, "one", {"metadata": {"finalizers": None}})
+    with pytest.raises(NotFoundError):
+        await store.get(POD, NS, "one")
+
+
+async def test_delete_with_another_uid_is_a_conflict(store: ObjectStore) -> None:
+    await store.create(pod())
+    with pytest.raises(ConflictError):
+        await store.delete(POD, NS, "one", "other-uid")
+
+
+async def test_lists_select_by_label_and_namespace(store: ObjectStore) -> None:
+    await store.create(pod("one", labels={"app": "a", "tier": "x"}))
+    await store.create(pod("two", labels={"app": "b"}))
+    await store.create(pod("three", namespace="other", labels={"app": "a"}))
+
+    async def names(namespace: str | None, labels: dict[str, str]) -> list[str]:
+        found = await store.list_objects(POD, namespace, labels)
+        return [live["metadata"]["name"] for live in found.items]
+
+    assert await names(NS, {"app": "a"}) == ["one"]
+    assert sorted(await names(None, {"app": "a"})) == ["one", "three"]
+    assert await names(NS, {"app": "a", "tier": "y"}) == []
+
+
+async def test_watch_goes_on_from_a_list_and_sees_later_changes(store: ObjectStore) -> None:
+    await store.create(pod("before"))
+    listed = await store.list_objects(POD, NS, {})
+    events = store.watch(POD, NS, {}, listed.resource_version)
+    coming = asyncio.create_task(anext(events))
+    await asyncio.sleep(0)
+    await store.create(pod("after"))
+    assert (await coming).type is EventType.ADDED
+    await store.delete(POD, NS, "before")
+    event = await anext(events)
+    assert (event.type, event.object["metadata"]["name"]) == (EventType.DELETED, "before")
+
+
+async def test_watch_from_a_forgotten_version_is_gone(store: ObjectStore) -> None:
+    await store.create(pod())
+    store.forget_history()
+    with pytest.raises(GoneError):
+        await anext(store.watch(POD, NS, {}, "0"))
+
+
+async def test_kind_that_the_cluster_lacks_is_not_found(store: ObjectStore) -> None:
+    with pytest.raises(NotFoundError, match="no kind PodMonitor"):
+        await store.list_objects(POD_MONITOR, NS, {})
+
+
+async def test_callers_cannot_change_what_is_stored(store: ObjectStore) -> None:
+    manifest = service(selector={"a": "1"})
+    live: Any = await store.apply(manifest)
+    manifest["spec"]["selector"]["a"] = "2"
+    live["spec"]["selector"]["a"] = "3"
+    assert (await store.get(SERVICE, NS, "chat"))["spec"]["selector"] == {"a": "1"}

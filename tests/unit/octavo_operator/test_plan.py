@@ -1,0 +1,528 @@
+"""What the planner does about what it sees, and what it says about it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from inference_services import condition_message, conditions, inference_service
+
+from octavo_operator.cluster.object_store import ObjectStore
+from octavo_operator.labels import ANNOTATION_UPGRADE
+from octavo_operator.manifests.kinds import (
+    CHILD_KINDS,
+    DEPLOYMENT,
+    INFERENCE_SERVICE,
+    POD_MONITOR,
+    PROMETHEUS_RULE,
+    Kind,
+    kind_of,
+)
+from octavo_operator.reconcile.drift import is_applied
+from octavo_operator.reconcile.observed import LiveObject, Observed
+from octavo_operator.reconcile.plan import Plan, plan
+from octavo_operator.reconcile.status import Obstacle
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LATER = NOW + timedelta(hours=1)
+IMAGE = "worker:1"
+
+
+class World:
+    """A cluster in memory that plans are carried out in, without HTTP, kopf or processes."""
+
+    def __init__(self, resource: dict[str, Any], kinds: frozenset[Kind] = frozenset()) -> None:
+        self.store = ObjectStore(optional_kinds=kinds, seed=1, clock=lambda: NOW)
+        self.kinds = kinds
+        self.resource = resource
+        self.pods: tuple[LiveObject, ...] = ()
+
+    async def observe(self) -> Observed:
+        live = await self.store.apply(self.resource, "user")
+        children: list[LiveObject] = []
+        for kind in CHILD_KINDS:
+            if kind != POD_MONITOR or kind in self.kinds:
+                children += (await self.store.list_objects(kind, "models", {})).items
+        return Observed(live, tuple(children), self.pods, self.kinds)
+
+    async def step(self, image: str = IMAGE, now: datetime = NOW) -> Plan:
+        """Plan once and carry it out."""
+        observed = await self.observe()
+        todo = plan(observed, image, now)
+        for apply in todo.applies:
+            await self.store.apply(apply.manifest, apply.manager)
+        for delete in todo.deletes:
+            await self.store.delete(delete.kind, delete.namespace, delete.name, delete.uid)
+        if todo.status is not None:
+            await self.store.write_status(
+                INFERENCE_SERVICE, "models", "chat", todo.status, None
+            )
+        return todo
+
+    async def settle(self, image: str = IMAGE, now: datetime = NOW) -> LiveObject:
+        """Plan until there is nothing to do; returns the resource."""
+        for _ in range(4):
+            if (await self.step(image, now)).is_empty:
+                return await self.store.get(INFERENCE_SERVICE, "models", "chat")
+        raise AssertionError("the plan does not come to an end")
+
+    async def deployment(self) -> LiveObject:
+        return await self.store.get(DEPLOYMENT, "models", "chat")
+
+    async def report_pods(self, **counts: int) -> None:
+        """Be the Deployment controller: write its status."""
+        live = await self.deployment()
+        status = {"observedGeneration": live["metadata"]["generation"], **counts}
+        await self.store.write_status(DEPLOYMENT, "models", "chat", status, None)
+
+    async def all_ready(self, count: int = 1) -> None:
+        await self.report_pods(
+            replicas=count, updatedReplicas=count, readyReplicas=count, availableReplicas=count
+        )
+
+
+def worker_of(deployment: LiveObject) -> Mapping[str, Any]:
+    containers: list[Mapping[str, Any]] = deployment["spec"]["template"]["spec"]["containers"]
+    return containers[0]
+
+
+def broken_pod(**status: Any) -> LiveObject:
+    return {"metadata": {"name": "chat-1", "namespace": "models"}, "status": status}
+
+
+def waiting(reason: str, /, **last: Any) -> LiveObject:
+    container = {
+        "name": "worker",
+        "image": "worker:1",
+        "state": {"waiting": {"reason": reason, "message": "because"}},
+        "lastState": {"terminated": last} if last else {},
+    }
+    return broken_pod(phase="Running", containerStatuses=[container])
+
+
+def unschedulable(message: str) -> LiveObject:
+    condition = {"type": "PodScheduled", "status": "False", "message": message}
+    return broken_pod(phase="Pending", conditions=[condition])
+
+
+async def test_first_plan_creates_all_and_the_second_nothing() -> None:
+    world = World(inference_service(), frozenset({POD_MONITOR}))
+    first = await world.step()
+    assert [apply.manifest["kind"] for apply in first.applies] == [
+        "ServiceAccount",
+        "Service",
+        "Deployment",
+        "PodDisruptionBudget",
+        "PodMonitor",
+    ]
+    await world.step()
+    assert (await world.step(now=LATER)).is_empty
+
+
+async def test_pod_monitor_needs_its_kind() -> None:
+    world = World(inference_service())
+    service = await world.settle()
+    assert conditions(service)["FeaturesReady"] == ("True", "AllInEffect")
+    assert "no PodMonitor kind" in condition_message(service, "FeaturesReady")
+
+
+async def test_missing_alerts_are_a_note() -> None:
+    world = World(inference_service(), frozenset({PROMETHEUS_RULE}))
+    service = await world.settle()
+    assert conditions(service)["FeaturesReady"] == ("True", "AllInEffect")
+    assert "no PrometheusRule is created" in condition_message(service, "FeaturesReady")
+
+
+async def test_resource_being_deleted_is_left_to_the_collector() -> None:
+    world = World(inference_service())
+    observed = await world.observe()
+    resource = copy.deepcopy(dict(observed.resource))
+    resource["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    gone = Observed(resource, (), (), frozenset())
+    assert plan(gone, IMAGE, NOW).is_empty
+
+
+async def test_conditions_follow_the_workload_from_nothing_to_serving() -> None:
+    world = World(inference_service(replicas=2))
+    created = await world.settle()
+    assert conditions(created) == {
+        "ModelReady": ("False", "Loading"),
+        "WorkloadReady": ("False", "PodsStarting"),
+        "Progressing": ("True", "RollingOut"),
+        "Ready": ("False", "PodsStarting"),
+        "UpgradeAvailable": ("False", "UpToDate"),
+        "FeaturesReady": ("True", "AllInEffect"),
+    }
+    await world.report_pods(replicas=2, updatedReplicas=2, readyReplicas=1, availableReplicas=1)
+    half = await world.settle(now=LATER)
+    assert conditions(half)["Ready"] == ("True", "Serving")
+    assert conditions(half)["WorkloadReady"] == ("False", "PodsStarting")
+    await world.all_ready(2)
+    done = await world.settle(now=LATER)
+    assert conditions(done) == {
+        "ModelReady": ("True", "Loaded"),
+        "WorkloadReady": ("True", "AllPodsReady"),
+        "Progressing": ("False", "Complete"),
+        "Ready": ("True", "Serving"),
+        "UpgradeAvailable": ("False", "UpToDate"),
+        "FeaturesReady": ("True", "AllInEffect"),
+    }
+    assert {key: done["status"][key] for key in done["status"] if key != "conditions"} == {
+        "observedGeneration": 1,
+        "replicas": 2,
+        "readyReplicas": 2,
+        "summary": {"replicas": "2/2"},
+        "selector": "app.kubernetes.io/name=octavo-worker,serving.octavo.dev/service=chat",
+        "url": "http://chat.models.svc:8000",
+        "image": IMAGE,
+    }
+
+
+async def test_transition_time_changes_only_with_the_status() -> None:
+    world = World(inference_service())
+    await world.settle(now=NOW)
+    await world.all_ready()
+    service = await world.settle(now=LATER)
+    since = {item["type"]: item["lastTransitionTime"] for item in service["status"]["conditions"]}
+    assert since["Ready"] == "2026-01-01T01:00:00Z"
+    assert since["UpgradeAvailable"] == "2026-01-01T00:00:00Z"
+    assert {item["observedGeneration"] for item in service["status"]["conditions"]} == {1}
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason", "words"),
+    [
+        (waiting("ImagePullBackOff"), "ImagePullFailed", "cannot pull worker:1: because"),
+        (waiting("CreateContainerConfigError"), "ContainerConfigError", "check that the Secrets"),
+        (
+            waiting("CrashLoopBackOff", exitCode=3, message="one\nConfigError: no such model\n"),
+            "CrashLooping",
+            "exit code 3: ConfigError: no such model (see kubectl logs chat-1",
+        ),
+        (waiting("CrashLoopBackOff", exitCode=137, reason="OOMKilled"), "OutOfMemory", "memory"),
+        (broken_pod(phase="Failed", reason="Evicted"), "PodFailed", "chat-1 failed: Evicted"),
+        (
+            unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."),
+            "InsufficientGPU",
+            "needs 2 nvidia.com/gpu (H100) on one node and no node has as many free",
+        ),
+        (unschedulable("0/3 nodes match"), "Unschedulable", "no node takes pod chat-1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+async def test_problem_of_a_pod_is_said_with_its_remedy(
+    pod: LiveObject, reason: str, words: str
+) -> None:
+    world = World(
+        inference_service(parallelism={"tensor": 2}, accelerator={"product": "H100"})
+    )
+    world.pods = (pod,)
+    service = await world.settle()
+    for kind in ("ModelReady", "WorkloadReady", "Progressing", "Ready"):
+        assert conditions(service)[kind] == ("False", reason)
+    assert words in condition_message(service, "Ready")
+
+
+async def test_no_spare_gpu_during_an_update_says_how_to_go_on() -> None:
+    world = World(inference_service())
+    await world.settle()
+    await world.all_ready()
+    world.pods = (unschedulable("0/1 nodes are available: 1 Insufficient nvidia.com/gpu."),)
+    service = await world.settle()
+    assert conditions(service)["Ready"] == ("True", "Serving")
+    assert conditions(service)["WorkloadReady"] == ("False", "InsufficientGPU")
+    assert "rollout.maxUnavailable: 1" in condition_message(service, "WorkloadReady")
+
+
+async def test_stopping_pod_is_no_problem() -> None:
+    world = World(inference_service())
+    pod = copy.deepcopy(dict(waiting("CrashLoopBackOff")))
+    pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    world.pods = (pod,)
+    service = await world.settle()
+    assert conditions(service)["Ready"] == ("False", "PodsStarting")
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"model": {"uri": "s3://bucket/model"}}, "cannot be fetched yet"),
+        ({"parallelism": {"tensor": 2, "pipeline": 2, "nodes": 2}}, "pipeline 2 over 2 nodes"),
+    ],
+)
+async def test_what_cannot_run_yet_creates_nothing_and_says_so(
+    spec: dict[str, Any], words: str
+) -> None:
+    world = World(inference_service(**spec))
+    first = await world.step()
+    assert first.applies == ()
+    service = await world.settle()
+    for kind in ("ModelReady", "WorkloadReady", "Ready", "FeaturesReady"):
+        assert conditions(service)[kind] == ("False", "NotImplementedYet")
+    assert words in condition_message(service, "Ready")
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"replicas": None, "scaling": {"maxReplicas": 4}}, "spec.scaling: no autoscaler"),
+        ({"parallelism": {"tensor": "Auto"}}, "Auto means 1 for now"),
+        ({"engine": {"speculative": {"method": "NGram"}}}, "spec.engine.speculative"),
+        ({"engine": {"lora": {}}}, "LoRAAdapters are not loaded yet"),
+        ({"routing": {"inferencePool": True}}, "no InferencePool"),
+        ({"rolout": {}}, "spec.rolout (did you mean rollout?)"),
+    ],
+    ids=["scaling", "auto", "speculative", "lora", "pool", "unknown"],
+)
+async def test_what_is_left_out_is_said_but_the_rest_runs(
+    spec: dict[str, Any], words: str
+) -> None:
+    world = World(inference_service(**spec))
+    service = await world.settle()
+    assert conditions(service)["FeaturesReady"] == ("False", "NotImplementedYet")
+    assert words in condition_message(service, "FeaturesReady")
+    assert await world.deployment()
+
+
+async def test_replicas_are_not_written_while_an_autoscaler_owns_them() -> None:
+    world = World(inference_service(replicas=None, scaling={"maxReplicas": 8}))
+    await world.settle()
+    assert "replicas" not in (await world.deployment())["spec"]
+    await world.store.merge(DEPLOYMENT, "models", "chat", {"spec": {"replicas": 5}}, manager="hpa")
+    await world.settle()
+    assert (await world.deployment())["spec"]["replicas"] == 5
+
+
+async def test_number_of_pods_survives_the_change_to_an_autoscaler_and_back() -> None:
+    world = World(inference_service(replicas=4))
+    await world.settle()
+    world.resource = inference_service(replicas=None, scaling={"maxReplicas": 8})
+    await world.settle()
+    assert (await world.deployment())["spec"]["replicas"] == 4
+    await world.store.merge(DEPLOYMENT, "models", "chat", {"spec": {"replicas": 6}}, manager="hpa")
+    await world.settle()
+    assert (await world.deployment())["spec"]["replicas"] == 6
+    world.resource = inference_service(replicas=2)
+    await world.settle()
+    assert (await world.deployment())["spec"]["replicas"] == 2
+
+
+async def test_new_operator_version_restarts_nothing_until_asked() -> None:
+    world = World(inference_service())
+    await world.settle("worker:1")
+    before = (await world.deployment())["spec"]
+    service = await world.settle("worker:2")
+    assert (await world.deployment())["spec"] == before
+    assert conditions(service)["UpgradeAvailable"] == ("True", "NewerTemplate")
+    assert "worker:2" in condition_message(service, "UpgradeAvailable")
+    # More pods, even a changed engine: still the image that was pinned.
+    world.resource["spec"].update(replicas=3, engine={"maxModelLen": 64})
+    await world.settle("worker:2")
+    assert (await world.deployment())["spec"]["replicas"] == 3
+    assert worker_of(await world.deployment())["image"] == "worker:1"
+    assert "64" in worker_of(await world.deployment())["command"]
+    world.resource["metadata"]["annotations"] = {ANNOTATION_UPGRADE: "once"}
+    service = await world.settle("worker:2")
+    assert worker_of(await world.deployment())["image"] == "worker:2"
+    assert conditions(service)["UpgradeAvailable"] == ("False", "UpToDate")
+    await world.settle("worker:3")
+    assert worker_of(await world.deployment())["image"] == "worker:2"
+    world.resource["metadata"]["annotations"] = {ANNOTATION_UPGRADE: "auto"}
+    await world.settle("worker:3")
+    assert worker_of(await world.deployment())["image"] == "worker:3"
+    await world.settle("worker:4")
+    assert worker_of(await world.deployment())["image"] == "worker:4"
+
+
+async def test_newer_rendering_of_pods_waits_for_the_upgrade_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(inference_service(image="mine:1"))
+    await world.settle()
+    before = (await world.deployment())["spec"]["template"]
+    monkeypatch.setattr("octavo_operator.manifests.pod_template.KILL_MARGIN_S", 11)
+    world.resource["spec"]["replicas"] = 2
+    service = await world.settle()
+    assert (await world.deployment())["spec"]["template"] == before
+    assert (await world.deployment())["spec"]["replicas"] == 2
+    assert "a newer pod template" in condition_message(service, "UpgradeAvailable")
+
+
+async def test_own_image_is_used_at_once() -> None:
+    world = World(inference_service())
+    await world.settle()
+    world.resource["spec"]["image"] = "mine:1"
+    service = await world.settle()
+    assert worker_of(await world.deployment())["image"] == "mine:1"
+    assert service["status"]["image"] == "mine:1"
+
+
+async def test_paused_rollout_is_said() -> None:
+    world = World(inference_service(rollout={"paused": True}))
+    service = await world.settle()
+    assert (await world.deployment())["spec"]["paused"] is True
+    assert conditions(service)["Progressing"] == ("False", "RolloutPaused")
+
+
+async def test_failed_rollout_is_said() -> None:
+    world = World(inference_service())
+    await world.settle()
+    live = await world.deployment()
+    status = {
+        "observedGeneration": live["metadata"]["generation"],
+        "replicas": 2,
+        "updatedReplicas": 1,
+        "conditions": [
+            {"type": "Progressing", "status": "False", "message": "has timed out"},
+        ],
+    }
+    await world.store.write_status(DEPLOYMENT, "models", "chat", status, None)
+    service = await world.settle()
+    assert conditions(service)["Progressing"] == ("False", "DeadlineExceeded")
+
+
+async def test_scaled_to_zero_is_neither_ready_nor_a_failure() -> None:
+    world = World(inference_service(replicas=0))
+    await world.settle()
+    await world.all_ready(0)
+    service = await world.settle()
+    assert conditions(service)["Ready"] == ("False", "ScaledToZero")
+    assert conditions(service)["WorkloadReady"] == ("True", "ScaledToZero")
+    assert conditions(service)["ModelReady"] == ("Unknown", "ScaledToZero")
+
+
+async def test_invalid_spec_leaves_the_pods_and_is_forgotten_when_mended() -> None:
+    world = World(inference_service())
+    await world.settle()
+    await world.all_ready()
+    await world.settle()
+    before = await world.deployment()
+    world.resource = inference_service(model={"uri": "x"})
+    service = await world.settle()
+    assert conditions(service)["Ready"] == ("False", "InvalidSpec")
+    assert "The 1 pods of the last valid spec keep serving" in condition_message(service, "Ready")
+    assert await world.deployment() == before
+    world.resource = inference_service()
+    assert conditions(await world.settle())["Ready"] == ("True", "Serving")
+
+
+async def test_obstacle_from_the_api_is_in_the_status_and_stops_writes() -> None:
+    world = World(inference_service())
+    todo = plan(await world.observe(), IMAGE, NOW, Obstacle("ApplyRejected", "no such field"))
+    assert todo.applies == ()
+    assert todo.status is not None
+    assert conditions({"status": todo.status})["Ready"] == ("False", "ApplyRejected")
+
+
+async def test_child_of_a_namesake_that_is_gone_is_not_taken_over() -> None:
+    world = World(inference_service())
+    await world.settle()
+    observed = await world.observe()
+    resource = copy.deepcopy(dict(observed.resource))
+    resource["metadata"]["uid"] = "another-life"
+    todo = plan(Observed(resource, observed.children, (), frozenset()), IMAGE, NOW)
+    assert (todo.applies, todo.deletes) == ((), ())
+    assert todo.status is not None
+    assert conditions({"status": todo.status})["Ready"] == ("False", "NameConflict")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "live", "is_same"),
+    [
+        ({"a": 1}, {"a": 1, "b": 2}, True),
+        ({"a": 1}, {"a": 2}, False),
+        ({"a": 1}, {}, False),
+        ({"cpu": "0.5"}, {"cpu": "500m"}, True),
+        ({"emptyDir": {}}, {}, True),
+        ({"env": [{"name": "A", "value": ""}]}, {"env": [{"name": "A"}]}, True),
+        ({"env": [{"name": "A"}]}, {"env": [{"name": "B"}, {"name": "A"}]}, True),
+        ({"env": [{"name": "A"}]}, {"env": [{"name": "B"}]}, False),
+        ({"command": ["a", "b"]}, {"command": ["a", "b", "c"]}, False),
+        ({"automount": False}, {}, False),
+    ],
+    ids=["more", "other", "less", "quantity", "empty", "blank", "item", "no-item", "atomic", "false"],
+)
+def test_drift(wanted: dict[str, Any], live: dict[str, Any], is_same: bool) -> None:
+    annotation = {"annotations": {"serving.octavo.dev/applied-hash": "h"}}
+    assert (
+        is_applied({"metadata": annotation, "spec": wanted}, {"metadata": annotation, "spec": live})
+        is is_same
+    )
+
+
+_SPECS = st.fixed_dictionaries(
+    {
+        "model": st.sampled_from(
+            [{"uri": "hf://a/b"}, {"uri": "pvc://c/d"}, {"uri": "s3://bucket/x"}, {"uri": "bad"}]
+        ),
+        "replicas": st.one_of(st.none(), st.integers(0, 3)),
+        "scaling": st.one_of(st.none(), st.just({"maxReplicas": 4})),
+        "parallelism": st.sampled_from([{}, {"tensor": 2}, {"tensor": "Auto"}]),
+        "accelerator": st.sampled_from([{}, {"resource": "none"}, {"product": "H100"}]),
+        "engine": st.sampled_from([{}, {"lora": {}}, {"maxModelLen": 64}]),
+        "monitoring": st.sampled_from([{}, {"podMonitor": False}]),
+        "image": st.sampled_from([None, "mine:1"]),
+        "template": st.sampled_from(
+            [
+                {},
+                {"spec": {"containers": [{"name": "worker", "tty": True}]}},
+                {"spec": {"containers": [{"name": "worker", "$patch": "delete"}]}},
+            ]
+        ),
+    }
+)
+_EDITS = st.lists(
+    st.tuples(
+        st.integers(0, 4), st.sampled_from(["spec", "labels", "hash", "delete", "orphan", "status"])
+    ),
+    max_size=4,
+)
+
+
+async def _disturb(world: World, edits: list[tuple[int, str]]) -> None:
+    """Other people's doings: fields changed, marks removed, objects deleted or orphaned."""
+    for index, what in edits:
+        kind = CHILD_KINDS[index]
+        found = (await world.store.list_objects(kind, "models", {})).items
+        for live in found:
+            name = live["metadata"]["name"]
+            patches: dict[str, Mapping[str, Any]] = {
+                "spec": {"spec": {"selector": {"a": "b"}, "replicas": 9, "odd": 1}},
+                "labels": {"metadata": {"labels": None}},
+                "hash": {"metadata": {"annotations": None}},
+                "orphan": {"metadata": {"ownerReferences": None}},
+                "status": {"status": {"replicas": 3, "readyReplicas": 2}},
+            }
+            if what == "delete":
+                await world.store.delete(kind, "models", name)
+            else:
+                subresource = "status" if what == "status" else ""
+                await world.store.merge(
+                    kind, "models", name, patches[what], subresource=subresource
+                )
+
+
+@settings(max_examples=120, deadline=None)
+@given(first=_SPECS, second=_SPECS, edits=_EDITS)
+async def test_plan_comes_to_an_end_from_anywhere(
+    first: dict[str, Any], second: dict[str, Any], edits: list[tuple[int, str]]
+) -> None:
+    world = World(inference_service(), frozenset({POD_MONITOR}))
+    world.resource = inference_service(**first)
+    await world.settle()
+    await _disturb(world, edits)
+    world.resource = inference_service(**second)
+    service = await world.settle(image="worker:2", now=LATER)
+    assert len(conditions(service)) == 6
+    found = conditions(service)
+    if found["Ready"][1] in ("InvalidSpec", "NotImplementedYet", "NameConflict"):
+        return
+    names = {kind_of(child).kind for child in (await world.observe()).children}
+    wants_monitor = second["monitoring"].get("podMonitor", True)
+    assert ("PodMonitor" in names) == wants_monitor
+    assert {"Deployment", "Service", "ServiceAccount", "PodDisruptionBudget"} <= names
