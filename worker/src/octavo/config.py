@@ -62,6 +62,10 @@ class EngineConfig:
     """CPU threads of the engine process; None: all cores it may use."""
     enforce_eager: bool = False
     """Run every step eagerly instead of replaying CUDA graphs; for debugging."""
+    log_format: str = "text"
+    """Of the engine process's log lines: text or json."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
     look_ahead: bool | None = None
     """Plan a step while the device runs the one before; None: on CUDA only."""
 

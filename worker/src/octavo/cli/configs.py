@@ -30,6 +30,9 @@ _SAME_NAMES = (
     "enable_prefix_caching",
     "seed",
     "num_threads",
+    "enforce_eager",
+    "log_format",
+    "log_level",
 )
 """Flags and fields of EngineConfig that have one name."""
 

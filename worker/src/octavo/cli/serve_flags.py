@@ -224,6 +224,11 @@ def _add_device_flags(group: argparse._ActionsContainer) -> None:
         help="CPU threads of the engine (default: all cores it may use)",
     )
     group.add_argument(
+        "--enforce-eager",
+        action="store_true",
+        help="run every step eagerly instead of replaying CUDA graphs, for debugging",
+    )
+    group.add_argument(
         "--kernels",
         choices=KERNELS,
         default="auto",

@@ -6,14 +6,12 @@ Flags that ask for what Octavo always does are accepted (:data:`ALWAYS_SO`).
 from __future__ import annotations
 
 ALWAYS_SO = (
-    "--enforce-eager",
     "--enable-chunked-prefill",
     "--enable-prompt-tokens-details",
     "--enable-request-id-headers",
     "--disable-fastapi-docs",
 )
-"""vLLM's switches for what is always the case here: no graphs are captured, prefill is chunked,
-usage tells cached tokens, answers carry X-Request-Id, there are no documentation pages."""
+"""vLLM's switches for what is always the case here: prefill is chunked, usage tells cached tokens, answers carry X-Request-Id, there are no documentation pages."""
 
 _NO_LORA = "LoRA adapters are not supported yet"
 _NO_TOOLS = "tool calls are not supported yet"

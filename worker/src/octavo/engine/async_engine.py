@@ -186,13 +186,9 @@ class AsyncEngine:
         return await asyncio.to_thread(render)
 
     def stats(self) -> EngineStats:
-        """The engine's last report."""
-        return self._stats
-
-    @property
-    def last_report_age_s(self) -> float:
-        """Seconds since the engine's loop last said anything; an idle one does every second."""
-        return time.monotonic() - self._last_report_s
+        """The engine's last report, and how long ago that was if it has work."""
+        age_s = time.monotonic() - self._last_report_s if self._open else 0.0
+        return msgspec.structs.replace(self._stats, last_progress_age_s=age_s)
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new; return when no request is open or the time is up."""

@@ -118,7 +118,7 @@ class _Phases:
         yield
         seconds = time.perf_counter() - started
         self.tell(PhaseFinished(name, seconds))
-        _log.info("%s: %.2f s (%s)", name, seconds, detail)
+        _log.debug("%s: %.2f s (%s)", name, seconds, detail)
 
 
 def _resolve_device(config: EngineConfig) -> torch.device:

@@ -34,6 +34,7 @@ from octavo.engine.messages import (
     ToEngine,
 )
 from octavo.errors import InvalidRequestError, OctavoError, QueueFullError
+from octavo.logs import configure_logging
 
 _IDLE_REPORT_S = 1.0
 """An idle engine says this often that it lives."""
@@ -45,6 +46,7 @@ def main() -> int:
     connection = socket.socket(fileno=int(sys.argv[1]))
     _die_with_parent()
     config = msgspec.json.decode(os.environ.pop("OCTAVO_ENGINE_CONFIG"), type=EngineConfig)
+    configure_logging(config.log_format, config.log_level)
     channel = EngineChannel(connection)
     try:
         engine = build_engine(config, channel.send)
