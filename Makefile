@@ -34,7 +34,7 @@ format: $(VENV)/dev.stamp ## Rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 
 test-gpu: ## Tests and parity checks on a CUDA device, with the Python that is active
-	PYTHONPATH=worker/src:tests/support $(PYTHON) -m pytest -p no:cacheprovider -m gpu tests/gpu
+	$(PYTHON) -m pytest -c tests/gpu/pytest.ini -p no:cacheprovider -m gpu tests/gpu
 
 e2e: $(VENV)/dev.stamp ## User stories against the cluster that KUBECONFIG names
 	$(BIN)/python -m pytest -m e2e e2e

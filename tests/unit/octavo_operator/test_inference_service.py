@@ -228,7 +228,9 @@ def test_every_field_is_read() -> None:
     ],
     ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
 )
-def test_mistake_is_named_with_field_and_value(spec: dict[str, Any], field: str, words: str) -> None:
+def test_mistake_is_named_with_field_and_value(
+    spec: dict[str, Any], field: str, words: str
+) -> None:
     with pytest.raises(ResourceError) as caught:
         parse_inference_service(inference_service(**spec))
     assert caught.value.field == field
@@ -250,7 +252,9 @@ def test_other_kind_is_refused() -> None:
 def test_unknown_fields_are_found_at_every_level_with_a_guess() -> None:
     service = parse_inference_service(
         inference_service(
-            engine={"maxModelLn": 4}, rolout={}, auth={"apiKeySecretRefs": [{"name": "k", "key": "x"}]}
+            engine={"maxModelLn": 4},
+            rolout={},
+            auth={"apiKeySecretRefs": [{"name": "k", "key": "x"}]},
         )
     )
     assert service.unknown_fields == (
@@ -277,7 +281,8 @@ def test_model_uri(uri: str, source: ModelSource) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("5m", 300), ("1h30m", 5400), ("1.5h", 5400), ("250ms", 0.25)]
+    ("text", "seconds"),
+    [("90s", 90), ("5m", 300), ("1h30m", 5400), ("1.5h", 5400), ("250ms", 0.25)],
 )
 def test_duration(text: str, seconds: float) -> None:
     assert parse_duration_s(text) == seconds

@@ -59,9 +59,7 @@ class World:
         for delete in todo.deletes:
             await self.store.delete(delete.kind, delete.namespace, delete.name, delete.uid)
         if todo.status is not None:
-            await self.store.write_status(
-                INFERENCE_SERVICE, "models", "chat", todo.status, None
-            )
+            await self.store.write_status(INFERENCE_SERVICE, "models", "chat", todo.status, None)
         return todo
 
     async def settle(self, image: str = IMAGE, now: datetime = NOW) -> LiveObject:
@@ -218,9 +216,7 @@ async def test_transition_time_changes_only_with_the_status() -> None:
 async def test_problem_of_a_pod_is_said_with_its_remedy(
     pod: LiveObject, reason: str, words: str
 ) -> None:
-    world = World(
-        inference_service(parallelism={"tensor": 2}, accelerator={"product": "H100"})
-    )
+    world = World(inference_service(parallelism={"tensor": 2}, accelerator={"product": "H100"}))
     world.pods = (pod,)
     service = await world.settle()
     for kind in ("ModelReady", "WorkloadReady", "Progressing", "Ready"):
@@ -279,9 +275,7 @@ async def test_what_cannot_run_yet_creates_nothing_and_says_so(
     ],
     ids=["scaling", "auto", "speculative", "lora", "pool", "unknown"],
 )
-async def test_what_is_left_out_is_said_but_the_rest_runs(
-    spec: dict[str, Any], words: str
-) -> None:
+async def test_what_is_left_out_is_said_but_the_rest_runs(spec: dict[str, Any], words: str) -> None:
     world = World(inference_service(**spec))
     service = await world.settle()
     assert conditions(service)["FeaturesReady"] == ("False", "NotImplementedYet")
@@ -445,7 +439,18 @@ async def test_child_of_a_namesake_that_is_gone_is_not_taken_over() -> None:
         ({"command": ["a", "b"]}, {"command": ["a", "b", "c"]}, False),
         ({"automount": False}, {}, False),
     ],
-    ids=["more", "other", "less", "quantity", "empty", "blank", "item", "no-item", "atomic", "false"],
+    ids=[
+        "more",
+        "other",
+        "less",
+        "quantity",
+        "empty",
+        "blank",
+        "item",
+        "no-item",
+        "atomic",
+        "false",
+    ],
 )
 def test_drift(wanted: dict[str, Any], live: dict[str, Any], is_same: bool) -> None:
     annotation = {"annotations": {"serving.octavo.dev/applied-hash": "h"}}

@@ -145,4 +145,4 @@ def test_help_groups_flags_and_gives_examples(capsys: pytest.CaptureFixture[str]
     text = capsys.readouterr().out
     for heading in ("model:", "HTTP:", "capacity:", "memory:", "device:", "logging:", "examples:"):
         assert f"\n{heading}" in text
-    assert "--enforce-eager" not in text
+    assert "--enable-chunked-prefill" not in text
