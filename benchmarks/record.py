@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -54,6 +55,9 @@ class Recorder:
 
 
 def _commit() -> str:
+    """Of the checkout, or as GIT_COMMIT says where only the files were copied."""
+    if "GIT_COMMIT" in os.environ:
+        return os.environ["GIT_COMMIT"]
     command = ["git", "describe", "--always", "--dirty"]
     result = subprocess.run(
         command, capture_output=True, text=True, cwd=RESULTS.parent, check=False
