@@ -69,6 +69,8 @@ class Client:
                 "ignore_eos": True,
                 "stream": True,
                 "stream_options": {"include_usage": True},
+                # A model without a tokenizer has no text to stream, but it has these.
+                "return_token_ids": True,
             }
         ).encode()
         head = (

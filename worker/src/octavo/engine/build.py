@@ -102,7 +102,8 @@ def build_engine(config: EngineConfig, report: Report | None = None) -> Engine:
         _warm_up(runner, limits, device)
     scheduler = Scheduler(limits)
     core = EngineCore(scheduler, runner, limits.max_tokens_in_flight)
-    return Engine(core, _model_info(config, checkpoint, model, limits, dtype, device), checkpoint)
+    info = _model_info(config, checkpoint, model, kernels, limits, dtype, device)
+    return Engine(core, info, checkpoint)
 
 
 class _Phases:
@@ -252,6 +253,7 @@ def _model_info(
     config: EngineConfig,
     checkpoint: Checkpoint,
     model: CausalLM,
+    kernels: Kernels,
     limits: SchedulerConfig,
     dtype: torch.dtype,
     device: torch.device,
@@ -266,6 +268,7 @@ def _model_info(
         architecture=_architecture(checkpoint),
         dtype=str(dtype).removeprefix("torch."),
         device=device.type,
+        kernels=kernels.name,
         block_size=limits.block_size,
         num_blocks=limits.num_blocks,
         max_num_seqs=limits.max_num_seqs,

@@ -56,6 +56,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str = ""
     dtype: str = ""
     device: str = ""
+    kernels: str = ""
+    """Which implementation of the kernels computes."""
     block_size: int = 16
     num_blocks: int = 0
     max_num_seqs: int = 0

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from octavo.batch import BatchPlan
 from octavo.kernels.interface import AttentionBatch
+from octavo.kernels.upload import upload
 from octavo.runner.rows import Rows
 
 
@@ -48,9 +49,7 @@ class SequenceTable:
 
 def sequence_table(plan: BatchPlan, device: torch.device) -> SequenceTable:
     """The table of a plan, as it is."""
-    table = torch.tensor([plan.rows, plan.starts, plan.num_tokens], dtype=torch.int64)
-    if device.type != "cpu":
-        table = table.pin_memory().to(device, non_blocking=True)
+    table = upload([plan.rows, plan.starts, plan.num_tokens], torch.int64, device)
     row, start, count = table.unbind()
     return SequenceTable(
         row,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from octavo.batch import BatchPlan
+from octavo.kernels.upload import upload
 
 
 class Rows:
@@ -31,29 +32,21 @@ class Rows:
         self.block_tables = torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device)
 
     def apply(self, plan: BatchPlan) -> None:
-        """Carry out the plan's admissions and new blocks."""
-        for admission in plan.admissions:
-            self._write(self.token_ids, admission.row, 0, admission.token_ids)
-            self._write(self.block_tables, admission.row, 0, admission.block_ids)
+        """Carry out the plan's admissions and new blocks, without waiting for the device."""
+        if plan.admissions:
+            self._write(self.token_ids, [(a.row, 0, a.token_ids) for a in plan.admissions])
+            self._write(self.block_tables, [(a.row, 0, a.block_ids) for a in plan.admissions])
         if plan.new_blocks:
-            self._add_blocks(plan.new_blocks)
+            self._write(self.block_tables, plan.new_blocks)
 
-    def _add_blocks(self, new_blocks: list[tuple[int, int, list[int]]]) -> None:
+    def _write(self, table: Tensor, runs: list[tuple[int, int, list[int]]]) -> None:
+        """Write runs ``(row, first column, values)`` with one upload."""
         rows: list[int] = []
         columns: list[int] = []
-        ids: list[int] = []
-        for row, first, block_ids in new_blocks:
-            rows += [row] * len(block_ids)
-            columns += range(first, first + len(block_ids))
-            ids += block_ids
-        where = torch.tensor([rows, columns], dtype=torch.int64)
-        values = torch.tensor(ids, dtype=torch.int32)
-        if self.device.type != "cpu":
-            where = where.to(self.device, non_blocking=True)
-            values = values.to(self.device, non_blocking=True)
-        self.block_tables[where[0], where[1]] = values
-
-    @staticmethod
-    def _write(table: Tensor, row: int, start: int, values: list[int]) -> None:
-        if values:
-            table[row, start : start + len(values)] = torch.tensor(values, dtype=torch.int32)
+        values: list[int] = []
+        for row, first, run in runs:
+            rows += [row] * len(run)
+            columns += range(first, first + len(run))
+            values += run
+        where = upload([rows, columns, values], torch.int64, self.device)
+        table[where[0], where[1]] = where[2].to(torch.int32)

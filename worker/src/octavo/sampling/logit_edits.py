@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.sampling.upload import upload
+from octavo.kernels.upload import upload
 
 
 @dataclass(frozen=True, slots=True)

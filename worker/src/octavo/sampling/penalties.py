@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.sampling.upload import upload
+from octavo.kernels.upload import upload
 
 _FIRST_CAPACITY = 4
 _FIRST_LENGTH = 256

@@ -22,7 +22,7 @@ from octavo.outputs import TokenLogprobs
 from octavo.sampling.logit_edits import EditBatch, RowEdits
 from octavo.sampling.logprobs import LogprobBatch, LogprobTensors
 from octavo.sampling.penalties import PenaltyBatch, PenaltyTables
-from octavo.sampling.upload import upload
+from octavo.kernels.upload import upload
 from octavo.sampling_params import SamplingParams
 
 
