@@ -41,7 +41,7 @@ def errors(request: pytest.FixtureRequest) -> dict[str, list[str | None]]:
     return results
 
 
-@pytest.mark.parametrize("case", kernel_parity.CASES)
+@pytest.mark.parametrize("case", kernel_parity.CASES | kernel_parity.ENGINE_CASES)
 def test_interpreted_program_agrees_with_the_reference(
     case: str, errors: dict[str, list[str | None]]
 ) -> None:
