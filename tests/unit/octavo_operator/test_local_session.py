@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from inference_services import inference_service
 
+from inference_services import inference_service
 from octavo_operator.errors import LocalError, PortInUseError, WorkerFailedError
 from octavo_operator.local.container import Machine
 from octavo_operator.local.progress import Progress

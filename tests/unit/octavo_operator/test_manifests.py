@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from inference_services import inference_service
 from kubernetes_validate import validate
 
+from inference_services import inference_service
 from octavo_operator.errors import ResourceError
 from octavo_operator.labels import ANNOTATION_APPLIED_HASH, ANNOTATION_POD_TEMPLATE
 from octavo_operator.manifests.overlay import merge_overlay
@@ -65,7 +65,9 @@ def test_pods_meet_the_restricted_standard(case: str) -> None:
     allowed = {"emptyDir", "persistentVolumeClaim", "secret", "image"}
     for volume in spec["volumes"]:
         assert volume.keys() - {"name"} <= allowed
-    assert spec["terminationGracePeriodSeconds"] > worker["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert (
+        spec["terminationGracePeriodSeconds"] > worker["lifecycle"]["preStop"]["sleep"]["seconds"]
+    )
 
 
 def test_rendering_is_repeatable_and_the_hash_follows_the_content() -> None:
@@ -100,7 +102,11 @@ def test_rendering_is_repeatable_and_the_hash_follows_the_content() -> None:
             {"env": [{"name": "A", "$patch": "delete"}]},
             {"env": [{"name": "B"}]},
         ),
-        ({"env": [{"name": "A"}]}, {"env": [{"$patch": "replace"}, {"name": "B"}]}, {"env": [{"name": "B"}]}),
+        (
+            {"env": [{"name": "A"}]},
+            {"env": [{"$patch": "replace"}, {"name": "B"}]},
+            {"env": [{"name": "B"}]},
+        ),
         (
             {"volumeMounts": [{"mountPath": "/a", "name": "x"}]},
             {"volumeMounts": [{"mountPath": "/a", "readOnly": True}]},
@@ -108,7 +114,12 @@ def test_rendering_is_repeatable_and_the_hash_follows_the_content() -> None:
         ),
         (
             {"ports": [{"containerPort": 80, "protocol": "TCP"}]},
-            {"ports": [{"containerPort": 80, "name": "web"}, {"containerPort": 80, "protocol": "UDP"}]},
+            {
+                "ports": [
+                    {"containerPort": 80, "name": "web"},
+                    {"containerPort": 80, "protocol": "UDP"},
+                ]
+            },
             {
                 "ports": [
                     {"containerPort": 80, "protocol": "TCP", "name": "web"},
@@ -119,8 +130,17 @@ def test_rendering_is_repeatable_and_the_hash_follows_the_content() -> None:
         ({"tolerations": [{"key": "a"}]}, {"tolerations": []}, {"tolerations": []}),
     ],
     ids=[
-        "value", "null", "nested", "replace", "atomic", "keyed", "delete", "replace-list",
-        "mount-path", "ports", "empty-list",
+        "value",
+        "null",
+        "nested",
+        "replace",
+        "atomic",
+        "keyed",
+        "delete",
+        "replace-list",
+        "mount-path",
+        "ports",
+        "empty-list",
     ],
 )
 def test_overlay(base: dict[str, Any], overlay: dict[str, Any], merged: dict[str, Any]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inference_services import condition_message, conditions, inference_service
 
+from inference_services import condition_message, conditions, inference_service
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.labels import ANNOTATION_UPGRADE
 from octavo_operator.manifests.kinds import (
