@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from eventually import eventually
 from octavo_operator.cluster.failures import network_error, response_error
 from octavo_operator.cluster.work_queue import WorkQueue
 from octavo_operator.errors import (
@@ -76,9 +77,7 @@ async def test_work_on_one_key_never_overlaps_and_is_not_lost() -> None:
     task = asyncio.create_task(queue.run())
     queue.add(KEY)
     queue.add(KEY)
-    async with asyncio.timeout(10):
-        while turns < 2 or not queue.is_idle:
-            await asyncio.sleep(0.005)
+    await eventually(lambda: turns >= 2 and queue.is_idle)
     assert (most, turns) == (1, 2)
     task.cancel()
 
@@ -99,9 +98,7 @@ async def test_failed_work_comes_back_and_stops_no_other(
     task = asyncio.create_task(queue.run())
     queue.add(KEY)
     queue.add(("models", "other"))
-    async with asyncio.timeout(10):
-        while len(done) < 2:
-            await asyncio.sleep(0.005)
+    await eventually(lambda: len(done) >= 2)
     assert done == [("models", "other"), KEY]
     assert "down; trying again" in caplog.text
     task.cancel()

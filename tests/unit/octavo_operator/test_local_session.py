@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import httpx
 import pytest
 import yaml
 
+from eventually import eventually
 from inference_services import inference_service
 from octavo_operator.errors import LocalError, PortInUseError, WorkerFailedError
 from octavo_operator.local.container import Machine
@@ -82,10 +83,8 @@ async def serving(chosen: LocalOptions, log: io.StringIO) -> AsyncIterator[Local
             await running
 
 
-async def eventually(check: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not check():
-            await asyncio.sleep(0.02)
+def entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
 
 
 def is_alive(pid: int) -> bool:
@@ -112,9 +111,9 @@ async def test_resource_is_served_through_the_proxy_and_leaves_nothing(
         answer = await ask(client, session.base_url)
         assert answer["model"] == "fine"
         seen = (await client.get(f"{session.base_url}/")).json()
-        assert list(own_temporary_folder.iterdir())
+        assert entries(own_temporary_folder)
     assert not is_alive(answer["pid"])
-    assert list(own_temporary_folder.iterdir()) == []
+    assert entries(own_temporary_folder) == []
     arguments = seen["argv"]
     assert arguments[arguments.index("--host") + 1].startswith("127.")
     assert arguments[arguments.index("--download-dir") + 1] == str(tmp_path / "cache")
@@ -202,9 +201,7 @@ async def test_crashed_pod_is_started_again(tmp_path: Path) -> None:
             response = await client.post(f"{session.base_url}/v1/completions", json={})
             return response.status_code == 200 and response.json()["pid"] != pid
 
-        async with asyncio.timeout(30):
-            while not await is_answered():
-                await asyncio.sleep(0.05)
+        await eventually(is_answered)
 
 
 async def test_worker_that_cannot_start_ends_the_run_with_its_last_lines(
@@ -216,7 +213,7 @@ async def test_worker_that_cannot_start_ends_the_run_with_its_last_lines(
         async with serving(chosen, io.StringIO()):
             pass
     assert caught.value.last_lines[-1] == "ConfigError: no such model"
-    assert list(own_temporary_folder.iterdir()) == []
+    assert entries(own_temporary_folder) == []
 
 
 async def test_port_in_use_is_said_in_one_sentence(tmp_path: Path) -> None:
@@ -347,7 +344,8 @@ def test_command_shows_why_the_worker_died(tmp_path: Path) -> None:
 def test_local_mode_imports_neither_kopf_nor_the_kubernetes_client() -> None:
     code = (
         "import sys, octavo_operator.cli, octavo_operator.local.session;"
-        "print([name for name in ('kopf', 'kubernetes', 'aiohttp', 'torch') if name in sys.modules])"
+        "heavy = ('kopf', 'kubernetes', 'aiohttp', 'torch');"
+        "print([name for name in heavy if name in sys.modules])"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
