@@ -11,8 +11,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -351,3 +353,28 @@ def test_local_mode_imports_neither_kopf_nor_the_kubernetes_client() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+def test_worker_ends_when_the_command_is_killed(tmp_path: Path) -> None:
+    """SIGKILL leaves no chance to clean up; the kernel then ends the worker."""
+    path = write(tmp_path, inference_service())
+    command = run_command("local", "-f", str(path), "--port", "0", "--cache-dir", str(tmp_path))
+    assert command.stdout is not None
+    curl = next(line for line in iter(command.stdout.readline, "") if line.startswith("curl "))
+    answer = httpx.post(curl.split()[1], json={}, timeout=20).json()
+    command.kill()
+    command.communicate(timeout=30)
+    limit = time.monotonic() + 30
+    while is_alive(answer["pid"]) and time.monotonic() < limit:
+        time.sleep(0.02)
+    assert not is_alive(answer["pid"])
+
+
+async def test_program_that_is_not_installed_is_one_sentence(tmp_path: Path) -> None:
+    path = write(tmp_path, inference_service())
+    chosen = options(path, tmp_path)
+    machine = replace(chosen.machine, programs={"octavo": ("/absent/octavo",)})
+    with pytest.raises(WorkerFailedError, match="/absent/octavo is not a program"):
+        async with serving(replace(chosen, machine=machine), io.StringIO()):
+            pass

@@ -407,3 +407,17 @@ async def test_healthz_fails_when_a_pass_is_stuck(
     await eventually(lambda: is_reported(kmock.store))
     async with httpx.AsyncClient() as client:
         assert (await client.get(f"http://127.0.0.1:{port}/healthz")).status_code == 500
+
+
+async def test_own_status_write_causes_no_further_pass(kmock: Any, operator: Any) -> None:
+    await kmock.store.create(inference_service())
+    await operator()
+    await eventually(lambda: is_reported(kmock.store))
+    await settled(kmock)
+    path = "/apis/serving.octavo.dev/v1alpha1/namespaces/models/inferenceservices/chat"
+    passes = [request for request in kmock if request.url.path == path]
+    status = (await read_service(kmock.store))["status"]
+    note = {**status, "summary": {**status["summary"], "adapters": "0/0"}}
+    await kmock.store.write_status(INFERENCE_SERVICE, "models", "chat", note, None)
+    await settled(kmock)
+    assert [request for request in kmock if request.url.path == path] == passes
