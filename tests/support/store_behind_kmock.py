@@ -1,4 +1,4 @@
-"""A kmock server whose answers come from an ObjectStore: HTTP and faults from kmock, semantics ours.
+"""A kmock server that answers from an ObjectStore: HTTP and faults from kmock, semantics ours.
 
 kmock alone has no resource versions, server-side apply, status isolation or label selectors. Faults
 are put before it as with any kmock: `kmock['patch', ...] << 409`.
@@ -31,7 +31,7 @@ _CODES: Mapping[type[ClusterError], int] = {
 _ABSENT = frozenset({"prometheusrules"})
 
 
-class StoreBehindKmock(kmock.KubernetesScaffold):
+class StoreBehindKmock(kmock.KubernetesScaffold):  # type: ignore[misc]  # kmock has no types here
     """Use as `cls` of the kmock fixture; `store` is the cluster."""
 
     def __attrs_post_init__(self) -> None:

@@ -6,8 +6,8 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from inference_services import inference_service
 
+from inference_services import inference_service
 from octavo_operator.errors import ResourceError
 from octavo_operator.resources.duration import parse_duration_s
 from octavo_operator.resources.inference_service import parse_inference_service

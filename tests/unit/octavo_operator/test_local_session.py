@@ -11,16 +11,19 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
-from inference_services import inference_service
 
+from eventually import eventually
+from inference_services import inference_service
 from octavo_operator.errors import LocalError, PortInUseError, WorkerFailedError
 from octavo_operator.local.container import Machine
 from octavo_operator.local.progress import Progress
@@ -82,10 +85,8 @@ async def serving(chosen: LocalOptions, log: io.StringIO) -> AsyncIterator[Local
             await running
 
 
-async def eventually(check: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not check():
-            await asyncio.sleep(0.02)
+def entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
 
 
 def is_alive(pid: int) -> bool:
@@ -112,9 +113,9 @@ async def test_resource_is_served_through_the_proxy_and_leaves_nothing(
         answer = await ask(client, session.base_url)
         assert answer["model"] == "fine"
         seen = (await client.get(f"{session.base_url}/")).json()
-        assert list(own_temporary_folder.iterdir())
+        assert entries(own_temporary_folder)
     assert not is_alive(answer["pid"])
-    assert list(own_temporary_folder.iterdir()) == []
+    assert entries(own_temporary_folder) == []
     arguments = seen["argv"]
     assert arguments[arguments.index("--host") + 1].startswith("127.")
     assert arguments[arguments.index("--download-dir") + 1] == str(tmp_path / "cache")
@@ -202,9 +203,7 @@ async def test_crashed_pod_is_started_again(tmp_path: Path) -> None:
             response = await client.post(f"{session.base_url}/v1/completions", json={})
             return response.status_code == 200 and response.json()["pid"] != pid
 
-        async with asyncio.timeout(30):
-            while not await is_answered():
-                await asyncio.sleep(0.05)
+        await eventually(is_answered)
 
 
 async def test_worker_that_cannot_start_ends_the_run_with_its_last_lines(
@@ -216,7 +215,7 @@ async def test_worker_that_cannot_start_ends_the_run_with_its_last_lines(
         async with serving(chosen, io.StringIO()):
             pass
     assert caught.value.last_lines[-1] == "ConfigError: no such model"
-    assert list(own_temporary_folder.iterdir()) == []
+    assert entries(own_temporary_folder) == []
 
 
 async def test_port_in_use_is_said_in_one_sentence(tmp_path: Path) -> None:
@@ -347,9 +346,35 @@ def test_command_shows_why_the_worker_died(tmp_path: Path) -> None:
 def test_local_mode_imports_neither_kopf_nor_the_kubernetes_client() -> None:
     code = (
         "import sys, octavo_operator.cli, octavo_operator.local.session;"
-        "print([name for name in ('kopf', 'kubernetes', 'aiohttp', 'torch') if name in sys.modules])"
+        "heavy = ('kopf', 'kubernetes', 'aiohttp', 'torch');"
+        "print([name for name in heavy if name in sys.modules])"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+def test_worker_ends_when_the_command_is_killed(tmp_path: Path) -> None:
+    """SIGKILL leaves no chance to clean up; the kernel then ends the worker."""
+    path = write(tmp_path, inference_service())
+    command = run_command("local", "-f", str(path), "--port", "0", "--cache-dir", str(tmp_path))
+    assert command.stdout is not None
+    curl = next(line for line in iter(command.stdout.readline, "") if line.startswith("curl "))
+    answer = httpx.post(curl.split()[1], json={}, timeout=20).json()
+    command.kill()
+    command.communicate(timeout=30)
+    limit = time.monotonic() + 30
+    while is_alive(answer["pid"]) and time.monotonic() < limit:
+        time.sleep(0.02)
+    assert not is_alive(answer["pid"])
+
+
+async def test_program_that_is_not_installed_is_one_sentence(tmp_path: Path) -> None:
+    path = write(tmp_path, inference_service())
+    chosen = options(path, tmp_path)
+    machine = replace(chosen.machine, programs={"octavo": ("/absent/octavo",)})
+    with pytest.raises(WorkerFailedError, match="/absent/octavo is not a program"):
+        async with serving(replace(chosen, machine=machine), io.StringIO()):
+            pass

@@ -208,10 +208,14 @@ async def test_watch_goes_on_from_a_list_and_sees_later_changes(store: ObjectSto
     await store.create(pod("before"))
     listed = await store.list_objects(POD, NS, {})
     events = store.watch(POD, NS, {}, listed.resource_version)
-    coming = asyncio.create_task(anext(events))
+
+    async def next_type() -> EventType:
+        return (await anext(events)).type
+
+    coming = asyncio.create_task(next_type())
     await asyncio.sleep(0)
     await store.create(pod("after"))
-    assert (await coming).type is EventType.ADDED
+    assert await coming is EventType.ADDED
     await store.delete(POD, NS, "before")
     event = await anext(events)
     assert (event.type, event.object["metadata"]["name"]) == (EventType.DELETED, "before")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import kmock as kmock_package
 import pytest
 import yaml
 
+from eventually import eventually
 from inference_services import condition_message, conditions, inference_service
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.errors import NotFoundError
@@ -32,9 +35,6 @@ from store_behind_kmock import StoreBehindKmock
 
 pytestmark = [
     pytest.mark.kmock(cls=StoreBehindKmock, limit=None),
-    # kopf leaves the connector of a watch that it cancels to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 WRITING = {"POST", "PUT", "PATCH", "DELETE"}
@@ -64,9 +64,12 @@ async def operator(
     stop = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
 
-    async def start() -> None:
+    async def start(probe_port: int = 0) -> None:
         settings = OperatorSettings(
-            namespaces=("models",), worker_image="worker:1", probe_port=0, metrics_port=0
+            namespaces=("models",),
+            worker_image="worker:1",
+            probe_port=probe_port,
+            metrics_port=0,
         )
         tasks.append(
             asyncio.create_task(run_operator(settings, is_in_cluster=False, stop_flag=stop))
@@ -76,14 +79,6 @@ async def operator(
     stop.set()
     for task in tasks:
         await asyncio.wait_for(task, 20)
-
-
-async def eventually(check: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Wait for a state, not for a time; the limit only ends a test that would never end."""
-    async with asyncio.timeout(30):
-        while not await check():
-            await asyncio.sleep(0.02)
-    assert what
 
 
 async def settled(kmock: Any) -> int:
@@ -137,7 +132,7 @@ async def test_create_makes_all_children_and_reports(kmock: Any, operator: Any) 
     async def is_created() -> bool:
         return len(await children(kmock.store)) == 5 and await is_reported(kmock.store)
 
-    await eventually(is_created, "all children")
+    await eventually(is_created)
     service = await read_service(kmock.store)
     assert conditions(service)["Ready"] == ("False", "PodsStarting")
     await mark_ready(kmock.store)
@@ -145,7 +140,7 @@ async def test_create_makes_all_children_and_reports(kmock: Any, operator: Any) 
     async def is_serving() -> bool:
         return conditions(await read_service(kmock.store))["Ready"] == ("True", "Serving")
 
-    await eventually(is_serving, "a change of a child is noticed")
+    await eventually(is_serving)
     status = (await read_service(kmock.store))["status"]
     assert status["url"] == "http://chat.models.svc:8000"
     assert status["image"] == "worker:1"
@@ -159,7 +154,7 @@ async def test_resource_itself_is_never_written_but_for_its_status(
 ) -> None:
     created = await kmock.store.create(inference_service())
     await operator()
-    await eventually(lambda: is_reported(kmock.store), "a status")
+    await eventually(lambda: is_reported(kmock.store))
     await settled(kmock)
     service = await read_service(kmock.store)
     for key in ("labels", "annotations", "finalizers"):
@@ -173,7 +168,7 @@ async def test_resource_itself_is_never_written_but_for_its_status(
 async def test_noop_reconcile_writes_nothing(kmock: Any, operator: Any) -> None:
     await kmock.store.create(inference_service())
     await operator()
-    await eventually(lambda: is_reported(kmock.store), "a status")
+    await eventually(lambda: is_reported(kmock.store))
     before = await settled(kmock)
     versions = {
         kind: live["metadata"]["resourceVersion"]
@@ -187,7 +182,7 @@ async def test_noop_reconcile_writes_nothing(kmock: Any, operator: Any) -> None:
     async def has_looked() -> bool:
         return len(kmock) > reads
 
-    await eventually(has_looked, "a look")
+    await eventually(has_looked)
     assert await settled(kmock) == before
     assert versions == {
         kind: live["metadata"]["resourceVersion"]
@@ -198,7 +193,7 @@ async def test_noop_reconcile_writes_nothing(kmock: Any, operator: Any) -> None:
 async def test_update_changes_the_deployment_only(kmock: Any, operator: Any) -> None:
     await kmock.store.create(inference_service())
     await operator()
-    await eventually(lambda: is_reported(kmock.store), "a status")
+    await eventually(lambda: is_reported(kmock.store))
     before = await settled(kmock)
     patch = {"spec": {"replicas": 3, "engine": {"maxModelLen": 4096}}}
     await kmock.store.merge(INFERENCE_SERVICE, "models", "chat", patch)
@@ -207,7 +202,7 @@ async def test_update_changes_the_deployment_only(kmock: Any, operator: Any) -> 
         live = await kmock.store.get(DEPLOYMENT, "models", "chat")
         return bool(live["spec"]["replicas"] == 3)
 
-    await eventually(is_updated, "the Deployment")
+    await eventually(is_updated)
     await settled(kmock)
     command = (await kmock.store.get(DEPLOYMENT, "models", "chat"))["spec"]["template"]["spec"][
         "containers"
@@ -222,7 +217,7 @@ async def test_update_changes_the_deployment_only(kmock: Any, operator: Any) -> 
 async def test_edit_by_somebody_else_is_put_right(kmock: Any, operator: Any) -> None:
     await kmock.store.create(inference_service())
     await operator()
-    await eventually(lambda: is_reported(kmock.store), "a status")
+    await eventually(lambda: is_reported(kmock.store))
     await settled(kmock)
     patch: dict[str, Any] = {"spec": {"selector": {"serving.octavo.dev/service": "other"}}}
     await kmock.store.merge(SERVICE, "models", "chat", patch)
@@ -231,26 +226,26 @@ async def test_edit_by_somebody_else_is_put_right(kmock: Any, operator: Any) -> 
         live = await kmock.store.get(SERVICE, "models", "chat")
         return bool(live["spec"]["selector"]["serving.octavo.dev/service"] == "chat")
 
-    await eventually(is_right, "the Service as it was")
+    await eventually(is_right)
 
 
 async def test_deleted_child_comes_back(kmock: Any, operator: Any) -> None:
     await kmock.store.create(inference_service())
     await operator()
-    await eventually(lambda: is_reported(kmock.store), "a status")
+    await eventually(lambda: is_reported(kmock.store))
     await settled(kmock)
     await kmock.store.delete(SERVICE_ACCOUNT, "models", "chat")
 
     async def is_back() -> bool:
         return "ServiceAccount" in await children(kmock.store)
 
-    await eventually(is_back, "the ServiceAccount")
+    await eventually(is_back)
 
 
 async def test_delete_leaves_nothing_and_no_finalizer(kmock: Any, operator: Any) -> None:
     await kmock.store.create(inference_service())
     await operator()
-    await eventually(lambda: is_reported(kmock.store), "a status")
+    await eventually(lambda: is_reported(kmock.store))
     await settled(kmock)
     await kmock.store.delete(INFERENCE_SERVICE, "models", "chat")
     await settled(kmock)
@@ -260,7 +255,7 @@ async def test_delete_leaves_nothing_and_no_finalizer(kmock: Any, operator: Any)
 async def test_pod_monitor_goes_when_it_is_no_longer_wanted(kmock: Any, operator: Any) -> None:
     await kmock.store.create(inference_service())
     await operator()
-    await eventually(lambda: is_reported(kmock.store), "a status")
+    await eventually(lambda: is_reported(kmock.store))
     await settled(kmock)
     patch = {"spec": {"monitoring": {"podMonitor": False}}}
     await kmock.store.merge(INFERENCE_SERVICE, "models", "chat", patch)
@@ -268,7 +263,7 @@ async def test_pod_monitor_goes_when_it_is_no_longer_wanted(kmock: Any, operator
     async def is_gone() -> bool:
         return POD_MONITOR.kind not in await children(kmock.store)
 
-    await eventually(is_gone, "no PodMonitor")
+    await eventually(is_gone)
 
 
 @pytest.mark.parametrize("code", [429, 500, 503, 409])
@@ -284,7 +279,7 @@ async def test_transient_failure_of_an_apply_is_waited_out(
     async def is_created() -> bool:
         return "Deployment" in await children(kmock.store)
 
-    await eventually(is_created, "the Deployment in the end")
+    await eventually(is_created)
     patches = [r for r in writes(kmock) if r.url.path.endswith("/deployments/chat")]
     assert len(patches) == 3
 
@@ -294,7 +289,7 @@ async def test_conflict_on_status_reads_again_and_writes(kmock: Any, operator: A
     path = "/apis/serving.octavo.dev/v1alpha1/namespaces/models/inferenceservices/chat/status"
     kmock[f"patch {path}"][:1] << 409
     await operator()
-    await eventually(lambda: is_reported(kmock.store), "a status in the end")
+    await eventually(lambda: is_reported(kmock.store))
 
 
 async def test_rejected_object_is_reported_and_not_hammered(kmock: Any, operator: Any) -> None:
@@ -303,7 +298,7 @@ async def test_rejected_object_is_reported_and_not_hammered(kmock: Any, operator
     refusal = {"kind": "Status", "message": "spec.template.spec.nodeNmae: unknown field"}
     kmock[f"patch {path}"] << 422 << refusal
     await operator()
-    await eventually(lambda: is_reported(kmock.store), "a status")
+    await eventually(lambda: is_reported(kmock.store))
     count = await settled(kmock)
     service = await read_service(kmock.store)
     assert conditions(service)["Ready"] == ("False", "ApplyRejected")
@@ -322,7 +317,7 @@ async def test_strangers_object_of_the_same_name_is_left_alone(kmock: Any, opera
     before = await kmock.store.create(stranger, "kubectl")
     await kmock.store.create(inference_service())
     await operator()
-    await eventually(lambda: is_reported(kmock.store), "a status")
+    await eventually(lambda: is_reported(kmock.store))
     await settled(kmock)
     service = await read_service(kmock.store)
     assert conditions(service)["Ready"] == ("False", "NameConflict")
@@ -332,7 +327,7 @@ async def test_strangers_object_of_the_same_name_is_left_alone(kmock: Any, opera
 async def test_invalid_spec_is_reported_and_pods_are_left(kmock: Any, operator: Any) -> None:
     await kmock.store.create(inference_service())
     await operator()
-    await eventually(lambda: is_reported(kmock.store), "a status")
+    await eventually(lambda: is_reported(kmock.store))
     await settled(kmock)
     before = await children(kmock.store)
     patch = {"spec": {"model": {"uri": "ftp://org/name"}}}
@@ -341,7 +336,7 @@ async def test_invalid_spec_is_reported_and_pods_are_left(kmock: Any, operator: 
     async def is_refused() -> bool:
         return conditions(await read_service(kmock.store))["Ready"] == ("False", "InvalidSpec")
 
-    await eventually(is_refused, "the refusal")
+    await eventually(is_refused)
     assert "spec.model.uri is 'ftp://org/name'" in condition_message(
         await read_service(kmock.store), "ModelReady"
     )
@@ -353,7 +348,7 @@ async def test_watch_that_fell_behind_lists_again(kmock: Any, operator: Any) -> 
     await kmock.store.create(inference_service())
     kmock.store.forget_history()
     await operator()
-    await eventually(lambda: is_reported(kmock.store), "a status")
+    await eventually(lambda: is_reported(kmock.store))
 
 
 async def test_lora_adapter_is_told_that_it_is_not_loaded(kmock: Any, operator: Any) -> None:
@@ -374,7 +369,7 @@ async def test_lora_adapter_is_told_that_it_is_not_loaded(kmock: Any, operator: 
         live = await kmock.store.get(LORA_ADAPTER, "models", "sql")
         return conditions(live).get("Ready") == ("False", "NotImplementedYet")
 
-    await eventually(is_told, "the condition")
+    await eventually(is_told)
     before = await settled(kmock)
     assert before == 1
 
@@ -382,3 +377,47 @@ async def test_lora_adapter_is_told_that_it_is_not_loaded(kmock: Any, operator: 
 async def test_absent_object_is_not_found(kmock: Any) -> None:
     with pytest.raises(NotFoundError):
         await kmock.store.get(DEPLOYMENT, "models", "chat")
+
+
+async def test_healthz_tells_of_watches_and_passes(
+    kmock: Any, operator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    await kmock.store.create(inference_service())
+    await operator(probe_port=port)
+    await eventually(lambda: is_reported(kmock.store))
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(f"http://127.0.0.1:{port}/healthz")
+        assert answer.status_code == 200
+        assert answer.json()["loop"] is True
+        assert answer.json()["watches"]["oldest_contact_s"] < 60
+
+
+async def test_healthz_fails_when_a_pass_is_stuck(
+    kmock: Any, operator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo_operator.handlers.liveness.STUCK_AFTER_S", -1.0)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    await kmock.store.create(inference_service())
+    await operator(probe_port=port)
+    await eventually(lambda: is_reported(kmock.store))
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(f"http://127.0.0.1:{port}/healthz")).status_code == 500
+
+
+async def test_own_status_write_causes_no_further_pass(kmock: Any, operator: Any) -> None:
+    await kmock.store.create(inference_service())
+    await operator()
+    await eventually(lambda: is_reported(kmock.store))
+    await settled(kmock)
+    path = "/apis/serving.octavo.dev/v1alpha1/namespaces/models/inferenceservices/chat"
+    passes = [request for request in kmock if request.url.path == path]
+    status = (await read_service(kmock.store))["status"]
+    note = {**status, "summary": {**status["summary"], "adapters": "0/0"}}
+    await kmock.store.write_status(INFERENCE_SERVICE, "models", "chat", note, None)
+    await settled(kmock)
+    assert [request for request in kmock if request.url.path == path] == passes

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inference_services import condition_message, conditions, inference_service
 
+from inference_services import condition_message, conditions, inference_service
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.labels import ANNOTATION_UPGRADE
 from octavo_operator.manifests.kinds import (
@@ -269,7 +269,7 @@ async def test_what_cannot_run_yet_creates_nothing_and_says_so(
         ({"replicas": None, "scaling": {"maxReplicas": 4}}, "spec.scaling: no autoscaler"),
         ({"parallelism": {"tensor": "Auto"}}, "Auto means 1 for now"),
         ({"engine": {"speculative": {"method": "NGram"}}}, "spec.engine.speculative"),
-        ({"engine": {"lora": {}}}, "LoRAAdapters are not loaded yet"),
+        ({"engine": {"lora": {}}}, "LoRAAdapters are not loaded yet, so no room"),
         ({"routing": {"inferencePool": True}}, "no InferencePool"),
         ({"rolout": {}}, "spec.rolout (did you mean rollout?)"),
     ],

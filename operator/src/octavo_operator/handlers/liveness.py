@@ -23,20 +23,26 @@ LOOP_ANSWER_S: Final = 3.0
 def register_liveness(
     registry: kopf.OperatorRegistry, follower: Follower, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """Probe handlers; one that raises turns the answer into HTTP 500. `loop` runs the follower."""
+    """Probe handlers. `loop` runs the follower.
+
+    A permanent error is HTTP 500 at once; any other would have kopf try again, and hold the answer.
+    """
 
     @kopf.on.probe(id="loop", registry=registry)
     async def answers(**_: Any) -> bool:
-        async with asyncio.timeout(LOOP_ANSWER_S):
-            turn = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop)
-            await asyncio.wrap_future(turn)
+        turn = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop)
+        try:
+            async with asyncio.timeout(LOOP_ANSWER_S):
+                await asyncio.wrap_future(turn)
+        except TimeoutError as error:
+            raise kopf.PermanentError(f"the loop has not turned for {LOOP_ANSWER_S} s") from error
         return True
 
     @kopf.on.probe(id="reconcile", registry=registry)
     async def reconcile(**_: Any) -> dict[str, float | int]:
         busy_s = follower.queue.longest_work_s(time.monotonic())
         if busy_s > STUCK_AFTER_S:
-            raise RuntimeError(f"a pass has been under way for {busy_s:.0f} s")
+            raise kopf.PermanentError(f"a pass has been under way for {busy_s:.0f} s")
         return {"longest_pass_s": round(busy_s, 1), "waiting": follower.queue.num_waiting}
 
     @kopf.on.probe(id="watches", registry=registry)

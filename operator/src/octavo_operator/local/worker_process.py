@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
+import shutil
 import signal
 import sys
 from collections import deque
@@ -17,7 +17,17 @@ from octavo_operator.local.container import LocalContainer
 
 KEPT_LINES: Final = 40
 _LONGEST_LINE: Final = 2**16
-_PR_SET_PDEATHSIG: Final = 1
+_DIE_WITH_PARENT: Final = (
+    sys.executable,
+    "-IS",
+    "-c",
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])",
+)
+"""Linux: have the kernel send SIGTERM to the worker when this program is killed and cannot.
+
+Asked for between start and exec of the worker (PR_SET_PDEATHSIG is 1), in a process of its own
+rather than a preexec_fn, which is unsafe beside threads.
+"""
 
 
 class WorkerProcess:
@@ -36,22 +46,28 @@ class WorkerProcess:
         cls, container: LocalContainer, on_line: Callable[[str, bool], None]
     ) -> WorkerProcess:
         """In a session of its own, so that the terminal's Ctrl-C reaches only this program."""
+        program = shutil.which(
+            container.command[0], path=container.environment.get("PATH", os.defpath)
+        )
+        if program is None:
+            raise WorkerFailedError(
+                f"{container.command[0]} is not a program that can be run; is the package octavo "
+                f"installed in this Python environment?"
+            )
+        command = (program, *container.command[1:])
         try:
             process = await asyncio.create_subprocess_exec(
-                *container.command,
+                *(_DIE_WITH_PARENT if sys.platform == "linux" else ()),
+                *command,
                 env=dict(container.environment),
                 cwd=container.folder,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
         except OSError as error:
-            raise WorkerFailedError(
-                f"{container.command[0]} cannot be run: {error.strerror}; is the package octavo "
-                f"installed in this Python environment?"
-            ) from error
+            raise WorkerFailedError(f"{program} cannot be run: {error.strerror}") from error
         return cls(process, on_line)
 
     @property
@@ -107,8 +123,3 @@ class WorkerProcess:
         if not is_transient:
             self.last_lines.append(text)
         self._on_line(text, is_transient)
-
-
-def _die_with_parent() -> None:
-    """Linux: SIGTERM for the worker when this program is killed and cannot clean up."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

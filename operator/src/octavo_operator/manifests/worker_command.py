@@ -41,7 +41,6 @@ def worker_command(service: InferenceService) -> list[str]:
         *_option("--shutdown-timeout", service.rollout.drain_s),
         *(["--download-dir", CACHE_MOUNT] if is_downloaded(service.model.source) else []),
         *_api_keys(service),
-        *_lora_options(service.engine),
         *service.engine.args,
     ]
 
@@ -95,16 +94,6 @@ def _engine_options(engine: Engine, *, is_cpu: bool) -> list[str]:
 def _api_keys(service: InferenceService) -> list[str]:
     paths = api_key_paths(service)
     return ["--api-key-file", *paths] if paths else []
-
-
-def _lora_options(engine: Engine) -> list[str]:
-    if engine.lora is None:
-        return []
-    return [
-        "--enable-lora",
-        *_option("--max-loras", engine.lora.max_adapters),
-        *_option("--max-lora-rank", engine.lora.max_rank),
-    ]
 
 
 def _option(flag: str, value: object) -> list[str]:

@@ -63,7 +63,7 @@ def _missing(service: InferenceService) -> tuple[str, ...]:
         sentences.append("spec.engine.speculative: not in effect yet; remove it")
     if service.engine.lora is not None:
         sentences.append(
-            "spec.engine.lora: room for adapters is kept, but LoRAAdapters are not loaded yet"
+            "spec.engine.lora: LoRAAdapters are not loaded yet, so no room is kept for them"
         )
     if service.inference_pool:
         sentences.append("spec.routing.inferencePool: no InferencePool is created yet; remove it")

@@ -1,0 +1,175 @@
+"""Whole manifests: what is rendered, byte for byte; how overlays merge; what is never allowed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes_validate import validate
+
+from inference_services import inference_service
+from octavo_operator.errors import ResourceError
+from octavo_operator.labels import ANNOTATION_APPLIED_HASH, ANNOTATION_POD_TEMPLATE
+from octavo_operator.manifests.overlay import merge_overlay
+from octavo_operator.manifests.pod_template import pod_template
+from octavo_operator.reconcile.rendering import render_service
+from octavo_operator.resources.inference_service import parse_inference_service
+
+GOLDEN = Path(__file__).with_name("golden")
+CASES = ("cpu", "full", "volumes")
+
+
+def rendered(case: str) -> list[Any]:
+    service = yaml.safe_load((GOLDEN / f"{case}.service.yaml").read_text())
+    return [json.loads(json.dumps(item)) for item in render_service(service, "worker:1")]
+
+
+def without_template_memory(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The annotation repeats the template in one long line; the hash covers both."""
+    annotations = manifest["metadata"]["annotations"]
+    memory = annotations.pop(ANNOTATION_POD_TEMPLATE, None)
+    if memory is not None:
+        assert json.loads(memory) == manifest["spec"]["template"]
+    return manifest
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_manifests_are_exactly_these(case: str) -> None:
+    expected = list(yaml.safe_load_all((GOLDEN / f"{case}.manifests.yaml").read_text()))
+    assert [without_template_memory(manifest) for manifest in rendered(case)] == expected
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_manifests_are_valid_kubernetes_objects(case: str) -> None:
+    for manifest in rendered(case):
+        if manifest["kind"] != "PodMonitor":
+            validate(manifest, "1.37", strict=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pods_meet_the_restricted_standard(case: str) -> None:
+    """The rules of the restricted Pod Security Standard that apply to what we render."""
+    pod = next(item for item in rendered(case) if item["kind"] == "Deployment")["spec"]["template"]
+    spec = pod["spec"]
+    worker = spec["containers"][0]
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert worker["securityContext"]["allowPrivilegeEscalation"] is False
+    assert worker["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert worker["securityContext"]["readOnlyRootFilesystem"] is True
+    assert spec["automountServiceAccountToken"] is False
+    allowed = {"emptyDir", "persistentVolumeClaim", "secret", "image"}
+    for volume in spec["volumes"]:
+        assert volume.keys() - {"name"} <= allowed
+    assert (
+        spec["terminationGracePeriodSeconds"] > worker["lifecycle"]["preStop"]["sleep"]["seconds"]
+    )
+
+
+def test_rendering_is_repeatable_and_the_hash_follows_the_content() -> None:
+    first = {item["kind"]: item for item in rendered("full")}
+    assert first == {item["kind"]: item for item in rendered("full")}
+    service = yaml.safe_load((GOLDEN / "full.service.yaml").read_text())
+    service["spec"]["replicas"] = 3
+    second = {item["kind"]: item for item in render_service(service, "worker:1")}
+
+    def digest(manifests: dict[str, Any], kind: str) -> str:
+        return str(manifests[kind]["metadata"]["annotations"][ANNOTATION_APPLIED_HASH])
+
+    assert digest(first, "Deployment") != digest(second, "Deployment")
+    assert digest(first, "Service") == digest(second, "Service")
+
+
+@pytest.mark.parametrize(
+    ("base", "overlay", "merged"),
+    [
+        ({"a": 1, "b": 2}, {"a": 3}, {"a": 3, "b": 2}),
+        ({"a": 1, "b": 2}, {"a": None}, {"b": 2}),
+        ({"a": {"b": 1}}, {"a": {"c": 2}}, {"a": {"b": 1, "c": 2}}),
+        ({"a": {"b": 1}}, {"a": {"$patch": "replace", "c": 2}}, {"a": {"c": 2}}),
+        ({"command": ["a", "b"]}, {"command": ["c"]}, {"command": ["c"]}),
+        (
+            {"env": [{"name": "A", "value": "1"}]},
+            {"env": [{"name": "B"}, {"name": "A", "value": "2"}]},
+            {"env": [{"name": "A", "value": "2"}, {"name": "B"}]},
+        ),
+        (
+            {"env": [{"name": "A"}, {"name": "B"}]},
+            {"env": [{"name": "A", "$patch": "delete"}]},
+            {"env": [{"name": "B"}]},
+        ),
+        (
+            {"env": [{"name": "A"}]},
+            {"env": [{"$patch": "replace"}, {"name": "B"}]},
+            {"env": [{"name": "B"}]},
+        ),
+        (
+            {"volumeMounts": [{"mountPath": "/a", "name": "x"}]},
+            {"volumeMounts": [{"mountPath": "/a", "readOnly": True}]},
+            {"volumeMounts": [{"mountPath": "/a", "name": "x", "readOnly": True}]},
+        ),
+        (
+            {"ports": [{"containerPort": 80, "protocol": "TCP"}]},
+            {
+                "ports": [
+                    {"containerPort": 80, "name": "web"},
+                    {"containerPort": 80, "protocol": "UDP"},
+                ]
+            },
+            {
+                "ports": [
+                    {"containerPort": 80, "protocol": "TCP", "name": "web"},
+                    {"containerPort": 80, "protocol": "UDP"},
+                ]
+            },
+        ),
+        ({"tolerations": [{"key": "a"}]}, {"tolerations": []}, {"tolerations": []}),
+    ],
+    ids=[
+        "value",
+        "null",
+        "nested",
+        "replace",
+        "atomic",
+        "keyed",
+        "delete",
+        "replace-list",
+        "mount-path",
+        "ports",
+        "empty-list",
+    ],
+)
+def test_overlay(base: dict[str, Any], overlay: dict[str, Any], merged: dict[str, Any]) -> None:
+    before = json.dumps(base)
+    assert merge_overlay(base, overlay, "spec.template") == merged
+    assert json.dumps(base) == before
+
+
+@pytest.mark.parametrize(
+    ("template", "field"),
+    [
+        ({"spec": []}, "spec.template.spec"),
+        ({"spec": "x"}, "spec.template.spec"),
+        ({"spec": {"containers": {}}}, "spec.template.spec.containers"),
+        ({"spec": {"containers": [{"image": "a"}]}}, "spec.template.spec.containers[0]"),
+        ({"spec": {"containers": ["a"]}}, "spec.template.spec.containers[0]"),
+        ({"spec": {"$patch": "merge"}}, "spec.template.spec.$patch"),
+        (
+            {"spec": {"containers": [{"name": "worker", "$patch": "delete"}]}},
+            "spec.template.spec.containers",
+        ),
+        (
+            {"metadata": {"labels": {"serving.octavo.dev/service": "x"}}},
+            "spec.template.metadata.labels[serving.octavo.dev/service]",
+        ),
+    ],
+)
+def test_overlay_that_cannot_be_merged_is_refused(template: dict[str, Any], field: str) -> None:
+    service = parse_inference_service(inference_service(template=template))
+    with pytest.raises(ResourceError) as caught:
+        pod_template(service, "worker:1")
+    assert caught.value.field == field

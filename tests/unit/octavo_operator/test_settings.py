@@ -1,0 +1,74 @@
+"""Settings of the operator, and the commands that read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from inference_services import inference_service
+from octavo_operator.cli import main
+from octavo_operator.errors import SettingsError
+from octavo_operator.settings import DEFAULT_WORKER_IMAGE, OperatorSettings, operator_settings
+
+
+def test_nothing_said_gives_the_defaults() -> None:
+    assert operator_settings({}) == OperatorSettings()
+
+
+def test_variables_are_those_of_the_chart_and_flags_win() -> None:
+    environment = {
+        "OCTAVO_NAMESPACES": "a, b,a",
+        "OCTAVO_WORKER_IMAGE": "worker:2",
+        "OCTAVO_LOG_LEVEL": "debug",
+        "OCTAVO_METRICS_PORT": "9000",
+        "OCTAVO_PROBE_PORT": "0",
+    }
+    settings = operator_settings(environment, {"worker_image": "worker:3", "resync_s": None})
+    assert settings.namespaces == ("a", "b")
+    assert settings.worker_image == "worker:3"
+    assert settings.log_level == "DEBUG"
+    assert (settings.metrics_port, settings.probe_port) == (9000, 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"resync_s": "soon"}, r"--resync-s \(or OCTAVO_RESYNC_S\) is 'soon'; give a number"),
+        ({"resync_s": "1"}, "give a number from 10 to 86400"),
+        ({"namespaces": "A"}, "is 'A'; give names of namespaces"),
+        ({"log_level": "LOUD"}, "give one of DEBUG, INFO, WARNING, ERROR"),
+    ],
+)
+def test_wrong_setting_is_named(flags: dict[str, str], sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        operator_settings({}, flags)
+
+
+def test_run_without_a_cluster_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = str(tmp_path / "absent")
+    monkeypatch.setenv("KUBECONFIG", absent)
+    monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", absent)
+    assert main(["run", "--metrics-port", "0", "--probe-port", "0"]) == 2
+    assert "no way to a cluster" in capsys.readouterr().err
+
+
+def test_render_prints_manifests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "service.yaml"
+    path.write_text(yaml.safe_dump(inference_service()))
+    assert main(["render", "-f", str(path)]) == 0
+    manifests = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert [item["kind"] for item in manifests][:3] == ["ServiceAccount", "Service", "Deployment"]
+    assert DEFAULT_WORKER_IMAGE in str(manifests[2])
+
+
+def test_render_of_what_cannot_run_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "service.yaml"
+    path.write_text(yaml.safe_dump(inference_service(model={"uri": "s3://bucket/model"})))
+    assert main(["render", "-f", str(path)]) == 2
+    assert "s3://bucket/model cannot be fetched yet" in capsys.readouterr().err
