@@ -18,7 +18,7 @@ from tiny_gguf import write_tiny_gguf
 from tiny_models import FAMILIES, make_tiny_model
 
 # Gemma's layer pattern and query scale are llama.cpp's own, not in the file.
-AS_LLAMA_CPP_HAS_IT = {
+AS_LLAMA_CPP_HAS_IT: dict[str, dict[str, Any]] = {
     "gemma3": {
         "num_hidden_layers": 6,
         "sliding_window_pattern": 6,

@@ -38,9 +38,10 @@ def test_every_tensor_is_the_one_converted(family: str, tmp_path: Path) -> None:
                 source.tensor(name, shape), original.tensor(name, shape), atol=2e-7, rtol=0
             )
         else:
-            matrix = source.matrix(name, (shape[0], shape[1]))
+            size = (shape[0], shape[1])
+            matrix = source.matrix(name, size)
             assert isinstance(matrix, Tensor)
-            assert torch.equal(matrix, torch.as_tensor(original.matrix(name, shape)))
+            assert torch.equal(matrix, torch.as_tensor(original.matrix(name, size)))
     source.check_all_used(lambda name: False)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo import quantization
-from octavo.kernels.interface import GGMLType, PackedTensor, WeightPart
+from octavo.kernels.interface import GGMLType, Linear, PackedTensor, WeightPart
 from octavo.kernels.reference import ReferenceKernels
 from octavo.quantization import dequantize
 
@@ -22,10 +22,11 @@ class RecordingKernels(ReferenceKernels):
         self.packed_kinds = packed_kinds
         self.parts: list[WeightPart] = []
 
-    def prepare_linear(  # type: ignore[override]
+    def prepare_linear(
         self, parts: Sequence[WeightPart], bias: Tensor | None, dtype: torch.dtype
-    ) -> None:
+    ) -> Linear:
         self.parts = list(parts)
+        return super().prepare_linear([torch.zeros(1, 32)], None, dtype)
 
 
 @pytest.fixture

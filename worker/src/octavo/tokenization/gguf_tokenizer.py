@@ -9,9 +9,10 @@ convention, written down here. Sources: llama.cpp's ``llama-vocab.cpp`` and the
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
@@ -111,6 +112,9 @@ def parse_vocabulary(metadata: Mapping[str, object]) -> GGUFVocabulary:
             "The GGUF file holds no tokenizer (tokenizer.ggml.tokens is absent); serve it with "
             "--skip-tokenizer-init, or use a complete file."
         )
+    if len(set(tokens)) != len(tokens):
+        token, _ = Counter(tokens).most_common(1)[0]
+        raise ModelLoadError(f"The GGUF file's vocabulary has the token {token!r:.80} twice.")
     return GGUFVocabulary(
         model=fields.text("model") or "gpt2",
         pre=fields.text("pre"),
@@ -154,12 +158,11 @@ def build_tokenizer(vocabulary: GGUFVocabulary, architecture: str) -> tokenizers
 
 def _byte_level(vocabulary: GGUFVocabulary) -> tokenizers.Tokenizer:
     rule = _GPT2_RULE if vocabulary.pre is None else _split_rule(vocabulary.pre)
-    model = models.BPE(
+    tokenizer = _merging(
         vocab=_ids(vocabulary.tokens),
         merges=[_merge(merge) for merge in vocabulary.merges],
         ignore_merges=rule.ignores_merges,
     )
-    tokenizer = tokenizers.Tokenizer(model)
     if rule.is_nfc:
         tokenizer.normalizer = normalizers.NFC()
     steps: list[pre_tokenizers.PreTokenizer] = []
@@ -185,14 +188,13 @@ def _sentencepiece(vocabulary: GGUFVocabulary, architecture: str) -> tokenizers.
         raise ModelLoadError("The GGUF file's SentencePiece vocabulary has no scores.")
     unknown = vocabulary.special_ids.get("unk")
     merges = [_merge(merge) for merge in vocabulary.merges]
-    model = models.BPE(
+    tokenizer = _merging(
         vocab=_ids(tokens),
         merges=merges or merges_by_score(tokens, scores, vocabulary.types),
         unk_token=None if unknown is None else tokens[unknown],
         fuse_unk=True,
         byte_fallback=True,
     )
-    tokenizer = tokenizers.Tokenizer(model)
     has_prefix = vocabulary.add_space_prefix is not False
     replace = normalizers.Replace(" ", SPACE)
     tokenizer.normalizer = (
@@ -203,6 +205,13 @@ def _sentencepiece(vocabulary: GGUFVocabulary, architecture: str) -> tokenizers.
         steps.append(decoders.Strip(" ", 1, 0))
     tokenizer.decoder = decoders.Sequence(steps)
     return tokenizer
+
+
+def _merging(**arguments: Any) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer(models.BPE(**arguments))
+    except Exception as exc:  # the library raises plain Exception
+        raise ModelLoadError(f"The GGUF file's tokenizer cannot be built: {exc}.") from exc
 
 
 def merges_by_score(

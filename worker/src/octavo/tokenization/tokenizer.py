@@ -60,8 +60,6 @@ class Tokenizer:
         self._special_ids = frozenset(id for id, token in added.items() if token.special)
         self._vocab_size = max(backend.get_vocab_size(True), max(added, default=-1) + 1)
         self._bytes: list[bytes | None] = [None] * self._vocab_size
-        for token_id, token in added.items():
-            self._bytes[token_id] = token.content.encode()
 
     @classmethod
     def open(cls, path: str | Path) -> Tokenizer:
