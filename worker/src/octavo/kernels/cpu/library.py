@@ -55,6 +55,8 @@ class Library:
     paged_attention: KernelFunction
     sample: KernelFunction
     philox: KernelFunction
+    read_all: KernelFunction
+    multiply_add: KernelFunction
 
 
 @functools.cache

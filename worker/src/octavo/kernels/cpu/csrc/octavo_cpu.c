@@ -1,10 +1,10 @@
 /* The whole library as one translation unit, compiled once per instruction set. */
 #include "pack.c"
-#include "gemv.c"
 #include "linear.c"
 #include "elementwise.c"
 #include "rope.c"
 #include "attention_decode.c"
 #include "attention_prefill.c"
 #include "sample.c"
+#include "ceilings.c"
 #include "python_face.c"

@@ -93,7 +93,7 @@ static void unpack_group(format target, const uint8_t *group, decoded *rows) {
                     q.bits == 4 ? (int8_t)((group[word] >> (lane / HALF_PANEL * 4)) & 15)
                                 : (int8_t)group[k * PANEL + lane];
             }
-            float scale, minimum = 0;
+            float scale = 0, minimum = 0;
             if (q.scale_size == 2) {
                 scale = half_to_float(read_u16(scales + 2 * lane));
                 if (q.has_min) minimum = half_to_float(read_u16(minimums + 2 * lane));
@@ -187,7 +187,7 @@ static void unpack_quant_row(const segment *s, const uint8_t *panel, int64_t lan
     for (int64_t first = 0; first < size; first += q.group_size, panel += group_bytes(q)) {
         const uint8_t *scales = panel + q.group_size * PANEL * q.bits / 8;
         const uint8_t *minimums = scales + PANEL * q.scale_size;
-        float scale, minimum = 0;
+        float scale = 0, minimum = 0;
         if (q.scale_size == 2) {
             scale = half_to_float(read_u16(scales + 2 * lane));
             if (q.has_min) minimum = half_to_float(read_u16(minimums + 2 * lane));

@@ -141,12 +141,27 @@ static void call_philox(const argument *a) {
 }
 FUNCTION(philox, "iiip", 0)
 
+/* For benchmarks: data, count, repeats, sums, threads */
+static void call_read_all(const argument *a) {
+    ceiling c = {a[0].p, a[1].i, a[2].i, a[3].p};
+    parallel(a[4].i, read_all, &c);
+}
+FUNCTION(read_all, "piipi", 0)
+
+/* For benchmarks: two vectors, rounds of twelve, sums, threads */
+static void call_multiply_add(const argument *a) {
+    ceiling c = {a[0].p, a[1].i, 1, a[2].p};
+    parallel(a[3].i, multiply_add, &c);
+}
+FUNCTION(multiply_add, "pipi", 0)
+
 #define ENTRY(name) {#name, (void *)python_##name, FAST_CALL, 0}
 
 /* Ends at an entry without a name. */
 __attribute__((visibility("default"))) method_definition octavo_cpu_functions[] = {
     ENTRY(linear), ENTRY(rows), ENTRY(pack), ENTRY(advise), ENTRY(rms_norm), ENTRY(gated),
-    ENTRY(rope_and_cache), ENTRY(paged_attention), ENTRY(sample), ENTRY(philox), {0, 0, 0, 0},
+    ENTRY(rope_and_cache), ENTRY(paged_attention), ENTRY(sample), ENTRY(philox), ENTRY(read_all),
+    ENTRY(multiply_add), {0, 0, 0, 0},
 };
 
 /* Sixteen, eight or four: of the vectors this library was compiled for. */

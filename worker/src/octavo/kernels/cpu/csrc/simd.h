@@ -82,54 +82,43 @@ INLINE vf vload_int8(const int8_t *p) {
 #endif
 }
 
-INLINE float half_to_float(uint16_t half) {
-    uint32_t sign = (uint32_t)(half & 0x8000u) << 16;
-    uint32_t bits = (uint32_t)(half & 0x7fffu) << 13;
+/* A float and its bits. */
+typedef union {
     float value;
-    if ((half & 0x7c00u) == 0x7c00u) { /* infinity or NaN */
-        bits |= 0x7f800000u;
-        memcpy(&value, &bits, 4);
-    } else { /* rebias the exponent; subnormals come out right */
-        memcpy(&value, &bits, 4);
-        value *= 0x1p112f;
-    }
-    memcpy(&bits, &value, 4);
-    bits |= sign;
-    memcpy(&value, &bits, 4);
-    return value;
+    uint32_t bits;
+} float_bits;
+
+INLINE float half_to_float(uint16_t half) {
+    float_bits f = {.bits = (uint32_t)(half & 0x7fffu) << 13};
+    if ((half & 0x7c00u) == 0x7c00u) f.bits |= 0x7f800000u; /* infinity or NaN */
+    else f.value *= 0x1p112f; /* rebias the exponent; subnormals come out right */
+    f.bits |= (uint32_t)(half & 0x8000u) << 16;
+    return f.value;
 }
 
 /* Round to nearest, ties to even. */
 INLINE uint16_t float_to_half(float value) {
-    uint32_t bits, sign;
-    memcpy(&bits, &value, 4);
-    sign = (bits >> 16) & 0x8000u;
-    bits &= 0x7fffffffu;
-    if (bits > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
-    if (bits >= 0x47800000u) return (uint16_t)(sign | 0x7c00u);
-    if (bits < 0x38800000u) { /* subnormal in half: let the adder round */
-        float magnitude;
-        memcpy(&magnitude, &bits, 4);
-        magnitude += 0.5f;
-        memcpy(&bits, &magnitude, 4);
-        return (uint16_t)(sign | (bits - 0x3f000000u));
+    float_bits f = {.value = value};
+    uint32_t sign = (f.bits >> 16) & 0x8000u;
+    f.bits &= 0x7fffffffu;
+    if (f.bits > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
+    if (f.bits >= 0x47800000u) return (uint16_t)(sign | 0x7c00u);
+    if (f.bits < 0x38800000u) { /* subnormal in half: let the adder round */
+        f.value += 0.5f;
+        return (uint16_t)(sign | (f.bits - 0x3f000000u));
     }
-    bits += 0xc8000fffu + ((bits >> 13) & 1u);
-    return (uint16_t)(sign | (bits >> 13));
+    f.bits += 0xc8000fffu + ((f.bits >> 13) & 1u);
+    return (uint16_t)(sign | (f.bits >> 13));
 }
 
 INLINE float bfloat_to_float(uint16_t bfloat) {
-    uint32_t bits = (uint32_t)bfloat << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
+    return ((float_bits){.bits = (uint32_t)bfloat << 16}).value;
 }
 
 INLINE uint16_t float_to_bfloat(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 0x40u);
-    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+    float_bits f = {.value = value};
+    if ((f.bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((f.bits >> 16) | 0x40u);
+    return (uint16_t)((f.bits + 0x7fffu + ((f.bits >> 16) & 1u)) >> 16);
 }
 
 INLINE vf vload_half(const uint16_t *p) {
