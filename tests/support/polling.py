@@ -12,5 +12,5 @@ _LIMIT_S = 30.0
 async def until(condition: Callable[[], object]) -> None:
     """Return when ``condition`` holds; a test that waits for too long fails."""
     async with asyncio.timeout(_LIMIT_S):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+        while not condition():
             await asyncio.sleep(_POLL_S)

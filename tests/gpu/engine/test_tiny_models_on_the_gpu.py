@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_engine import TinyEngine
-from tiny_models import FAMILIES
 
 from octavo.kernels.triton import TritonKernels
 from octavo.runner.cuda_graphs import StepGraphs
 from octavo.sampling_params import SamplingParams
+from tiny_engine import TinyEngine
+from tiny_models import FAMILIES
 
 pytestmark = pytest.mark.gpu
 

@@ -11,7 +11,8 @@ ALWAYS_SO = (
     "--enable-request-id-headers",
     "--disable-fastapi-docs",
 )
-"""vLLM's switches for what is always the case here: prefill is chunked, usage tells cached tokens, answers carry X-Request-Id, there are no documentation pages."""
+"""vLLM's switches for what is always the case here: prefill is chunked, usage tells cached
+tokens, answers carry X-Request-Id, there are no documentation pages."""
 
 _NO_LORA = "LoRA adapters are not supported yet"
 _NO_TOOLS = "tool calls are not supported yet"

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.interface import Kernels, SamplingBatch
+from octavo.kernels.upload import upload
 from octavo.outputs import TokenLogprobs
 from octavo.sampling.logit_edits import EditBatch, RowEdits
 from octavo.sampling.logprobs import LogprobBatch, LogprobTensors
 from octavo.sampling.penalties import PenaltyBatch, PenaltyTables
-from octavo.kernels.upload import upload
 from octavo.sampling_params import SamplingParams
 
 

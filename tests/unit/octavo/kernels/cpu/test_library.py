@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from octavo.kernels.cpu import CpuKernels, LibraryMissingError, library
+from octavo.kernels.cpu import LibraryMissingError, library
 from octavo.kernels.cpu.library import load_library, runnable_variants
 
 
