@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -272,17 +272,34 @@ async def test_secrets_of_the_file_reach_the_worker(tmp_path: Path) -> None:
     assert seen["environment"]["HF_TOKEN"] == "hf_123"
 
 
-def run_command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(SUPPORT / "local_with_fake_worker.py"), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
+RunCommand = Callable[..., subprocess.Popen[str]]
 
 
-def test_command_prints_a_curl_line_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+@pytest.fixture
+def run_command() -> Iterator[RunCommand]:
+    """Starts `octavo-operator` with the arguments and variables given; ended with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+        command = subprocess.Popen(
+            [sys.executable, str(SUPPORT / "local_with_fake_worker.py"), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        started.append(command)
+        return command
+
+    yield start
+    for command in started:
+        command.kill()
+        command.communicate()
+
+
+def test_command_prints_a_curl_line_and_ctrl_c_leaves_nothing(
+    tmp_path: Path, run_command: RunCommand
+) -> None:
     path = write(tmp_path, inference_service())
     pods = tmp_path / "pods"
     pods.mkdir()
@@ -313,7 +330,7 @@ def test_command_prints_a_curl_line_and_ctrl_c_leaves_nothing(tmp_path: Path) ->
     ids=["absent", "broken", "other-kind"],
 )
 def test_command_refuses_a_wrong_file(
-    tmp_path: Path, text: str | None, code: int, sentence: str
+    tmp_path: Path, text: str | None, code: int, sentence: str, run_command: RunCommand
 ) -> None:
     path = tmp_path / "service.yaml"
     if text is not None:
@@ -325,7 +342,7 @@ def test_command_refuses_a_wrong_file(
     assert len(errors.strip().splitlines()) == 1
 
 
-def test_command_names_a_misspelt_field(tmp_path: Path) -> None:
+def test_command_names_a_misspelt_field(tmp_path: Path, run_command: RunCommand) -> None:
     path = write(tmp_path, inference_service(engine={"maxModelLength": 5}))
     command = run_command("local", "-f", str(path))
     _, errors = command.communicate(timeout=30)
@@ -333,7 +350,7 @@ def test_command_names_a_misspelt_field(tmp_path: Path) -> None:
     assert "spec.engine.maxModelLength (did you mean maxModelLen?) is not a field" in errors
 
 
-def test_command_shows_why_the_worker_died(tmp_path: Path) -> None:
+def test_command_shows_why_the_worker_died(tmp_path: Path, run_command: RunCommand) -> None:
     path = write(tmp_path, inference_service())
     command = run_command(
         "local", "-f", str(path), "--port", "0", "--cache-dir", str(tmp_path), FAKE_CRASH="boom"
@@ -356,7 +373,7 @@ def test_local_mode_imports_neither_kopf_nor_the_kubernetes_client() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
-def test_worker_ends_when_the_command_is_killed(tmp_path: Path) -> None:
+def test_worker_ends_when_the_command_is_killed(tmp_path: Path, run_command: RunCommand) -> None:
     """SIGKILL leaves no chance to clean up; the kernel then ends the worker."""
     path = write(tmp_path, inference_service())
     command = run_command("local", "-f", str(path), "--port", "0", "--cache-dir", str(tmp_path))
