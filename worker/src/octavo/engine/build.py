@@ -41,6 +41,7 @@ from octavo.tokenization.tokenizer import Tokenizer
 _log = logging.getLogger(__name__)
 
 Report = Callable[[FromEngine], None]
+_RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -265,6 +266,7 @@ def _model_info(
         has_tokenizer=not config.skip_tokenizer_init,
         eos_token_ids=checkpoint.eos_token_ids,
         created=int(time.time()),
+        sampling_defaults=_sampling_defaults(checkpoint),
         architecture=_architecture(checkpoint),
         dtype=str(dtype).removeprefix("torch."),
         device=device.type,
@@ -274,6 +276,12 @@ def _model_info(
         max_num_seqs=limits.max_num_seqs,
         enable_prefix_caching=limits.enable_prefix_caching,
     )
+
+
+def _sampling_defaults(checkpoint: Checkpoint) -> dict[str, float]:
+    """What the model's makers recommend for requests that do not say; as vLLM does."""
+    found = {name: checkpoint.generation_config.get(name) for name in _RECOMMENDED}
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
 
 def _architecture(checkpoint: Checkpoint) -> str:

@@ -16,6 +16,7 @@ import torch
 from octavo.errors import ConfigError, ModelLoadError
 from octavo.gguf.container import GGUFContainer
 from octavo.loading import gguf_config
+from octavo.loading.demo_model import DEMO_GENERATION_CONFIG, DEMO_MODEL
 from octavo.loading.dummy_source import DummySource
 from octavo.loading.gguf_source import GGUFSource
 from octavo.loading.model_files import find_model
@@ -79,11 +80,17 @@ def open_checkpoint(
     )
     _check_load_format(load_format, path)
     if path.suffix == ".gguf" and path.is_file():
-        return _open_gguf(path, hf_overrides or {}, is_dummy)
+        defaults = DEMO_GENERATION_CONFIG if model == DEMO_MODEL else {}
+        return _open_gguf(path, hf_overrides or {}, is_dummy, defaults)
     return _open_folder(path, hf_overrides or {}, is_dummy, needs_tokenizer)
 
 
-def _open_gguf(path: Path, overrides: Mapping[str, object], is_dummy: bool) -> Checkpoint:
+def _open_gguf(
+    path: Path,
+    overrides: Mapping[str, object],
+    is_dummy: bool,
+    generation_config: Mapping[str, object],
+) -> Checkpoint:
     container = GGUFContainer.open(path)
     stored = gguf_config.hf_config(container)
     heads = stored["num_attention_heads"], stored["num_key_value_heads"]
@@ -101,7 +108,7 @@ def _open_gguf(path: Path, overrides: Mapping[str, object], is_dummy: bool) -> C
     return Checkpoint(
         path=path,
         hf_config=config,
-        generation_config={},
+        generation_config=generation_config,
         dtype=_dtype(config, path),
         eos_token_ids=_token_ids(config.get("eos_token_id"), path),
         tokenizer_path=str(path) if has_tokenizer else None,

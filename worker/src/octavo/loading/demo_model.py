@@ -28,6 +28,9 @@ from octavo.errors import ModelLoadError, OctavoError
 from octavo.loading.cache_folder import cache_folder
 
 DEMO_MODEL = "demo://smollm2-135m-instruct"
+DEMO_GENERATION_CONFIG = {"temperature": 0.2, "top_p": 0.9}
+"""What the model's card recommends; the GGUF file has no place for it, and at temperature 1 a
+model this small answers nonsense."""
 _CHUNK_BYTES = 1 << 20
 _PIP_TIMEOUT_S = 1800
 

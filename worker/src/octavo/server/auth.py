@@ -1,4 +1,4 @@
-"""Who may ask: a bearer token on every route but health.
+"""Who may ask: a bearer token on every route but health and metrics.
 
 Deny by default: a route is open only when it is named here. Keys are compared in constant time,
 all of them every time.
@@ -13,8 +13,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.server.errors import ApiError
 
-OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
-"""What a probe, which has no key, must be able to ask."""
+OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping", "/metrics"})
+"""What a probe or a scraper, which has no key, must be able to ask (vLLM's are open too). Metrics
+hold numbers and the model's name, nothing of what was asked."""
 
 
 class ApiKeyAuth:
