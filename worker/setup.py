@@ -41,9 +41,8 @@ def extensions() -> list[Extension]:
             sources=[str(SOURCE_FOLDER / "octavo_cpu.c")],
             depends=headers,
             extra_compile_args=[*FLAGS, *flags],
-            # GOMP_* and Py* are left to the process that loads the library: torch has its
-            # OpenMP runtime in memory already, and a second one would fight over the cores.
-            extra_link_args=["-lm", "-Wl,-s"],
+            # Py* symbols are left to the process that loads the library.
+            extra_link_args=["-lm", "-pthread", "-Wl,-s"],
         )
         for variant, flags in variants().items()
     ]

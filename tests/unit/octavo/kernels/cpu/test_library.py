@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -44,26 +41,3 @@ def test_wrong_arguments_raise_instead_of_crashing() -> None:
         kernels.linear(1, 2, 3)
     with pytest.raises(TypeError):
         kernels.advise("not a number", 0)
-
-
-def test_kernels_share_the_openmp_runtime_of_torch() -> None:
-    # In a process of its own: other packages of the test environment bring their runtimes.
-    program = """
-import torch
-from pathlib import Path
-from octavo.kernels.cpu import CpuKernels
-linear = CpuKernels().prepare_linear([torch.randn(512, 512)], None, torch.float32)
-linear(torch.randn(40, 512))
-for line in Path("/proc/self/maps").read_text().splitlines():
-    if "libgomp" in line or "libomp" in line:
-        print(line.split()[-1])
-"""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    finished = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment,
-    )
-    assert len(set(finished.stdout.split())) == 1

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch  # noqa: F401  (loads the OpenMP runtime that the kernels share with it)
-
 VARIANTS = {4: "x86_64_v4", 3: "x86_64_v3", 0: "generic"}
 """Names of the builds by the CPU level they need, the best first."""
 
@@ -93,15 +91,11 @@ def _open(variant: str) -> ctypes.PyDLL:
         )
     try:
         return ctypes.PyDLL(str(path))
-    except OSError as first_error:
-        # torch builds that keep their OpenMP runtime to themselves: bring in the system's.
-        try:
-            ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
-            return ctypes.PyDLL(str(path))
-        except OSError:
-            raise LibraryMissingError(
-                f"the CPU kernels cannot be loaded: {first_error}; install libgomp"
-            ) from first_error
+    except OSError as error:
+        raise LibraryMissingError(
+            f"the CPU kernels cannot be loaded: {error}; build them on this machine with "
+            "`python setup.py build_ext --inplace` in worker/"
+        ) from error
 
 
 def _bind(handle: ctypes.PyDLL) -> dict[str, KernelFunction]:

@@ -1,14 +1,14 @@
 /* Attention of single tokens: a stream over the pages, limited by memory bandwidth.
  *
- * A unit of work is one token and one KV head with the query heads that share it. Threads get
- * equal numbers of keys; a unit cut between threads leaves partial results that are merged after.
+ * A unit of work is one token and one KV head with the query heads that share it. Parts have
+ * equal numbers of keys; a unit cut between parts leaves partial results that are merged after.
  * Online softmax: Milakov and Gimelshein, "Online normalizer calculation for softmax".
  */
 #include "attention.h"
 
 #define GROUP_HEADS 16 /* query heads handled at once; larger groups take several passes */
 #define TILE_KEYS 256
-#define SPLIT_KEYS 32 /* keys are dealt to threads in such pieces */
+#define SPLIT_KEYS 32 /* keys are dealt out in such pieces */
 
 /* Running softmax of up to GROUP_HEADS heads; sums: [heads, head_dim], not yet divided. */
 typedef struct {
@@ -160,8 +160,8 @@ typedef struct {
     int64_t passes;     /* per KV head */
     int64_t num_units;  /* sequences x KV heads x passes */
     int64_t num_pieces; /* of SPLIT_KEYS keys, over all units */
-    partial *ends;      /* [num_threads, 2]: a thread's first and last unit, if cut */
-    int64_t *end_units; /* [num_threads, 2]: which unit, or -1 */
+    partial *ends;      /* [num_parts, 2]: a part's first and last unit, if cut */
+    int64_t *end_units; /* [num_parts, 2]: which unit, or -1 */
 } decoding;
 
 static unit unit_at(const decoding *task, int64_t index) {
@@ -180,12 +180,12 @@ static int64_t pieces_of(const unit *u) {
     return (u->last - u->first + SPLIT_KEYS - 1) / SPLIT_KEYS;
 }
 
-static void decode_range(void *context, int64_t thread, int64_t num_threads) {
+static void decode_range(void *context, int64_t part, int64_t num_parts) {
     const decoding *task = context;
     const attention *a = task->a;
-    int64_t from = share(task->num_pieces, thread, num_threads);
-    int64_t to = share(task->num_pieces, thread + 1, num_threads);
-    int64_t *end_units = task->end_units + 2 * thread;
+    int64_t from = share(task->num_pieces, part, num_parts);
+    int64_t to = share(task->num_pieces, part + 1, num_parts);
+    int64_t *end_units = task->end_units + 2 * part;
     end_units[0] = end_units[1] = -1;
     partial whole = {.sums = scratch((size_t)(GROUP_HEADS * a->head_dim) * sizeof(float))};
     int64_t before = 0;
@@ -196,8 +196,8 @@ static void decode_range(void *context, int64_t thread, int64_t num_threads) {
         before += pieces;
         if (first >= last) continue;
         int is_cut = first > 0 || last < pieces;
-        int end = first > 0 ? 0 : 1; /* begun by an earlier thread, or left to a later one */
-        partial *state = is_cut ? &task->ends[2 * thread + end] : &whole;
+        int end = first > 0 ? 0 : 1; /* begun by an earlier part, or left to a later one */
+        partial *state = is_cut ? &task->ends[2 * part + end] : &whole;
         fold_keys(a, u.q, u.heads, u.table, u.kv_head, u.first + first * SPLIT_KEYS,
                   min_of(u.first + last * SPLIT_KEYS, u.last), state);
         if (is_cut) end_units[end] = index;
@@ -216,12 +216,12 @@ static void merge(partial *into, const partial *from, int64_t heads, int64_t siz
     }
 }
 
-/* Pieces of one unit lie in consecutive threads: fold each into the first of them. */
-static void merge_ends(const decoding *task, int64_t num_threads) {
+/* Pieces of one unit lie in consecutive parts: fold each into the first of them. */
+static void merge_ends(const decoding *task, int64_t num_parts) {
     partial *into = NULL;
     int64_t current = -1;
     unit u = {0};
-    for (int64_t i = 0; i < 2 * num_threads; i++) {
+    for (int64_t i = 0; i < 2 * num_parts; i++) {
         if (task->end_units[i] < 0) continue;
         if (task->end_units[i] == current) {
             merge(into, &task->ends[i], u.heads, task->a->head_dim);
@@ -249,17 +249,18 @@ static void attend_decodes(const attention *a, int64_t num_threads) {
     if (task.num_pieces * SPLIT_KEYS * 2 * min_of(group, GROUP_HEADS) * a->head_dim <
         MIN_PARALLEL_ATTENTION)
         num_threads = 1;
+    int64_t num_parts = parts_for(task.num_pieces, num_threads);
     size_t sums = (size_t)(GROUP_HEADS * a->head_dim) * sizeof(float);
     size_t header = sizeof(partial) + sizeof(int64_t);
-    uint8_t *memory = malloc((size_t)num_threads * 2 * (header + sums));
+    uint8_t *memory = malloc((size_t)num_parts * 2 * (header + sums));
     task.ends = (partial *)memory;
-    task.end_units = (int64_t *)(task.ends + 2 * num_threads);
-    float *ends_sums = (float *)(task.end_units + 2 * num_threads);
-    for (int64_t i = 0; i < 2 * num_threads; i++) {
+    task.end_units = (int64_t *)(task.ends + 2 * num_parts);
+    float *ends_sums = (float *)(task.end_units + 2 * num_parts);
+    for (int64_t i = 0; i < 2 * num_parts; i++) {
         task.end_units[i] = -1;
         task.ends[i].sums = ends_sums + i * GROUP_HEADS * a->head_dim;
     }
-    parallel(num_threads, decode_range, &task);
-    merge_ends(&task, num_threads);
+    parallel(num_threads, num_parts, decode_range, &task);
+    merge_ends(&task, num_parts);
     free(memory);
 }

@@ -21,7 +21,6 @@ typedef struct {
     const attention *a;
     int64_t tokens_per_task;
     int64_t num_tasks;
-    int64_t next; /* taken atomically; the longest tasks first */
 } prefilling;
 
 typedef struct {
@@ -140,7 +139,8 @@ static void run_task(const attention *a, const prefill_task *t) {
     }
 }
 
-/* Task `index`, counted from the end of the last sequence, where the most keys are seen. */
+/* Task `index`, counted from the end of the last sequence, where the most keys are seen: the
+ * longest tasks are handed out first. */
 static prefill_task prefill_task_at(const prefilling *p, int64_t index) {
     const attention *a = p->a;
     prefill_task t = {.kv_head = index % a->num_kv_heads};
@@ -161,15 +161,11 @@ static prefill_task prefill_task_at(const prefilling *p, int64_t index) {
     }
 }
 
-static void prefill_tasks(void *context, int64_t thread, int64_t num_threads) {
-    prefilling *p = context;
-    (void)thread, (void)num_threads;
-    for (;;) {
-        int64_t index = __atomic_fetch_add(&p->next, 1, __ATOMIC_RELAXED);
-        if (index >= p->num_tasks) return;
-        prefill_task t = prefill_task_at(p, index);
-        run_task(p->a, &t);
-    }
+static void prefill_part(void *context, int64_t part, int64_t num_parts) {
+    const prefilling *p = context;
+    (void)num_parts;
+    prefill_task t = prefill_task_at(p, part);
+    run_task(p->a, &t);
 }
 
 /* Sequences [num_decodes, num_sequences), blocked over tokens. */
@@ -181,7 +177,7 @@ static void attend_prefills(const attention *a, int64_t num_threads) {
         p.num_tasks += (length + p.tokens_per_task - 1) / p.tokens_per_task;
     }
     p.num_tasks *= a->num_kv_heads;
-    parallel(min_of(num_threads, p.num_tasks), prefill_tasks, &p);
+    parallel(num_threads, p.num_tasks, prefill_part, &p);
 }
 
 /* Heads too wide for the tiles: every token as if it were a decode of its own. */

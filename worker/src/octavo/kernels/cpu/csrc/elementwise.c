@@ -48,10 +48,10 @@ INLINE void scale_row(const float *x, float sum, const float *weight, float eps,
     for (; i < size; i++) out[i] = x[i] * scale * weight[i];
 }
 
-static void norm_rows(void *context, int64_t thread, int64_t num_threads) {
+static void norm_rows(void *context, int64_t part, int64_t num_parts) {
     const norm_task *t = context;
-    int64_t to = share(t->num_rows, thread + 1, num_threads);
-    for (int64_t row = share(t->num_rows, thread, num_threads); row < to; row++) {
+    int64_t to = share(t->num_rows, part + 1, num_parts);
+    for (int64_t row = share(t->num_rows, part, num_parts); row < to; row++) {
         const float *x = t->x + row * t->size;
         float *residual = t->residual ? t->residual + row * t->size : NULL;
         float sum = residual ? add_and_square(x, residual, t->size)
@@ -64,8 +64,8 @@ static void norm_rows(void *context, int64_t thread, int64_t num_threads) {
 static void rms_norm(const float *x, float *residual, const float *weight, float *out,
                      int64_t num_rows, int64_t size, float eps, int64_t num_threads) {
     norm_task t = {x, residual, weight, out, num_rows, size, eps};
-    parallel(num_rows * size < MIN_PARALLEL_ELEMENTS ? 1 : min_of(num_threads, num_rows),
-             norm_rows, &t);
+    if (num_rows * size < MIN_PARALLEL_ELEMENTS) num_threads = 1;
+    parallel(num_threads, parts_for(num_rows, num_threads), norm_rows, &t);
 }
 
 typedef struct {
@@ -98,10 +98,10 @@ INLINE void gate_row(const float *gate, int64_t size, int is_gelu, float *out) {
     }
 }
 
-static void gate_rows(void *context, int64_t thread, int64_t num_threads) {
+static void gate_rows(void *context, int64_t part, int64_t num_parts) {
     const gate_task *t = context;
-    int64_t to = share(t->num_rows, thread + 1, num_threads);
-    for (int64_t row = share(t->num_rows, thread, num_threads); row < to; row++) {
+    int64_t to = share(t->num_rows, part + 1, num_parts);
+    for (int64_t row = share(t->num_rows, part, num_parts); row < to; row++) {
         const float *gate = t->gate_up + row * 2 * t->size;
         if (t->is_gelu) gate_row(gate, t->size, 1, t->out + row * t->size);
         else gate_row(gate, t->size, 0, t->out + row * t->size);
@@ -111,6 +111,6 @@ static void gate_rows(void *context, int64_t thread, int64_t num_threads) {
 static void gated(const float *gate_up, float *out, int64_t num_rows, int64_t size, int is_gelu,
                   int64_t num_threads) {
     gate_task t = {gate_up, out, num_rows, size, is_gelu};
-    parallel(num_rows * size < MIN_PARALLEL_ELEMENTS ? 1 : min_of(num_threads, num_rows),
-             gate_rows, &t);
+    if (num_rows * size < MIN_PARALLEL_ELEMENTS) num_threads = 1;
+    parallel(num_threads, parts_for(num_rows, num_threads), gate_rows, &t);
 }

@@ -19,7 +19,8 @@ typedef struct {
     const float *x;
     int64_t num_rows;
     float *y;
-    int64_t row_parts; /* threads are a grid: row_parts by num_threads / row_parts */
+    int64_t row_parts; /* parts are a grid: row_parts by num_parts / row_parts */
+    uint64_t number;   /* of all products ever: whether a thread has regrouped its rows */
 } product;
 
 static const float no_bias[PANEL];
@@ -89,28 +90,45 @@ static void multiply_pass(const product *p, const cursor *at, int64_t panel, con
         memcpy(y + r * stride, edge + r * PANEL, (size_t)width * sizeof(float));
 }
 
+/* The rows a thread works on, regrouped for its passes. */
+typedef struct {
+    uint64_t product; /* its number */
+    int64_t row, num_rows;
+    int64_t num_passes, starts[MAX_PASSES + 1];
+    few_rows inputs[MAX_PASSES];
+} regrouped;
+
+/* A thread does this once for all the parts of a product that it gets. */
+static regrouped *regroup_rows(const product *p, int64_t row, int64_t num_rows) {
+    static __thread regrouped kept;
+    if (kept.product == p->number && kept.row == row && kept.num_rows == num_rows) return &kept;
+    int64_t size = p->plan->in_features, groups = (size + GROUP - 1) / GROUP;
+    int64_t passes = (num_rows + FEW_ROWS - 1) / FEW_ROWS;
+    float *memory = scratch((size_t)(num_rows * groups * (GROUP + 1)) * sizeof(float));
+    kept.product = p->number, kept.row = row, kept.num_rows = num_rows, kept.num_passes = passes;
+    for (int64_t pass = 0; pass <= passes; pass++)
+        kept.starts[pass] = share(num_rows, pass, passes);
+    for (int64_t pass = 0; pass < passes; pass++) {
+        int64_t rows = kept.starts[pass + 1] - kept.starts[pass];
+        float *sums = memory + rows * groups * GROUP;
+        regroup(p->x + (row + kept.starts[pass]) * size, rows, size, memory, sums);
+        kept.inputs[pass] = (few_rows){memory, sums, size, NULL, 0};
+        memory = sums + rows * groups;
+    }
+    return &kept;
+}
+
 /* Up to MAX_PASSES * FEW_ROWS rows from `row` on times panels [from, to). */
 static void multiply_few(const product *p, int64_t from, int64_t to, int64_t row,
                          int64_t num_rows) {
-    int64_t size = p->plan->in_features, groups = (size + GROUP - 1) / GROUP;
-    int64_t passes = (num_rows + FEW_ROWS - 1) / FEW_ROWS, starts[MAX_PASSES + 1];
-    few_rows inputs[MAX_PASSES];
-    float *memory = scratch((size_t)(num_rows * groups * (GROUP + 1)) * sizeof(float));
-    for (int64_t pass = 0; pass <= passes; pass++) starts[pass] = share(num_rows, pass, passes);
-    for (int64_t pass = 0; pass < passes; pass++) {
-        int64_t rows = starts[pass + 1] - starts[pass];
-        float *sums = memory + rows * groups * GROUP;
-        regroup(p->x + (row + starts[pass]) * size, rows, size, memory, sums);
-        inputs[pass] = (few_rows){memory, sums, size, NULL, 0};
-        memory = sums + rows * groups;
-    }
+    regrouped *x = regroup_rows(p, row, num_rows);
     cursor at = seek(p->plan, from);
     for (int64_t panel = from; panel < to; panel++, advance(&at)) {
         const uint8_t *data = at.segment->data + at.panel * at.segment->panel_bytes;
-        for (int64_t pass = 0; pass < passes; pass++) {
-            look_ahead(&inputs[pass], data, at.segment->panel_bytes, pass, passes);
-            multiply_pass(p, &at, panel, &inputs[pass], row + starts[pass],
-                          starts[pass + 1] - starts[pass]);
+        for (int64_t pass = 0; pass < x->num_passes; pass++) {
+            look_ahead(&x->inputs[pass], data, at.segment->panel_bytes, pass, x->num_passes);
+            multiply_pass(p, &at, panel, &x->inputs[pass], row + x->starts[pass],
+                          x->starts[pass + 1] - x->starts[pass]);
         }
     }
 }
@@ -255,14 +273,13 @@ static int is_for_passes(const product *p) {
     return 1;
 }
 
-static void multiply_share(void *context, int64_t thread, int64_t num_threads) {
+static void multiply_part(void *context, int64_t part, int64_t num_parts) {
     const product *p = context;
-    int64_t row_parts = num_threads % p->row_parts ? 1 : p->row_parts;
-    int64_t panel_parts = num_threads / row_parts;
-    int64_t from = panel_split(p->plan, thread % panel_parts, panel_parts);
-    int64_t to = panel_split(p->plan, thread % panel_parts + 1, panel_parts);
-    int64_t row = share(p->num_rows, thread / panel_parts, row_parts);
-    int64_t to_row = share(p->num_rows, thread / panel_parts + 1, row_parts);
+    int64_t panel_parts = num_parts / p->row_parts;
+    int64_t from = panel_split(p->plan, part % panel_parts, panel_parts);
+    int64_t to = panel_split(p->plan, part % panel_parts + 1, panel_parts);
+    int64_t row = share(p->num_rows, part / panel_parts, p->row_parts);
+    int64_t to_row = share(p->num_rows, part / panel_parts + 1, p->row_parts);
     if (from == to) return;
     int use_passes = is_for_passes(p);
     int64_t block = use_passes ? MAX_PASSES * FEW_ROWS : BLOCK_ROWS;
@@ -273,29 +290,23 @@ static void multiply_share(void *context, int64_t thread, int64_t num_threads) {
     }
 }
 
-/* How many ways to cut the rows, so that the busiest thread has the least to do. */
-static int64_t choose_row_parts(int64_t num_panels, int64_t num_rows, int64_t num_threads) {
-    int64_t best = 1, best_cost = INT64_MAX;
-    for (int64_t parts = 1; parts <= num_threads; parts++) {
-        if (num_threads % parts) continue;
-        int64_t panel_parts = num_threads / parts;
-        int64_t panels = (num_panels + panel_parts - 1) / panel_parts;
-        /* Widening a tile and fetching it costs about as much as two rows of its product. */
-        int64_t cost = panels * ((num_rows + parts - 1) / parts + 2);
-        if (cost < best_cost) best = parts, best_cost = cost;
-    }
-    return best;
-}
-
 /* A region costs a microsecond or two: below this many multiplications one thread is faster. */
 #define MIN_PARALLEL_PRODUCT 65536
 
+/* Rows are cut where panels alone are too few to keep every thread busy. */
+#define MIN_ROWS_PER_PART 32
+
 static void linear_forward(const linear_plan *plan, const float *x, int64_t num_rows, float *y,
                            int64_t num_threads) {
+    if (num_rows < 1) return;
     int64_t work = plan->num_panels * PANEL * plan->in_features * num_rows;
     if (work < MIN_PARALLEL_PRODUCT) num_threads = 1;
-    product p = {plan, x, num_rows, y, 1};
-    if (num_rows < 1) return;
-    p.row_parts = choose_row_parts(plan->num_panels, num_rows, num_threads);
-    parallel(num_threads, multiply_share, &p);
+    int64_t panel_parts = parts_for(plan->num_panels, num_threads);
+    int64_t wanted = num_threads > 1 ? 4 * num_threads : 1;
+    int64_t row_parts = min_of((wanted + panel_parts - 1) / panel_parts,
+                               max_of(num_rows / MIN_ROWS_PER_PART, 1));
+    static atomic_uint_least64_t num_products;
+    uint64_t number = atomic_fetch_add(&num_products, 1) + 1;
+    product p = {plan, x, num_rows, y, row_parts, number};
+    parallel(num_threads, panel_parts * row_parts, multiply_part, &p);
 }

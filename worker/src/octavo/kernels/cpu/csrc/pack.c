@@ -110,14 +110,14 @@ static void unpack_group(format target, const uint8_t *group, decoded *rows) {
 }
 
 /* Panels [from, to) of those this matrix touches. */
-static void pack_panels(void *context, int64_t thread, int64_t num_threads) {
+static void pack_panels(void *context, int64_t part, int64_t num_parts) {
     const packing *p = context;
     int64_t first_panel = p->first_row / PANEL;
     int64_t count = (p->first_row + p->num_rows + PANEL - 1) / PANEL - first_panel;
-    int64_t to = first_panel + share(count, thread + 1, num_threads);
+    int64_t to = first_panel + share(count, part + 1, num_parts);
     int64_t size = panel_bytes(p->target, p->in_features);
     float *values = scratch((size_t)p->in_features * sizeof(float));
-    for (int64_t panel = first_panel + share(count, thread, num_threads); panel < to; panel++) {
+    for (int64_t panel = first_panel + share(count, part, num_parts); panel < to; panel++) {
         uint8_t *data = p->panels + panel * size;
         int64_t from_lane = max_of(p->first_row - panel * PANEL, 0);
         int64_t to_lane = min_of(p->first_row + p->num_rows - panel * PANEL, PANEL);
@@ -208,11 +208,11 @@ static void unpack_quant_row(const segment *s, const uint8_t *panel, int64_t lan
     }
 }
 
-static void gather_rows(void *context, int64_t thread, int64_t num_threads) {
+static void gather_rows(void *context, int64_t part, int64_t num_parts) {
     const gathering *g = context;
     int64_t size = g->plan->in_features;
-    int64_t to = share(g->num_ids, thread + 1, num_threads);
-    for (int64_t i = share(g->num_ids, thread, num_threads); i < to; i++) {
+    int64_t to = share(g->num_ids, part + 1, num_parts);
+    for (int64_t i = share(g->num_ids, part, num_parts); i < to; i++) {
         int64_t id = g->id_size == 4 ? ((const int32_t *)g->ids)[i] : ((const int64_t *)g->ids)[i];
         float *out = g->out + i * size;
         if (id < 0 || id >= g->plan->out_features) { /* padding: any value will do */

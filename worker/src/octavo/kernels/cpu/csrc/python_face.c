@@ -76,7 +76,8 @@ FUNCTION(linear, "ppipi", linear_operations(a[0].p, a[2].i))
 /* plan, ids, bytes per id, num_ids, out, threads */
 static void call_rows(const argument *a) {
     gathering g = {a[0].p, a[1].p, a[2].i, a[3].i, a[4].p};
-    parallel(g.num_ids * g.plan->in_features < 65536 ? 1 : a[5].i, gather_rows, &g);
+    int64_t threads = g.num_ids * g.plan->in_features < 65536 ? 1 : a[5].i;
+    parallel(threads, parts_for(g.num_ids, threads), gather_rows, &g);
 }
 FUNCTION(rows, "ppiipi", a[3].i * 10000)
 
@@ -84,7 +85,7 @@ FUNCTION(rows, "ppiipi", a[3].i * 10000)
 static void call_pack(const argument *a) {
     packing p = {a[0].p, (format)a[1].i, a[2].i, a[3].i, a[4].i, a[5].p, a[6].i,
                  (block_kind)a[7].i};
-    parallel(a[8].i, pack_panels, &p);
+    parallel(a[8].i, parts_for(p.num_rows / PANEL, a[8].i), pack_panels, &p);
 }
 FUNCTION(pack, "piiiipiii", a[3].i * a[4].i * 10)
 
@@ -144,14 +145,14 @@ FUNCTION(philox, "iiip", 0)
 /* For benchmarks: data, count, repeats, sums, threads */
 static void call_read_all(const argument *a) {
     ceiling c = {a[0].p, a[1].i, a[2].i, a[3].p};
-    parallel(a[4].i, read_all, &c);
+    parallel(a[4].i, a[4].i, read_all, &c);
 }
 FUNCTION(read_all, "piipi", 0)
 
 /* For benchmarks: two vectors, rounds of twelve, sums, threads */
 static void call_multiply_add(const argument *a) {
     ceiling c = {a[0].p, a[1].i, 1, a[2].p};
-    parallel(a[3].i, multiply_add, &c);
+    parallel(a[3].i, a[3].i, multiply_add, &c);
 }
 FUNCTION(multiply_add, "pipi", 0)
 

@@ -55,15 +55,15 @@ static void rope_token(const rope_task *t, int64_t token) {
     }
 }
 
-static void rope_tokens(void *context, int64_t thread, int64_t num_threads) {
+static void rope_tokens(void *context, int64_t part, int64_t num_parts) {
     const rope_task *t = context;
-    int64_t to = share(t->num_tokens, thread + 1, num_threads);
-    for (int64_t token = share(t->num_tokens, thread, num_threads); token < to; token++)
+    int64_t to = share(t->num_tokens, part + 1, num_parts);
+    for (int64_t token = share(t->num_tokens, part, num_parts); token < to; token++)
         rope_token(t, token);
 }
 
 static void rope_and_cache(rope_task *t, int64_t num_threads) {
     int64_t elements = t->num_tokens * (t->num_heads + 2 * t->num_kv_heads) * t->head_dim;
-    parallel(elements < MIN_PARALLEL_ELEMENTS ? 1 : min_of(num_threads, t->num_tokens),
-             rope_tokens, t);
+    if (elements < MIN_PARALLEL_ELEMENTS) num_threads = 1;
+    parallel(num_threads, parts_for(t->num_tokens, num_threads), rope_tokens, t);
 }

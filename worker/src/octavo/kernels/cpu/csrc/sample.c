@@ -288,23 +288,13 @@ static int64_t sample_row(const sampling *s, int64_t row) {
                       (uint32_t)s->positions[row]);
 }
 
-typedef struct {
-    const sampling *s;
-    int64_t next;
-} sampling_task;
-
-static void sample_rows(void *context, int64_t thread, int64_t num_threads) {
-    sampling_task *task = context;
-    (void)thread, (void)num_threads;
-    for (;;) {
-        int64_t row = __atomic_fetch_add(&task->next, 1, __ATOMIC_RELAXED);
-        if (row >= task->s->num_rows) return;
-        task->s->out[row] = sample_row(task->s, row);
-    }
+static void sample_part(void *context, int64_t part, int64_t num_parts) {
+    const sampling *s = context;
+    (void)num_parts;
+    s->out[part] = sample_row(s, part);
 }
 
-static void sample(const sampling *s, int64_t num_threads) {
-    sampling_task task = {s, 0};
-    int is_tiny = s->num_rows * s->vocab_size < 32768;
-    parallel(is_tiny ? 1 : min_of(num_threads, s->num_rows), sample_rows, &task);
+static void sample(sampling *s, int64_t num_threads) {
+    if (s->num_rows * s->vocab_size < 32768) num_threads = 1;
+    parallel(num_threads, s->num_rows, sample_part, s);
 }
