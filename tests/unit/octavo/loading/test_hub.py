@@ -122,6 +122,8 @@ def test_one_gguf_file_of_a_repository(hub: FakeHub, tmp_path: Path) -> None:
     path = find(tmp_path, "hf://acme/gguf/small.gguf")
     assert path.read_bytes() == b"GGUF"
     assert set(hub.downloads) == {"small.gguf"}
+    with pytest.raises(ModelLoadError, match=r"acme/gguf has no config.json; .*: hf://acme/gguf/F"):
+        find(tmp_path, "acme/gguf")
     with pytest.raises(ModelLoadError, match=r"acme/gguf/none.gguf is not on .*: no such file"):
         find(tmp_path, "acme/gguf/none.gguf")
 

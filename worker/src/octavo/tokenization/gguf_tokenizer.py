@@ -9,6 +9,7 @@ convention, written down here. Sources: llama.cpp's ``llama-vocab.cpp`` and the
 from __future__ import annotations
 
 import enum
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.tokenization.token_pieces import SPACE
+
+_log = logging.getLogger(__name__)
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -157,6 +160,11 @@ def build_tokenizer(vocabulary: GGUFVocabulary, architecture: str) -> tokenizers
 
 
 def _byte_level(vocabulary: GGUFVocabulary) -> tokenizers.Tokenizer:
+    if vocabulary.pre is None:
+        _log.warning(
+            "The GGUF file does not say how its tokenizer splits text (tokenizer.ggml.pre is "
+            "absent); it is split as GPT-2 does, which may give other tokens than the model's own."
+        )
     rule = _GPT2_RULE if vocabulary.pre is None else _split_rule(vocabulary.pre)
     tokenizer = _merging(
         vocab=_ids(vocabulary.tokens),
