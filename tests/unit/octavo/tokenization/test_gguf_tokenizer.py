@@ -278,3 +278,22 @@ def test_broken_vocabulary_is_named(
 ) -> None:
     with pytest.raises(error, match=said):
         Tokenizer.open(write(tmp_path / "m.gguf", fields))
+
+
+def test_merges_are_in_the_order_of_the_pieces_scores() -> None:
+    tokens = ["a", "b", "ab", "ba", "aba", "<s>"]
+    scores = [0.0, 0.0, -2.0, -1.0, -3.0, 0.0]
+    merges = gguf_tokenizer.merges_by_score(tokens, scores, [1, 1, 1, 1, 1, 3])
+    assert merges == [("b", "a"), ("a", "b"), ("ab", "a"), ("a", "ba")]
+
+
+def test_absurdly_long_pieces_cost_nothing() -> None:
+    # Every cut of this one would be two known pieces: a billion characters copied.
+    tokens = ["a" * length for length in (1, 2, 100_000)]
+    assert gguf_tokenizer.merges_by_score(tokens, [0.0, -1.0, -2.0], [1, 1, 1]) == [("a", "a")]
+
+
+def test_guessing_the_split_rule_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    metadata = {"tokenizer.ggml.tokens": ["a"]}
+    gguf_tokenizer.build_tokenizer(gguf_tokenizer.parse_vocabulary(metadata), "llama")
+    assert "split as GPT-2 does" in caplog.text

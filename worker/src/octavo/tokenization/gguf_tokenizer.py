@@ -89,6 +89,12 @@ class _TokenType(enum.IntEnum):
     BYTE = 6
 
 
+_MERGED = (_TokenType.NORMAL.value, _TokenType.USER_DEFINED.value)
+_MAX_PIECE_CHARACTERS = 256
+"""Longer pieces are not made by merging: ways to cut grow with the square of the length, and
+real vocabularies stay far below (SentencePiece's own limit is 16 unless told otherwise)."""
+
+
 @dataclass(frozen=True, slots=True)
 class GGUFVocabulary:
     """The metadata's ``tokenizer.ggml.*``, checked for type and length."""
@@ -230,17 +236,17 @@ def merges_by_score(
     SentencePiece joins the neighbours whose union scores highest; as merge rules: every way to
     cut a piece into two others, in order of the piece's score.
     """
-    ids = _ids(tokens)
-    ranked: list[tuple[float, int, int, str, str]] = []
-    for token, score, kind in zip(tokens, scores, types, strict=True):
-        if kind not in (_TokenType.NORMAL, _TokenType.USER_DEFINED):
+    known = frozenset(tokens)
+    merges: list[tuple[str, str]] = []
+    for index in sorted(range(len(tokens)), key=scores.__getitem__, reverse=True):
+        token = tokens[index]
+        if types[index] not in _MERGED or len(token) > _MAX_PIECE_CHARACTERS:
             continue
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in ids and right in ids:
-                ranked.append((-score, -len(left), -len(right), left, right))
-    ranked.sort(key=lambda entry: entry[:3])
-    return [(left, right) for _, _, _, left, right in ranked]
+        # In transformers' order; ways to make the same piece hardly ever compete.
+        for cut in range(len(token) - 1, 0, -1):
+            if token[:cut] in known and token[cut:] in known:
+                merges.append((token[:cut], token[cut:]))
+    return merges
 
 
 def _add_special_tokens(tokenizer: tokenizers.Tokenizer, vocabulary: GGUFVocabulary) -> None:
