@@ -297,3 +297,42 @@ def test_guessing_the_split_rule_is_said(caplog: pytest.LogCaptureFixture) -> No
     metadata = {"tokenizer.ggml.tokens": ["a"]}
     gguf_tokenizer.build_tokenizer(gguf_tokenizer.parse_vocabulary(metadata), "llama")
     assert "split as GPT-2 does" in caplog.text
+
+
+_PIECES = st.sampled_from(
+    ["a", "b", "ab", "▁", "▁a", " ", "  ", "", "<0x0A>", "<s>", "Ġ", "é", "\n"]
+)
+_SCALARS = st.one_of(
+    st.booleans(), st.integers(-3, 2**32), st.floats(), st.sampled_from(["gpt2", "llama", "qwen2"])
+)
+_FIELDS = {
+    "model": st.sampled_from(["gpt2", "llama"]),
+    "pre": st.sampled_from(["smollm", "qwen2", "tekken"]),
+    "tokens": st.lists(_PIECES, max_size=8, unique=True),
+    "token_type": st.lists(st.integers(0, 7), max_size=8),
+    "scores": st.lists(st.floats(width=32), max_size=8),
+    "merges": st.lists(st.tuples(_PIECES, _PIECES).map(" ".join), max_size=4),
+    "bos_token_id": st.integers(0, 12),
+    "unknown_token_id": st.integers(0, 12),
+    "add_bos_token": st.booleans(),
+    "add_space_prefix": st.booleans(),
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_metadata_gives_a_tokenizer_or_our_error(data: st.DataObject) -> None:
+    names = data.draw(st.sets(st.sampled_from(sorted(_FIELDS))))
+    metadata: dict[str, object] = {
+        f"tokenizer.ggml.{name}": data.draw(
+            st.one_of(_FIELDS[name], _FIELDS[name], _FIELDS[name], _SCALARS)
+        )
+        for name in sorted(names | {"tokens"})
+    }
+    architecture = data.draw(st.sampled_from(["llama", "gemma3"]))
+    try:
+        vocabulary = gguf_tokenizer.parse_vocabulary(metadata)
+        backend = gguf_tokenizer.build_tokenizer(vocabulary, architecture)
+    except OctavoError:
+        return
+    backend.encode("a b\n  é", add_special_tokens=False)
