@@ -48,6 +48,8 @@ class FakeHub:
     """Bytes of each file that were sent."""
     breaks_after: dict[str, int] = field(default_factory=dict)
     """File → bytes after which its next download breaks off, once."""
+    always_break: set[str] = field(default_factory=set)
+    """Files whose downloads break off before the first byte, every time."""
 
 
 @contextmanager
@@ -182,6 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if name is not None:
             limit = self.hub.breaks_after.pop(name, None)
+            if name in self.hub.always_break:
+                limit = 0
             if limit is not None:
                 body = body[:limit]
                 self.close_connection = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,6 +110,17 @@ def test_interrupted_download_is_taken_up_again(
     folder = find(tmp_path)
     assert (folder / name).read_bytes() == repository.files[name]
     assert size <= hub.downloads[name] < size + 1024
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_download_that_always_breaks_off(
+    repository: FakeRepository, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the library's, between attempts
+    hub.always_break.add("tokenizer.json")
+    with pytest.raises(ModelLoadError, match=r"acme/tiny cannot be fetched from http.*: ") as e:
+        find(tmp_path)
+    assert "\n" not in str(e.value)
 
 
 def test_revision(repository: FakeRepository, tmp_path: Path) -> None:

@@ -112,8 +112,13 @@ def _worded(model: HubModel, where: str) -> Iterator[None]:
         raise ModelLoadError(
             f"{model.repository!r} is neither a folder, nor a .gguf file, nor ORG/NAME on the hub."
         ) from exc
-    except OSError as exc:  # connection errors of the HTTP library, full disks
-        raise ModelLoadError(f"{model} cannot be fetched from {where}: {_reason(exc)}.") from exc
+    except Exception as exc:
+        # Full disks, and connections lost on the way: the class of these depends on the HTTP
+        # library, which is requests, httpx or httpx2 depending on the hub library's version.
+        raise ModelLoadError(
+            f"{model} cannot be fetched from {where}: {_reason(exc)}; try again, what is there "
+            "already is kept."
+        ) from exc
 
 
 def _endpoint() -> str:
