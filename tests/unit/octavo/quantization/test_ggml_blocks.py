@@ -73,7 +73,7 @@ def test_quantised_values_come_back(kind: str) -> None:
 def test_decoding_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = random_blocks("Q4_K", 11, 2)
     whole = dequantize(packed(blocks, "Q4_K"))
-    monkeypatch.setattr(ggml_blocks, "_CHUNK_VALUES", 3 * 512)
+    monkeypatch.setattr(ggml_blocks, "_CPU_CHUNK_VALUES", 3 * 512)
     assert torch.equal(dequantize(packed(blocks, "Q4_K")), whole)
 
 

@@ -278,3 +278,61 @@ def test_broken_vocabulary_is_named(
 ) -> None:
     with pytest.raises(error, match=said):
         Tokenizer.open(write(tmp_path / "m.gguf", fields))
+
+
+def test_merges_are_in_the_order_of_the_pieces_scores() -> None:
+    tokens = ["a", "b", "ab", "ba", "aba", "<s>"]
+    scores = [0.0, 0.0, -2.0, -1.0, -3.0, 0.0]
+    merges = gguf_tokenizer.merges_by_score(tokens, scores, [1, 1, 1, 1, 1, 3])
+    assert merges == [("b", "a"), ("a", "b"), ("ab", "a"), ("a", "ba")]
+
+
+def test_absurdly_long_pieces_cost_nothing() -> None:
+    # Every cut of this one would be two known pieces: a billion characters copied.
+    tokens = ["a" * length for length in (1, 2, 100_000)]
+    assert gguf_tokenizer.merges_by_score(tokens, [0.0, -1.0, -2.0], [1, 1, 1]) == [("a", "a")]
+
+
+def test_guessing_the_split_rule_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    metadata = {"tokenizer.ggml.tokens": ["a"]}
+    gguf_tokenizer.build_tokenizer(gguf_tokenizer.parse_vocabulary(metadata), "llama")
+    assert "split as GPT-2 does" in caplog.text
+
+
+_PIECES = st.sampled_from(
+    ["a", "b", "ab", "▁", "▁a", " ", "  ", "", "<0x0A>", "<s>", "Ġ", "é", "\n"]
+)
+_SCALARS = st.one_of(
+    st.booleans(), st.integers(-3, 2**32), st.floats(), st.sampled_from(["gpt2", "llama", "qwen2"])
+)
+_FIELDS = {
+    "model": st.sampled_from(["gpt2", "llama"]),
+    "pre": st.sampled_from(["smollm", "qwen2", "tekken"]),
+    "tokens": st.lists(_PIECES, max_size=8, unique=True),
+    "token_type": st.lists(st.integers(0, 7), max_size=8),
+    "scores": st.lists(st.floats(width=32), max_size=8),
+    "merges": st.lists(st.tuples(_PIECES, _PIECES).map(" ".join), max_size=4),
+    "bos_token_id": st.integers(0, 12),
+    "unknown_token_id": st.integers(0, 12),
+    "add_bos_token": st.booleans(),
+    "add_space_prefix": st.booleans(),
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_metadata_gives_a_tokenizer_or_our_error(data: st.DataObject) -> None:
+    names = data.draw(st.sets(st.sampled_from(sorted(_FIELDS))))
+    metadata: dict[str, object] = {
+        f"tokenizer.ggml.{name}": data.draw(
+            st.one_of(_FIELDS[name], _FIELDS[name], _FIELDS[name], _SCALARS)
+        )
+        for name in sorted(names | {"tokens"})
+    }
+    architecture = data.draw(st.sampled_from(["llama", "gemma3"]))
+    try:
+        vocabulary = gguf_tokenizer.parse_vocabulary(metadata)
+        backend = gguf_tokenizer.build_tokenizer(vocabulary, architecture)
+    except OctavoError:
+        return
+    backend.encode("a b\n  é", add_special_tokens=False)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, processors
 
-from octavo.errors import ModelLoadError, OctavoError, UnsupportedModelError
+from octavo.errors import InvalidRequestError, ModelLoadError, OctavoError, UnsupportedModelError
 from octavo.tokenization.token_pieces import (
     PieceStyle,
     Spelling,
@@ -101,6 +101,12 @@ def test_truncation_and_padding_of_the_file_are_not_applied(folder: Path) -> Non
     backend.save(path)
     assert len(Tokenizer.open(folder).encode("abcdefghij")) == 10
     assert len(Tokenizer.open(folder).encode("a")) == 1
+
+
+def test_text_that_is_no_unicode_is_the_requests_fault(folder: Path) -> None:
+    text = json.loads('"ab\\ud83c"')
+    with pytest.raises(InvalidRequestError, match=r"character 2 is half of .*, '\\ud83c'; send"):
+        Tokenizer.open(folder).encode(text)
 
 
 def test_bytes_of_tokens(folder: Path) -> None:

@@ -50,8 +50,9 @@ def fetch(model: HubModel, download_dir: str | None, needs_weights: bool) -> Pat
     """
     import huggingface_hub
 
+    endpoint = _endpoint()
     patterns = [*_SMALL_FILES, *(_WEIGHT_FILES if needs_weights else ())]
-    with _worded(model):
+    with _worded(model, endpoint):
         if model.file is not None:
             return Path(
                 huggingface_hub.hf_hub_download(
@@ -59,6 +60,7 @@ def fetch(model: HubModel, download_dir: str | None, needs_weights: bool) -> Pat
                     model.file,
                     revision=model.revision,
                     cache_dir=download_dir,
+                    endpoint=endpoint,
                 )
             )
         return Path(
@@ -66,6 +68,7 @@ def fetch(model: HubModel, download_dir: str | None, needs_weights: bool) -> Pat
                 model.repository,
                 revision=model.revision,
                 cache_dir=download_dir,
+                endpoint=endpoint,
                 allow_patterns=patterns,
                 ignore_patterns=list(_NEVER),
             )
@@ -73,11 +76,10 @@ def fetch(model: HubModel, download_dir: str | None, needs_weights: bool) -> Pat
 
 
 @contextmanager
-def _worded(model: HubModel) -> Iterator[None]:
+def _worded(model: HubModel, where: str) -> Iterator[None]:
     """Translates the library's errors, most specific first: they derive from each other."""
     from huggingface_hub import errors
 
-    where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         yield
     except errors.GatedRepoError as exc:
@@ -95,6 +97,9 @@ def _worded(model: HubModel) -> Iterator[None]:
             "that may read it."
         ) from exc
     except errors.LocalEntryNotFoundError as exc:
+        status = _status(exc)
+        if status is not None:
+            raise _refused(model, where, status) from exc
         raise ModelLoadError(
             f"{model} cannot be fetched and is not in the cache: {where} cannot be reached "
             f"({_reason(exc)}); check the network, or give a local folder."
@@ -102,15 +107,38 @@ def _worded(model: HubModel) -> Iterator[None]:
     except errors.EntryNotFoundError as exc:
         raise ModelLoadError(f"{model} is not on {where}: no such file.") from exc
     except errors.HfHubHTTPError as exc:
-        status = getattr(exc.response, "status_code", None)
-        hint = "set HF_TOKEN to a valid token" if status in (401, 403) else "try again later"
-        raise ModelLoadError(f"{where} answered {status} for {model}; {hint}.") from exc
+        raise _refused(model, where, _status(exc)) from exc
     except errors.HFValidationError as exc:
         raise ModelLoadError(
             f"{model.repository!r} is neither a folder, nor a .gguf file, nor ORG/NAME on the hub."
         ) from exc
-    except OSError as exc:  # connection errors of the HTTP library, full disks
-        raise ModelLoadError(f"{model} cannot be fetched from {where}: {_reason(exc)}.") from exc
+    except Exception as exc:
+        # Full disks, and connections lost on the way: the class of these depends on the HTTP
+        # library, which is requests, httpx or httpx2 depending on the hub library's version.
+        raise ModelLoadError(
+            f"{model} cannot be fetched from {where}: {_reason(exc)}; try again, what is there "
+            "already is kept."
+        ) from exc
+
+
+def _endpoint() -> str:
+    """As the library reads it, but when it is needed instead of when it is imported."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+
+
+def _status(exc: BaseException | None) -> int | None:
+    """The HTTP status at the root of an error, if there was an answer at all."""
+    while exc is not None:
+        status = getattr(getattr(exc, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+        exc = exc.__cause__
+    return None
+
+
+def _refused(model: HubModel, where: str, status: int | None) -> ModelLoadError:
+    hint = "set HF_TOKEN to a valid token" if status in (401, 403) else "try again later"
+    return ModelLoadError(f"{where} answered {status} for {model}; {hint}.")
 
 
 def _reason(exc: BaseException) -> str:

@@ -39,7 +39,14 @@ def find_model(
         if path.exists():
             return _local(path)
         _refuse_what_looks_local(model, path)
-    return hub.fetch(_parse_hub_name(model, revision), download_dir, needs_weights)
+    name = _parse_hub_name(model, revision)
+    path = hub.fetch(name, download_dir, needs_weights)
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ModelLoadError(
+            f"{name} has no config.json; if it holds GGUF files, name one of them: "
+            f"hf://{name.repository}/FILE.gguf."
+        )
+    return path
 
 
 def _local(path: Path) -> Path:

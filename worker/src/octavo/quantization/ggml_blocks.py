@@ -17,8 +17,12 @@ from torch import Tensor
 
 from octavo.kernels.interface import GGMLType, PackedTensor
 
-_CHUNK_VALUES = 1 << 24
-"""Values decoded at once: bounds the float32 workspace to some 64 MiB a temporary."""
+_DEVICE_CHUNK_VALUES = 1 << 24
+"""Values decoded at once on a GPU: bounds the workspace to some 64 MiB a temporary."""
+_CPU_CHUNK_VALUES = 1 << 15
+"""The same on the CPU: torch's grain size, up to which an operation stays on the calling thread.
+A dozen parallel operations a chunk spend more time waiting for each other than computing, a
+hundred times more on a machine that does something else as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,9 @@ def dequantize(packed: PackedTensor, dtype: torch.dtype = torch.float32) -> Tens
     num_rows, num_columns = packed.shape
     block = FORMATS[packed.kind]
     matrix = torch.empty(num_rows, num_columns, dtype=dtype, device=packed.blocks.device)
-    rows_at_once = max(1, _CHUNK_VALUES // num_columns)
+    is_cpu = packed.blocks.device.type == "cpu"
+    chunk_values = _CPU_CHUNK_VALUES if is_cpu else _DEVICE_CHUNK_VALUES
+    rows_at_once = max(1, chunk_values // num_columns)
     for start in range(0, num_rows, rows_at_once):
         rows = packed.blocks[start : start + rows_at_once].contiguous()
         values = block.decode(rows.view(-1, block.num_bytes))

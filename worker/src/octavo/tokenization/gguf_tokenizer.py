@@ -9,6 +9,7 @@ convention, written down here. Sources: llama.cpp's ``llama-vocab.cpp`` and the
 from __future__ import annotations
 
 import enum
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
 from octavo.tokenization.token_pieces import SPACE
+
+_log = logging.getLogger(__name__)
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -84,6 +87,12 @@ class _TokenType(enum.IntEnum):
     USER_DEFINED = 4
     UNUSED = 5
     BYTE = 6
+
+
+_MERGED = (_TokenType.NORMAL.value, _TokenType.USER_DEFINED.value)
+_MAX_PIECE_CHARACTERS = 256
+"""Longer pieces are not made by merging: ways to cut grow with the square of the length, and
+real vocabularies stay far below (SentencePiece's own limit is 16 unless told otherwise)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +166,11 @@ def build_tokenizer(vocabulary: GGUFVocabulary, architecture: str) -> tokenizers
 
 
 def _byte_level(vocabulary: GGUFVocabulary) -> tokenizers.Tokenizer:
+    if vocabulary.pre is None:
+        _log.warning(
+            "The GGUF file does not say how its tokenizer splits text (tokenizer.ggml.pre is "
+            "absent); it is split as GPT-2 does, which may give other tokens than the model's own."
+        )
     rule = _GPT2_RULE if vocabulary.pre is None else _split_rule(vocabulary.pre)
     tokenizer = _merging(
         vocab=_ids(vocabulary.tokens),
@@ -222,17 +236,17 @@ def merges_by_score(
     SentencePiece joins the neighbours whose union scores highest; as merge rules: every way to
     cut a piece into two others, in order of the piece's score.
     """
-    ids = _ids(tokens)
-    ranked: list[tuple[float, int, int, str, str]] = []
-    for token, score, kind in zip(tokens, scores, types, strict=True):
-        if kind not in (_TokenType.NORMAL, _TokenType.USER_DEFINED):
+    known = frozenset(tokens)
+    merges: list[tuple[str, str]] = []
+    for index in sorted(range(len(tokens)), key=scores.__getitem__, reverse=True):
+        token = tokens[index]
+        if types[index] not in _MERGED or len(token) > _MAX_PIECE_CHARACTERS:
             continue
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in ids and right in ids:
-                ranked.append((-score, -len(left), -len(right), left, right))
-    ranked.sort(key=lambda entry: entry[:3])
-    return [(left, right) for _, _, _, left, right in ranked]
+        # In transformers' order; ways to make the same piece hardly ever compete.
+        for cut in range(len(token) - 1, 0, -1):
+            if token[:cut] in known and token[cut:] in known:
+                merges.append((token[:cut], token[cut:]))
+    return merges
 
 
 def _add_special_tokens(tokenizer: tokenizers.Tokenizer, vocabulary: GGUFVocabulary) -> None:

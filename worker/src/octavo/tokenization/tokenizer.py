@@ -16,7 +16,7 @@ from typing import Any
 
 import tokenizers
 
-from octavo.errors import ModelLoadError
+from octavo.errors import InvalidRequestError, ModelLoadError
 from octavo.gguf.container import GGUFContainer
 from octavo.tokenization import gguf_tokenizer
 from octavo.tokenization.token_pieces import BYTES_OF_TOKEN, PieceStyle, Spelling, parse_decoder
@@ -94,8 +94,17 @@ class Tokenizer:
         return self._ids_of("eos_token")
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a text; special tokens written out in it become their ids."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        """Ids of a text; special tokens written out in it become their ids.
+
+        Raises InvalidRequestError for a text that is not Unicode: JSON can spell half of a
+        surrogate pair, which no UTF-8 text can hold.
+        """
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        except TypeError as exc:
+            raise InvalidRequestError(
+                f"The text cannot be encoded: {_surrogate(text)}; send valid Unicode."
+            ) from exc
         if not add_special_tokens:
             return ids
         return [*self._framing.before, *ids, *self._framing.after]
@@ -132,6 +141,14 @@ class Tokenizer:
         token = self.named_tokens.get(name)
         found = None if token is None else self.token_id(token)
         return [] if found is None else [found]
+
+
+def _surrogate(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        return f"its character {exc.start} is half of a surrogate pair, {text[exc.start]!a}"
+    return f"it is a {type(text).__name__}"
 
 
 def _from_gguf(path: Path) -> tuple[tokenizers.Tokenizer, _Settings]:
