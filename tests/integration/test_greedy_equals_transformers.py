@@ -10,6 +10,7 @@ import torch
 
 from octavo import LLM, SamplingParams
 from octavo.loading.demo_model import fetch_demo_model
+from octavo.tokenization.tokenizer import Tokenizer
 from varied_prompts import PROMPTS
 
 MODEL = "demo://smollm2-135m-instruct"
@@ -25,17 +26,15 @@ def generate(llm: LLM, prompts: list[str] = PROMPTS) -> list[list[int]]:
 
 
 def open_llm(**options: Any) -> LLM:
-    return LLM(MODEL, **{"max_model_len": 512, "max_num_seqs": 16, **options})
+    # One thread: two wait for each other at every barrier, which on a machine shared with others
+    # takes ten times as long.
+    return LLM(MODEL, **{"max_model_len": 512, "max_num_seqs": 16, "num_threads": 1, **options})
 
 
 @pytest.fixture(scope="module")
 def prompt_ids() -> list[list[int]]:
-    llm = open_llm()
-    try:
-        assert llm.tokenizer is not None
-        return [llm.tokenizer.encode(prompt) for prompt in PROMPTS]
-    finally:
-        llm.close()
+    tokenizer = Tokenizer.open(str(fetch_demo_model()))
+    return [tokenizer.encode(prompt) for prompt in PROMPTS]
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from octavo.engine.text import ChoiceText
 from octavo.errors import InvalidRequestError, QueueFullError, RequestFailedError
 from octavo.outputs import CompletionOutput, EngineStats, RequestOutput, RequestUpdate
 from octavo.sampling_params import SamplingParams
+from octavo.tokenization.chat_template import ChatTemplate
 from octavo.tokenization.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Any]
@@ -46,6 +47,7 @@ class LLM:
         self._engine = build_engine(config)
         self._intake = Intake(self._engine.info, config.seed)
         self._tokenizer = self._engine.open_tokenizer()
+        self._chat_template: ChatTemplate | None = None
         self._ids = itertools.count()
 
     @property
@@ -80,11 +82,14 @@ class LLM:
         """Complete every prompt; results in the prompts' order.
 
         ``sampling_params``: one for all, or one for each prompt. Raises InvalidRequestError
-        before anything runs when one of them cannot be served.
+        before anything runs when one of them cannot be served. Whatever ends it early (Ctrl-C
+        too) ends all its requests; the next call starts from nothing.
         """
         if isinstance(prompts, str | Mapping):
             prompts = [prompts]
-        params = _one_each(sampling_params or SamplingParams(), len(prompts))
+        if sampling_params is None:
+            sampling_params = SamplingParams()
+        params = _one_each(sampling_params, len(prompts))
         batch = _OfflineBatch(self, prompts, params)
         return batch.run(use_tqdm)
 
@@ -96,9 +101,7 @@ class LLM:
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """Complete one conversation, rendered with the model's chat template."""
-        template = None
-        if self._tokenizer is not None:
-            template = self._engine.open_chat_template(self._tokenizer)
+        template = self._open_chat_template()
         if template is None or self._tokenizer is None:
             raise InvalidRequestError(
                 "This model has no chat template; use generate() with a plain prompt.", "messages"
@@ -110,6 +113,11 @@ class LLM:
     def close(self) -> None:
         """Release the model's memory; the object cannot be used afterwards."""
         self._engine.core.close()
+
+    def _open_chat_template(self) -> ChatTemplate | None:
+        if self._chat_template is None and self._tokenizer is not None:
+            self._chat_template = self._engine.open_chat_template(self._tokenizer)
+        return self._chat_template
 
 
 class _OfflineBatch:
@@ -138,20 +146,27 @@ class _OfflineBatch:
 
     def run(self, use_tqdm: bool) -> list[RequestOutput]:
         """Step until every request has ended."""
+        try:
+            with tqdm(
+                total=len(self._choices), desc="Generating", unit="seq", disable=not use_tqdm
+            ) as bar:
+                self._run(bar)
+        except BaseException:
+            self._core.abort(list(self._choices))
+            raise
+        return self._outputs
+
+    def _run(self, bar: tqdm[Any]) -> None:
         pending = deque(self._specs)
         num_tokens = 0
-        with tqdm(
-            total=len(self._choices), desc="Generating", unit="seq", disable=not use_tqdm
-        ) as bar:
-            while pending or self._core.has_work:
-                self._submit(pending)
-                for update in self._core.step():
-                    num_tokens += len(update.new_token_ids)
-                    if self._apply(update):
-                        bar.update()
-                        rate = num_tokens / max(bar.format_dict["elapsed"], 1e-9)
-                        bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
-        return self._outputs
+        while pending or self._core.has_work:
+            self._submit(pending)
+            for update in self._core.step():
+                num_tokens += len(update.new_token_ids)
+                if self._apply(update):
+                    bar.update()
+                    rate = num_tokens / max(bar.format_dict["elapsed"], 1e-9)
+                    bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
 
     def _submit(self, pending: deque[list[RequestSpec]]) -> None:
         """As many prompts as the engine's queue takes."""
@@ -171,17 +186,20 @@ class _OfflineBatch:
                     "prompts",
                 )
             return prompt, self._tokenizer.encode(prompt)
-        if "prompt_token_ids" not in prompt:
+        unchecked: Any = prompt
+        if not isinstance(unchecked, Mapping) or "prompt_token_ids" not in unchecked:
             raise InvalidRequestError(
-                f"A prompt has the keys {sorted(prompt)}; pass a text or "
-                '{"prompt_token_ids": [...]}.',
+                f'A prompt is {unchecked!r:.120}; pass a text or {{"prompt_token_ids": [...]}}.',
                 "prompts",
             )
         return None, list(prompt["prompt_token_ids"])
 
     def _apply(self, update: RequestUpdate) -> bool:
         """Add to its choice; returns whether that ended it."""
-        output, choice, text = self._choices[update.request_id]
+        known = self._choices.get(update.request_id)
+        if known is None:
+            return False  # the last word on a request of a call that was ended early
+        output, choice, text = known
         if choice.finish_reason is not None:
             return False  # a stop string ended it; the engine's own last word comes after
         if update.finish_reason == "error":

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -19,8 +20,8 @@ from typing import Any
 
 import msgspec
 
-from octavo import errors
 from octavo.config import EngineConfig
+from octavo.engine.carried_errors import from_load_failure, from_refusal
 from octavo.engine.intake import Intake
 from octavo.engine.interface import EngineState, EngineStats, LoadProgress, ModelInfo
 from octavo.engine.messages import (
@@ -33,14 +34,22 @@ from octavo.engine.messages import (
     PhaseStarted,
     Ready,
     Refused,
+    RequestSpec,
     Shutdown,
     StepReport,
     Submit,
     ToEngine,
     frame,
 )
+from octavo.engine.open_generation import OpenGeneration
 from octavo.engine.text import ChoiceText
-from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError, RequestFailedError
+from octavo.errors import (
+    EngineDeadError,
+    InvalidRequestError,
+    ModelLoadError,
+    OctavoError,
+    RequestFailedError,
+)
 from octavo.outputs import GenerationEvent, RequestUpdate
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.chat_template import ChatTemplate
@@ -66,7 +75,7 @@ class AsyncEngine:
         self._intake: Intake | None = None
         self._stats = EngineStats()
         self._last_report_s = time.monotonic()
-        self._open: dict[str, tuple[_Generation, int]] = {}
+        self._open: dict[str, tuple[OpenGeneration, int]] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -95,22 +104,30 @@ class AsyncEngine:
     async def start(self) -> None:
         """Start the engine process; loading goes on in the background."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            environment = dict(os.environ)
-            environment["OCTAVO_ENGINE_CONFIG"] = msgspec.json.encode(self._config).decode()
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "octavo.engine.core_process",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                env=environment,
-            )
-        reader, self._writer = await asyncio.open_connection(sock=ours)
+        try:
+            with theirs:
+                self._process = await self._start_process(theirs)
+            reader, self._writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            raise
         self._ready = asyncio.get_running_loop().create_future()
         # A load error nobody waits for is still told by the state and the log.
         self._ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
         self._tasks.append(asyncio.create_task(self._read(reader), name="engine-reader"))
+
+    async def _start_process(self, theirs: socket.socket) -> asyncio.subprocess.Process:
+        environment = dict(os.environ)
+        environment["OCTAVO_ENGINE_CONFIG"] = msgspec.json.encode(self._config).decode()
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",  # no module may come from the folder we happen to run in: it may be a model's
+            "-m",
+            "octavo.engine.core_process",
+            str(theirs.fileno()),
+            pass_fds=[theirs.fileno()],
+            env=environment,
+        )
 
     async def wait_ready(self) -> None:
         """Return when READY; raise the reason when loading failed."""
@@ -142,14 +159,11 @@ class AsyncEngine:
         )
         # The tokenizer ran in another thread: the engine may have gone meanwhile.
         self._refuse_unless_ready()
+        self._refuse_open_ids(request_id, specs)
         tokens = specs[0].prompt_token_ids
-        generation = _Generation([ChoiceText(self.tokenizer, params, tokens) for _ in specs])
-        for index, spec in enumerate(specs):
-            if spec.id in self._open:
-                raise InvalidRequestError(
-                    f"A request with the id {request_id!r} is open; choose another.", "request_id"
-                )
-            self._open[spec.id] = (generation, index)
+        generation = OpenGeneration([ChoiceText(self.tokenizer, params, tokens) for _ in specs])
+        # From here to the try nothing awaits: registered and submitted is one step.
+        self._open.update({spec.id: (generation, index) for index, spec in enumerate(specs)})
         self._idle.clear()
         try:
             self._send(Submit(specs))
@@ -160,7 +174,6 @@ class AsyncEngine:
                     if is_first:
                         event.prompt_token_ids, is_first = tokens, False
                     yield event
-                self._abort([specs[i].id for i in generation.take_stopped()])
         finally:
             self._close([spec.id for spec in specs])
 
@@ -192,32 +205,41 @@ class AsyncEngine:
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new; return when no request is open or the time is up."""
-        if self.state is EngineState.READY:
+        if self.state in (EngineState.LOADING, EngineState.READY):
             self.state = EngineState.DRAINING
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:
-            for generation, index in list(self._open.values()):
-                generation.feed(index, RequestUpdate("", [], finish_reason="abort"))
+            late = list(self._open)
+            for request_id in late:
+                self._dispatch(RequestUpdate(request_id, [], finish_reason="abort"))
+            self._send(Abort(late))
 
     async def close(self) -> None:
         """End the engine process and every open request."""
+        # While it loads, or cannot be talked to, it would not hear a polite word.
+        is_listening = self.state in (EngineState.READY, EngineState.DRAINING)
+        is_listening = is_listening and self._info is not None
+        self.state = EngineState.DEAD
+        self._fail_load(EngineDeadError("The server is shutting down."))
         self._fail_open("The server is shutting down.")
-        if self._writer is not None and self._process is not None:
-            with contextlib.suppress(OSError, RuntimeError):
-                self._send(Shutdown())
-            try:
-                await asyncio.wait_for(self._process.wait(), _KILL_AFTER_S)
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
+        if self._process is not None:
+            await self._end_process(self._process, is_listening)
+        if self._writer is not None:
             self._writer.close()
             with contextlib.suppress(OSError):
                 await self._writer.wait_closed()
-        self.state = EngineState.DEAD
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _end_process(self, process: asyncio.subprocess.Process, is_listening: bool) -> None:
+        if is_listening:
+            self._send(Shutdown())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), _KILL_AFTER_S)
+        _kill(process)
+        await process.wait()
 
     def _encode(self, prompt: str) -> list[int]:
         if self.tokenizer is None:
@@ -231,14 +253,27 @@ class AsyncEngine:
         if self.state is not EngineState.READY:
             raise EngineDeadError(_UNREADY[self.state])
 
+    def _refuse_open_ids(self, request_id: str, specs: Sequence[RequestSpec]) -> None:
+        if any(spec.id in self._open for spec in specs):
+            raise InvalidRequestError(
+                f"A request with the id {request_id!r} is open; choose another.", "request_id"
+            )
+
     async def _read(self, reader: asyncio.StreamReader) -> None:
+        """Until the engine's end closes, which it does only by dying."""
         splitter = FrameSplitter()
         decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromEngine)
-        with contextlib.suppress(OSError):
+        try:
             while data := await reader.read(_READ_SIZE):
                 for body in splitter.feed(data):
                     self._handle(decoder.decode(body))
-        self._died()
+        except OSError:
+            pass  # it died with our words unread
+        except Exception:  # the task's edge: an engine that cannot be understood is no engine
+            _log.exception("The engine process said what cannot be understood; it is ended")
+            assert self._process is not None
+            _kill(self._process)
+        await self._died()
 
     def _handle(self, message: FromEngine) -> None:
         self._last_report_s = time.monotonic()
@@ -260,41 +295,62 @@ class AsyncEngine:
             case Ready():
                 self._tasks.append(asyncio.create_task(self._become_ready(message.info)))
             case LoadFailed():
-                self._fail_load(getattr(errors, message.kind)(message.message))
+                self._fail_load(from_load_failure(message))
 
     async def _load_tokenizer(self, files: FilesFound) -> None:
-        if files.tokenizer_path is None:
-            return
         path = files.tokenizer_path
-        self.tokenizer = await asyncio.to_thread(Tokenizer.open, path)
-        self.chat_template = await asyncio.to_thread(
-            ChatTemplate.open, self._chat_template_path or path, self.tokenizer
-        )
+        if path is None:
+            return
+        try:
+            self.tokenizer = await asyncio.to_thread(Tokenizer.open, path)
+            self.chat_template = await asyncio.to_thread(
+                ChatTemplate.open, self._chat_template_path or path, self.tokenizer
+            )
+        except OctavoError as error:
+            self._fail_load(error)
+        except Exception as error:  # the task's edge: nobody else would hear of it
+            _log.exception("The tokenizer in %s cannot be opened", path)
+            self._fail_load(ModelLoadError(f"The tokenizer in {path} cannot be opened: {error}"))
 
     async def _become_ready(self, info: ModelInfo) -> None:
         assert self._ready is not None
         if self._tokenizer_load is not None:
-            try:
-                await self._tokenizer_load
-            except OctavoError as error:
-                self._fail_load(error)
-                return
+            await self._tokenizer_load
         self._info = info
         self._intake = Intake(info, self._config.seed)
         if self.state is EngineState.LOADING:
             self.state = EngineState.READY
             self._ready.set_result(None)
+        elif not self._ready.done():
+            self._ready.set_exception(EngineDeadError(_UNREADY[self.state]))
 
     def _fail_load(self, error: OctavoError) -> None:
-        self.state = EngineState.DEAD
+        """The end of loading, if it has not ended yet."""
         if self._ready is not None and not self._ready.done():
+            self.state = EngineState.DEAD
             self._ready.set_exception(error)
 
-    def _died(self) -> None:
-        if self.state is not EngineState.DEAD:
-            self.state = EngineState.DEAD
-            self._fail_load(EngineDeadError("The engine process ended; its log says why."))
+    async def _died(self) -> None:
+        """Everyone is told at once; how it ended is known a moment later."""
+        is_news = self.state is not EngineState.DEAD
+        self.state = EngineState.DEAD
         self._fail_open("The engine process ended.")
+        reason = f"The engine process {await self._exit_reason()}."
+        if is_news:
+            _log.error("%s", reason)
+        self._fail_load(EngineDeadError(reason))
+
+    async def _exit_reason(self) -> str:
+        assert self._process is not None
+        try:
+            status = await asyncio.wait_for(self._process.wait(), _KILL_AFTER_S)
+        except TimeoutError:
+            return "closed its connection and runs on"
+        if status == -signal.SIGKILL:
+            return "was killed; the usual reason is that its memory limit was reached"
+        if status < 0:
+            return f"was ended by {signal.Signals(-status).name}; its log says where"
+        return f"ended with status {status}; its log says why"
 
     def _fail_open(self, message: str) -> None:
         for generation, _ in list(self._open.values()):
@@ -302,27 +358,22 @@ class AsyncEngine:
 
     def _dispatch(self, update: RequestUpdate) -> None:
         entry = self._open.get(update.request_id)
-        if entry is not None:
-            generation, index = entry
-            generation.feed(index, update)
+        if entry is None:
+            return  # closed meanwhile; its abort is on the way
+        generation, index = entry
+        try:
+            is_stopped = generation.feed(index, update)
+        except Exception:  # one request's text must not stop the reader of all
+            _log.exception("The text of request %s cannot be made", update.request_id)
+            generation.fail(RequestFailedError("The text of the answer could not be made."))
+            return
+        if is_stopped:
+            self._send(Abort([update.request_id]))
 
     def _refuse(self, refused: Refused) -> None:
         entry = self._open.get(refused.request_id)
-        if entry is None:
-            return
-        kind = getattr(errors, refused.kind)
-        if issubclass(kind, errors.QueueFullError):
-            error: OctavoError = kind(refused.message, refused.retry_after_s)
-        elif issubclass(kind, InvalidRequestError):
-            error = kind(refused.message, refused.param)
-        else:
-            error = kind(refused.message)
-        entry[0].fail(error)
-
-    def _abort(self, request_ids: list[str]) -> None:
-        """A stop string ended these: the engine need not go on."""
-        if request_ids:
-            self._send(Abort(request_ids))
+        if entry is not None:
+            entry[0].fail(from_refusal(refused))
 
     def _close(self, request_ids: list[str]) -> None:
         """Forget a generation, aborting whatever of it the engine has not finished."""
@@ -337,8 +388,16 @@ class AsyncEngine:
             self._idle.set()
 
     def _send(self, message: ToEngine) -> None:
+        """Nothing is said to an engine that has gone: the reader is about to notice."""
         assert self._writer is not None
-        self._writer.write(frame(self._encoder, message))
+        if not self._writer.is_closing():
+            self._writer.write(frame(self._encoder, message))
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
 
 
 _UNREADY = {
@@ -346,65 +405,3 @@ _UNREADY = {
     EngineState.DRAINING: "The server is shutting down; try another replica.",
     EngineState.DEAD: "The engine process has ended; this server is about to exit.",
 }
-
-
-class _Generation:
-    """The open choices of one prompt, between the reader task and the one that streams them."""
-
-    def __init__(self, choices: list[ChoiceText]) -> None:
-        self._choices = choices
-        self._events: dict[int, GenerationEvent] = {}
-        """At most one a choice: what a slow reader has not taken yet is merged."""
-        self._ended = [False] * len(choices)
-        self._stopped: list[int] = []
-        self._error: OctavoError | None = None
-        self._wakeup = asyncio.Event()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether every choice has ended and every event was taken."""
-        return all(self._ended) and not self._events and self._error is None
-
-    def is_ended(self, index: int) -> bool:
-        """Whether the engine, or a stop string, has ended the choice."""
-        return self._ended[index]
-
-    def feed(self, index: int, update: RequestUpdate) -> None:
-        """Take the engine's word for one choice."""
-        if self._ended[index]:
-            return
-        if update.finish_reason == "error":
-            self.fail(RequestFailedError(update.error or "The engine gave no reason."))
-            return
-        event = self._choices[index].feed(update)
-        event.index = index
-        if event.finish_reason is not None:
-            self._ended[index] = True
-            if update.finish_reason is None:
-                self._stopped.append(index)
-        if index in self._events:
-            self._events[index].absorb(event)
-        else:
-            self._events[index] = event
-        self._wakeup.set()
-
-    def fail(self, error: OctavoError) -> None:
-        """End every choice with an error, raised to whoever streams."""
-        self._error = error
-        self._wakeup.set()
-
-    def take_stopped(self) -> list[int]:
-        """Choices a stop string ended since last asked, while the engine still runs them."""
-        stopped, self._stopped = self._stopped, []
-        return stopped
-
-    async def next_events(self) -> list[GenerationEvent]:
-        """What has happened since last asked; raises the error once events are used up."""
-        while not self._events:
-            if self._error is not None:
-                error, self._error = self._error, None
-                raise error
-            self._wakeup.clear()
-            await self._wakeup.wait()
-        events, self._events = list(self._events.values()), {}
-        return events

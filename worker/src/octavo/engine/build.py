@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -20,13 +20,14 @@ from octavo.config import EngineConfig, SchedulerConfig
 from octavo.engine.core import EngineCore
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import FilesFound, FromEngine, PhaseFinished, PhaseStarted
-from octavo.errors import ConfigError
+from octavo.errors import ConfigError, InvalidRequestError
 from octavo.kernels.interface import Kernels
 from octavo.kernels.select import select_kernels
 from octavo.loading.checkpoint import Checkpoint, open_checkpoint
 from octavo.models import registry
 from octavo.models.family import ModelFamily
 from octavo.models.interface import CausalLM
+from octavo.runner.cgroup import num_usable_cpus
 from octavo.runner.cuda_graphs import StepGraphs
 from octavo.runner.kv_tensors import KVTensors
 from octavo.runner.memory import kv_budget
@@ -41,7 +42,7 @@ from octavo.tokenization.tokenizer import Tokenizer
 _log = logging.getLogger(__name__)
 
 Report = Callable[[FromEngine], None]
-_RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -60,7 +61,7 @@ class Engine:
     def open_tokenizer(self) -> Tokenizer | None:
         """The model's tokenizer; None where the engine was built without."""
         path = self.checkpoint.tokenizer_path
-        return None if path is None else Tokenizer.open(path)
+        return Tokenizer.open(path) if path is not None and self.info.has_tokenizer else None
 
     def open_chat_template(self, tokenizer: Tokenizer) -> ChatTemplate | None:
         """The model's chat template, if it has one."""
@@ -137,7 +138,7 @@ def _set_threads(config: EngineConfig, device: torch.device) -> None:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     elif device.type == "cpu":
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(num_usable_cpus())
 
 
 def _resolve_dtype(
@@ -153,6 +154,11 @@ def _resolve_dtype(
 
 def _resolve_max_model_len(config: EngineConfig, family: ModelFamily) -> int:
     longest = family.config.context_len
+    if config.max_model_len == 1:
+        raise ConfigError(
+            "max_model_len is 1; a request has at least one token of prompt and one of output, "
+            "so it must be at least 2."
+        )
     if config.max_model_len is None:
         return longest
     if config.max_model_len > longest:
@@ -263,7 +269,7 @@ def _model_info(
         name=config.model,
         max_model_len=limits.max_model_len,
         vocab_size=model.vocab_size,
-        has_tokenizer=not config.skip_tokenizer_init,
+        has_tokenizer=not config.skip_tokenizer_init and checkpoint.tokenizer_path is not None,
         eos_token_ids=checkpoint.eos_token_ids,
         created=int(time.time()),
         sampling_defaults=_sampling_defaults(checkpoint),
@@ -279,9 +285,19 @@ def _model_info(
 
 
 def _sampling_defaults(checkpoint: Checkpoint) -> dict[str, float]:
-    """What the model's makers recommend for requests that do not say; as vLLM does."""
-    found = {name: checkpoint.generation_config.get(name) for name in _RECOMMENDED}
-    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+    """What generation_config.json recommends, as far as it can be served."""
+    defaults: dict[str, float] = {}
+    for name in _SAMPLING_DEFAULTS:
+        value: Any = checkpoint.generation_config.get(name)
+        if value is None:
+            continue
+        try:
+            SamplingParams(**{name: value})
+        except InvalidRequestError as error:
+            _log.warning("generation_config.json is not followed: %s", error)
+        else:
+            defaults[name] = value
+    return defaults
 
 
 def _architecture(checkpoint: Checkpoint) -> str:

@@ -25,6 +25,8 @@ class EngineCore:
         self._look_ahead = look_ahead
         self._under_way: deque[tuple[BatchPlan, StepHandle]] = deque()
         self._open: dict[str, Request] = {}
+        self._aborted: list[RequestUpdate] = []
+        """Ends not told of yet; without them the last request's would wait for the next one's."""
         self._num_steps = 0
         self._step_seconds = 0.0
         self._step_token_counts = [0] * (len(STEP_TOKEN_BUCKETS) + 1)
@@ -48,11 +50,12 @@ class EngineCore:
         """End these requests at once; unknown and finished ones are ignored."""
         for request_id in request_ids:
             self._scheduler.abort(request_id)
+        self._aborted += self._scheduler.take_updates()
 
     @property
     def has_work(self) -> bool:
         """Whether :meth:`step` would do anything."""
-        return bool(self._under_way) or self._scheduler.has_work()
+        return bool(self._under_way or self._aborted) or self._scheduler.has_work()
 
     def step(self) -> list[RequestUpdate]:
         """Plan and start a step, then commit the oldest one that is due."""
@@ -64,18 +67,12 @@ class EngineCore:
         if self._under_way and (plan is None or len(self._under_way) > self._look_ahead):
             updates = self._commit()
             self._step_seconds += time.perf_counter() - started_s
-        updates += self._scheduler.take_updates()
+        updates += self._aborted + self._scheduler.take_updates()
+        self._aborted = []
         for update in updates:
             if update.finish_reason is not None:
                 self._close(update)
         return updates
-
-    def fail_all(self, message: str) -> list[RequestUpdate]:
-        """End every open request with an error: the last words of a broken engine."""
-        self._under_way.clear()
-        self._scheduler.fail_all(message)
-        self._open.clear()
-        return self._scheduler.take_updates()
 
     def stats(self) -> EngineStats:
         """Counters and gauges for metrics, as of now."""
@@ -118,8 +115,10 @@ class EngineCore:
         self._num_steps += 1
         self._step_token_sum += num_tokens
         self._step_token_counts[bisect_left(STEP_TOKEN_BUCKETS, num_tokens)] += 1
-        self._generation_tokens += len(result.token_ids)
-        return self._scheduler.commit(plan, result)
+        updates = self._scheduler.commit(plan, result)
+        # One update a token: what was drawn for a request that has ended meanwhile is nobody's.
+        self._generation_tokens += len(updates)
+        return updates
 
     def _close(self, update: RequestUpdate) -> None:
         """Say where the time of a request went that has just ended."""

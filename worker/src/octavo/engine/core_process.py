@@ -7,6 +7,7 @@ fails: a half-known device state is not served from.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import logging
@@ -15,27 +16,27 @@ import signal
 import socket
 import sys
 import time
-import traceback
 
 import msgspec
 
 from octavo.config import EngineConfig
-from octavo.engine.build import Engine, build_engine
+from octavo.engine.carried_errors import to_load_failure, to_refusal
+from octavo.engine.core import EngineCore
+from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import (
     Abort,
     EngineChannel,
-    FromEngine,
-    LoadFailed,
     Ready,
-    Refused,
+    ServerGoneError,
     Shutdown,
     StepReport,
     Submit,
     ToEngine,
 )
-from octavo.errors import InvalidRequestError, OctavoError, QueueFullError
+from octavo.errors import OctavoError, RequestFailedError
 from octavo.logs import configure_logging
 
+_log = logging.getLogger(__name__)
 _IDLE_REPORT_S = 1.0
 """An idle engine says this often that it lives."""
 _PR_SET_PDEATHSIG = 1
@@ -44,45 +45,48 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Entry point; the file descriptor of the socket is the only argument."""
     connection = socket.socket(fileno=int(sys.argv[1]))
-    _die_with_parent()
+    _die_with_parent(connection)
     config = msgspec.json.decode(os.environ.pop("OCTAVO_ENGINE_CONFIG"), type=EngineConfig)
     configure_logging(config.log_format, config.log_level)
     channel = EngineChannel(connection)
     try:
+        # Not at the top: torch takes seconds, in which signals and the parent's end must count.
+        from octavo.engine.build import build_engine
+
         engine = build_engine(config, channel.send)
-    except OctavoError as error:
-        channel.send(LoadFailed(type(error).__name__, str(error)))
-        channel.flush_blocking()
-        return 1
+    except ServerGoneError:
+        return 0  # the server was stopped while we loaded
     except Exception as error:  # the process's edge: say what it was before dying
-        logging.getLogger(__name__).exception("The engine could not be built")
-        channel.send(LoadFailed("ModelLoadError", f"{type(error).__name__}: {error}"))
-        channel.flush_blocking()
+        if not isinstance(error, OctavoError):
+            _log.exception("The engine could not be built")
+        with contextlib.suppress(ServerGoneError):
+            channel.send(to_load_failure(error))
+            channel.flush_blocking()
         return 1
-    return _Loop(engine, channel).run()
+    return EngineLoop(engine.core, engine.info, channel).run()
 
 
-class _Loop:
+class EngineLoop:
     """Reads, steps and reports."""
 
-    def __init__(self, engine: Engine, channel: EngineChannel) -> None:
-        self._core = engine.core
+    def __init__(self, core: EngineCore, info: ModelInfo, channel: EngineChannel) -> None:
+        self._core = core
         self._channel = channel
-        self._info = engine.info
+        self._info = info
 
     def run(self) -> int:
         # What lives now lives forever: keep the collector from walking it during steps.
         gc.collect()
         gc.freeze()
-        self._channel.send(Ready(self._info))
         try:
+            self._channel.send(Ready(self._info))
             self._serve()
-        except EOFError:
+        except ServerGoneError:
             return 0
-        except Exception:  # the process's edge: every open request is told, then we go
-            message = f"The engine failed: {traceback.format_exc(limit=-1).strip()}"
-            logging.getLogger(__name__).exception("The engine failed")
-            self._report_last(message)
+        except Exception:  # the process's edge: our end is what tells the server
+            _log.exception("The engine failed")
+            with contextlib.suppress(ServerGoneError):
+                self._channel.flush_blocking()  # tokens of the steps before
             return 1
         finally:
             self._core.close()
@@ -109,34 +113,27 @@ class _Loop:
             try:
                 self._core.submit(message.requests)
             except OctavoError as error:
-                for spec in message.requests:
-                    self._channel.send(_refusal(spec.id, error))
+                self._refuse(message, error)
+            except Exception as error:  # one bad request never stops the others
+                _log.exception("A request could not be taken in")
+                self._core.abort([spec.id for spec in message.requests])
+                self._refuse(message, RequestFailedError(f"{type(error).__name__}: {error}"))
 
-    def _report_last(self, message: str) -> None:
-        try:
-            report: FromEngine = StepReport(self._core.fail_all(message), self._core.stats())
-            self._channel.send(report)
-            self._channel.flush_blocking()
-        except OSError:
-            logging.getLogger(__name__).warning("The server was gone before the engine")
-
-
-def _refusal(request_id: str, error: OctavoError) -> Refused:
-    return Refused(
-        request_id,
-        type(error).__name__,
-        str(error),
-        param=error.param if isinstance(error, InvalidRequestError) else None,
-        retry_after_s=error.retry_after_s if isinstance(error, QueueFullError) else 0.0,
-    )
+    def _refuse(self, submitted: Submit, error: OctavoError) -> None:
+        for spec in submitted.requests:
+            self._channel.send(to_refusal(spec.id, error))
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(connection: socket.socket) -> None:
     """A terminal's Ctrl-C is the server's to handle; a dead server ends us even mid-step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Had it died before that call, nobody would tell us any more.
+    with contextlib.suppress(BlockingIOError):
+        if not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+            sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ once, outside the step loop. Torch-free: it runs in the server's process.
 from __future__ import annotations
 
 import hashlib
+import operator
 import secrets
 from collections.abc import Sequence
 
@@ -44,7 +45,7 @@ class Intake:
 
         Raises InvalidRequestError naming the field, the value, the limit and the remedy.
         """
-        tokens = list(prompt_token_ids)
+        tokens = _integers(prompt_token_ids)
         self._check_tokens(tokens, params)
         params = self._limit_length(len(tokens), params)
         cache_key = self._cache_key(request_id, params.n, cache_salt)
@@ -133,3 +134,14 @@ class Intake:
         if n > 1:
             return hashlib.blake2b(request_id.encode(), digest_size=16, person=b"group").digest()
         return None
+
+
+def _integers(token_ids: Sequence[int]) -> list[int]:
+    """Plain integers, also of those that numpy and others make."""
+    try:
+        return list(map(operator.index, token_ids))
+    except TypeError as error:
+        raise InvalidRequestError(
+            f"The prompt's token ids must be integers ({error}); encode text with the tokenizer.",
+            "prompt",
+        ) from error

@@ -107,10 +107,15 @@ ToEngine = Submit | Abort | Shutdown
 FromEngine = PhaseStarted | PhaseFinished | FilesFound | Ready | LoadFailed | Refused | StepReport
 
 _LENGTH = struct.Struct("!I")
+_MAX_FRAME_BYTES = 1 << 30
 
 
 class FrameSplitter:
-    """Cuts a byte stream into frames."""
+    """Cuts a byte stream into frames.
+
+    Raises ValueError for a length no message has: the stream is out of step, and waiting for so
+    many bytes would be waiting forever.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -121,6 +126,8 @@ class FrameSplitter:
         frames, offset, end = [], 0, len(self._buffer)
         while end - offset >= 4:
             (length,) = _LENGTH.unpack_from(self._buffer, offset)
+            if length > _MAX_FRAME_BYTES:
+                raise ValueError(f"a frame of {length} bytes; the largest has {_MAX_FRAME_BYTES}")
             if end - offset - 4 < length:
                 break
             frames.append(bytes(self._buffer[offset + 4 : offset + 4 + length]))
@@ -131,15 +138,21 @@ class FrameSplitter:
 
 
 def frame(encoder: msgspec.msgpack.Encoder, message: object) -> bytes:
-    """One message as length and body."""
+    """One message as length and body; ValueError where it is too large for one."""
     body = encoder.encode(message)
+    if len(body) > _MAX_FRAME_BYTES:
+        raise ValueError(f"a message of {len(body)} bytes; the largest has {_MAX_FRAME_BYTES}")
     return _LENGTH.pack(len(body)) + body
+
+
+class ServerGoneError(Exception):
+    """The server's end of the socket is closed; there is nobody to work for."""
 
 
 class EngineChannel:
     """The engine's end of the wall: never blocks the loop on a slow server.
 
-    ``receive`` raises :class:`EOFError` when the server's end is closed.
+    Every method raises :class:`ServerGoneError` when the server's end is closed.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -166,8 +179,10 @@ class EngineChannel:
                 data = self._socket.recv(1 << 18)
             except BlockingIOError:
                 return messages
+            except ConnectionError as error:
+                raise ServerGoneError from error
             if not data:
-                raise EOFError("the server's process closed the connection")
+                raise ServerGoneError
             messages += [self._decoder.decode(body) for body in self._splitter.feed(data)]
 
     def send(self, message: FromEngine) -> None:
@@ -178,8 +193,11 @@ class EngineChannel:
     def flush_blocking(self) -> None:
         """Send everything, waiting as long as it takes; for the last words of a process."""
         self._socket.setblocking(True)
-        while self._outbox:
-            self._socket.sendall(self._outbox.popleft())
+        try:
+            while self._outbox:
+                self._socket.sendall(self._outbox.popleft())
+        except ConnectionError as error:
+            raise ServerGoneError from error
 
     def _flush(self) -> None:
         while self._outbox:
@@ -188,6 +206,8 @@ class EngineChannel:
                 sent = self._socket.send(head)
             except BlockingIOError:
                 return
+            except ConnectionError as error:
+                raise ServerGoneError from error
             if sent == len(head):
                 self._outbox.popleft()
             else:

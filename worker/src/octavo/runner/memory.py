@@ -14,6 +14,7 @@ import torch
 from octavo.config import EngineConfig
 from octavo.errors import OutOfMemoryError
 from octavo.models.interface import CausalLM
+from octavo.runner.cgroup import memory_bytes_left
 from octavo.runner.kv_tensors import block_size_bytes
 
 _GIB = 1 << 30
@@ -76,13 +77,24 @@ def _cuda_bytes_left(config: EngineConfig, device: torch.device, workspace_bytes
 
 
 def _host_bytes_left() -> int:
-    """Memory the kernel could hand out, less a tenth to stay clear of the edge."""
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Memory this process could still get, less a tenth to stay clear of the edge.
+
+    In a container its limit counts, not what the machine has.
+    """
+    available = _machine_bytes_left()
+    in_container = memory_bytes_left()
+    if in_container is not None:
+        available = min(available, in_container)
+    return int(available * 0.9)
+
+
+def _machine_bytes_left() -> int:
+    pages: int = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         with open("/proc/meminfo") as meminfo:
             for line in meminfo:
                 if line.startswith("MemAvailable:"):
-                    pages = int(line.split()[1]) * 1024
+                    return int(line.split()[1]) * 1024
     except OSError:
-        return int(pages * 0.9)
-    return int(pages * 0.9)
+        pass  # not Linux
+    return pages

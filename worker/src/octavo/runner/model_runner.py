@@ -47,8 +47,8 @@ class ModelRunner:
         return self._execute_eagerly(plan)
 
     def close(self) -> None:
-        """Drop the device's memory."""
-        del self._model, self._kv, self._rows, self._sampler, self._graphs
+        """Drop the device's memory; may be called twice."""
+        self.__dict__.clear()
 
     def _take_over_rows(self, plan: BatchPlan) -> None:
         for row in plan.released_rows:

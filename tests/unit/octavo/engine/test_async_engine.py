@@ -1,0 +1,543 @@
+"""The server's side of the wall, with the test on the other."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo.engine.interface import EngineState
+from octavo.engine.messages import (
+    Abort,
+    FilesFound,
+    LoadFailed,
+    PhaseFinished,
+    PhaseStarted,
+    Ready,
+    Refused,
+    Shutdown,
+    Submit,
+)
+from octavo.errors import (
+    EngineDeadError,
+    InvalidRequestError,
+    ModelLoadError,
+    PromptTooLongError,
+    QueueFullError,
+    RequestFailedError,
+    UnsupportedModelError,
+)
+from octavo.outputs import GenerationEvent, RequestUpdate
+from octavo.sampling_params import SamplingParams
+from polling import until
+from puppet_engine import INFO, PuppetEngine, puppet_engine
+from tiny_models import save_byte_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_byte_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+async def engine(tokenizer: Path) -> AsyncIterator[PuppetEngine]:
+    async with puppet_engine(tokenizer) as engine:
+        yield engine
+
+
+def params(**values: Any) -> SamplingParams:
+    return SamplingParams(**{"max_tokens": 50, **values})
+
+
+def said(request_id: str, text: str, finish: str | None = None) -> RequestUpdate:
+    return RequestUpdate(request_id, list(text.encode()), finish_reason=finish)
+
+
+async def collect(events: AsyncIterator[GenerationEvent]) -> list[GenerationEvent]:
+    return [event async for event in events]
+
+
+def asking(
+    engine: PuppetEngine, request_id: str = "r", **values: Any
+) -> asyncio.Task[list[GenerationEvent]]:
+    events = engine.generate("hi", params(**values), request_id=request_id)
+    return asyncio.create_task(collect(events))
+
+
+# ---- Loading -----------------------------------------------------------------------------------
+
+
+async def test_progress_follows_the_phases(tokenizer: Path) -> None:
+    async with puppet_engine() as engine:
+        engine.say(PhaseStarted("weights", "tiny", 0.5))
+        await until(lambda: engine.progress().phase)
+        assert (engine.progress().phase, engine.progress().fraction) == ("weights", 0.5)
+        engine.say(PhaseFinished("weights", 2.0))
+        await until(lambda: engine.progress().finished)
+        assert engine.progress().phase == ""
+        assert engine.progress().finished == {"weights": 2.0}
+
+
+async def test_nothing_is_taken_while_it_loads() -> None:
+    async with puppet_engine() as engine:
+        with pytest.raises(EngineDeadError, match="still loading"):
+            await anext(engine.generate([1], params(), request_id="r"))
+
+
+async def test_ready_waits_for_the_tokenizer(tokenizer: Path) -> None:
+    async with puppet_engine(tokenizer) as engine:
+        assert engine.state is EngineState.READY
+        assert engine.tokenizer is not None
+        assert engine.has_chat_template
+        ids = await engine.render_chat([{"role": "user", "content": "hi"}])
+        assert bytes(id for id in ids if id < 256).startswith(b"user\nhi")
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (LoadFailed("UnsupportedModelError", "no such thing"), UnsupportedModelError),
+        (LoadFailed("NoSuchError", "no such thing"), ModelLoadError),
+        (LoadFailed("QueueFullError", "no such thing"), ModelLoadError),
+        (LoadFailed("annotations", "no such thing"), ModelLoadError),
+    ],
+)
+async def test_a_load_failure_keeps_its_kind(failure: LoadFailed, kind: type[Exception]) -> None:
+    async with puppet_engine() as engine:
+        engine.say(failure)
+        with pytest.raises(kind, match="no such thing") as raised:
+            await engine.wait_ready()
+        assert type(raised.value) is kind
+        assert engine.state is EngineState.DEAD
+
+
+async def test_a_broken_tokenizer_fails_loading_before_the_weights_are_there(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    async with puppet_engine() as engine:
+        engine.say(FilesFound(str(tmp_path)))
+        with pytest.raises(ModelLoadError, match="tokenizer"):
+            await engine.wait_ready()
+        assert engine.state is EngineState.DEAD
+        engine.say(Ready(INFO))
+        await asyncio.sleep(0.02)
+        assert engine.state is EngineState.DEAD
+
+
+async def test_a_process_that_dies_while_loading_says_how() -> None:
+    async with puppet_engine() as engine:
+        engine.process.kill()
+        engine.far_end.close()
+        with pytest.raises(EngineDeadError, match="was killed; .* memory limit"):
+            await engine.wait_ready()
+
+
+async def test_closing_while_loading_ends_the_wait_at_once() -> None:
+    async with puppet_engine() as engine:
+        waiting = asyncio.create_task(engine.wait_ready())
+        await asyncio.sleep(0)
+        async with asyncio.timeout(4):  # less than a polite word is waited for
+            await engine.close()
+        with pytest.raises(EngineDeadError, match="shutting down"):
+            await waiting
+        assert engine.process.returncode == -signal.SIGKILL
+
+
+async def test_draining_while_loading_never_becomes_ready() -> None:
+    async with puppet_engine() as engine:
+        await engine.drain(1.0)
+        engine.say(Ready(INFO))
+        with pytest.raises(EngineDeadError, match="shutting down"):
+            await engine.wait_ready()
+
+
+async def test_an_engine_that_was_never_started_closes() -> None:
+    engine = PuppetEngine()
+    await engine.close()
+    await engine.close()
+    assert engine.state is EngineState.DEAD
+
+
+# ---- Generating --------------------------------------------------------------------------------
+
+
+async def test_a_prompt_becomes_events(engine: PuppetEngine) -> None:
+    task = asking(engine, logprobs=None)
+    submit = await engine.hear()
+    assert isinstance(submit, Submit)
+    (spec,) = submit.requests
+    assert (spec.id, spec.prompt_token_ids, spec.params.max_tokens) == ("r", [104, 105], 50)
+    engine.report(said("r", "He"))
+    await until(lambda: engine.num_open)
+    engine.report(said("r", "llo", "length"))
+    events = await task
+    assert "".join(event.text for event in events) == "Hello"
+    assert events[0].prompt_token_ids == [104, 105]
+    assert all(event.prompt_token_ids is None for event in events[1:])
+    assert {event.num_prompt_tokens for event in events} == {2}
+    assert events[-1].finish_reason == "length"
+    assert engine.num_open == 0
+    await engine.hear_nothing()
+
+
+async def test_n_choices_are_submitted_together(engine: PuppetEngine) -> None:
+    task = asking(engine, n=3, seed=5)
+    submit = await engine.hear()
+    assert [(s.id, s.leader_id, s.seed) for s in submit.requests] == [
+        ("r:0", None, 5),
+        ("r:1", "r:0", 6),
+        ("r:2", "r:0", 7),
+    ]
+    engine.report(*(said(f"r:{i}", "abc"[i], "stop") for i in (2, 0, 1)))
+    events = await task
+    # The last token of a "stop" is the one that stopped, and no part of the text.
+    assert sorted((e.index, e.text, e.token_ids) for e in events) == [
+        (0, "", [97]),
+        (1, "", [98]),
+        (2, "", [99]),
+    ]
+
+
+async def test_a_stop_string_over_tokens_aborts_even_if_nobody_reads(engine: PuppetEngine) -> None:
+    events = engine.generate("hi", params(stop="END"), request_id="r")
+    first = asyncio.ensure_future(anext(events))
+    await engine.hear()
+    engine.report(said("r", "one E"))
+    assert (await first).text == "one "
+    engine.report(said("r", "N"))
+    engine.report(said("r", "D and more"))
+    assert await engine.hear() == Abort(["r"])
+    engine.report(said("r", " and more"), RequestUpdate("r", [], finish_reason="abort"))
+    (last,) = await collect(events)
+    assert (last.text, last.finish_reason, last.stop_reason) == ("", "stop", "END")
+    await engine.hear_nothing()
+
+
+async def test_who_leaves_at_the_stop_string_is_not_forgotten(engine: PuppetEngine) -> None:
+    events = engine.generate("hi", params(stop="!"), request_id="r")
+    first = asyncio.ensure_future(anext(events))
+    await engine.hear()
+    engine.report(said("r", "a!"))
+    assert (await first).finish_reason == "stop"
+    await events.aclose()
+    assert await engine.hear() == Abort(["r"])
+    assert engine.num_open == 0
+
+
+async def test_a_slow_reader_gets_merged_events(engine: PuppetEngine) -> None:
+    events = engine.generate("hi", params(n=2), request_id="r")
+    first = asyncio.ensure_future(anext(events))
+    await engine.hear()
+    engine.report(said("r:0", "a"))
+    assert (await first).text == "a"
+    for letter in "bcdefg":
+        engine.report(said("r:0", letter), said("r:1", letter))
+    engine.report(said("r:0", "h", "length"), said("r:1", "h", "length"))
+    await until(lambda: all(engine._open[f"r:{i}"][0].is_ended(i) for i in range(2)))
+    rest = await collect(events)
+    assert [(e.index, e.text, e.finish_reason) for e in rest] == [
+        (0, "bcdefgh", "length"),
+        (1, "bcdefgh", "length"),
+    ]
+
+
+async def test_closing_mid_stream_aborts_what_is_open(engine: PuppetEngine) -> None:
+    events = engine.generate("hi", params(n=3), request_id="r")
+    first = asyncio.ensure_future(anext(events))
+    await engine.hear()
+    engine.report(said("r:1", "x", "length"))
+    await first
+    await events.aclose()
+    assert await engine.hear() == Abort(["r:0", "r:2"])
+    engine.report(said("r:0", "late"))  # nobody's any more
+    assert engine.num_open == 0
+    await engine.drain(5)
+
+
+async def test_cancelling_before_anything_was_said_aborts(engine: PuppetEngine) -> None:
+    task = asking(engine)
+    await engine.hear()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await engine.hear() == Abort(["r"])
+
+
+async def test_a_generator_that_never_ran_says_nothing(engine: PuppetEngine) -> None:
+    events = engine.generate("hi", params(), request_id="r")
+    await events.aclose()
+    await engine.hear_nothing()
+    assert engine.num_open == 0
+
+
+async def test_cancelling_while_the_prompt_is_tokenised_says_nothing(engine: PuppetEngine) -> None:
+    task = asking(engine)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await engine.hear_nothing()
+    assert engine.num_open == 0
+
+
+@pytest.mark.parametrize(("first", "second"), [("r", 1), ("r", 2), ("r:1", 2)])
+async def test_an_id_in_use_is_refused_and_leaves_nothing(
+    engine: PuppetEngine, first: str, second: int
+) -> None:
+    open_one = asking(engine, first, n=second if first == "r" else 1)
+    await engine.hear()
+    before = engine.num_open
+    with pytest.raises(InvalidRequestError, match="'r' is open") as raised:
+        await asking(engine, "r", n=second)
+    assert raised.value.param == "request_id"
+    assert engine.num_open == before
+    open_one.cancel()
+    assert isinstance(await engine.hear(), Abort)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "values", "kind", "param", "words"),
+    [
+        ([], {}, InvalidRequestError, "prompt", "no tokens"),
+        ("", {}, InvalidRequestError, "prompt", "no tokens"),
+        ([1] * 128, {}, PromptTooLongError, "prompt", "128 tokens.* at most 128"),
+        ([1] * 100, {"max_tokens": 29}, PromptTooLongError, "max_tokens", "29.* leaves 28"),
+        ([272], {}, InvalidRequestError, "prompt", "272.* to 271"),
+        ([-1], {}, InvalidRequestError, "prompt", "-1.* to 271"),
+        (["a"], {}, InvalidRequestError, "prompt", "must be integers"),
+        ([1.5], {}, InvalidRequestError, "prompt", "must be integers"),
+        ([1], {"logit_bias": {272: 1.0}}, InvalidRequestError, "logit_bias", "272.* to 271"),
+        ([1], {"stop_token_ids": [999]}, InvalidRequestError, "stop_token_ids", "999.* to 271"),
+        (
+            [1] * 120,
+            {"max_tokens": None, "min_tokens": 9},
+            InvalidRequestError,
+            "min_tokens",
+            "min_tokens is 9.* 8",
+        ),
+    ],
+)
+async def test_what_cannot_be_served_is_refused_here(
+    engine: PuppetEngine,
+    prompt: Any,
+    values: dict[str, Any],
+    kind: type[InvalidRequestError],
+    param: str,
+    words: str,
+) -> None:
+    with pytest.raises(kind, match=words) as raised:
+        await collect(engine.generate(prompt, params(**values), request_id="r"))
+    assert raised.value.param == param
+    await engine.hear_nothing()
+    assert engine.num_open == 0
+
+
+@pytest.mark.parametrize(
+    ("refused", "kind"),
+    [
+        (Refused("r", "QueueFullError", "full", retry_after_s=2.5), QueueFullError),
+        (Refused("r", "PromptTooLongError", "full", param="prompt"), PromptTooLongError),
+        (Refused("r", "RequestFailedError", "full"), RequestFailedError),
+        (Refused("r", "KeyError", "full"), RequestFailedError),
+    ],
+)
+async def test_a_refusal_keeps_its_kind(
+    engine: PuppetEngine, refused: Refused, kind: type[Exception]
+) -> None:
+    task = asking(engine)
+    await engine.hear()
+    engine.say(refused)
+    with pytest.raises(kind, match="full") as raised:
+        await task
+    assert type(raised.value) is kind
+    assert getattr(raised.value, "retry_after_s", 2.5) == 2.5
+    assert getattr(raised.value, "param", None) == refused.param
+    assert engine.num_open == 0
+
+
+async def test_a_failed_choice_fails_its_request_alone(engine: PuppetEngine) -> None:
+    bad, good = asking(engine, "bad", n=2), asking(engine, "good")
+    await until(lambda: engine.num_open == 3)
+    engine.report(RequestUpdate("bad:1", [], finish_reason="error", error="row 7"))
+    with pytest.raises(RequestFailedError, match="row 7"):
+        await bad
+    engine.report(said("good", "fine", "length"))
+    assert [event.text for event in await good] == ["fine"]
+
+
+async def test_text_that_cannot_be_made_fails_its_request_alone(engine: PuppetEngine) -> None:
+    bad, good = asking(engine, "bad"), asking(engine, "good")
+    await until(lambda: engine.num_open == 2)
+    generation, _ = engine._open["bad"]
+
+    def broken(update: RequestUpdate) -> GenerationEvent:
+        raise ZeroDivisionError
+
+    generation._choices[0].feed = broken  # type: ignore[method-assign]
+    engine.report(said("bad", "x"), said("good", "fine", "length"))
+    assert [event.text for event in await good] == ["fine"]
+    with pytest.raises(RequestFailedError, match="could not be made"):
+        await bad
+    assert engine.state is EngineState.READY
+
+
+async def test_without_a_tokenizer_only_ids_go_in() -> None:
+    async with puppet_engine() as engine:
+        engine.say(FilesFound(None))
+        engine.say(Ready(INFO))
+        await engine.wait_ready()
+        with pytest.raises(InvalidRequestError, match="--skip-tokenizer-init"):
+            await asking(engine)
+        with pytest.raises(InvalidRequestError, match="no chat template"):
+            await engine.render_chat([])
+        task = asyncio.create_task(
+            collect(engine.generate([5], params(stop="x"), request_id="ids"))
+        )
+        await engine.hear()
+        engine.report(RequestUpdate("ids", [1, 2], finish_reason="length"))
+        (event,) = await task
+        assert (event.text, event.token_ids) == ("", [1, 2])
+
+
+# ---- The end -----------------------------------------------------------------------------------
+
+_GARBAGE = [
+    pytest.param(b"\xff\xff\xff\xff", id="a length no message has"),
+    pytest.param(b"\x00\x00\x00\x03abc", id="no msgpack"),
+    pytest.param(b"\x00\x00\x00\x00", id="an empty message"),
+    pytest.param(b"\x00\x00\x00\x08\x92\xa6NoSuch", id="an unknown message"),
+    pytest.param(b"\x00\x00\x00\x0d\x93\xaaStepReport\x01", id="updates of the wrong type"),
+]
+
+
+@pytest.mark.parametrize("garbage", _GARBAGE)
+async def test_an_engine_that_cannot_be_understood_is_ended(
+    engine: PuppetEngine, garbage: bytes
+) -> None:
+    task = asking(engine)
+    await engine.hear()
+    engine.say_bytes(garbage)
+    with pytest.raises(EngineDeadError):
+        await task
+    assert engine.state is EngineState.DEAD
+    await engine.process.wait()
+    assert engine.process.returncode == -signal.SIGKILL
+
+
+async def test_a_dead_engine_ends_every_request_at_once(
+    engine: PuppetEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = [asking(engine, str(i), n=1 + i % 2) for i in range(6)]
+    await until(lambda: engine.num_open == 9)
+    os.kill(engine.process.pid, signal.SIGKILL)
+    engine.far_end.close()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, EngineDeadError) for result in results)
+    assert engine.state is EngineState.DEAD
+    assert engine.num_open == 0
+    with pytest.raises(EngineDeadError, match="has ended"):
+        await asking(engine, "late")
+    await until(lambda: "was killed" in caplog.text)
+    async with asyncio.timeout(5):
+        await engine.drain(60)
+
+
+async def test_text_that_came_before_the_end_is_still_read(engine: PuppetEngine) -> None:
+    events = engine.generate("hi", params(), request_id="r")
+    first = asyncio.ensure_future(anext(events))
+    await engine.hear()
+    engine.report(said("r", "a"))
+    await first
+    engine.report(said("r", "b"))
+    engine.far_end.close()
+    await until(lambda: engine.state is EngineState.DEAD)
+    assert (await anext(events)).text == "b"
+    with pytest.raises(EngineDeadError):
+        await anext(events)
+
+
+async def test_drain_without_requests_returns_at_once(engine: PuppetEngine) -> None:
+    async with asyncio.timeout(10):
+        await engine.drain(600)
+    with pytest.raises(EngineDeadError, match="try another replica"):
+        await asking(engine)
+
+
+async def test_drain_lets_open_requests_end(engine: PuppetEngine) -> None:
+    task = asking(engine)
+    await engine.hear()
+    draining = asyncio.create_task(engine.drain(600))
+    await until(lambda: engine.state is EngineState.DRAINING)
+    engine.report(said("r", "a"))
+    assert not draining.done()
+    engine.report(said("r", "b", "length"))
+    assert "".join(event.text for event in await task) == "ab"
+    await draining
+
+
+async def test_drain_that_takes_too_long_aborts_with_the_text_so_far(engine: PuppetEngine) -> None:
+    task = asking(engine, stop="zebra")
+    await engine.hear()
+    engine.report(said("r", "held: zeb"))
+    await engine.drain(0.05)
+    assert await engine.hear() == Abort(["r"])
+    events = await task
+    assert "".join(event.text for event in events) == "held: zeb"
+    assert events[-1].finish_reason == "abort"
+
+
+async def test_closing_tells_the_engine_and_every_request(engine: PuppetEngine) -> None:
+    task = asking(engine)
+    await engine.hear()
+    closing = asyncio.create_task(engine.close())
+    assert await engine.hear() == Shutdown()
+    with pytest.raises(EngineDeadError, match="shutting down"):
+        await task
+    engine.process.kill()
+    await closing
+    await engine.close()
+    assert engine.state is EngineState.DEAD
+
+
+async def test_an_engine_deaf_to_shutdown_is_killed(
+    engine: PuppetEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.engine.async_engine._KILL_AFTER_S", 0.05)
+    await engine.close()
+    assert engine.process.returncode == -signal.SIGKILL
+
+
+async def test_age_of_progress_counts_only_with_work(engine: PuppetEngine) -> None:
+    assert engine.stats().last_progress_age_s == 0
+    task = asking(engine)
+    await engine.hear()
+    await until(lambda: engine.stats().last_progress_age_s > 0.02)
+    engine.report()
+    await until(lambda: engine.stats().last_progress_age_s < 0.02)
+    task.cancel()
+
+
+async def test_engines_come_and_go_without_trace(tokenizer: Path) -> None:
+    def handles() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    async with puppet_engine(tokenizer):
+        pass
+    before, tasks = handles(), len(asyncio.all_tasks())
+    for _ in range(5):
+        async with puppet_engine(tokenizer) as engine:
+            task = asking(engine)
+            await engine.hear()
+            engine.say_bytes(b"\xff" * 4)
+            with pytest.raises(EngineDeadError):
+                await task
+    await until(lambda: handles() <= before)
+    assert len(asyncio.all_tasks()) == tasks

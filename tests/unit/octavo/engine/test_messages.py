@@ -1,0 +1,185 @@
+"""Frames survive every way a stream may be cut, and a wall whose other side is slow or gone."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octavo.engine.messages import (
+    Abort,
+    EngineChannel,
+    FrameSplitter,
+    FromEngine,
+    Refused,
+    RequestSpec,
+    ServerGoneError,
+    Shutdown,
+    StepReport,
+    Submit,
+    ToEngine,
+    frame,
+)
+from octavo.outputs import EngineStats, RequestTimings, RequestUpdate, TokenLogprobs
+from octavo.sampling_params import SamplingParams
+
+ENCODER = msgspec.msgpack.Encoder()
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    near, far = socket.socketpair()
+    with near, far:
+        yield near, far
+
+
+@given(
+    bodies=st.lists(st.binary(max_size=40), max_size=12),
+    cuts=st.lists(st.integers(0, 600), max_size=30),
+)
+@settings(deadline=None)
+def test_any_split_of_the_stream_gives_the_same_messages(
+    bodies: list[bytes], cuts: list[int]
+) -> None:
+    stream = b"".join(len(body).to_bytes(4, "big") + body for body in bodies)
+    places = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    splitter = FrameSplitter()
+    found: list[bytes] = []
+    for start, end in zip(places, places[1:], strict=False):
+        found += splitter.feed(stream[start:end])
+    assert found == bodies
+
+
+def test_a_length_no_message_has_is_an_error() -> None:
+    splitter = FrameSplitter()
+    assert splitter.feed(b"\x40\x00\x00") == []
+    with pytest.raises(ValueError, match="1073741825 bytes"):
+        splitter.feed(b"\x01")
+
+
+MESSAGES: list[tuple[Any, Any]] = [
+    (ToEngine, Shutdown()),
+    (ToEngine, Abort(["a", "b:1"])),
+    (
+        ToEngine,
+        Submit(
+            [
+                RequestSpec(
+                    "r",
+                    [1, 2],
+                    SamplingParams(
+                        temperature=0.5, stop=["x"], logit_bias={3: -1.5}, seed=-1, max_tokens=None
+                    ),
+                    seed=2**63 - 1,
+                    stop_token_ids=[7],
+                    eos_token_ids=[0],
+                    priority=-3,
+                    timeout_s=1.5,
+                    cache_key=b"\x00key",
+                    block_hashes=[b"\xff" * 16],
+                    leader_id="l",
+                )
+            ]
+        ),
+    ),
+    (FromEngine, Refused("r", "QueueFullError", "full", retry_after_s=0.5)),
+    (
+        FromEngine,
+        StepReport(
+            [
+                RequestUpdate(
+                    "r",
+                    [1],
+                    [TokenLogprobs(1, -0.5, 1, [1, 2], [-0.5, -1.0])],
+                    "stop",
+                    "é\N{GRINNING FACE}",
+                    5,
+                    None,
+                    RequestTimings(0.1, 0.2, 0.3),
+                )
+            ],
+            EngineStats(num_running=3, step_token_counts=[1, 2]),
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("union", "message"), MESSAGES, ids=lambda value: type(value).__name__)
+def test_a_message_comes_out_as_it_went_in(union: Any, message: Any) -> None:
+    (body,) = FrameSplitter().feed(frame(ENCODER, message))
+    assert msgspec.msgpack.Decoder(union).decode(body) == message
+
+
+def test_what_a_slow_server_has_not_read_waits_and_arrives_in_order(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    near, far = ends
+    channel = EngineChannel(near)
+    reports = [
+        StepReport([RequestUpdate(str(i), [i] * 5000)], EngineStats(num_steps=i))
+        for i in range(200)
+    ]
+    for report in reports:
+        channel.send(report)  # far more than a socket's buffer holds, and nobody reads
+    splitter, read = FrameSplitter(), list[Any]()
+    decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromEngine)
+    writing = threading.Thread(target=channel.flush_blocking)
+    writing.start()
+    while len(read) < len(reports):
+        read += [decoder.decode(body) for body in splitter.feed(far.recv(1 << 20))]
+    writing.join()
+    assert read == reports
+
+
+def test_an_idle_wait_also_sends(ends: tuple[socket.socket, socket.socket]) -> None:
+    near, far = ends
+    channel = EngineChannel(near)
+    report = StepReport([RequestUpdate("r", [1] * 3_000_000)], EngineStats())
+    channel.send(report)
+    read = bytearray()
+
+    def reader() -> None:
+        while chunk := far.recv(1 << 20):
+            read.extend(chunk)
+            if len(read) == len(frame(ENCODER, report)):
+                far.sendall(frame(ENCODER, Shutdown()))
+                return
+
+    reading = threading.Thread(target=reader)
+    reading.start()
+    assert channel.receive(wait=True, timeout_s=60) == [Shutdown()]
+    reading.join()
+
+
+def test_receive_takes_what_is_there_and_does_not_wait_for_more(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    near, far = ends
+    channel = EngineChannel(near)
+    assert channel.receive(wait=False) == []
+    assert channel.receive(wait=True, timeout_s=0.01) == []
+    data = frame(ENCODER, Abort(["a"])) + frame(ENCODER, Abort(["b"]))
+    far.sendall(data[:-1])
+    assert channel.receive(wait=True) == [Abort(["a"])]
+    far.sendall(data[-1:])
+    assert channel.receive(wait=True) == [Abort(["b"])]
+
+
+def test_a_server_that_has_gone_is_noticed_by_every_method(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    near, far = ends
+    channel = EngineChannel(near)
+    far.close()
+    with pytest.raises(ServerGoneError):
+        channel.receive(wait=True)
+    with pytest.raises(ServerGoneError):
+        channel.send(Refused("r", "k", "m"))
+    with pytest.raises(ServerGoneError):
+        channel.flush_blocking()

@@ -1,0 +1,60 @@
+"""Errors on their way through the wall: which of ours they are is kept, by name.
+
+Knows the error tree and the messages that carry one. Torch-free.
+"""
+
+from __future__ import annotations
+
+from octavo import errors
+from octavo.engine.messages import LoadFailed, Refused
+from octavo.errors import (
+    InvalidRequestError,
+    ModelLoadError,
+    OctavoError,
+    QueueFullError,
+    RequestFailedError,
+)
+
+
+def to_refusal(request_id: str, error: OctavoError) -> Refused:
+    """What the engine answers to a request it does not take."""
+    return Refused(
+        request_id,
+        type(error).__name__,
+        str(error),
+        param=error.param if isinstance(error, InvalidRequestError) else None,
+        retry_after_s=error.retry_after_s if isinstance(error, QueueFullError) else 0.0,
+    )
+
+
+def from_refusal(refused: Refused) -> OctavoError:
+    """The error as it was raised; RequestFailedError where its kind is not known here."""
+    kind = _kind(refused.kind, RequestFailedError)
+    if issubclass(kind, QueueFullError):
+        return kind(refused.message, refused.retry_after_s)
+    if issubclass(kind, InvalidRequestError):
+        return kind(refused.message, refused.param)
+    return kind(refused.message)
+
+
+def to_load_failure(error: Exception) -> LoadFailed:
+    """What the engine says when it could not be built; foreign errors become ModelLoadError."""
+    if isinstance(error, OctavoError):
+        return LoadFailed(type(error).__name__, str(error))
+    detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return LoadFailed(
+        ModelLoadError.__name__, f"The model cannot be loaded ({detail}); the log tells where."
+    )
+
+
+def from_load_failure(failed: LoadFailed) -> OctavoError:
+    """The error as it was raised; ModelLoadError where its kind is not known here."""
+    kind = _kind(failed.kind, ModelLoadError)
+    if issubclass(kind, QueueFullError):  # it alone needs more than a message
+        kind = ModelLoadError
+    return kind(failed.message)
+
+
+def _kind(name: str, otherwise: type[OctavoError]) -> type[OctavoError]:
+    kind: object = getattr(errors, name, None)
+    return kind if isinstance(kind, type) and issubclass(kind, OctavoError) else otherwise
