@@ -1,0 +1,35 @@
+"""llama.cpp (llama-cpp-python) on one request of the demo model's file. See side_by_side.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from workloads import make_workload
+
+
+def main() -> None:
+    """Arguments: the GGUF file, threads."""
+    from llama_cpp import Llama
+
+    started = time.perf_counter()
+    llm = Llama(sys.argv[1], n_ctx=512, n_threads=int(sys.argv[2]), verbose=False)
+    print(json.dumps({"figure": "start", "value": time.perf_counter() - started}), flush=True)
+    prompt = make_workload("cpu1", 49152).prompts[0]
+    for _ in range(2):  # the first warms up
+        llm.reset()
+        started = time.perf_counter()
+        produced = 0
+        for _token in llm.generate(prompt, temp=0.0):
+            produced += 1
+            if produced == 128:
+                break
+        seconds = time.perf_counter() - started
+    print(json.dumps({"figure": "cpu1", "value": produced / seconds}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
