@@ -24,6 +24,8 @@ class RowAdmission:
     token_ids: list[int]
     """Prompt and outputs so far; owned by the receiver (the scheduler passes a copy)."""
     num_prompt_tokens: int
+    num_cached_tokens: int
+    """Tokens, from the first, whose keys and values were found in the cache: never computed."""
     params: SamplingParams
     seed: int
     stop_token_ids: frozenset[int]

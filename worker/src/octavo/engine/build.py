@@ -246,7 +246,16 @@ def _make_runner(
 def _warm_up(runner: ModelRunner, limits: SchedulerConfig, device: torch.device) -> None:
     """One small step: first calls pay for lazy set-up that no request should wait for."""
     length = min(2, limits.max_model_len - 1)
-    admission = RowAdmission(0, [0] * length, length, SamplingParams(), 0, frozenset(), [0])
+    admission = RowAdmission(
+        row=0,
+        token_ids=[0] * length,
+        num_prompt_tokens=length,
+        num_cached_tokens=0,
+        params=SamplingParams(),
+        seed=0,
+        stop_token_ids=frozenset(),
+        block_ids=[0],
+    )
     plan = BatchPlan(
         admissions=[admission], rows=[0], starts=[0], num_tokens=[length], samples=[True]
     )

@@ -17,7 +17,8 @@ from octavo.kernels.upload import upload
 class Rows:
     """Persistent per-request tensors.
 
-    - ``token_ids: [num_rows, max_model_len + 1], int32``: prompt, outputs, drafts to come.
+    - ``token_ids: [num_rows, max_model_len + 1], int32``: prompt, outputs, drafts to come;
+      stale where keys and values were found in the cache.
     - ``block_tables: [num_rows, max_blocks], int32``: entries past the last block are stale
       but valid ids.
     """
@@ -33,20 +34,25 @@ class Rows:
 
     def apply(self, plan: BatchPlan) -> None:
         """Carry out the plan's admissions and new blocks, without waiting for the device."""
-        if plan.admissions:
-            self._write(self.token_ids, [(a.row, 0, a.token_ids) for a in plan.admissions])
-            self._write(self.block_tables, [(a.row, 0, a.block_ids) for a in plan.admissions])
+        admitted = plan.admissions
+        if admitted:
+            # Tokens found in the cache are not computed again: the device need not know them.
+            self._write(
+                self.token_ids,
+                [(a.row, a.num_cached_tokens, a.token_ids[a.num_cached_tokens :]) for a in admitted],
+            )
+            self._write(self.block_tables, [(a.row, 0, a.block_ids) for a in admitted])
         if plan.new_blocks:
             self._write(self.block_tables, plan.new_blocks)
 
     def _write(self, table: Tensor, runs: list[tuple[int, int, list[int]]]) -> None:
         """Write runs ``(row, first column, values)`` with one upload."""
-        rows: list[int] = []
-        columns: list[int] = []
+        width = table.shape[1]
+        places: list[int] = []
         values: list[int] = []
         for row, first, run in runs:
-            rows += [row] * len(run)
-            columns += range(first, first + len(run))
+            begin = row * width + first
+            places += range(begin, begin + len(run))
             values += run
-        where = upload([rows, columns, values], torch.int64, self.device)
-        table[where[0], where[1]] = where[2].to(torch.int32)
+        uploaded = upload([places, values], torch.int64, self.device)
+        table.view(-1)[uploaded[0]] = uploaded[1].to(torch.int32)

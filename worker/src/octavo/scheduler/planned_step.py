@@ -30,6 +30,7 @@ class StepDraft:
             row=row,
             token_ids=list(request.token_ids),
             num_prompt_tokens=request.num_prompt_tokens,
+            num_cached_tokens=request.num_computed_tokens,
             params=request.params,
             seed=request.seed,
             stop_token_ids=request.stop_token_ids,
