@@ -17,14 +17,26 @@ from octavo.models import registry
 from tiny_gguf import write_tiny_gguf
 from tiny_models import FAMILIES, make_tiny_model
 
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
 # Gemma's layer pattern and query scale are llama.cpp's own, not in the file.
 AS_LLAMA_CPP_HAS_IT: dict[str, dict[str, Any]] = {
     "gemma3": {
         "num_hidden_layers": 6,
         "sliding_window_pattern": 6,
-        "query_pre_attn_scalar": 16,
+        "query_pre_attn_scalar": 8,
     }
 }
+
+
+def shape_of(family: str) -> dict[str, Any]:
+    return {**SHAPE, **AS_LLAMA_CPP_HAS_IT.get(family, {})}
 
 
 def convert(
@@ -34,9 +46,7 @@ def convert(
     extra_tensors: Mapping[str, torch.Tensor] | None = None,
     **overrides: Any,
 ) -> dict[str, object]:
-    folder = make_tiny_model(
-        family, tmp_path / "m", **{**AS_LLAMA_CPP_HAS_IT.get(family, {}), **overrides}
-    )
+    folder = make_tiny_model(family, tmp_path / "m", **{**shape_of(family), **overrides})
     path = write_tiny_gguf(
         folder, tmp_path / "model.gguf", metadata=metadata, extra_tensors=extra_tensors
     )
@@ -46,7 +56,7 @@ def convert(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_same_decoder_as_from_the_folder(family: str, tmp_path: Path) -> None:
     config = convert(family, tmp_path)
-    folder = make_tiny_model(family, tmp_path / "m", **AS_LLAMA_CPP_HAS_IT.get(family, {}))
+    folder = make_tiny_model(family, tmp_path / "m", **shape_of(family))
 
     assert (
         registry.resolve(config).config == registry.resolve(read_json(folder, "config.json")).config

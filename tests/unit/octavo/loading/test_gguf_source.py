@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,18 @@ from octavo.quantization import dequantize
 from tiny_gguf import write_tiny_gguf
 from tiny_models import FAMILIES, make_tiny_model, tensor_shapes, tiny_config
 
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+
+
+def make_tiny(family: str, folder: Path, **overrides: Any) -> Path:
+    return make_tiny_model(family, folder, **{**SHAPE, **overrides})
+
 
 def open_source(path: Path, num_heads: int = 4, num_kv_heads: int = 2) -> GGUFSource:
     return GGUFSource(GGUFContainer.open(path), num_heads, num_kv_heads)
@@ -27,10 +40,10 @@ def open_source(path: Path, num_heads: int = 4, num_kv_heads: int = 2) -> GGUFSo
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_tensor_is_the_one_converted(family: str, tmp_path: Path) -> None:
-    folder = make_tiny_model(family, tmp_path / family)
+    folder = make_tiny(family, tmp_path / family)
     original = SafetensorsSource(folder)
     source = open_source(write_tiny_gguf(folder, tmp_path / "model.gguf"))
-    for name, shape in tensor_shapes(tiny_config(family)).items():
+    for name, shape in tensor_shapes(tiny_config(family, **SHAPE)).items():
         assert name in source
         if len(shape) == 1:
             # Gemma's norms are raised by 1 and lowered again: rounded once.
@@ -46,7 +59,7 @@ def test_every_tensor_is_the_one_converted(family: str, tmp_path: Path) -> None:
 
 
 def test_llama_biases_are_unpermuted_too(tmp_path: Path) -> None:
-    folder = make_tiny_model("llama", tmp_path / "m", attention_bias=True)
+    folder = make_tiny("llama", tmp_path / "m", attention_bias=True)
     source = open_source(write_tiny_gguf(folder, tmp_path / "model.gguf"))
     original = SafetensorsSource(folder)
     for module, size in (("q_proj", 32), ("k_proj", 16), ("v_proj", 16), ("o_proj", 32)):
@@ -56,7 +69,7 @@ def test_llama_biases_are_unpermuted_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["Q8_0", "Q4_1"])
 def test_packed_rows_are_unpermuted_without_decoding(encoding: str, tmp_path: Path) -> None:
-    folder = make_tiny_model("llama", tmp_path / "m", intermediate_size=64)
+    folder = make_tiny("llama", tmp_path / "m", intermediate_size=64)
     source = open_source(write_tiny_gguf(folder, tmp_path / "model.gguf", encoding=encoding))
     original = SafetensorsSource(folder)
     for module, rows in (("q_proj", 32), ("k_proj", 16), ("v_proj", 16)):
@@ -75,7 +88,7 @@ def test_packed_rows_are_unpermuted_without_decoding(encoding: str, tmp_path: Pa
 def test_float_matrices_are_views_of_the_file(
     encoding: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    folder = make_tiny_model("qwen2", tmp_path / "m")
+    folder = make_tiny("qwen2", tmp_path / "m")
     source = open_source(write_tiny_gguf(folder, tmp_path / "model.gguf", encoding=encoding))
     name = "model.layers.0.mlp.up_proj.weight"
     matrix = source.matrix(name, (48, 32))
@@ -90,7 +103,7 @@ def test_float_matrices_are_views_of_the_file(
 
 
 def test_views_outlive_their_source(tmp_path: Path) -> None:
-    folder = make_tiny_model("qwen2", tmp_path / "m")
+    folder = make_tiny("qwen2", tmp_path / "m")
     path = write_tiny_gguf(folder, tmp_path / "model.gguf")
     matrix = open_source(path).matrix("model.embed_tokens.weight", (272, 32))
     path.unlink()
@@ -99,14 +112,14 @@ def test_views_outlive_their_source(tmp_path: Path) -> None:
 
 
 def test_tied_head_is_absent(tmp_path: Path) -> None:
-    folder = make_tiny_model("qwen2", tmp_path / "m", tie_word_embeddings=True)
+    folder = make_tiny("qwen2", tmp_path / "m", tie_word_embeddings=True)
     source = open_source(write_tiny_gguf(folder, tmp_path / "model.gguf"))
     assert "lm_head.weight" not in source
     assert "model.embed_tokens.weight" in source
 
 
 def test_wrong_shape_and_absent_tensor_are_named(tmp_path: Path) -> None:
-    folder = make_tiny_model("llama", tmp_path / "m")
+    folder = make_tiny("llama", tmp_path / "m")
     source = open_source(write_tiny_gguf(folder, tmp_path / "model.gguf"))
     with pytest.raises(WeightError, match=r"model.norm.weight in .* is \[32\], .* makes it \[64\]"):
         source.tensor("model.norm.weight", (64,))
@@ -115,7 +128,7 @@ def test_wrong_shape_and_absent_tensor_are_named(tmp_path: Path) -> None:
 
 
 def test_tensor_of_an_unknown_feature_shows_as_left_over(tmp_path: Path) -> None:
-    folder = make_tiny_model("llama", tmp_path / "m")
+    folder = make_tiny("llama", tmp_path / "m")
     extra = {"blk.0.attn_sinks.weight": torch.zeros(4), "rope_freqs.weight": torch.ones(4)}
     path = write_tiny_gguf(folder, tmp_path / "model.gguf", extra_tensors=extra)
     source = open_source(path)
@@ -124,7 +137,7 @@ def test_tensor_of_an_unknown_feature_shows_as_left_over(tmp_path: Path) -> None
 
 
 def test_encoding_that_octavo_cannot_read_is_named(tmp_path: Path) -> None:
-    folder = make_tiny_model("llama", tmp_path / "m", intermediate_size=64)
+    folder = make_tiny("llama", tmp_path / "m", intermediate_size=64)
     source = open_source(write_tiny_gguf(folder, tmp_path / "model.gguf", encoding="MXFP4"))
     with pytest.raises(WeightError, match=r"encoded as MXFP4, .* supported: F32, .*Q6_K"):
         source.matrix("model.embed_tokens.weight", (272, 32))
@@ -132,7 +145,7 @@ def test_encoding_that_octavo_cannot_read_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_uses_every_tensor(family: str, tmp_path: Path) -> None:
-    folder = make_tiny_model(family, tmp_path / family)
+    folder = make_tiny(family, tmp_path / family)
     checkpoint = open_checkpoint(str(write_tiny_gguf(folder, tmp_path / "model.gguf")))
     resolved = registry.resolve(checkpoint.hf_config)
     cpu = torch.device("cpu")

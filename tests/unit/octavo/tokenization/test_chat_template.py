@@ -185,7 +185,7 @@ def test_failure_is_the_requests(source: str, messages: list[dict[str, Any]], sa
 
 
 def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_template, "_MAX_CHARACTERS", 1000)
+    monkeypatch.setattr(chat_template, "MAX_CHARACTERS", 1000)
     template = ChatTemplate("{% for i in range(99999) %}{{ i }},{% endfor %}", NAMED)
     with pytest.raises(InvalidRequestError, match="more than 1000 characters"):
         template.render([USER])

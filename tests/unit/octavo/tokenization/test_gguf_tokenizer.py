@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from octavo.errors import ModelLoadError, OctavoError, UnsupportedModelError
-from octavo.tokenization import gguf_tokenizer
+from octavo.tokenization import gguf_tokenizer, gguf_vocabulary
 from octavo.tokenization.tokenizer import Tokenizer
 from sentencepiece_gguf import train_sentencepiece, vocabulary_fields
 
@@ -166,7 +166,7 @@ def test_byte_level_gives_the_ids_of_the_backend_it_came_from(
 )
 def test_words_are_split_as_the_rule_says(pre: str, text: str, words: list[str]) -> None:
     fields = byte_level_fields(train_byte_level(), pre)
-    backend = gguf_tokenizer.build_tokenizer(gguf_tokenizer.parse_vocabulary(fields), "llama")
+    backend = gguf_tokenizer.build_tokenizer(gguf_vocabulary.parse_vocabulary(fields), "llama")
     assert [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)] == words
 
 
@@ -190,7 +190,7 @@ def test_patterns_are_those_of_transformers(pre: str) -> None:
 def test_whether_a_bos_token_is_added(fields: dict[str, Any], expected: bool) -> None:
     metadata = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
     metadata["tokenizer.ggml.tokens"] = ["a"]
-    assert gguf_tokenizer.adds_bos(gguf_tokenizer.parse_vocabulary(metadata)) is expected
+    assert gguf_tokenizer.adds_bos(gguf_vocabulary.parse_vocabulary(metadata)) is expected
 
 
 def test_llama_3_takes_words_of_its_vocabulary_whole(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_absurdly_long_pieces_cost_nothing() -> None:
 
 def test_guessing_the_split_rule_is_said(caplog: pytest.LogCaptureFixture) -> None:
     metadata = {"tokenizer.ggml.tokens": ["a"]}
-    gguf_tokenizer.build_tokenizer(gguf_tokenizer.parse_vocabulary(metadata), "llama")
+    gguf_tokenizer.build_tokenizer(gguf_vocabulary.parse_vocabulary(metadata), "llama")
     assert "split as GPT-2 does" in caplog.text
 
 
@@ -331,7 +331,7 @@ def test_any_metadata_gives_a_tokenizer_or_our_error(data: st.DataObject) -> Non
     }
     architecture = data.draw(st.sampled_from(["llama", "gemma3"]))
     try:
-        vocabulary = gguf_tokenizer.parse_vocabulary(metadata)
+        vocabulary = gguf_vocabulary.parse_vocabulary(metadata)
         backend = gguf_tokenizer.build_tokenizer(vocabulary, architecture)
     except OctavoError:
         return

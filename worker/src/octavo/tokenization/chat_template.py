@@ -1,11 +1,8 @@
 """Conversations to prompt text, by the template a model brings.
 
-Templates are Jinja in Hugging Face's dialect: blocks trimmed, loop controls, ``raise_exception``,
-``strftime_now``, a ``tojson`` that does not escape HTML, and ``{% generation %}`` marks, which
-serving ignores. They come with the model, so they run in Jinja's immutable sandbox, their output
-is bounded, and they are stopped when they take too long.
-
-Source: ``transformers.utils.chat_template_utils`` (the dialect).
+Templates come with the model, so they run in a sandbox (see
+:mod:`octavo.tokenization.jinja_dialect`), their output is bounded, and they are stopped when they
+take too long. Knows where templates are kept and how messages are shaped for them.
 """
 
 from __future__ import annotations
@@ -13,23 +10,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
 import jinja2.ext
 import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
-from jinja2.exceptions import SecurityError
 
 from octavo.errors import InvalidRequestError, ModelLoadError
 from octavo.gguf.container import GGUFContainer
+from octavo.tokenization.jinja_dialect import (
+    MAX_CHARACTERS,
+    GenerationMarks,
+    compile_template,
+    one_line,
+)
 from octavo.tokenization.tokenizer import Tokenizer, read_tokenizer_config
 
-_MAX_CHARACTERS = 1 << 24
-"""Longest rendering: far beyond any context, small beside a server's memory."""
 _MAX_SECONDS = 10.0
 _FILE = "chat_template.jinja"
 _PROCESSOR_FILE = "chat_template.json"
@@ -53,9 +50,9 @@ class ChatTemplate:
         """
         self.source = source
         self._named_tokens = dict(named_tokens)
-        self._template = _compile(source, origin)
+        self._template = compile_template(source, origin)
         self._tool_template = (
-            self._template if tool_source is None else _compile(tool_source, origin)
+            self._template if tool_source is None else compile_template(tool_source, origin)
         )
         self._wants_parts = _iterates_over_content(source)
 
@@ -136,9 +133,9 @@ def _collect(chunks: Iterable[str]) -> str:
         for chunk in chunks:
             parts.append(chunk)
             size += len(chunk)
-            if size > _MAX_CHARACTERS:
+            if size > MAX_CHARACTERS:
                 raise InvalidRequestError(
-                    f"The chat template made more than {_MAX_CHARACTERS} characters of these "
+                    f"The chat template made more than {MAX_CHARACTERS} characters of these "
                     "messages; send fewer or shorter ones.",
                     "messages",
                 )
@@ -152,7 +149,7 @@ def _collect(chunks: Iterable[str]) -> str:
         raise
     except Exception as exc:  # whatever a template does with whatever a client sent
         raise InvalidRequestError(
-            f"The model's chat template does not accept these messages: {_reason(exc)}.",
+            f"The model's chat template does not accept these messages: {one_line(exc)}.",
             "messages",
         ) from exc
     return "".join(parts)
@@ -181,94 +178,12 @@ def _cut_after_final_message(text: str, messages: Sequence[Mapping[str, Any]]) -
     return text[: start + len(trimmed)]
 
 
-class _GenerationMarks(jinja2.ext.Extension):
-    """``{% generation %}...{% endgeneration %}``: marks for training; here, only the body."""
-
-    tags = {"generation"}  # noqa: RUF012 -- jinja2's own declaration
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Repetition and powers are the two ways one expression can exhaust memory."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(
-        self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
-    ) -> Any:
-        if operator == "**" and not (abs(left) < 1 << 16 and abs(right) < 1 << 5):
-            raise SecurityError(f"{left} ** {right} is too large a number")
-        if operator == "*":
-            size = _repeated_size(left, right)
-            if size > _MAX_CHARACTERS:
-                raise SecurityError(f"a repetition of {size} items is too large")
-        return super().call_binop(context, operator, left, right)
-
-
-def _repeated_size(left: object, right: object) -> int:
-    if isinstance(right, str | list | tuple):
-        left, right = right, left
-    if isinstance(left, str | list | tuple) and isinstance(right, int):
-        return len(left) * right
-    return 0
-
-
-def _compile(source: str, origin: str) -> jinja2.Template:
-    environment = _Sandbox(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_GenerationMarks, jinja2.ext.loopcontrols],
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as exc:
-        raise ModelLoadError(
-            f"{origin[0].upper()}{origin[1:]} is not valid: {_reason(exc)}; give another with "
-            "--chat-template FILE."
-        ) from exc
-    except RecursionError as exc:
-        raise ModelLoadError(
-            f"{origin[0].upper()}{origin[1:]} is nested too deeply; give another with "
-            "--chat-template FILE."
-        ) from exc
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise_exception(message: object) -> NoReturn:
-    raise jinja2.TemplateError(str(message))
-
-
-def _strftime_now(layout: str) -> str:
-    return datetime.now().strftime(layout)
-
-
 def _iterates_over_content(source: str) -> bool:
     """Whether the template wants content as a list of parts: it loops over it, and never asks
     whether it is a string.
     """
     try:
-        tree = jinja2.Environment(extensions=[_GenerationMarks, jinja2.ext.loopcontrols]).parse(
+        tree = jinja2.Environment(extensions=[GenerationMarks, jinja2.ext.loopcontrols]).parse(
             source
         )
     except jinja2.TemplateError:
@@ -339,8 +254,3 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise ModelLoadError(f"The chat template {path} cannot be read: {exc}.") from exc
-
-
-def _reason(exc: BaseException) -> str:
-    text = " ".join(str(exc).split()) or type(exc).__name__
-    return text[:500].rstrip(".")

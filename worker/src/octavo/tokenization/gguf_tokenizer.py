@@ -8,17 +8,16 @@ convention, written down here. Sources: llama.cpp's ``llama-vocab.cpp`` and the
 
 from __future__ import annotations
 
-import enum
 import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from octavo.errors import ModelLoadError, UnsupportedModelError
+from octavo.tokenization.gguf_vocabulary import GGUFVocabulary, TokenType
 from octavo.tokenization.token_pieces import SPACE
 
 _log = logging.getLogger(__name__)
@@ -80,62 +79,10 @@ SPLIT_RULES = {
 """By ``tokenizer.ggml.pre``."""
 
 
-class _TokenType(enum.IntEnum):
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
-_MERGED = (_TokenType.NORMAL.value, _TokenType.USER_DEFINED.value)
+_MERGED = (TokenType.NORMAL.value, TokenType.USER_DEFINED.value)
 _MAX_PIECE_CHARACTERS = 256
 """Longer pieces are not made by merging: ways to cut grow with the square of the length, and
 real vocabularies stay far below (SentencePiece's own limit is 16 unless told otherwise)."""
-
-
-@dataclass(frozen=True, slots=True)
-class GGUFVocabulary:
-    """The metadata's ``tokenizer.ggml.*``, checked for type and length."""
-
-    model: str
-    pre: str | None
-    tokens: list[str]
-    types: list[int]
-    scores: list[float]
-    merges: list[str]
-    special_ids: Mapping[str, int]
-    """bos, eos, eot, eom, unk, pad → id; only those the file has."""
-    add_bos: bool | None
-    add_eos: bool | None
-    add_space_prefix: bool | None
-
-
-def parse_vocabulary(metadata: Mapping[str, object]) -> GGUFVocabulary:
-    """Raises ModelLoadError where the metadata has no vocabulary or a broken one."""
-    fields = _Fields(metadata)
-    tokens = fields.strings("tokens")
-    if not tokens:
-        raise ModelLoadError(
-            "The GGUF file holds no tokenizer (tokenizer.ggml.tokens is absent); serve it with "
-            "--skip-tokenizer-init, or use a complete file."
-        )
-    if len(set(tokens)) != len(tokens):
-        token, _ = Counter(tokens).most_common(1)[0]
-        raise ModelLoadError(f"The GGUF file's vocabulary has the token {token!r:.80} twice.")
-    return GGUFVocabulary(
-        model=fields.text("model") or "gpt2",
-        pre=fields.text("pre"),
-        tokens=tokens,
-        types=fields.integers("token_type", len(tokens)) or [_TokenType.NORMAL] * len(tokens),
-        scores=fields.numbers("scores", len(tokens)),
-        merges=fields.strings("merges"),
-        special_ids=fields.special_ids(len(tokens)),
-        add_bos=fields.flag("add_bos_token"),
-        add_eos=fields.flag("add_eos_token"),
-        add_space_prefix=fields.flag("add_space_prefix"),
-    )
 
 
 def adds_bos(vocabulary: GGUFVocabulary) -> bool:
@@ -252,9 +199,9 @@ def merges_by_score(
 def _add_special_tokens(tokenizer: tokenizers.Tokenizer, vocabulary: GGUFVocabulary) -> None:
     special, others = [], []
     for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
-        if kind == _TokenType.CONTROL:
+        if kind == TokenType.CONTROL:
             special.append(AddedToken(token, normalized=False, special=True))
-        elif kind == _TokenType.USER_DEFINED and token.strip(" "):
+        elif kind == TokenType.USER_DEFINED and token.strip(" "):
             others.append(AddedToken(token, normalized=False, special=False))
     # A vocabulary's unknown token is special too, but is never looked for in a text.
     tokenizer.add_special_tokens(special)
@@ -281,78 +228,3 @@ def _merge(merge: str) -> tuple[str, str]:
     if not separator or not right:
         raise ModelLoadError(f"The GGUF file has the merge {merge!r:.80}; it must be two tokens.")
     return merge[0] + left, right
-
-
-_Item = TypeVar("_Item", str, int, float)
-
-
-class _Fields:
-    """Typed access to ``tokenizer.ggml.*``."""
-
-    _SPECIAL = (
-        ("bos", "bos_token_id"),
-        ("eos", "eos_token_id"),
-        ("eot", "eot_token_id"),
-        ("eom", "eom_token_id"),
-        ("unk", "unknown_token_id"),
-        ("pad", "padding_token_id"),
-    )
-
-    def __init__(self, metadata: Mapping[str, object]) -> None:
-        self._metadata = metadata
-
-    def text(self, name: str) -> str | None:
-        value = self._get(name)
-        if value is not None and not isinstance(value, str):
-            raise self._error(name, "a string")
-        return value
-
-    def flag(self, name: str) -> bool | None:
-        value = self._get(name)
-        if value is not None and not isinstance(value, bool):
-            raise self._error(name, "true or false")
-        return value
-
-    def strings(self, name: str) -> list[str]:
-        return self._list(name, "a list of strings", str)
-
-    def integers(self, name: str, length: int) -> list[int]:
-        return self._list(name, "a list of integers", int, length)
-
-    def numbers(self, name: str, length: int) -> list[float]:
-        return self._list(name, "a list of numbers", float, length)
-
-    def special_ids(self, num_tokens: int) -> dict[str, int]:
-        ids: dict[str, int] = {}
-        for key, name in self._SPECIAL:
-            value = self._get(name)
-            if value is None:
-                continue
-            if type(value) is not int or value < 0:
-                raise self._error(name, "a token's id")
-            if value < num_tokens:  # some files write 2**32 - 1 for "none"
-                ids[key] = value
-        return ids
-
-    def _list(
-        self, name: str, expected: str, kind: type[_Item], length: int | None = None
-    ) -> list[_Item]:
-        value = self._get(name)
-        if value is None:
-            return []
-        # A GGUF array has one type: its first item tells.
-        if not isinstance(value, list) or (value and type(value[0]) is not kind):
-            raise self._error(name, expected)
-        if length is not None and len(value) != length:
-            raise self._error(name, f"a list of {length}, one for each token")
-        return value
-
-    def _get(self, name: str) -> object:
-        return self._metadata.get(f"tokenizer.ggml.{name}")
-
-    def _error(self, name: str, expected: str) -> ModelLoadError:
-        value = self._get(name)
-        shown = f"a list of {len(value)}" if isinstance(value, list) else f"{value!r:.80}"
-        return ModelLoadError(
-            f"tokenizer.ggml.{name} is {shown} in the GGUF file; it must be {expected}."
-        )

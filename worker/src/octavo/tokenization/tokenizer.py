@@ -18,7 +18,7 @@ import tokenizers
 
 from octavo.errors import InvalidRequestError, ModelLoadError
 from octavo.gguf.container import GGUFContainer
-from octavo.tokenization import gguf_tokenizer
+from octavo.tokenization import gguf_tokenizer, gguf_vocabulary
 from octavo.tokenization.token_pieces import BYTES_OF_TOKEN, PieceStyle, Spelling, parse_decoder
 
 _PROBE = "a"
@@ -153,7 +153,7 @@ def _surrogate(text: str) -> str:
 
 def _from_gguf(path: Path) -> tuple[tokenizers.Tokenizer, _Settings]:
     metadata = GGUFContainer.open(path).metadata
-    vocabulary = gguf_tokenizer.parse_vocabulary(metadata)
+    vocabulary = gguf_vocabulary.parse_vocabulary(metadata)
     architecture = metadata.get("general.architecture")
     backend = gguf_tokenizer.build_tokenizer(vocabulary, str(architecture))
     ids = vocabulary.special_ids
