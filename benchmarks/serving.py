@@ -111,7 +111,8 @@ async def run_load(client: Client, num_clients: int, per_client: int) -> Load:
     load = Load()
     started = time.perf_counter()
     await asyncio.gather(
-        *(client.run(load, per_client, seed) for seed in range(1000, 1000 + num_clients))
+        # Seeds of their own for every number of clients: no prompt may be in the cache already.
+        *(client.run(load, per_client, num_clients * 100_003 + i) for i in range(num_clients))
     )
     load.seconds = time.perf_counter() - started
     return load
