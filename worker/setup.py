@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, CompileError, ExecError, LinkError, PlatformError
 
@@ -76,4 +77,14 @@ class BuildKernels(build_ext):
         return f"'{command}' refused the source; GCC 11 or clang 12, or newer, is needed"
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildKernels})
+class PlatformWheel(bdist_wheel):
+    """The libraries depend on the machine, not on the Python: one wheel serves every version."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
+)

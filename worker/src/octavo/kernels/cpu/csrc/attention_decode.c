@@ -7,7 +7,7 @@
 #include "attention.h"
 
 #define GROUP_HEADS 16 /* query heads handled at once; larger groups take several passes */
-#define TILE_KEYS 256
+#define TILE_KEYS 128
 #define SPLIT_KEYS 32 /* keys are dealt out in such pieces */
 
 /* Running softmax of up to GROUP_HEADS heads; sums: [heads, head_dim], not yet divided. */
@@ -16,12 +16,34 @@ typedef struct {
     float *sums;
 } partial;
 
+INLINE void prefetch_head(const float *head, int64_t size) {
+    for (int64_t d = 0; d < size; d += 16) __builtin_prefetch(head + d);
+}
+
+/* What to fetch while LANES keys are scored: pages lie anywhere, so that no hardware prefetcher
+ * follows from one to the next. */
+typedef struct {
+    const float *keys, *values;
+    const int64_t *next_keys, *next_values; /* [LANES]: offsets */
+} fetches;
+
+/* The share of one head's scores, spread out so that the memory's queues never fill. */
+INLINE void fetch(const fetches *f, int64_t head, int64_t heads, int64_t size) {
+    for (int64_t j = LANES * head / heads; j < LANES * (head + 1) / heads; j++) {
+        prefetch_head(f->keys + f->next_keys[j], size);
+        prefetch_head(f->values + f->next_values[j], size);
+    }
+}
+
 /* scores[h][j] = q_h . k_j * scale for LANES keys. */
-INLINE void score_keys(const float *q, int64_t heads, int64_t size, const float *const *keys,
-                       float scale, float *scores) {
+static void score_keys(const float *q, int64_t heads, int64_t size, const int64_t *offsets,
+                       const fetches *f, float scale, float *scores) {
+    const float *keys[LANES];
+    for (int j = 0; j < LANES; j++) keys[j] = f->keys + offsets[j];
     for (int64_t h = 0; h < heads; h++, q += size) {
         vf dots[LANES] = {{0}};
         int64_t d = 0;
+        fetch(f, h, heads, size);
         for (; d + LANES <= size; d += LANES) {
             vf query = vload(q + d);
             UNROLL for (int j = 0; j < LANES; j++) dots[j] += query * vload(keys[j] + d);
@@ -31,6 +53,34 @@ INLINE void score_keys(const float *q, int64_t heads, int64_t size, const float 
             for (int j = 0; j < LANES; j++) dots[j] += query * vload_part(keys[j] + d, size - d);
         }
         vstore(scores + h * TILE_KEYS, vsum_each(dots) * vset(scale));
+    }
+}
+
+/* The same for keys that follow each other, `size` a constant: no addresses to look up. */
+INLINE void score_run(const float *q, int64_t heads, int size, const float *keys,
+                      const fetches *f, float scale, float *scores) {
+    for (int64_t h = 0; h < heads; h++, q += size) {
+        vf dots[LANES] = {{0}};
+        fetch(f, h, heads, size);
+        for (int d = 0; d < size; d += LANES) {
+            vf query = vload(q + d);
+            UNROLL for (int j = 0; j < LANES; j++) dots[j] += query * vload(keys + j * size + d);
+        }
+        vstore(scores + h * TILE_KEYS, vsum_each(dots) * vset(scale));
+    }
+}
+
+static void score_tile(const attention *a, const float *q, int64_t heads, int64_t padded,
+                       const int64_t *offsets, float *scores) {
+    int64_t size = a->head_dim;
+    for (int64_t j = 0; j < padded; j += LANES) {
+        const int64_t *at = offsets + j;
+        fetches f = {a->key_cache, a->value_cache, j + LANES < padded ? at + LANES : at, at};
+        int is_run = at[LANES - 1] - at[0] == (LANES - 1) * size;
+        const float *keys = a->key_cache + at[0];
+        if (is_run && size == 64) score_run(q, heads, 64, keys, &f, a->scale, scores + j);
+        else if (is_run && size == 128) score_run(q, heads, 128, keys, &f, a->scale, scores + j);
+        else score_keys(q, heads, size, at, &f, a->scale, scores + j);
     }
 }
 
@@ -103,13 +153,8 @@ static void fold_tile(const attention *a, const float *q, int64_t heads, const i
     int64_t offsets[TILE_KEYS];
     int64_t count = to - from, padded = (count + LANES - 1) / LANES * LANES;
     int64_t size = a->head_dim;
-    for (int64_t j = 0; j < padded; j++)
-        offsets[j] = key_offset(a, table, kv_head, min_of(from + j, to - 1));
-    for (int64_t j = 0; j < padded; j += LANES) {
-        const float *keys[LANES];
-        for (int i = 0; i < LANES; i++) keys[i] = a->key_cache + offsets[j + i];
-        score_keys(q, heads, size, keys, a->scale, scores + j);
-    }
+    key_offsets(a, table, kv_head, from, padded, to - 1, offsets);
+    score_tile(a, q, heads, padded, offsets, scores);
     for (int64_t h = 0; h < heads; h++) {
         float *row = scores + h * TILE_KEYS;
         for (int64_t j = count; j < padded; j++) row[j] = -INFINITY;

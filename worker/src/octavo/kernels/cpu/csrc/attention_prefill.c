@@ -89,8 +89,7 @@ static void fold_key_tile(const attention *a, const prefill_task *t, int64_t fir
     int64_t num_rows = t->num_tokens * group;
     const int32_t *table = a->block_tables + t->sequence * a->max_blocks;
     int64_t offsets[KEY_TILE];
-    for (int64_t j = 0; j < KEY_TILE; j++)
-        offsets[j] = key_offset(a, table, t->kv_head, first + min_of(j, count - 1));
+    key_offsets(a, table, t->kv_head, first, KEY_TILE, first + count - 1, offsets);
     for (int64_t j = 0; j < count; j += PANEL) {
         transpose_keys(a->key_cache, offsets + j, size, tiles);
         micro_rows(num_rows, rows, tiles, size, no_bias, 0, rows + SCORES_AT + j, ROW_STRIDE);
