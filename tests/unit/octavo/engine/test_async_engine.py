@@ -136,7 +136,7 @@ async def test_a_process_that_dies_while_loading_says_how() -> None:
     async with puppet_engine() as engine:
         engine.process.kill()
         engine.far_end.close()
-        with pytest.raises(EngineDeadError, match="was killed; .* memory limit"):
+        with pytest.raises(EngineDeadError, match=r"was killed; .* memory limit"):
             await engine.wait_ready()
 
 
