@@ -1,0 +1,239 @@
+"""``LLM``: the engine in this process, for batches."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo import LLM, SamplingParams
+from octavo.errors import (
+    ConfigError,
+    InvalidRequestError,
+    ModelLoadError,
+    PromptTooLongError,
+    UnsupportedModelError,
+)
+from tiny_models import make_tiny_model, tiny_config
+
+LIMITS: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": 4, "num_threads": 1}
+GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model("llama", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def opened(model: Path) -> Iterator[LLM]:
+    llm = LLM(str(model), **LIMITS)
+    yield llm
+    llm.close()
+    llm.close()
+
+
+@pytest.fixture
+def llm(opened: LLM) -> Iterator[LLM]:
+    yield opened
+    opened.check_integrity()
+    stats = opened.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_owned_blocks) == (0, 0, 0)
+
+
+def texts(llm: LLM, prompts: Any, params: Any = GREEDY) -> list[str]:
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    return [choice.text for output in outputs for choice in output.outputs]
+
+
+def test_texts_and_ids_may_be_mixed_and_keep_their_order(llm: LLM) -> None:
+    (hello,) = texts(llm, "hello")
+    (other,) = texts(llm, {"prompt_token_ids": list(b"other")})
+    assert hello != other
+    mixed = llm.generate(
+        ["other", {"prompt_token_ids": list(b"hello")}, "hello"], GREEDY, use_tqdm=False
+    )
+    assert [output.outputs[0].text for output in mixed] == [other, hello, hello]
+    assert [output.prompt for output in mixed] == ["other", None, "hello"]
+    assert [output.prompt_token_ids for output in mixed][1] == list(b"hello")
+    assert all(output.outputs[0].finish_reason == "length" for output in mixed)
+
+
+def test_more_prompts_than_may_wait_are_all_served(model: Path) -> None:
+    llm = LLM(str(model), **LIMITS, max_num_waiting=3)
+    try:
+        prompts = [f"prompt {number}" for number in range(20)]
+        together = texts(llm, prompts)
+        assert together == [texts(llm, prompt)[0] for prompt in prompts]
+        with pytest.raises(InvalidRequestError, match=r"n is 4.* at most 3"):
+            llm.generate("x", SamplingParams(n=4), use_tqdm=False)
+        assert texts(llm, prompts[0]) == together[:1]
+        llm.check_integrity()
+    finally:
+        llm.close()
+
+
+def test_each_prompt_may_have_its_own_parameters(llm: LLM) -> None:
+    params = [GREEDY, SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)]
+    outputs = llm.generate(["hello", "hello"], params, use_tqdm=False)
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [20, 3]
+    with pytest.raises(InvalidRequestError, match="2 sampling parameters for 1 prompts"):
+        llm.generate("hello", params)
+    with pytest.raises(InvalidRequestError, match="0 sampling parameters for 1 prompts"):
+        llm.generate("hello", [])
+    assert llm.generate([], GREEDY) == []
+
+
+def test_choices_and_seeds(llm: LLM) -> None:
+    params = SamplingParams(n=3, seed=4, max_tokens=20, ignore_eos=True)
+    first = texts(llm, "hello", params)
+    assert len(set(first)) == 3
+    assert texts(llm, ["other", "hello", "third"], params)[3:6] == first
+
+
+def test_a_stop_string_cuts_the_text_and_frees_the_request(llm: LLM) -> None:
+    (text,) = texts(llm, "hello")
+    stop = text[8:10]
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, stop=stop)
+    (output,) = llm.generate("hello", params, use_tqdm=False)
+    choice = output.outputs[0]
+    assert choice.text == text[: text.index(stop)]
+    assert (choice.finish_reason, choice.stop_reason) == ("stop", stop)
+    kept = SamplingParams(
+        temperature=0, max_tokens=20, ignore_eos=True, stop=stop, include_stop_str_in_output=True
+    )
+    assert texts(llm, "hello", kept) == [text[: text.index(stop) + len(stop)]]
+
+
+def test_logprobs_come_with_every_token(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, logprobs=2)
+    (output,) = llm.generate("hello", params, use_tqdm=False)
+    choice = output.outputs[0]
+    assert choice.logprobs is not None
+    assert [one.token_id for one in choice.logprobs] == choice.token_ids
+    assert all(one.rank == 1 and len(one.top_token_ids) == 2 for one in choice.logprobs)
+    assert texts(llm, "hello", params)[0]
+    assert llm.generate("hello", GREEDY, use_tqdm=False)[0].outputs[0].logprobs is None
+
+
+def test_the_progress_bar_is_shown_unless_turned_off(
+    llm: LLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llm.generate(["a", "b"], GREEDY)
+    shown = capsys.readouterr().err
+    assert "Generating" in shown
+    assert "2/2" in shown
+    llm.generate(["a", "b"], GREEDY, use_tqdm=False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "kind", "words"),
+    [
+        ("", GREEDY, InvalidRequestError, "no tokens"),
+        ("x" * 200, GREEDY, PromptTooLongError, "200 tokens.*128"),
+        ({"prompt_token_ids": [272]}, GREEDY, InvalidRequestError, "272.*271"),
+        ({"prompt_token_ids": ["a"]}, GREEDY, InvalidRequestError, "must be integers"),
+        ({"prompt": "x"}, GREEDY, InvalidRequestError, "prompt_token_ids"),
+        ([5], GREEDY, InvalidRequestError, "A prompt is 5; pass a text"),
+        ("x", SamplingParams(max_tokens=128), PromptTooLongError, "128.* leaves 124"),
+    ],
+)
+def test_bad_prompts_are_refused_before_anything_runs(
+    llm: LLM, prompt: Any, params: SamplingParams, kind: type[Exception], words: str
+) -> None:
+    before = llm.stats().num_steps
+    prompts = prompt if isinstance(prompt, list) else ["fine", prompt]
+    with pytest.raises(kind, match=words):
+        llm.generate(prompts, params, use_tqdm=False)
+    assert llm.stats().num_steps == before
+
+
+def test_a_call_that_is_interrupted_leaves_the_next_one_alone(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (expected,) = texts(llm, "hello")
+    core = llm._engine.core
+    step, steps = core.step, itertools.count()
+
+    def interrupted() -> Any:
+        if next(steps) == 5:
+            raise KeyboardInterrupt
+        return step()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(["hello"] * 6, GREEDY, use_tqdm=False)
+    assert texts(llm, "hello") == [expected]
+
+
+def test_a_conversation_is_rendered_by_the_models_template(llm: LLM) -> None:
+    (output,) = llm.chat([{"role": "user", "content": "hi"}], GREEDY)
+    prompt = [256, 258, *b"user\nhi", 259, *b"\n", 258, *b"assistant\n"]
+    assert output.prompt_token_ids == prompt
+    assert output.outputs[0].text == texts(llm, {"prompt_token_ids": prompt})[0]
+
+
+def test_dummy_weights_need_nothing_but_a_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config("qwen3")))
+    llm = LLM(str(tmp_path), load_format="dummy", skip_tokenizer_init=True, **LIMITS)
+    try:
+        assert llm.tokenizer is None
+        (output,) = llm.generate({"prompt_token_ids": [1, 2, 3]}, GREEDY, use_tqdm=False)
+        assert len(output.outputs[0].token_ids) == 20
+        assert output.outputs[0].text == ""
+        with pytest.raises(InvalidRequestError, match="skip_tokenizer_init"):
+            llm.generate("text")
+        with pytest.raises(InvalidRequestError, match="no chat template"):
+            llm.chat([{"role": "user", "content": "hi"}])
+    finally:
+        llm.close()
+
+
+def test_skipping_the_tokenizer_skips_one_that_is_there(model: Path) -> None:
+    llm = LLM(str(model), skip_tokenizer_init=True, **LIMITS)
+    try:
+        assert llm.tokenizer is None
+        assert not llm.info.has_tokenizer
+    finally:
+        llm.close()
+
+
+def test_recommended_sampling_is_known_as_far_as_it_can_be_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_tiny_model("llama", tmp_path)
+    values = {"temperature": 0.6, "top_k": 20, "top_p": 7, "do_sample": True, "min_p": None}
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 257, **values}))
+    llm = LLM(str(folder), **LIMITS)
+    try:
+        assert llm.info.sampling_defaults == {"temperature": 0.6, "top_k": 20}
+        assert "top_p is 7" in caplog.text
+    finally:
+        llm.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [
+        ({"max_model_len": 1000}, ConfigError, "1000.*512"),
+        ({"block_size": 17}, ConfigError, "17.* 8, 16"),
+        ({"load_format": "pickle"}, ConfigError, "'pickle'.*safetensors"),
+        ({"hf_overrides": {"architectures": ["Odd"]}}, UnsupportedModelError, "Odd"),
+    ],
+)
+def test_options_that_cannot_be_served_are_told(
+    model: Path, options: dict[str, Any], kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        LLM(str(model), **{**LIMITS, **options})
+
+
+def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="nowhere"):
+        LLM(str(tmp_path / "nowhere"))
