@@ -22,6 +22,10 @@ import sys
 from pathlib import Path
 
 from record import Recorder
+from shapes import model_folder
+from workloads import make_workload
+
+from octavo.loading.demo_model import DEMO_MODEL, fetch_demo_model
 
 _PEERS = Path(__file__).parent / "peers"
 
@@ -29,12 +33,12 @@ _PEERS = Path(__file__).parent / "peers"
 def main() -> None:
     """Run all rounds, then print and record."""
     arguments = _parse()
-    engines = _engines(arguments)
+    engines, job = _engines(arguments), _job()
     values: dict[tuple[str, str], list[float]] = {}
     for number in range(arguments.rounds):
         for engine, command in engines.items():
             print(f"round {number + 1} of {arguments.rounds}: {engine}", file=sys.stderr)
-            for figure, value in _run(command).items():
+            for figure, value in _run(command, job).items():
                 values.setdefault((engine, figure), []).append(value)
     recorder = Recorder("cpu", arguments.results)
     for (engine, figure), runs in values.items():
@@ -48,39 +52,49 @@ def main() -> None:
         )
 
 
-def _run(command: list[str]) -> dict[str, float]:
-    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+def _run(command: list[str], job: str) -> dict[str, float]:
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        # vLLM keeps a core for itself unless told that it may have all of them.
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
+    result = subprocess.run(
+        command, input=job, capture_output=True, text=True, env=environment, check=False
+    )
     lines = [line for line in result.stdout.splitlines() if line.startswith('{"figure"')]
     if result.returncode != 0 or not lines:
         raise SystemExit(f"{' '.join(command)} failed:\n{result.stderr[-3000:]}")
     return {line["figure"]: line["value"] for line in map(json.loads, lines)}
 
 
-def _engines(arguments: argparse.Namespace) -> dict[str, list[str]]:
-    workloads = ["cpu1", "cpu32"]
+def _job() -> str:
+    """What every engine reads: nothing of this folder is on its path, where a module called
+    ``kernels`` would be taken for the package of that name."""
+    workloads = {name: make_workload(name, 49152).prompts for name in ("cpu1", "cpu32")}
+    return json.dumps({"folder": model_folder("135m"), "workloads": workloads})
 
+
+def _engines(arguments: argparse.Namespace) -> dict[str, list[str]]:
     def script(python: str, name: str, *rest: str) -> list[str]:
         return [python, str(_PEERS / f"{name}_engine.py"), *rest]
 
     here = sys.executable
     engines = {
-        "octavo float32": script(here, "octavo", "dense", *workloads),
-        "octavo 4-bit (Q4_1)": script(here, "octavo", "demo://smollm2-135m-instruct", *workloads),
+        "octavo float32": script(here, "octavo", "dense"),
+        "octavo 4-bit (Q4_1)": script(here, "octavo", DEMO_MODEL),
     }
     if arguments.vllm_python:
         for dtype in ("float32", "bfloat16"):
-            engines[f"vllm {dtype}"] = script(arguments.vllm_python, "vllm", dtype, *workloads)
+            engines[f"vllm {dtype}"] = script(arguments.vllm_python, "vllm", dtype)
     if arguments.llama_python:
-        from octavo.loading.demo_model import fetch_demo_model
-
         engines["llama.cpp 4-bit (Q4_1)"] = script(
             arguments.llama_python, "llama_cpp", str(fetch_demo_model()), str(os.cpu_count())
         )
     if arguments.transformers_python:
-        engines["transformers float32"] = script(
-            arguments.transformers_python, "transformers", *workloads
-        )
+        engines["transformers float32"] = script(arguments.transformers_python, "transformers")
     return engines
 
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from workloads import make_workload
 
 
 def main() -> None:
-    """Arguments: the GGUF file, threads."""
+    """Arguments: the GGUF file, threads. Standard input: the workloads, as JSON."""
     from llama_cpp import Llama
 
+    job = json.load(sys.stdin)
     started = time.perf_counter()
     llm = Llama(sys.argv[1], n_ctx=512, n_threads=int(sys.argv[2]), verbose=False)
     print(json.dumps({"figure": "start", "value": time.perf_counter() - started}), flush=True)
-    prompt = make_workload("cpu1", 49152).prompts[0]
+    prompt = job["workloads"]["cpu1"][0]
     for _ in range(2):  # the first warms up
         llm.reset()
         started = time.perf_counter()

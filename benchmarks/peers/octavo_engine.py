@@ -5,27 +5,24 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from shapes import model_folder
-from workloads import make_workload
 
 
 def main() -> None:
-    """Arguments: ``dense`` (random float32 weights) or a model, then workload names."""
+    """Argument: ``dense`` (random float32 weights) or a model. Standard input: the folder of the
+    dense model and the workloads, as JSON."""
     from octavo import LLM, SamplingParams
 
-    model, names = sys.argv[1], sys.argv[2:]
+    job = json.load(sys.stdin)
+    model = sys.argv[1]
     options = {"max_model_len": 512, "enable_prefix_caching": False}
     if model == "dense":
-        model = model_folder("135m")
+        model = job["folder"]
         options |= {"load_format": "dummy", "skip_tokenizer_init": True}
     started = time.perf_counter()
     llm = LLM(model, **options)
     print(json.dumps({"figure": "start", "value": time.perf_counter() - started}), flush=True)
-    for name in names:
-        prompts = [{"prompt_token_ids": ids} for ids in make_workload(name, 49152).prompts]
+    for name, id_lists in job["workloads"].items():
+        prompts = [{"prompt_token_ids": ids} for ids in id_lists]
         params = SamplingParams(temperature=0, max_tokens=128, ignore_eos=True, detokenize=False)
         for _ in range(2):  # the first warms up
             started = time.perf_counter()

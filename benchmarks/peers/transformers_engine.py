@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from shapes import model_folder
-from workloads import make_workload
 
 
 def main() -> None:
-    """Arguments: workload names."""
+    """Standard input: the model's folder and the workloads, as JSON."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(model_folder("135m"))
+    job = json.load(sys.stdin)
+    config = AutoConfig.from_pretrained(job["folder"])
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    for name in sys.argv[1:]:
-        ids = torch.tensor(make_workload(name, 49152).prompts)
+    for name, id_lists in job["workloads"].items():
+        ids = torch.tensor(id_lists)
         with torch.inference_mode():
             started = time.perf_counter()
             out = model.generate(

@@ -5,31 +5,25 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from shapes import model_folder
-from workloads import make_workload
 
 
 def main() -> None:
-    """Arguments: dtype, then workload names."""
+    """Argument: dtype. Standard input: the model's folder and the workloads, as JSON."""
     from vllm import LLM, SamplingParams
 
-    dtype, names = sys.argv[1], sys.argv[2:]
+    job = json.load(sys.stdin)
     started = time.perf_counter()
     llm = LLM(
-        model_folder("135m"),
+        job["folder"],
         load_format="dummy",
         skip_tokenizer_init=True,
-        dtype=dtype,
+        dtype=sys.argv[1],
         max_model_len=512,
         enable_prefix_caching=False,
     )
     print(json.dumps({"figure": "start", "value": time.perf_counter() - started}), flush=True)
-    for name in names:
-        workload = make_workload(name, 49152)
-        prompts = [{"prompt_token_ids": ids} for ids in workload.prompts]
+    for name, id_lists in job["workloads"].items():
+        prompts = [{"prompt_token_ids": ids} for ids in id_lists]
         params = SamplingParams(temperature=0, max_tokens=128, ignore_eos=True, detokenize=False)
         for _ in range(2):  # the first warms up
             started = time.perf_counter()

@@ -39,7 +39,10 @@ class Rows:
             # Tokens found in the cache are not computed again: the device need not know them.
             self._write(
                 self.token_ids,
-                [(a.row, a.num_cached_tokens, a.token_ids[a.num_cached_tokens :]) for a in admitted],
+                [
+                    (a.row, a.num_cached_tokens, a.token_ids[a.num_cached_tokens :])
+                    for a in admitted
+                ],
             )
             self._write(self.block_tables, [(a.row, 0, a.block_ids) for a in admitted])
         if plan.new_blocks:
