@@ -373,8 +373,11 @@ def test_local_mode_imports_neither_kopf_nor_the_kubernetes_client() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
-def test_worker_ends_when_the_command_is_killed(tmp_path: Path, run_command: RunCommand) -> None:
+def test_worker_ends_when_the_command_is_killed(
+    tmp_path: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SIGKILL leaves no chance to clean up; the kernel then ends the worker."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the pod's folder stays behind
     path = write(tmp_path, inference_service())
     command = run_command("local", "-f", str(path), "--port", "0", "--cache-dir", str(tmp_path))
     assert command.stdout is not None
