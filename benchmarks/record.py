@@ -37,7 +37,7 @@ class Recorder:
         self._path = None if results is None else RESULTS / f"{results}.jsonl"
         self._context = {
             "date": time.strftime("%Y-%m-%d"),
-            "command": shlex.join(["python", *sys.argv]),
+            "command": shlex.join(["python", *map(_without_home, sys.argv)]),
             "commit": _commit(),
             "device": device_name(device),
             "versions": _versions(),
@@ -52,6 +52,11 @@ class Recorder:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a") as out:
                 out.write(json.dumps(line | self._context) + "\n")
+
+
+def _without_home(argument: str) -> str:
+    """Where things lie on this machine is nobody's business: of a path only the last parts."""
+    return "…/" + "/".join(argument.split("/")[-2:]) if argument.startswith("/") else argument
 
 
 def _commit() -> str:
