@@ -90,7 +90,7 @@ def build_engine(config: EngineConfig, report: Report | None = None) -> Engine:
         family = registry.resolve(checkpoint.hf_config)
     phases.tell(FilesFound(None if config.skip_tokenizer_init else checkpoint.tokenizer_path))
     dtype = _resolve_dtype(config, checkpoint, device)
-    kernels = select_kernels(device, None if config.kernels == "auto" else config.kernels)
+    kernels = select_kernels(device, config.kernels)
     max_model_len = _resolve_max_model_len(config, family)
     with phases("weights", f"{config.model} as {dtype} on {device}"):
         model = _load_model(family, checkpoint, kernels, dtype, device, max_model_len)

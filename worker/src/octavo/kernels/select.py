@@ -9,12 +9,11 @@ import logging
 
 import torch
 
+from octavo.config import KERNELS
 from octavo.errors import ConfigError
 from octavo.kernels.interface import Kernels
 
 logger = logging.getLogger(__name__)
-
-KERNEL_NAMES = ("auto", "reference", "cpu", "triton")
 
 _fallbacks_logged: set[str] = set()
 
@@ -28,8 +27,8 @@ def select_kernels(device: torch.device, name: str | None = None) -> Kernels:
     """
     if name is None or name == "auto":
         return _select_for(device)
-    if name not in KERNEL_NAMES:
-        raise ConfigError(f"kernels '{name}' do not exist: choose one of {', '.join(KERNEL_NAMES)}")
+    if name not in KERNELS:
+        raise ConfigError(f"kernels '{name}' do not exist: choose one of {', '.join(KERNELS)}")
     kernels = _load(name, device)
     logger.info("Kernels for %s: %s (asked for)", device.type, kernels.name)
     return kernels

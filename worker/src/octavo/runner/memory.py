@@ -37,11 +37,10 @@ def kv_budget(
     device: torch.device,
     max_model_len: int,
     max_num_seqs: int,
-    workspace_bytes: int = 0,
 ) -> KVBudget:
     """Decide the number of blocks.
 
-    ``workspace_bytes`` is what a worst-case step needs beside weights (CUDA only). Raises
+    On CUDA a step's workspace must fit in what ``gpu_memory_utilization`` leaves free. Raises
     :class:`OutOfMemoryError` with the numbers and what to lower when not even one request of
     the ``max_model_len`` that was asked for fits.
     """
@@ -51,7 +50,7 @@ def kv_budget(
         available = config.kv_cache_memory_bytes
         remedy = "raise --kv-cache-memory-bytes"
     elif device.type == "cuda":
-        available = _cuda_bytes_left(config, device, workspace_bytes)
+        available = _cuda_bytes_left(config, device)
         remedy = "raise --gpu-memory-utilization"
     else:
         wanted = blocks_of_one * max_num_seqs * per_block
@@ -70,10 +69,9 @@ def kv_budget(
     return KVBudget(int(num_blocks), int(num_blocks * per_block))
 
 
-def _cuda_bytes_left(config: EngineConfig, device: torch.device, workspace_bytes: int) -> int:
+def _cuda_bytes_left(config: EngineConfig, device: torch.device) -> int:
     _, total = torch.cuda.mem_get_info(device)
-    used = torch.cuda.memory_reserved(device) + workspace_bytes
-    return int(total * config.gpu_memory_utilization) - used
+    return int(total * config.gpu_memory_utilization) - torch.cuda.memory_reserved(device)
 
 
 def _host_bytes_left() -> int:
