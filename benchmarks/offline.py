@@ -23,7 +23,6 @@ from workloads import NAMES, Workload, make_workload
 
 from octavo import LLM, SamplingParams
 
-
 _ENGINE_OPTIONS = (
     "dtype",
     "device",

@@ -65,7 +65,7 @@ class StepGraphs:
         self._to_prepare = shapes.by_use()
         is_cuda = device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if is_cuda else None
-        self._stream = torch.cuda.Stream(device) if is_cuda else None
+        self._stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
 
     @property
     def num_graphs(self) -> int:
