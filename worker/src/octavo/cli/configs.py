@@ -24,6 +24,7 @@ _SAME_NAMES = (
     "max_num_seqs",
     "max_num_batched_tokens",
     "max_num_waiting",
+    "max_queue_tokens",
     "block_size",
     "gpu_memory_utilization",
     "kv_cache_memory_bytes",
