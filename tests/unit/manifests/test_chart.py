@@ -71,7 +71,13 @@ WORKLOAD_RIGHTS = {
     ("", "services"): OWNED,
     ("", "serviceaccounts"): OWNED,
     ("policy", "poddisruptionbudgets"): OWNED,
+    ("autoscaling", "horizontalpodautoscalers"): OWNED,
+    ("networking.k8s.io", "networkpolicies"): OWNED,
+    ("keda.sh", "scaledobjects"): OWNED,
+    ("leaderworkerset.x-k8s.io", "leaderworkersets"): OWNED,
+    ("inference.networking.k8s.io", "inferencepools"): OWNED,
     ("monitoring.coreos.com", "podmonitors"): OWNED,
+    ("monitoring.coreos.com", "prometheusrules"): OWNED,
     ("", "pods"): READ,
     ("", "events"): frozenset({"create", "patch"}),
 }

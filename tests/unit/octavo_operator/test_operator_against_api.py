@@ -25,6 +25,7 @@ from octavo_operator.manifests.kinds import (
     DEPLOYMENT,
     INFERENCE_SERVICE,
     LORA_ADAPTER,
+    OPTIONAL_KINDS,
     POD_MONITOR,
     SERVICE,
     SERVICE_ACCOUNT,
@@ -103,6 +104,8 @@ async def read_service(store: ObjectStore) -> LiveObject:
 async def children(store: ObjectStore) -> dict[str, LiveObject]:
     found = {}
     for kind in CHILD_KINDS:
+        if kind in OPTIONAL_KINDS - {POD_MONITOR}:
+            continue
         for live in (await store.list_objects(kind, "models", {})).items:
             found[kind.kind] = live
     return found

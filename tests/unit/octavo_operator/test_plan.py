@@ -18,8 +18,12 @@ from octavo_operator.manifests.kinds import (
     CHILD_KINDS,
     DEPLOYMENT,
     INFERENCE_SERVICE,
+    OPTIONAL_KINDS,
+    POD_DISRUPTION_BUDGET,
     POD_MONITOR,
     PROMETHEUS_RULE,
+    SERVICE,
+    SERVICE_ACCOUNT,
     Kind,
     kind_of,
 )
@@ -46,7 +50,7 @@ class World:
         live = await self.store.apply(self.resource, "user")
         children: list[LiveObject] = []
         for kind in CHILD_KINDS:
-            if kind != POD_MONITOR or kind in self.kinds:
+            if kind not in OPTIONAL_KINDS or kind in self.kinds:
                 children += (await self.store.list_objects(kind, "models", {})).items
         return Observed(live, tuple(children), self.pods, self.kinds)
 
@@ -481,6 +485,7 @@ _SPECS = st.fixed_dictionaries(
         ),
     }
 )
+DISTURBED = (SERVICE_ACCOUNT, SERVICE, DEPLOYMENT, POD_DISRUPTION_BUDGET, POD_MONITOR)
 _EDITS = st.lists(
     st.tuples(
         st.integers(0, 4), st.sampled_from(["spec", "labels", "hash", "delete", "orphan", "status"])
@@ -492,7 +497,7 @@ _EDITS = st.lists(
 async def _disturb(world: World, edits: list[tuple[int, str]]) -> None:
     """Other people's doings: fields changed, marks removed, objects deleted or orphaned."""
     for index, what in edits:
-        kind = CHILD_KINDS[index]
+        kind = DISTURBED[index]
         found = (await world.store.list_objects(kind, "models", {})).items
         for live in found:
             name = live["metadata"]["name"]

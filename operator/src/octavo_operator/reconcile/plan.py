@@ -13,13 +13,8 @@ from typing import Any, Final
 
 from octavo_operator.errors import ResourceError
 from octavo_operator.labels import ANNOTATION_REPLICAS_OWNER, FIELD_MANAGER
-from octavo_operator.manifests.deployment import deployment
-from octavo_operator.manifests.kinds import DEPLOYMENT, POD_MONITOR, Kind, kind_of
-from octavo_operator.manifests.metadata import sealed
-from octavo_operator.manifests.pod_disruption_budget import pod_disruption_budget
-from octavo_operator.manifests.pod_monitor import pod_monitor
-from octavo_operator.manifests.service import service_manifest
-from octavo_operator.manifests.service_account import service_account
+from octavo_operator.manifests.kinds import DEPLOYMENT, Kind, kind_of
+from octavo_operator.reconcile.children import OPERATOR, wanted_children
 from octavo_operator.reconcile.drift import is_applied
 from octavo_operator.reconcile.features import report_features
 from octavo_operator.reconcile.observed import LiveObject, Observed
@@ -37,9 +32,6 @@ from octavo_operator.resources.inference_service import InferenceService, parse_
 
 HANDOVER_MANAGER: Final = f"{FIELD_MANAGER}-handover"
 """Second field manager, used once per hand-over of `replicas` to an autoscaler."""
-
-_OPERATOR: Final = "operator"
-_AUTOSCALER: Final = "autoscaler"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +101,9 @@ def plan(
     )
     writes = Plan()
     if obstacle is None and not features.blocking:
-        wanted = _manifests(service, pinned.template, pinned.annotations, observed.served_kinds)
+        wanted = wanted_children(
+            service, pinned.template, pinned.annotations, observed.served_kinds
+        )
         writes = Plan(
             applies=(*_handover(service, live), *_due(wanted, observed)),
             deletes=_leftovers(wanted, observed),
@@ -121,24 +115,6 @@ def _with_status(observed: Observed, writes: Plan, status: Mapping[str, Any]) ->
     if is_same_status(observed.resource.get("status"), status):
         return writes
     return replace(writes, status=status)
-
-
-def _manifests(
-    service: InferenceService,
-    template: Mapping[str, Any],
-    annotations: Mapping[str, str],
-    served_kinds: frozenset[Kind],
-) -> list[dict[str, Any]]:
-    owner = _OPERATOR if service.scaling is None else _AUTOSCALER
-    manifests = [
-        service_account(service),
-        service_manifest(service),
-        deployment(service, template, {**annotations, ANNOTATION_REPLICAS_OWNER: owner}),
-        pod_disruption_budget(service),
-    ]
-    if service.monitoring.pod_monitor and POD_MONITOR in served_kinds:
-        manifests.append(pod_monitor(service))
-    return [sealed(manifest) for manifest in manifests]
 
 
 def _due(wanted: list[dict[str, Any]], observed: Observed) -> tuple[Apply, ...]:
@@ -186,7 +162,7 @@ def _handover(service: InferenceService, live: LiveObject | None) -> tuple[Apply
     if service.scaling is None or live is None:
         return ()
     annotations = live["metadata"].get("annotations") or {}
-    if annotations.get(ANNOTATION_REPLICAS_OWNER) != _OPERATOR:
+    if annotations.get(ANNOTATION_REPLICAS_OWNER) != OPERATOR:
         return ()
     manifest = {
         "apiVersion": DEPLOYMENT.api_version,

@@ -87,13 +87,15 @@ class EngineCore:
         self._scheduled_s = time.perf_counter() - started_s
         num_tokens = 0 if plan is None else plan.total_tokens
         self._planned = None if plan is None else (plan, num_tokens)
-        return self.pace.limit_s(num_tokens) + self.limit_under_way_s
+        return self.limit_under_way_s + self.pace.limit_s(num_tokens) - SHORTEST_LIMIT_S
 
     @property
     def limit_under_way_s(self) -> float:
-        """How many seconds the steps under way may take; 0: no longer than usual."""
-        limit_s = sum(self.pace.limit_s(num_tokens) for _, num_tokens, _ in self._under_way)
-        return limit_s if limit_s > SHORTEST_LIMIT_S else 0.0
+        """How many seconds the steps under way may take before they are taken for stuck."""
+        limit_s = SHORTEST_LIMIT_S
+        for _, num_tokens, _ in self._under_way:
+            limit_s += self.pace.limit_s(num_tokens) - SHORTEST_LIMIT_S
+        return limit_s
 
     def advance(self) -> list[RequestUpdate]:
         """Start the step just planned, then commit the oldest one that is due."""
@@ -115,6 +117,13 @@ class EngineCore:
             if update.finish_reason is not None:
                 self._close(update)
         return updates
+
+    def prepare_next(self) -> bool:
+        """Use an idle moment to prepare for later steps, for no longer than a request may wait.
+
+        False when nothing is left to prepare. Only while there is no work.
+        """
+        return self._runner.prepare_next()
 
     def stats(self) -> EngineStats:
         """Counters and gauges for metrics, as of now."""

@@ -116,19 +116,21 @@ class EngineLoop:
 
     def _serve(self) -> None:
         core, last_report, last_stats = self._core, time.monotonic(), 0.0
+        is_prepared = False
         while True:
-            idle = not core.has_work
-            for message in self._channel.receive(wait=idle, timeout_s=_IDLE_REPORT_S):
+            must_wait = is_prepared and not core.has_work
+            for message in self._channel.receive(wait=must_wait, timeout_s=_IDLE_REPORT_S):
                 if isinstance(message, Shutdown):
                     return
                 self._take(message)
             updates: list[RequestUpdate] = []
-            limit_s = 0.0
             if core.has_work:
                 limit_s = core.plan()
                 if limit_s > SHORTEST_LIMIT_S:  # say so before nothing more can be said
                     self._channel.send(StepReport([], limit_s=limit_s))
                 updates = core.advance()
+            elif not is_prepared:
+                is_prepared = not core.prepare_next()
             now = time.monotonic()
             has_settled = bool(updates) and not core.has_work
             if updates or now - last_report > _IDLE_REPORT_S:

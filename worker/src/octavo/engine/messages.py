@@ -123,7 +123,7 @@ class StepReport(msgspec.Struct, tag=True, array_like=True):
     stats: EngineStats | None = None
     """Not with every step: it would cost more than the step's news."""
     limit_s: float = 0.0
-    """How long what is under way may go on without a word; 0: no longer than usual."""
+    """How long what is under way may go on without a word, where that is longer than usual."""
 
 
 ToEngine = Submit | Abort | Inspect | Shutdown

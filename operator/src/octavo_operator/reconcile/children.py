@@ -1,0 +1,42 @@
+"""Which objects one InferenceService has, in the order they are applied.
+
+Knows which builder is asked for when; what an object looks like is the builder's business
+(`manifests/`), whether it is due is the planner's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from octavo_operator.labels import ANNOTATION_REPLICAS_OWNER
+from octavo_operator.manifests.deployment import deployment
+from octavo_operator.manifests.kinds import POD_MONITOR, Kind
+from octavo_operator.manifests.metadata import sealed
+from octavo_operator.manifests.pod_disruption_budget import pod_disruption_budget
+from octavo_operator.manifests.pod_monitor import pod_monitor
+from octavo_operator.manifests.service import service_manifest
+from octavo_operator.manifests.service_account import service_account
+from octavo_operator.resources.inference_service import InferenceService
+
+OPERATOR: Final = "operator"
+AUTOSCALER: Final = "autoscaler"
+
+
+def wanted_children(
+    service: InferenceService,
+    template: Mapping[str, Any],
+    annotations: Mapping[str, str],
+    served_kinds: frozenset[Kind],
+) -> list[dict[str, Any]]:
+    """All children of `service` in a cluster that has `served_kinds`, each sealed with its hash."""
+    owner = OPERATOR if service.scaling is None else AUTOSCALER
+    manifests = [
+        service_account(service),
+        service_manifest(service),
+        deployment(service, template, {**annotations, ANNOTATION_REPLICAS_OWNER: owner}),
+        pod_disruption_budget(service),
+    ]
+    if service.monitoring.pod_monitor and POD_MONITOR in served_kinds:
+        manifests.append(pod_monitor(service))
+    return [sealed(manifest) for manifest in manifests]
