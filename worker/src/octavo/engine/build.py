@@ -109,7 +109,7 @@ def build_engine(config: EngineConfig, report: Report | None = None) -> Engine:
     core = EngineCore(scheduler, runner, limits.max_tokens_in_flight)
     if device.type == "cpu":  # elsewhere most of it was compiling
         core.pace.record(1, warm_up_s)
-    info = _model_info(config, checkpoint, model, kernels, limits, dtype, device)
+    info = _model_info(config, checkpoint, family, model, kernels, limits, dtype, device)
     return Engine(core, info, checkpoint)
 
 
@@ -285,6 +285,7 @@ def _warm_up(runner: ModelRunner, limits: SchedulerConfig, device: torch.device)
 def _model_info(
     config: EngineConfig,
     checkpoint: Checkpoint,
+    family: ModelFamily,
     model: CausalLM,
     kernels: Kernels,
     limits: SchedulerConfig,
@@ -295,6 +296,9 @@ def _model_info(
         name=config.model,
         max_model_len=limits.max_model_len,
         vocab_size=model.vocab_size,
+        hidden_size=family.config.hidden_size,
+        pooling=checkpoint.embedding.pooling,
+        embedding_dimensions=checkpoint.embedding.dimensions,
         has_tokenizer=not config.skip_tokenizer_init and checkpoint.tokenizer_path is not None,
         eos_token_ids=checkpoint.eos_token_ids,
         created=int(time.time()),

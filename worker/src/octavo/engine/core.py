@@ -233,4 +233,5 @@ def _to_request(spec: RequestSpec, now_s: float, leader: Request | None) -> Requ
         block_hashes=spec.block_hashes,
         leader=leader,
         tenant=spec.tenant,
+        pooling=spec.pooling,
     )

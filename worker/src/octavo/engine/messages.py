@@ -17,6 +17,7 @@ import msgspec
 
 from octavo.engine.interface import EngineStats, ModelInfo
 from octavo.outputs import RequestState, RequestUpdate
+from octavo.pooling_params import PoolingParams
 from octavo.request import EVERYONE, Tenant
 from octavo.sampling_params import SamplingParams
 
@@ -39,6 +40,7 @@ class RequestSpec(msgspec.Struct, array_like=True):
     block_hashes: list[bytes] = []
     leader_id: str | None = None
     tenant: Tenant = EVERYONE
+    pooling: PoolingParams | None = None
 
 
 class Submit(msgspec.Struct, tag=True, array_like=True):
