@@ -110,7 +110,9 @@ def plan(
     )
     writes = Plan()
     if obstacle is None and not features.blocking:
-        wanted = wanted_children(service, revision, stride, observed.served_kinds)
+        wanted = wanted_children(
+            service, revision, stride, observed.served_kinds, observed.worker_peers
+        )
         writes = Plan(
             applies=(*_handover(service, live), *_due(wanted, observed)),
             deletes=_leftovers(wanted, observed),
