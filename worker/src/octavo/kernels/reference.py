@@ -148,6 +148,7 @@ class ReferenceKernels:
         return out
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        logits = logits.float()
         greedy_ids = logits.argmax(dim=-1)
         if batch.all_greedy:
             return greedy_ids

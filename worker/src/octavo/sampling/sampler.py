@@ -152,8 +152,8 @@ class Sampler:
     ) -> SampledTokens:
         """Draw one token for each of R different rows.
 
-        ``logits: [R, vocab], float32``, overwritten. ``positions: [R]``: the index each drawn
-        token will have in its sequence (tokens before it), which is the row's random counter.
+        ``logits: [R, vocab]`` of any float dtype, overwritten. ``positions: [R]``: the index each
+        drawn token will have in its sequence (tokens before it), the row's random counter.
         """
         composition = self._compose(tuple(rows))
         if composition.is_plain and composition.sampling.all_greedy:
@@ -189,6 +189,8 @@ class Sampler:
     def _sample(
         self, logits: Tensor, composition: _Composition, positions: Tensor
     ) -> SampledTokens:
+        if not composition.is_plain:
+            logits = logits.float()
         raw = None
         if composition.logprobs is not None:
             raw = logits[composition.logprobs.indices]
