@@ -133,7 +133,7 @@ async def test_create_makes_all_children_and_reports(kmock: Any, operator: Any) 
     await operator()
 
     async def is_created() -> bool:
-        return len(await children(kmock.store)) == 5 and await is_reported(kmock.store)
+        return len(await children(kmock.store)) == 6 and await is_reported(kmock.store)
 
     await eventually(is_created)
     service = await read_service(kmock.store)

@@ -17,6 +17,7 @@ from octavo_operator.labels import ANNOTATION_UPGRADE
 from octavo_operator.manifests.kinds import (
     CHILD_KINDS,
     DEPLOYMENT,
+    INFERENCE_POOL,
     INFERENCE_SERVICE,
     OPTIONAL_KINDS,
     POD_DISRUPTION_BUDGET,
@@ -120,6 +121,7 @@ async def test_first_plan_creates_all_and_the_second_nothing() -> None:
         "Service",
         "Deployment",
         "PodDisruptionBudget",
+        "NetworkPolicy",
         "PodMonitor",
     ]
     await world.step()
@@ -133,11 +135,24 @@ async def test_pod_monitor_needs_its_kind() -> None:
     assert "no PodMonitor kind" in condition_message(service, "FeaturesReady")
 
 
-async def test_missing_alerts_are_a_note() -> None:
+async def test_alerts_need_their_kind() -> None:
+    without = await World(inference_service(), frozenset({POD_MONITOR})).settle()
+    assert conditions(without)["FeaturesReady"] == ("True", "AllInEffect")
+    assert "no PrometheusRule kind" in condition_message(without, "FeaturesReady")
     world = World(inference_service(), frozenset({PROMETHEUS_RULE}))
-    service = await world.settle()
-    assert conditions(service)["FeaturesReady"] == ("True", "AllInEffect")
-    assert "no PrometheusRule is created" in condition_message(service, "FeaturesReady")
+    assert "PrometheusRule" not in condition_message(await world.settle(), "FeaturesReady")
+    assert (await world.store.list_objects(PROMETHEUS_RULE, "models", {})).items
+
+
+async def test_inference_pool_is_made_where_its_kind_is_served() -> None:
+    wanted = inference_service(routing={"inferencePool": True})
+    world = World(wanted, frozenset({INFERENCE_POOL}))
+    assert conditions(await world.settle())["FeaturesReady"] == ("True", "AllInEffect")
+    (pool,) = (await world.store.list_objects(INFERENCE_POOL, "models", {})).items
+    assert pool["spec"]["endpointPickerRef"]["name"] == "chat-epp"
+    world.resource = inference_service()
+    await world.settle()
+    assert not (await world.store.list_objects(INFERENCE_POOL, "models", {})).items
 
 
 async def test_resource_being_deleted_is_left_to_the_collector() -> None:

@@ -80,5 +80,11 @@ class Runner(Protocol):
     def execute(self, plan: BatchPlan) -> StepHandle:
         """Start a step; returns as soon as the device has its work."""
 
+    def prepare_next(self) -> bool:
+        """Use an idle moment: do one bounded piece of work that later steps profit from.
+
+        False when nothing is left to prepare. Only while no step is under way.
+        """
+
     def close(self) -> None:
         """Release device memory."""

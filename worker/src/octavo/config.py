@@ -45,6 +45,10 @@ class EngineConfig:
     """Most requests running at once; None: 256 on CUDA, 64 on the CPU."""
     max_num_batched_tokens: int | None = None
     """Token budget of one step; None: 8192 on CUDA, 1024 on the CPU."""
+    max_num_batched_tokens_while_decoding: int | None = None
+    """The budget, decodes included, of a step in which some request decodes: each of them waits
+    for the whole step. None: 2048 on CUDA, or fewer where so many take long (measured at start);
+    the same as max_num_batched_tokens on the CPU."""
     max_num_waiting: int = 4096
     """Requests that may wait; the next one is refused with HTTP 429."""
     block_size: int = 16
@@ -74,7 +78,13 @@ class EngineConfig:
         self._check_choice("dtype", self.dtype, DTYPES)
         self._check_choice("device", self.device, DEVICES)
         self._check_choice("kernels", self.kernels, KERNELS)
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads"):
+        for name in (
+            "max_model_len",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_num_batched_tokens_while_decoding",
+            "num_threads",
+        ):
             self._check_at_least_one(name, getattr(self, name))
         self._check_at_least_one("max_num_waiting", self.max_num_waiting)
         self._check_at_least_one("kv_cache_memory_bytes", self.kv_cache_memory_bytes)
@@ -113,6 +123,8 @@ class SchedulerConfig:
     enable_prefix_caching: bool
     max_tokens_in_flight: int = 1
     """Steps planned ahead of the one whose result is known; 0: none (CPU)."""
+    max_num_batched_tokens_while_decoding: int | None = None
+    """The token budget of a step in which some request decodes; None: the same as any other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,6 +68,11 @@ class LLM:
         """Forget every cached prefix, for measurements that must not profit from it."""
         self._engine.core.reset_prefix_cache()
 
+    def prepare(self) -> None:
+        """Capture all the usual steps now, which a server does when idle; for measurements."""
+        while self._engine.core.prepare_next():
+            pass
+
     def check_integrity(self) -> None:
         """Assert that no block, row or request was lost; for tests."""
         self._engine.core.check_integrity()

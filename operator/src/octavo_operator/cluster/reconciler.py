@@ -27,6 +27,7 @@ from octavo_operator.manifests.kinds import INFERENCE_SERVICE, Kind, kind_of
 from octavo_operator.reconcile.observed import LiveObject, Observed
 from octavo_operator.reconcile.plan import Apply, Plan, plan
 from octavo_operator.reconcile.status import Obstacle
+from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +44,14 @@ class Reconciler:
         index: ChildIndex,
         default_image: str,
         *,
+        worker_peers: WorkerPeers | None = NAMESPACE_ONLY,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_done: Callable[[float, ClusterError | None], None] = lambda seconds, error: None,
     ) -> None:
         self._cluster = cluster
         self._index = index
         self._default_image = default_image
+        self._worker_peers = worker_peers
         self._clock = clock
         self._on_done = on_done
         self._locks: dict[ServiceKey, asyncio.Lock] = {}
@@ -113,6 +116,7 @@ class Reconciler:
             children=self._index.children_of(service),
             pods=self._index.pods_of(service),
             served_kinds=self._served_kinds or frozenset(),
+            worker_peers=self._worker_peers,
         )
         return plan(observed, self._default_image, self._clock(), obstacle)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from octavo_operator.manifests.kinds import Kind, kind_of
+from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers
 
 LiveObject: TypeAlias = Mapping[str, Any]
 """An object as the API returned it, with apiVersion and kind filled in."""
@@ -20,12 +21,14 @@ class Observed:
     children: objects that bear this service's labels, or a name that a child of it needs.
     pods: pods that bear this service's labels.
     served_kinds: those of the optional kinds that the cluster has.
+    worker_peers: who in the cluster may reach workers of other namespaces; None for everybody.
     """
 
     resource: LiveObject
     children: tuple[LiveObject, ...]
     pods: tuple[LiveObject, ...]
     served_kinds: frozenset[Kind]
+    worker_peers: WorkerPeers | None = NAMESPACE_ONLY
 
     @property
     def uid(self) -> str:

@@ -102,7 +102,11 @@ def plan(
     writes = Plan()
     if obstacle is None and not features.blocking:
         wanted = wanted_children(
-            service, pinned.template, pinned.annotations, observed.served_kinds
+            service,
+            pinned.template,
+            pinned.annotations,
+            observed.served_kinds,
+            observed.worker_peers,
         )
         writes = Plan(
             applies=(*_handover(service, live), *_due(wanted, observed)),

@@ -23,6 +23,7 @@ _SAME_NAMES = (
     "max_model_len",
     "max_num_seqs",
     "max_num_batched_tokens",
+    "max_num_batched_tokens_while_decoding",
     "max_num_waiting",
     "block_size",
     "gpu_memory_utilization",

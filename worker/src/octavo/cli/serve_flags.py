@@ -163,6 +163,13 @@ def _add_capacity_flags(group: argparse._ActionsContainer) -> None:
         "prompts faster (default: 8192 on CUDA, 1024 on a CPU)",
     )
     group.add_argument(
+        "--max-num-batched-tokens-while-decoding",
+        type=count,
+        metavar="TOKENS",
+        help="the same for a step in which answers are being written, who all wait for its end "
+        "(default: 2048 on CUDA, or fewer where they take long; no such limit on a CPU)",
+    )
+    group.add_argument(
         "--max-num-waiting",
         type=count,
         default=_ENGINE.max_num_waiting,

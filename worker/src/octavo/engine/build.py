@@ -33,6 +33,7 @@ from octavo.runner.kv_tensors import KVTensors
 from octavo.runner.memory import kv_budget
 from octavo.runner.model_runner import ModelRunner
 from octavo.runner.rows import Rows
+from octavo.runner.step_shapes import StepShapes
 from octavo.sampling.sampler import Sampler
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
@@ -219,6 +220,9 @@ def _resolve_limits(
         num_blocks=budget.num_blocks,
         enable_prefix_caching=config.enable_prefix_caching,
         max_tokens_in_flight=int(look_ahead),
+        max_num_batched_tokens_while_decoding=(
+            config.max_num_batched_tokens_while_decoding or (2048 if is_cuda else None)
+        ),
     )
 
 
@@ -237,8 +241,16 @@ def _make_runner(
     sampler = Sampler(kernels, model.vocab_size, num_rows, device)
     graphs = None
     if use_graphs:
+        shapes = StepShapes(limits.max_num_seqs, limits.max_num_batched_tokens)
         graphs = StepGraphs(
-            model, kernels, kv, rows, sampler, limits.max_num_seqs, limits.max_model_len
+            model,
+            kernels,
+            kv,
+            rows,
+            sampler,
+            shapes,
+            limits.max_num_seqs,
+            limits.max_model_len,
         )
     return ModelRunner(model, kv, rows, sampler, graphs)
 

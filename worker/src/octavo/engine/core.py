@@ -74,6 +74,13 @@ class EngineCore:
                 self._close(update)
         return updates
 
+    def prepare_next(self) -> bool:
+        """Use an idle moment to prepare for later steps, for no longer than a request may wait.
+
+        False when nothing is left to prepare. Only while there is no work.
+        """
+        return self._runner.prepare_next()
+
     def stats(self) -> EngineStats:
         """Counters and gauges for metrics, as of now."""
         scheduler = self._scheduler.stats()

@@ -35,6 +35,7 @@ from octavo.engine.messages import (
 )
 from octavo.errors import OctavoError, RequestFailedError
 from octavo.logs import configure_logging
+from octavo.outputs import RequestUpdate
 
 _log = logging.getLogger(__name__)
 _IDLE_REPORT_S = 1.0
@@ -94,13 +95,18 @@ class EngineLoop:
 
     def _serve(self) -> None:
         last_report = time.monotonic()
+        is_prepared = False
         while True:
-            idle = not self._core.has_work
-            for message in self._channel.receive(wait=idle, timeout_s=_IDLE_REPORT_S):
+            must_wait = is_prepared and not self._core.has_work
+            for message in self._channel.receive(wait=must_wait, timeout_s=_IDLE_REPORT_S):
                 if isinstance(message, Shutdown):
                     return
                 self._take(message)
-            updates = self._core.step() if self._core.has_work else []
+            updates: list[RequestUpdate] = []
+            if self._core.has_work:
+                updates = self._core.step()
+            elif not is_prepared:
+                is_prepared = not self._core.prepare_next()
             now = time.monotonic()
             if updates or now - last_report > _IDLE_REPORT_S:
                 self._channel.send(StepReport(updates, self._core.stats()))

@@ -7,9 +7,10 @@ import torch
 from octavo.batch import BatchPlan, StepHandle, StepResult
 from octavo.models.interface import CausalLM
 from octavo.runner.batch_tensors import expand, sequence_table
-from octavo.runner.cuda_graphs import StepGraphs, StepShape
+from octavo.runner.cuda_graphs import StepGraphs
 from octavo.runner.kv_tensors import KVTensors
 from octavo.runner.rows import Rows
+from octavo.runner.step_shapes import StepShape
 from octavo.sampling.sampler import SampledTokens, Sampler
 
 
@@ -46,6 +47,14 @@ class ModelRunner:
                 return self._replay(self._graphs, plan, shape)
         return self._execute_eagerly(plan)
 
+    @torch.inference_mode()
+    def prepare_next(self) -> bool:
+        """Capture one more step ahead of its first use; False when there is nothing to prepare.
+
+        Only while no step is under way.
+        """
+        return self._graphs is not None and self._graphs.prepare_next()
+
     def close(self) -> None:
         """Drop the device's memory; may be called twice."""
         self.__dict__.clear()
@@ -66,10 +75,10 @@ class ModelRunner:
 
     def _replay(self, graphs: StepGraphs, plan: BatchPlan, shape: StepShape) -> StepHandle:
         drawn = graphs.run(plan, shape)
-        if all(plan.samples):
-            return _Step(SampledTokens(drawn, None))
-        chosen = [index for index, draws in enumerate(plan.samples) if draws]
-        return _Step(SampledTokens(drawn, None), chosen)
+        if all(plan.samples) and shape.place_of(len(plan.rows) - 1, plan) == len(plan.rows) - 1:
+            return _Step(SampledTokens(drawn[: len(plan.rows)], None))
+        places = [shape.place_of(i, plan) for i, draws in enumerate(plan.samples) if draws]
+        return _Step(SampledTokens(drawn, None), places)
 
     def _execute_eagerly(self, plan: BatchPlan) -> StepHandle:
         table = sequence_table(plan, self._rows.device)

@@ -7,7 +7,8 @@ text or HTTP. The engine's core calls it from one thread::
 
 There are no phases. In each step every running request's computed tokens catch up with its
 tokens, as far as one budget allows: requests with a single token to compute first, then prompts
-in chunks, then who waits, by (priority, deadline, arrival).
+in chunks, then who waits, by (priority, deadline, arrival). The budget is smaller while requests
+decode, since a step's length is the time between their tokens.
 
 Up to ``max_tokens_in_flight`` steps are planned before the result of the first is known. Such a
 plan lets a request compute a token the host has not seen: it lies in the request's row on the
@@ -154,7 +155,7 @@ class Scheduler:
         if len(self._in_flight) > self.config.max_tokens_in_flight:
             return None
         self._decodes.settle()
-        draft = StepDraft(self.config.max_num_batched_tokens)
+        draft = StepDraft(self._budget())
         is_short = self._extend_decodes(draft)
         draft.budget -= len(self._decodes.requests)
         if self._prefills:
@@ -162,6 +163,15 @@ class Scheduler:
         if self._waiting and not is_short:
             self._admit(draft, now_s, math.inf)
         return self._make_plan(draft)
+
+    def _budget(self) -> int:
+        """Tokens of the next step: fewer while requests decode, who all wait for its end."""
+        config, num_decodes = self.config, len(self._decodes.requests)
+        limit = config.max_num_batched_tokens_while_decoding
+        if limit is None or not num_decodes:
+            return config.max_num_batched_tokens
+        # Prompts move on whatever the limit, or they would wait for all decodes to end.
+        return min(config.max_num_batched_tokens, max(limit, num_decodes + config.block_size))
 
     def _extend_decodes(self, draft: StepDraft) -> bool:
         """Give decodes at the start of a block that block; True if that took preemption."""
