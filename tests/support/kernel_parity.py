@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -635,7 +636,7 @@ CASES = _cases()
 # The whole engine around the kernels
 
 
-def engine(trial: Trial, family: str, is_greedy: bool) -> None:
+def engine(trial: Trial, family: str, is_greedy: bool, is_shared: bool = False) -> None:
     """A tiny model says the same with these kernels as with the reference, token for token.
 
     Greedy runs go through the padded steps of CUDA graphs, one step ahead; the others draw.
@@ -649,6 +650,8 @@ def engine(trial: Trial, family: str, is_greedy: bool) -> None:
     if is_greedy:
         params = SamplingParams(temperature=0, max_tokens=4)
     prompts = [[1, 2, 3, 4, 5], list(range(3, 25)), [7]]
+    if is_shared:
+        prompts = [[*range(2, 38), *own] for own in ([1], [2, 3], [4, 5, 6])]
     with tempfile.TemporaryDirectory() as folder:
         expected = TinyEngine(Path(folder) / "reference", family)
         actual = TinyEngine(Path(folder) / "triton", family, kernels=_triton(trial))
@@ -659,10 +662,36 @@ def engine(trial: Trial, family: str, is_greedy: bool) -> None:
         )
         ids = actual.generate(prompts, params, core)
         assert ids == expected.generate(prompts, params, expected.core())
+        if is_shared:
+            with _counted_shared_passes() as passes:
+                assert actual.generate(prompts, params, core) == ids
+            assert passes
+
+
+@contextmanager
+def _counted_shared_passes() -> Iterator[list[int]]:
+    """Let any common block be worth a pass; yields a list with an entry for each."""
+    from octavo.kernels.triton import decode_attention
+    from octavo.scheduler import prefix_sharers
+
+    passes: list[int] = []
+    attend = decode_attention.shared_attention
+
+    def counted(*args: Any) -> Any:
+        passes.append(1)
+        return attend(*args)
+
+    with (
+        mock.patch.object(prefix_sharers, "MIN_SHARED_BLOCKS", 1),
+        mock.patch.object(prefix_sharers, "MIN_TOKENS_SAVED", 1),
+        mock.patch.object(decode_attention, "shared_attention", counted),
+    ):
+        yield passes
 
 
 ENGINE_CASES: dict[str, Run] = {
     "engine-llama": partial(engine, family="llama", is_greedy=True),
+    "engine-shared": partial(engine, family="llama", is_greedy=True, is_shared=True),
     "engine-gemma3": partial(engine, family="gemma3", is_greedy=False),
 }
 """On CPU tensors only; the device has engine tests of its own."""
