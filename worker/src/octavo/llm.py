@@ -45,8 +45,8 @@ class LLM:
     def __init__(self, model: str, **options: Any) -> None:
         config = EngineConfig(model=model, **options)
         self._engine = build_engine(config)
-        self._intake = Intake(self._engine.info, config.seed)
         self._tokenizer = self._engine.open_tokenizer()
+        self._intake = Intake(self._engine.info, config.seed, self._tokenizer)
         self._chat_template: ChatTemplate | None = None
         self._ids = itertools.count()
 
@@ -139,7 +139,7 @@ class _OfflineBatch:
         for prompt, one in zip(prompts, params, strict=True):
             text, ids = self._tokens(prompt)
             request_id = str(next(llm._ids))
-            specs = llm._intake.prepare(request_id, ids, one)
+            specs = llm._intake.prepare(request_id, ids, llm._intake.spell_bad_words(one))
             output = RequestOutput(request_id, text, ids)
             self._outputs.append(output)
             self._specs.append(specs)
@@ -214,6 +214,8 @@ class _OfflineBatch:
         choice.token_ids += piece.token_ids
         if piece.logprobs is not None:
             choice.logprobs = (choice.logprobs or []) + piece.logprobs
+        if piece.prompt_logprobs is not None:
+            output.prompt_logprobs = [None, *piece.prompt_logprobs]
         output.num_cached_tokens = max(output.num_cached_tokens, update.num_cached_tokens)
         choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
         if piece.finish_reason is not None and update.finish_reason is None:

@@ -44,6 +44,11 @@ class RequestUpdate(msgspec.Struct, array_like=True):
     """With finish_reason ``error``: what went wrong."""
     timings: RequestTimings | None = None
     """On the last update."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of the prompt's tokens from the second on, on the first update, if they were asked for."""
+    embedding: bytes | None = None
+    """The pooled prompt, float32 in the machine's byte order, on the only update of a request
+    that asked for it."""
 
 
 class EngineStats(msgspec.Struct, kw_only=True):
@@ -102,6 +107,10 @@ class GenerationEvent:
     """The prompt as the engine sees it, on the first event of a request."""
     timings: RequestTimings | None = None
     """On the last event of a choice."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of the prompt's tokens from the second on, on the first event of a prompt's first choice."""
+    embedding: bytes | None = None
+    """See :class:`RequestUpdate`."""
 
     def api_finish(self) -> tuple[str | None, int | str | None]:
         """finish_reason and stop_reason as clients of the API know them: OpenAI has no word for
@@ -122,6 +131,8 @@ class GenerationEvent:
         self.num_cached_tokens = later.num_cached_tokens or self.num_cached_tokens
         self.num_prompt_tokens = later.num_prompt_tokens or self.num_prompt_tokens
         self.prompt_token_ids = self.prompt_token_ids or later.prompt_token_ids
+        self.prompt_logprobs = self.prompt_logprobs or later.prompt_logprobs
+        self.embedding = self.embedding or later.embedding
 
 
 @dataclass(slots=True)
@@ -146,3 +157,5 @@ class RequestOutput:
     outputs: list[CompletionOutput] = field(default_factory=list)
     num_cached_tokens: int = 0
     finished: bool = True
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    """One for each token of the prompt, None for the first; None if not asked for."""

@@ -17,6 +17,8 @@ from __future__ import annotations
 import enum
 import math
 
+from octavo.outputs import TokenLogprobs
+from octavo.pooling_params import PoolingParams
 from octavo.sampling_params import SamplingParams
 
 
@@ -56,6 +58,7 @@ class Request:
         "block_ids",
         "cache_key",
         "deadline_s",
+        "embedding",
         "eos_token_ids",
         "finish_reason",
         "first_scheduled_s",
@@ -70,7 +73,9 @@ class Request:
         "num_prompt_tokens",
         "order",
         "params",
+        "pooling",
         "priority",
+        "prompt_logprobs",
         "row",
         "seed",
         "status",
@@ -94,6 +99,7 @@ class Request:
         cache_key: bytes | None = None,
         block_hashes: list[bytes] | None = None,
         leader: Request | None = None,
+        pooling: PoolingParams | None = None,
     ) -> None:
         self.id = id
         self.params = params
@@ -114,6 +120,8 @@ class Request:
         """Hash of each full block known so far; the prompt's come with the request."""
         self.leader = leader
         """For n > 1: the sibling that computes the prompt; this one waits for its blocks."""
+        self.pooling = pooling
+        """How the prompt becomes a vector; None: it does not."""
 
         self.token_ids = list(prompt_token_ids)
         """Prompt, then what was generated and is known to the host."""
@@ -135,6 +143,12 @@ class Request:
         """When the host knew its first output token."""
         self.max_total_tokens = self.num_prompt_tokens
         """Prompt and outputs together at which it ends; the scheduler sets it on arrival."""
+        self.prompt_logprobs: list[TokenLogprobs] | None = None
+        """Those of the prompt tokens computed so far; None: not wanted, or told already."""
+        if params.prompt_logprobs is not None:
+            self.prompt_logprobs = []
+        self.embedding: bytes | None = None
+        """The pooled prompt, once it is computed."""
         self.order: tuple[int, float, float, int] = (priority, math.inf, arrival_s, 0)
         """Who goes first: (priority, deadline, arrival, serial number), the least of them."""
 
@@ -147,6 +161,18 @@ class Request:
     def num_tokens(self) -> int:
         """Prompt and generated tokens, those in flight included."""
         return len(self.token_ids) + self.num_in_flight
+
+    @property
+    def is_prompt_only(self) -> bool:
+        """Whether it ends when its prompt is computed: nothing is drawn."""
+        return self.params.max_tokens == 0
+
+    @property
+    def reads_whole_prompt(self) -> bool:
+        """Whether hidden states are needed at every position, so that no prefix can be skipped."""
+        if self.prompt_logprobs is not None:
+            return True
+        return self.pooling is not None and self.pooling.reads_whole_prompt
 
     @property
     def is_finished(self) -> bool:

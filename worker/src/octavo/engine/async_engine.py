@@ -51,6 +51,7 @@ from octavo.errors import (
     RequestFailedError,
 )
 from octavo.outputs import GenerationEvent, RequestUpdate
+from octavo.pooling_params import PoolingParams
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.chat_template import ChatTemplate
 from octavo.tokenization.tokenizer import Tokenizer
@@ -143,12 +144,15 @@ class AsyncEngine:
         priority: int = 0,
         timeout_s: float | None = None,
         cache_salt: str | None = None,
+        pooling: PoolingParams | None = None,
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Stream the choices of one prompt; closing the iterator aborts what is still open."""
         self._refuse_unless_ready()
         assert self._intake is not None
         if isinstance(prompt, str):
-            prompt = await asyncio.to_thread(self._encode, prompt)
+            prompt = await self.encode(prompt)
+        if params.bad_words:
+            params = await asyncio.to_thread(self._intake.spell_bad_words, params)
         specs = self._intake.prepare(
             request_id,
             prompt,
@@ -156,6 +160,7 @@ class AsyncEngine:
             priority=priority,
             timeout_s=timeout_s,
             cache_salt=cache_salt,
+            pooling=pooling,
         )
         # The tokenizer ran in another thread: the engine may have gone meanwhile.
         self._refuse_unless_ready()
@@ -177,10 +182,20 @@ class AsyncEngine:
         finally:
             self._close([spec.id for spec in specs])
 
+    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """A text as token ids, off the event loop."""
+        return await asyncio.to_thread(self._encode, text, add_special_tokens)
+
+    def template_reads(self, variable: str) -> bool:
+        """Whether the chat template looks at a variable at all."""
+        return self.chat_template is not None and self.chat_template.reads(variable)
+
     async def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        add_special_tokens: bool = False,
         **options: Any,
     ) -> list[int]:
         """A conversation as token ids; template and tokenizer run off the event loop."""
@@ -194,7 +209,7 @@ class AsyncEngine:
 
         def render() -> list[int]:
             text = template.render(list(messages), tools=tools, **options)
-            return tokenizer.encode(text, add_special_tokens=False)
+            return tokenizer.encode(text, add_special_tokens)
 
         return await asyncio.to_thread(render)
 
@@ -241,13 +256,13 @@ class AsyncEngine:
         _kill(process)
         await process.wait()
 
-    def _encode(self, prompt: str) -> list[int]:
+    def _encode(self, prompt: str, add_special_tokens: bool) -> list[int]:
         if self.tokenizer is None:
             raise InvalidRequestError(
                 "This server runs without a tokenizer (--skip-tokenizer-init); send token ids.",
                 "prompt",
             )
-        return self.tokenizer.encode(prompt)
+        return self.tokenizer.encode(prompt, add_special_tokens)
 
     def _refuse_unless_ready(self) -> None:
         if self.state is not EngineState.READY:
@@ -317,7 +332,7 @@ class AsyncEngine:
         if self._tokenizer_load is not None:
             await self._tokenizer_load
         self._info = info
-        self._intake = Intake(info, self._config.seed)
+        self._intake = Intake(info, self._config.seed, self.tokenizer)
         if self.state is EngineState.LOADING:
             self.state = EngineState.READY
             self._ready.set_result(None)

@@ -105,7 +105,7 @@ def build_engine(config: EngineConfig, report: Report | None = None) -> Engine:
         _warm_up(runner, limits, device)
     scheduler = Scheduler(limits)
     core = EngineCore(scheduler, runner, limits.max_tokens_in_flight)
-    info = _model_info(config, checkpoint, model, kernels, limits, dtype, device)
+    info = _model_info(config, checkpoint, family, model, kernels, limits, dtype, device)
     return Engine(core, info, checkpoint)
 
 
@@ -280,6 +280,7 @@ def _warm_up(runner: ModelRunner, limits: SchedulerConfig, device: torch.device)
 def _model_info(
     config: EngineConfig,
     checkpoint: Checkpoint,
+    family: ModelFamily,
     model: CausalLM,
     kernels: Kernels,
     limits: SchedulerConfig,
@@ -290,6 +291,9 @@ def _model_info(
         name=config.model,
         max_model_len=limits.max_model_len,
         vocab_size=model.vocab_size,
+        hidden_size=family.config.hidden_size,
+        pooling=checkpoint.embedding.pooling,
+        embedding_dimensions=checkpoint.embedding.dimensions,
         has_tokenizer=not config.skip_tokenizer_init and checkpoint.tokenizer_path is not None,
         eos_token_ids=checkpoint.eos_token_ids,
         created=int(time.time()),

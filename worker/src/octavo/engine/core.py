@@ -155,4 +155,5 @@ def _to_request(spec: RequestSpec, now_s: float, leader: Request | None) -> Requ
         cache_key=spec.cache_key,
         block_hashes=spec.block_hashes,
         leader=leader,
+        pooling=spec.pooling,
     )

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from octavo.outputs import EngineStats, GenerationEvent
+from octavo.pooling_params import Pooling, PoolingParams
 from octavo.sampling_params import SamplingParams
 
 __all__ = [
@@ -46,6 +47,12 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Most tokens, prompt and output together, of one request."""
     vocab_size: int
     """Token ids are below it."""
+    hidden_size: int = 0
+    """Components of an embedding."""
+    pooling: Pooling = "last"
+    """How embeddings are made unless a request says otherwise."""
+    embedding_dimensions: list[int] | None = []
+    """Fewer components that an embedding may be cut to, by the model's own word; None: any."""
     has_tokenizer: bool
     """False: only token ids go in and come out."""
     eos_token_ids: list[int]
@@ -86,6 +93,10 @@ class TokenReader(Protocol):
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes one token stands for; not always whole characters."""
+        ...
+
+    def token_spelling(self, token_id: int) -> str:
+        """A token as the vocabulary writes it; empty for an id it does not have."""
         ...
 
 
@@ -133,8 +144,9 @@ class Engine(Protocol):
         priority: int = 0,
         timeout_s: float | None = None,
         cache_salt: str | None = None,
+        pooling: PoolingParams | None = None,
     ) -> AsyncGenerator[GenerationEvent, None]:
-        """Generate ``params.n`` choices for one prompt.
+        """Generate ``params.n`` choices for one prompt; with ``pooling``, embed it.
 
         ``request_id`` is unique among open requests. Closing the generator, at any moment, aborts
         what is still running. While the consumer is busy, pending events of one choice are merged
@@ -146,14 +158,29 @@ class Engine(Protocol):
         """
         ...
 
+    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """A text as token ids, off the event loop.
+
+        Raises InvalidRequestError without a tokenizer, or for what is no Unicode.
+        """
+        ...
+
+    def template_reads(self, variable: str) -> bool:
+        """Whether the chat template looks at a variable of this name at all."""
+        ...
+
     async def render_chat(
         self,
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
+        *,
+        add_special_tokens: bool = False,
         **kwargs: Any,
-    ) -> list[int] | str:
+    ) -> list[int]:
         """A conversation as a prompt, by the model's chat template, off the event loop.
 
+        ``add_special_tokens``: also those that encoding puts around a text. ``kwargs``: see
+        :meth:`octavo.tokenization.chat_template.ChatTemplate.render`.
         Raises InvalidRequestError when the template refuses the conversation.
         """
         ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from octavo.batch import BatchPlan, StepHandle, StepResult
@@ -9,6 +11,7 @@ from octavo.models.interface import CausalLM
 from octavo.runner.batch_tensors import expand, sequence_table
 from octavo.runner.cuda_graphs import StepGraphs
 from octavo.runner.kv_tensors import KVTensors
+from octavo.runner.prompt_reader import PendingRead, PromptReader
 from octavo.runner.rows import Rows
 from octavo.runner.step_shapes import StepShape
 from octavo.sampling.sampler import SampledTokens, Sampler
@@ -33,6 +36,7 @@ class ModelRunner:
         self._rows = rows
         self._sampler = sampler
         self._graphs = graphs
+        self._prompts = PromptReader(model, rows)
 
     @torch.inference_mode()
     def execute(self, plan: BatchPlan) -> StepHandle:
@@ -40,7 +44,7 @@ class ModelRunner:
         self._take_over_rows(plan)
         if not plan.rows:
             return _Nothing()
-        if self._graphs is not None:
+        if self._graphs is not None and not plan.readings:
             kind = self._sampler.kind_of(plan.rows)
             shape = None if kind is None else self._graphs.shape_for(plan, kind)
             if shape is not None:
@@ -85,8 +89,9 @@ class ModelRunner:
         token_ids, attention = expand(self._rows, table)
         hidden = self._model.forward(token_ids, self._kv.layers, attention)
         drawing = [index for index, draws in enumerate(plan.samples) if draws]
+        reads = self._prompts.read(plan, hidden) if plan.readings else []
         if not drawing:
-            return _Nothing()
+            return _Nothing(reads)
         if not table.is_decode:
             hidden = hidden[attention.query_starts[1:].long() - 1]
         row, after, rows = table.row, table.after, plan.rows
@@ -94,16 +99,20 @@ class ModelRunner:
             chosen = torch.tensor(drawing, dtype=torch.int64, device=hidden.device)
             hidden, row, after = hidden[chosen], row[chosen], after[chosen]
             rows = [plan.rows[index] for index in drawing]
-        sampled = self._sampler.sample(self._model.logits(hidden), rows, after)
+        logits = self._model.logits(hidden)
+        sampled = self._sampler.sample(logits, rows, after, self._rows.token_ids)
         self._rows.token_ids[row, after] = sampled.token_ids.to(torch.int32)
-        return _Step(sampled)
+        return _Step(sampled, reads=reads)
 
 
 class _Nothing:
     """A step that drew nothing."""
 
+    def __init__(self, reads: Sequence[PendingRead] = ()) -> None:
+        self._reads = reads
+
     def result(self) -> StepResult:
-        return StepResult([])
+        return StepResult([], prompts=[read.result() for read in self._reads])
 
 
 class _Step:
@@ -112,8 +121,14 @@ class _Step:
     ``chosen``: which of the ids count; None: all.
     """
 
-    def __init__(self, sampled: SampledTokens, chosen: list[int] | None = None) -> None:
+    def __init__(
+        self,
+        sampled: SampledTokens,
+        chosen: list[int] | None = None,
+        reads: Sequence[PendingRead] = (),
+    ) -> None:
         self._sampled = sampled
+        self._reads = reads
         self._chosen = chosen
         self._ids = sampled.token_ids
         self._event: torch.cuda.Event | None = None
@@ -129,4 +144,5 @@ class _Step:
         token_ids = self._ids.tolist()
         if self._chosen is not None:
             token_ids = [token_ids[index] for index in self._chosen]
-        return StepResult(token_ids, self._sampled.to_host_logprobs())
+        prompts = [read.result() for read in self._reads]
+        return StepResult(token_ids, self._sampled.to_host_logprobs(), prompts)

@@ -25,11 +25,11 @@ def check_can_run(request: Request, config: SchedulerConfig) -> None:
     num_tokens = request.num_prompt_tokens
     if num_tokens == 0:
         raise InvalidRequestError("the prompt has no tokens; give at least one.", "prompt")
-    if num_tokens + 1 > config.max_model_len:
+    most = config.max_model_len - (not request.is_prompt_only)
+    if num_tokens > most:
         raise PromptTooLongError(
             f"the prompt has {num_tokens} tokens, but max_model_len is {config.max_model_len} "
-            "for the prompt and at least one output token; shorten the prompt to "
-            f"{config.max_model_len - 1} tokens.",
+            f"for the prompt and what is generated; shorten the prompt to {most} tokens.",
             param="prompt",
         )
     num_blocks = -(-num_tokens // config.block_size)

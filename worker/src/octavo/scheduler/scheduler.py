@@ -232,13 +232,12 @@ class Scheduler:
         leader = request.leader
         if leader is None:
             return True
-        if (
-            leader.num_output_tokens == 0
-            and not leader.is_finished
-            and request.num_prompt_tokens > self.config.block_size
-            and self.kv_cache.can_share(request)
-        ):
-            return False
+        if leader.num_output_tokens == 0 and not leader.is_finished:
+            has_blocks = request.num_prompt_tokens > self.config.block_size
+            is_shared = has_blocks and self.kv_cache.can_share(request)
+            # What is said of the prompt comes first, with the leader's first token.
+            if is_shared or leader.prompt_logprobs is not None:
+                return False
         request.leader = None
         return True
 
@@ -310,8 +309,9 @@ class Scheduler:
             request.num_computed_tokens += count
             if request.num_computed_tokens == len(request.token_ids):
                 self._prefills.remove(request)
-                request.num_in_flight += 1
-                self._join_decodes(request)
+                if not request.is_prompt_only:
+                    request.num_in_flight += 1
+                    self._join_decodes(request)
         return plan
 
     def _join_decodes(self, request: Request) -> None:
@@ -337,7 +337,41 @@ class Scheduler:
         step = self._in_flight.popleft()
         if self.config.enable_prefix_caching:
             self._register_filled(step)  # before tokens: who ends gives its blocks away
+        if plan.readings:
+            self._take_prompts(step, result)
+        for i in range(step.num_grouped, len(plan.requests)):
+            self._end_if_prompt_only(step, i)
         return self._append_tokens(step, result)
+
+    def _take_prompts(self, step: PlannedStep, result: StepResult) -> None:
+        """What was read of prompts goes to their requests, also to those preempted since."""
+        plan = step.plan
+        place = {row: i for i, row in enumerate(plan.rows)}
+        for reading, read in zip(plan.readings, result.prompts, strict=True):
+            i = place[reading.row]
+            request = plan.requests[i]
+            if request.prompt_logprobs is not None:
+                # A preempted prompt starts over, and says the same again.
+                del request.prompt_logprobs[plan.starts[i] :]
+                request.prompt_logprobs += read.logprobs
+            request.embedding = read.embedding
+
+    def _end_if_prompt_only(self, step: PlannedStep, i: int) -> None:
+        """End the request in the plan's row ``i`` if its prompt was all it wanted computed."""
+        plan, request = step.plan, step.plan.requests[i]
+        is_due = request.is_prompt_only and not request.is_finished
+        if is_due and plan.starts[i] + plan.num_tokens[i] == request.num_prompt_tokens:
+            request.first_token_s = self._clock()
+            self._finish(request, FinishReason.LENGTH)
+            update = RequestUpdate(
+                request.id,
+                [],
+                finish_reason=FinishReason.LENGTH.value,
+                num_cached_tokens=request.num_cached_tokens,
+                prompt_logprobs=request.prompt_logprobs,
+                embedding=request.embedding,
+            )
+            self._updates.append(update)
 
     def _register_filled(self, step: PlannedStep) -> None:
         """Make findable the blocks this step has filled. Their tokens are known by now.
@@ -396,6 +430,7 @@ class Scheduler:
             update.stop_reason = request.stop_reason
         if num_outputs == 1:
             request.first_token_s = self._clock()
+            update.prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
         if request.is_finished or num_outputs == 1:
             update.num_cached_tokens = request.num_cached_tokens
         return update
@@ -501,7 +536,7 @@ class Scheduler:
         for request in self._running:
             assert request.status is RequestStatus.RUNNING, f"{request} has a row"
             assert self._requests.get(request.id) is request, f"{request} is not registered"
-            is_exhausted = request.num_tokens >= request.max_total_tokens
+            is_prefill = request in self._prefills
+            is_exhausted = not is_prefill and request.num_tokens >= request.max_total_tokens
             is_decode = is_exhausted or request in self._decodes
-            places = (request in self._prefills) + is_decode
-            assert places == 1, f"{request} is in {places} places"
+            assert is_prefill + is_decode == 1, f"{request} is in both groups or none"
