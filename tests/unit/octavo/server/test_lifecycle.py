@@ -220,6 +220,7 @@ async def test_health_is_red_when_no_step_ends(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     engine.counters.last_progress_age_s = 31.0
+    engine.counters.is_late = True
     response = await client.get("/health/ready")
     assert response.status_code == 503
     assert "31 s" in response.json()["status"]

@@ -25,6 +25,7 @@ _SAME_NAMES = (
     "max_num_batched_tokens",
     "max_num_batched_tokens_while_decoding",
     "max_num_waiting",
+    "max_queue_tokens",
     "block_size",
     "gpu_memory_utilization",
     "kv_cache_memory_bytes",

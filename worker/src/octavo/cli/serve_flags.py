@@ -179,10 +179,19 @@ def _add_capacity_flags(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--max-num-waiting",
+        "--max-queue-requests",
         type=count,
         default=_ENGINE.max_num_waiting,
         metavar="REQUESTS",
         help="requests that may wait; the next gets HTTP 429 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-queue-tokens",
+        type=count,
+        default=_ENGINE.max_queue_tokens,
+        metavar="TOKENS",
+        help="prompt tokens that may wait, all requests together; the next request gets HTTP 429 "
+        "(default: 4M)",
     )
     group.add_argument(
         "--enable-prefix-caching",

@@ -13,10 +13,6 @@ from starlette.responses import Response
 from octavo.engine.interface import EngineState
 from octavo.server.context import ServerContext
 
-STALL_LIMIT_S = 30.0
-"""A loop that has work and ends no step for so long is taken for stuck. A step of a large model on
-a small CPU may take seconds."""
-
 
 def build_router(context: ServerContext) -> APIRouter:
     """The routes, bound to ``context``."""
@@ -64,9 +60,9 @@ def _readiness(context: ServerContext) -> tuple[bool, str]:
     if state is not EngineState.READY:
         phase = context.engine.progress().phase if state is EngineState.LOADING else ""
         return False, f"{state}: {phase}" if phase else str(state)
-    age_s = context.engine.stats().last_progress_age_s
-    if age_s > STALL_LIMIT_S:
-        return False, f"stalled: no step has ended for {age_s:.0f} s"
+    stats = context.engine.stats()
+    if stats.is_late:
+        return False, f"stalled: no step has ended for {stats.last_progress_age_s:.0f} s"
     return True, str(state)
 
 
