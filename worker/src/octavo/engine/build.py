@@ -102,9 +102,13 @@ def build_engine(config: EngineConfig, report: Report | None = None) -> Engine:
         use_graphs = device.type == "cuda" and not config.enforce_eager
         runner = _make_runner(model, kernels, limits, kv_dtype, device, use_graphs)
     with phases("warmup"):
+        started_s = time.perf_counter()
         _warm_up(runner, limits, device)
+        warm_up_s = time.perf_counter() - started_s
     scheduler = Scheduler(limits)
     core = EngineCore(scheduler, runner, limits.max_tokens_in_flight)
+    if device.type == "cpu":  # elsewhere most of it was compiling
+        core.pace.record(1, warm_up_s)
     info = _model_info(config, checkpoint, family, model, kernels, limits, dtype, device)
     return Engine(core, info, checkpoint)
 
@@ -216,6 +220,7 @@ def _resolve_limits(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens or (8192 if is_cuda else 1024),
         max_num_waiting=config.max_num_waiting,
+        max_queue_tokens=config.max_queue_tokens,
         block_size=config.block_size,
         num_blocks=budget.num_blocks,
         enable_prefix_caching=config.enable_prefix_caching,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +73,16 @@ class Machine:
 def _launch_options(can_overlap: bool) -> Mapping[str, bool]:
     # The interpreter does not know launch_pdl.
     return {"OVERLAP": True, "launch_pdl": True} if can_overlap else {"OVERLAP": False}
+
+
+def before_each_compilation(tell: Callable[[], object]) -> None:
+    """Call ``tell`` when a kernel is about to be compiled, or loaded from Triton's cache."""
+
+    def hook(**_: object) -> bool:
+        tell()
+        return False  # True would mean: do not compile
+
+    knobs.runtime.jit_cache_hook = hook
 
 
 def next_power_of_two(value: int) -> int:
