@@ -89,12 +89,19 @@ class Decoder:
         return self._size_bytes
 
     def forward(
-        self, token_ids: Tensor, kv_caches: Sequence[tuple[Tensor, Tensor]], batch: AttentionBatch
+        self,
+        token_ids: Tensor,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        batch: AttentionBatch,
+        is_last_only: bool = False,
     ) -> Tensor:
         residual = self._embed(token_ids)
         hidden = self._rms_norm(residual, self._first_norm, self._config.norm_eps)
-        for layer, (key_cache, value_cache) in zip(self._layers, kv_caches, strict=True):
-            hidden = layer.forward(hidden, residual, key_cache, value_cache, batch)
+        ends = LastTokens.of(batch) if is_last_only and not batch.is_decode else None
+        final = len(self._layers) - 1
+        for index, (layer, caches) in enumerate(zip(self._layers, kv_caches, strict=True)):
+            kept = ends if index == final else None
+            hidden = layer.forward(hidden, residual, *caches, batch, kept)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -103,6 +110,20 @@ class Decoder:
     def _embed(self, token_ids: Tensor) -> Tensor:
         rows = self._embedding.rows(token_ids).to(self._dtype)
         return rows if self._embedding_scale == 1.0 else rows * self._embedding_scale
+
+
+@dataclass(frozen=True, slots=True)
+class LastTokens:
+    """The last token of each sequence: all that the last layer need compute, past its keys."""
+
+    index: Tensor
+    """``[S], int64``: which of the step's tokens they are."""
+    batch: AttentionBatch
+    """The same sequences, each with that token alone."""
+
+    @classmethod
+    def of(cls, batch: AttentionBatch) -> LastTokens:
+        return cls(batch.last_tokens, batch.of_last_tokens())
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +171,16 @@ class DecoderLayer:
         key_cache: Tensor,
         value_cache: Tensor,
         batch: AttentionBatch,
+        kept: LastTokens | None = None,
     ) -> Tensor:
-        """``hidden, residual: [T, hidden_size]`` → the next ``hidden``; adds to ``residual``."""
+        """``hidden, residual: [T, hidden_size]`` → the next ``hidden``; adds to ``residual``.
+
+        ``kept``: tokens to go on with once all keys and values are written; None: all.
+        """
         kernels, weights, eps = self._kernels, self._weights, self._eps
+        qkv = weights.qkv(hidden)
         q = kernels.rope_and_cache(
-            weights.qkv(hidden),
+            qkv,
             self._cos_sin,
             key_cache,
             value_cache,
@@ -164,8 +190,10 @@ class DecoderLayer:
             weights.k_norm,
             eps,
         )
+        if kept is not None:
+            q, residual, batch = q[kept.index], residual[kept.index], kept.batch
         attended = kernels.paged_attention(
-            q, key_cache, value_cache, batch, self._scale, self._window
+            q, key_cache, value_cache, batch, self._scale, self._window, qkv
         )
         hidden = weights.output(attended.view(-1, self._query_size))
         if weights.post_attention_norm is not None:

@@ -49,11 +49,17 @@ class CausalLM(Protocol):
     def weights_size_bytes(self) -> int: ...
 
     def forward(
-        self, token_ids: Tensor, kv_caches: Sequence[tuple[Tensor, Tensor]], batch: AttentionBatch
+        self,
+        token_ids: Tensor,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        batch: AttentionBatch,
+        is_last_only: bool = False,
     ) -> Tensor:
         """``token_ids: [T], int32`` → hidden states ``[T, hidden_size]`` after the last norm.
 
         ``kv_caches[layer]``: ``(key_cache, value_cache)`` as in :mod:`octavo.kernels.interface`.
+        ``is_last_only``: return ``[S, hidden_size]``, those of each sequence's last token, and
+        compute no more than they need. A sequence without tokens gets something meaningless.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -157,10 +157,7 @@ class StepGraphs:
             shared_len=shared_len if shape.shares else None,
         )
         token_ids, attention = expand(self._rows, table, self._padding_row)
-        hidden = self._model.forward(token_ids, self._kv.layers, attention)
-        if not shape.is_decode:
-            last = attention.query_starts[1:].long() - 1
-            hidden = hidden[last.clamp_min(0)]
+        hidden = self._model.forward(token_ids, self._kv.layers, attention, is_last_only=True)
         logits = self._model.logits(hidden)
         batch = self._sampler.gather(row, table.after.to(torch.int32), shape.kind)
         drawn = self._kernels.sample(logits, batch)

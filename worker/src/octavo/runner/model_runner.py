@@ -87,13 +87,15 @@ class ModelRunner:
     def _execute_eagerly(self, plan: BatchPlan) -> StepHandle:
         table = sequence_table(plan, self._rows.device)
         token_ids, attention = expand(self._rows, table)
-        hidden = self._model.forward(token_ids, self._kv.layers, attention)
+        # Who reads a prompt wants the hidden states of all its tokens.
+        is_last_only = not plan.readings
+        hidden = self._model.forward(token_ids, self._kv.layers, attention, is_last_only)
         drawing = [index for index, draws in enumerate(plan.samples) if draws]
         reads = self._prompts.read(plan, hidden) if plan.readings else []
         if not drawing:
             return _Nothing(reads)
-        if not table.is_decode:
-            hidden = hidden[attention.query_starts[1:].long() - 1]
+        if not is_last_only:
+            hidden = hidden[attention.last_tokens]
         row, after, rows = table.row, table.after, plan.rows
         if len(drawing) < len(plan.rows):
             chosen = torch.tensor(drawing, dtype=torch.int64, device=hidden.device)

@@ -25,7 +25,7 @@ from torch import Tensor
 from octavo.kernels.interface import AttentionBatch, SharedPrefix
 from octavo.kernels.triton.launch import INTERPRETED, Machine, next_power_of_two
 from octavo.kernels.triton.overlap import wait_for_predecessors
-from octavo.kernels.triton.pages import load_rows, locate_tokens, multiply
+from octavo.kernels.triton.pages import load_rows, locate_tokens, multiply, multiply_add
 
 _MAX_SPLITS = 8
 _PROGRAMS_PER_MULTIPROCESSOR = 2
@@ -112,8 +112,12 @@ def _shared_program(
         weights = tl.exp2(scores - new_largest[:, None])
         carried = tl.exp2(largest - new_largest)
         total = total * carried + tl.sum(weights, axis=1)
-        weighted = multiply(weights.to(queries.dtype), values.to(queries.dtype), INTERPRETED)
-        result = result * carried[:, None] + weighted
+        result = multiply_add(
+            weights.to(queries.dtype),
+            values.to(queries.dtype),
+            result * carried[:, None],
+            INTERPRETED,
+        )
         largest = new_largest
     safe_total = tl.where(total == 0.0, 1.0, total)
     num_sequences = num_rows // GROUP_SIZE
