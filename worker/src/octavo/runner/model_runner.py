@@ -59,6 +59,13 @@ class ModelRunner:
         """
         return self._graphs is not None and self._graphs.prepare_next()
 
+    @torch.inference_mode()
+    def run_largest_captured(self) -> None:
+        """Run the largest steps that will be captured, of every kind, on padding alone."""
+        if self._graphs is not None:
+            for shape in self._graphs.shapes.largest():
+                self._graphs.run_padding(shape)
+
     def close(self) -> None:
         """Drop the device's memory; may be called twice."""
         self.__dict__.clear()

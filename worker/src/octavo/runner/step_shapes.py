@@ -70,9 +70,22 @@ class StepShapes:
         """Of any shape."""
         return self._decodes_beside[-1] + self._prefills[-1]
 
-    def largest(self, kind: DrawKind) -> StepShape:
-        """The shape that needs most memory."""
-        return StepShape(self._decodes_beside[-1], self._prefills[-1], self._tokens[-1], kind)
+    def largest(self) -> list[StepShape]:
+        """For each kind of draw the mixed and the decode shape that need most memory.
+
+        Together they run every kernel that any captured step runs.
+        """
+        num_decodes, num_prefills = self._decodes_beside[-1], self._prefills[-1]
+        num_tokens = max(self._tokens[-1], num_decodes + 1)
+        return [
+            shape
+            for kind in _KINDS
+            for shape in (
+                StepShape(num_decodes, num_prefills, num_tokens, kind),
+                StepShape(self._decodes[-1], 0, self._decodes[-1], kind),
+                StepShape(self._decodes[0], 0, self._decodes[0], kind),
+            )
+        ]
 
     def shape_for(self, plan: BatchPlan, kind: DrawKind) -> StepShape | None:
         """The shape that serves a plan; None if it is too large for any."""

@@ -38,9 +38,14 @@ class TritonKernels:
     name = "triton"
     packed_kinds: frozenset[GGMLType] = frozenset()
 
-    def __init__(self, device: torch.device, num_multiprocessors: int | None = None) -> None:
-        """``num_multiprocessors`` stands for the device's where that is no GPU."""
-        self._machine = Machine.of(device, num_multiprocessors)
+    def __init__(
+        self,
+        device: torch.device,
+        num_multiprocessors: int | None = None,
+        has_warpgroup_products: bool = True,
+    ) -> None:
+        """The numbers stand for the device's where that is no GPU."""
+        self._machine = Machine.of(device, num_multiprocessors, has_warpgroup_products)
 
     def prepare_linear(
         self, parts: Sequence[WeightPart], bias: Tensor | None, dtype: torch.dtype
