@@ -17,6 +17,8 @@ from __future__ import annotations
 import enum
 import math
 
+import msgspec
+
 from octavo.outputs import TokenLogprobs
 from octavo.pooling_params import PoolingParams
 from octavo.sampling_params import SamplingParams
@@ -49,6 +51,18 @@ _ALLOWED = {
 }
 
 
+class Tenant(msgspec.Struct, frozen=True, array_like=True):
+    """On whose behalf a request runs: an API key's name, and what it may have at once."""
+
+    name: str = ""
+    """Empty: everyone, where no keys are asked for."""
+    max_running: int | None = None
+    max_queued: int | None = None
+
+
+EVERYONE = Tenant()
+
+
 class Request:
     """The engine's record of one request. Mutated by the scheduler alone."""
 
@@ -64,9 +78,11 @@ class Request:
         "first_scheduled_s",
         "first_token_s",
         "id",
+        "is_follower",
         "leader",
         "max_total_tokens",
         "num_cached_tokens",
+        "num_charged_outputs",
         "num_computed_tokens",
         "num_in_flight",
         "num_preemptions",
@@ -81,6 +97,7 @@ class Request:
         "status",
         "stop_reason",
         "stop_token_ids",
+        "tenant",
         "token_ids",
     )
 
@@ -99,6 +116,7 @@ class Request:
         cache_key: bytes | None = None,
         block_hashes: list[bytes] | None = None,
         leader: Request | None = None,
+        tenant: Tenant = EVERYONE,
         pooling: PoolingParams | None = None,
     ) -> None:
         self.id = id
@@ -120,6 +138,8 @@ class Request:
         """Hash of each full block known so far; the prompt's come with the request."""
         self.leader = leader
         """For n > 1: the sibling that computes the prompt; this one waits for its blocks."""
+        self.is_follower = leader is not None
+        self.tenant = tenant
         self.pooling = pooling
         """How the prompt becomes a vector; None: it does not."""
 
@@ -132,6 +152,8 @@ class Request:
         """Tokens whose keys and values are in the cache, or will be after the planned steps."""
         self.num_cached_tokens = 0
         """Prompt tokens found in the prefix cache when first admitted."""
+        self.num_charged_outputs = 0.0
+        """Output tokens its tenant was charged for when it started."""
         self.block_ids: list[int] = []
         self.row: int | None = None
         self.status = RequestStatus.WAITING

@@ -128,9 +128,13 @@ def build_engine(config: EngineConfig, report: Report | None = None) -> Engine:
     ):
         runner = runner_of(limits)
     with phases("graphs" if use_graphs else "warmup"):
+        started_s = time.perf_counter()
         _warm_up(runner, limits, device)
+        warm_up_s = time.perf_counter() - started_s
     scheduler = Scheduler(limits)
     core = EngineCore(scheduler, runner, limits.max_tokens_in_flight)
+    if device.type == "cpu":  # elsewhere most of it was compiling
+        core.pace.record(1, warm_up_s)
     info = _model_info(config, checkpoint, family, model, kernels, limits, dtype, device)
     return Engine(core, info, checkpoint)
 
@@ -232,6 +236,7 @@ def step_limits(config: EngineConfig, device: torch.device, max_model_len: int) 
         max_num_seqs=config.max_num_seqs or (256 if is_cuda else 64),
         max_num_batched_tokens=config.max_num_batched_tokens or (8192 if is_cuda else 1024),
         max_num_waiting=config.max_num_waiting,
+        max_queue_tokens=config.max_queue_tokens,
         block_size=config.block_size,
         num_blocks=1,
         enable_prefix_caching=config.enable_prefix_caching,

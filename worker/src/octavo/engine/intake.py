@@ -18,6 +18,7 @@ from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import RequestSpec
 from octavo.errors import InvalidRequestError, PromptTooLongError
 from octavo.pooling_params import PoolingParams
+from octavo.request import EVERYONE, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.tokenizer import Tokenizer
 
@@ -43,6 +44,7 @@ class Intake:
         priority: int = 0,
         timeout_s: float | None = None,
         cache_salt: str | None = None,
+        tenant: Tenant = EVERYONE,
         pooling: PoolingParams | None = None,
     ) -> list[RequestSpec]:
         """One spec for each of the n choices; the first computes the prompt for all.
@@ -53,7 +55,7 @@ class Intake:
         self._check_tokens(tokens, params)
         params = self._limit_length(len(tokens), params)
         self._check_something_is_left(params)
-        cache_key = self._cache_key(request_id, params.n, cache_salt)
+        cache_key = self._cache_key(request_id, params.n, tenant.name, cache_salt)
         hashes = [] if cache_key is None else hash_blocks(tokens, self._info.block_size, cache_key)
         seed = self._seed(params)
         # What is said of the prompt is said once.
@@ -73,6 +75,7 @@ class Intake:
                     cache_key=cache_key,
                     block_hashes=hashes,
                     leader_id=specs[0].id if specs else None,
+                    tenant=tenant,
                     pooling=pooling,
                 )
             )
@@ -165,9 +168,14 @@ class Intake:
         ).digest()
         return int.from_bytes(digest, "big") % _MAX_SEED
 
-    def _cache_key(self, request_id: str, n: int, salt: str | None) -> bytes | None:
+    def _cache_key(
+        self, request_id: str, n: int, tenant_name: str, salt: str | None
+    ) -> bytes | None:
+        """Requests of two tenants never share a block: how fast a prompt is answered would tell
+        one what the other has asked."""
         if self._info.enable_prefix_caching:
-            return hashlib.blake2b((salt or "").encode(), digest_size=16).digest()
+            owner = msgspec.json.encode((tenant_name, salt or ""))
+            return hashlib.blake2b(owner, digest_size=16).digest()
         # Without a shared cache the choices of one prompt still share its blocks.
         if n > 1:
             return hashlib.blake2b(request_id.encode(), digest_size=16, person=b"group").digest()

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from octavo.outputs import EngineStats, GenerationEvent
+from octavo.outputs import EngineStats, GenerationEvent, RequestState
 from octavo.pooling_params import Pooling, PoolingParams
+from octavo.request import EVERYONE, Tenant
 from octavo.sampling_params import SamplingParams
 
 __all__ = [
@@ -147,18 +148,29 @@ class Engine(Protocol):
         priority: int = 0,
         timeout_s: float | None = None,
         cache_salt: str | None = None,
+        tenant: Tenant = EVERYONE,
         pooling: PoolingParams | None = None,
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Generate ``params.n`` choices for one prompt; with ``pooling``, embed it.
 
         ``request_id`` is unique among open requests. Closing the generator, at any moment, aborts
-        what is still running. While the consumer is busy, pending events of one choice are merged
-        (:meth:`octavo.outputs.GenerationEvent.absorb`), so that at most one per choice waits.
+        what is still running; :meth:`abort` ends it from elsewhere. While the consumer is busy,
+        pending events of one choice are merged (:meth:`octavo.outputs.GenerationEvent.absorb`), so
+        that at most one per choice waits. ``tenant`` has its own turns, limits and prefix cache.
 
         The first step of the generator raises InvalidRequestError, QueueFullError or
         EngineDeadError; a later one EngineDeadError, or RequestFailedError when this request
         alone cannot be continued.
         """
+        ...
+
+    def abort(self, request_id: str) -> bool:
+        """End a request's open choices with finish_reason ``abort``; False if none is open."""
+        ...
+
+    async def inspect(self) -> Mapping[str, RequestState]:
+        """Where open choices stand, by ids that begin with their request's; empty when the engine
+        does not answer soon."""
         ...
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:

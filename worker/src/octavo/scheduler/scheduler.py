@@ -7,8 +7,9 @@ text or HTTP. The engine's core calls it from one thread::
 
 There are no phases. In each step every running request's computed tokens catch up with its
 tokens, as far as one budget allows: requests with a single token to compute first, then prompts
-in chunks, then who waits, by (priority, deadline, arrival). The budget is smaller while requests
-decode, since a step's length is the time between their tokens.
+in chunks, then who waits: by priority, within one by turns between tenants
+(:mod:`octavo.scheduler.fair_share`), of one tenant by (deadline, arrival). The budget is smaller
+while requests decode, since a step's length is the time between their tokens.
 
 Up to ``max_tokens_in_flight`` steps are planned before the result of the first is known. Such a
 plan lets a request compute a token the host has not seen: it lies in the request's row on the
@@ -62,7 +63,7 @@ class Scheduler:
         )
         self._clock = clock
         self._requests: dict[str, Request] = {}
-        self._waiting = WaitingQueue(config.max_num_waiting)
+        self._waiting = WaitingQueue(config.max_num_waiting, config.max_queue_tokens)
         self._running: dict[Request, None] = {}
         """Requests with a row. Each is in ``_prefills``, in ``_decodes``, or in neither while
         all the tokens it may draw are in flight."""
@@ -113,7 +114,7 @@ class Scheduler:
                 "wait (max_num_waiting); ask for fewer choices.",
                 param="n",
             )
-        self._waiting.check_room(len(requests), self._clock())
+        self._waiting.check_room(requests, self._clock())
         for request in requests:
             self._enqueue(request)
 
@@ -198,8 +199,8 @@ class Scheduler:
     def _continue_prefills(self, draft: StepDraft, now_s: float, *, may_admit: bool) -> None:
         """Next chunk of each prompt under way, but not before who waits with better priority."""
         for request in list(self._prefills):
-            first = self._waiting.first
-            if may_admit and first is not None and first.priority < request.priority:
+            best = self._waiting.best_priority
+            if may_admit and best is not None and best < request.priority:
                 self._admit(draft, now_s, request.priority)
             if not draft.budget:
                 return
@@ -212,18 +213,19 @@ class Scheduler:
         The first that does not fit stops those behind it: were they let past, a long prompt
         could wait forever. Who cannot start yet for another reason is passed over.
         """
-        waiting, i = self._waiting, 0
-        while draft.budget and i < len(waiting):
-            request = waiting[i]
+        if not draft.budget:
+            return
+        for request in self._waiting.in_order():
             if request.priority >= below_priority:
                 return
             if not self._is_ready(request):
-                i += 1
                 continue
             prefix = self._make_room(request, draft)
             if prefix is None:
                 return
             self._start(request, prefix, draft, now_s)
+            if not draft.budget:
+                return
 
     def _is_ready(self, request: Request) -> bool:
         """Not while its own tokens are in flight, nor its leader computes the prompt they share."""
@@ -279,7 +281,7 @@ class Scheduler:
 
     def _start(self, request: Request, prefix: list[int], draft: StepDraft, now_s: float) -> None:
         """Give a row, blocks for all known tokens and a first chunk."""
-        self._waiting.remove(request, now_s)
+        self._waiting.start(request, len(prefix) * self.config.block_size, now_s)
         self.kv_cache.allocate(request, prefix)
         row = request.row = heapq.heappop(self._free_rows)
         request.transition(RequestStatus.RUNNING)
@@ -467,10 +469,9 @@ class Scheduler:
         self, request: Request, reason: FinishReason, stop_reason: int | None = None
     ) -> None:
         """The one way out, whatever the request is doing."""
+        self._waiting.end(request, self._clock())
         if request.status is RequestStatus.RUNNING:
             self._release(request)
-        else:
-            self._waiting.remove(request, self._clock())
         request.transition(RequestStatus.FINISHED)
         request.finish_reason = reason
         request.stop_reason = stop_reason
@@ -510,6 +511,8 @@ class Scheduler:
             num_running=len(self._running),
             num_waiting=len(self._waiting),
             num_preempted=self._waiting.num_preempted,
+            num_deferred=self._waiting.num_deferred,
+            num_waiting_tokens=self._waiting.num_tokens,
             kv_usage=kv_cache.usage,
             num_blocks=kv_cache.pool.num_blocks,
             num_cached_blocks=kv_cache.pool.num_cached,
