@@ -1,7 +1,6 @@
 """Compiles a model's Triton programs side by side, on a machine with or without a GPU.
 
-The model is built of tensors without memory (torch's meta device) and its largest steps are run
-on them: what would be launched is recorded instead, and compiled in as many processes as there
+The model is built of tensors without memory (torch's meta device) and steps are run on them: what would be launched is recorded instead, and compiled in as many processes as there
 are cores, into Triton's cache, where the engine finds it. So nothing here lists kernels: what
 is compiled is what serving launches.
 
@@ -140,7 +139,7 @@ _Launch = Callable[[], Any]
 
 
 def _record(task: CompileTask) -> list[_Launch]:
-    """Every different launch of the largest steps, as a call that compiles it."""
+    """Every different launch of captured steps, as a call that compiles it."""
     from triton.runtime import driver
 
     driver.set_active(_AbsentCard(task.capability))
@@ -151,7 +150,7 @@ def _record(task: CompileTask) -> list[_Launch]:
     limits = step_limits(task.config, _CUDA, task.max_model_len)
     runner = make_runner(model, kernels, limits, dtype, _META, use_graphs=True)
     with _recording() as launches:
-        runner.run_largest_captured()
+        runner.run_covering()
     return list(launches.values())
 
 
@@ -178,6 +177,8 @@ def _kind(argument: Any) -> object:
     """What a program is specialised for, or finer."""
     if isinstance(argument, Tensor):
         return argument.dtype, argument.data_ptr() % 16 == 0
+    if hasattr(argument, "block_shape"):  # a tensor descriptor
+        return argument.base.dtype, tuple(argument.block_shape)
     if isinstance(argument, int) and not isinstance(argument, bool) and argument > 1:
         return int, argument % 16 == 0, argument.bit_length() > 31
     return argument

@@ -15,6 +15,8 @@ from octavo.kernels.interface import Kernels
 
 logger = logging.getLogger(__name__)
 
+_MULTIPROCESSORS = 132
+"""Of a card that is not here: an H100's. No program is compiled for their number."""
 _fallbacks_logged: set[str] = set()
 
 
@@ -45,10 +47,12 @@ def select_absent_kernels(capability: tuple[int, int], batch_invariant: bool) ->
     """Triton's kernels for a card that need not be here, on tensors without memory."""
     from octavo.kernels.triton import TritonKernels
     from octavo.kernels.triton.invariant import InvariantTritonKernels
+    from octavo.kernels.triton.launch import Machine
 
-    kind = InvariantTritonKernels if batch_invariant else TritonKernels
-    has_warpgroup_products = capability[0] in (9, 10)
-    return kind(torch.device("meta"), has_warpgroup_products=has_warpgroup_products)
+    major = capability[0]
+    device = torch.device("meta")
+    machine = Machine.of(device, _MULTIPROCESSORS, major in (9, 10), can_overlap=major >= 9)
+    return (InvariantTritonKernels if batch_invariant else TritonKernels)(device, machine)
 
 
 def _select_invariant(device: torch.device, name: str | None) -> Kernels:

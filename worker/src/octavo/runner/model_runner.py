@@ -60,10 +60,10 @@ class ModelRunner:
         return self._graphs is not None and self._graphs.prepare_next()
 
     @torch.inference_mode()
-    def run_largest_captured(self) -> None:
-        """Run the largest steps that will be captured, of every kind, on padding alone."""
+    def run_covering(self) -> None:
+        """Run on padding alone what needs most memory, and every kernel, of captured steps."""
         if self._graphs is not None:
-            for shape in self._graphs.shapes.largest():
+            for shape in self._graphs.shapes.covering():
                 self._graphs.run_padding(shape)
 
     def close(self) -> None:

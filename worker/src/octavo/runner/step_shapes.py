@@ -39,6 +39,8 @@ class StepShape:
     """Sequences of any number of tokens, after them."""
     num_tokens: int
     kind: DrawKind
+    shares: bool = False
+    """Whether decodes read blocks that they have in common once."""
 
     @property
     def num_sequences(self) -> int:
@@ -70,29 +72,26 @@ class StepShapes:
         """Of any shape."""
         return self._decodes_beside[-1] + self._prefills[-1]
 
-    def largest(self) -> list[StepShape]:
-        """For each kind of draw the mixed and the decode shape that need most memory.
-
-        Together they run every kernel that any captured step runs.
-        """
+    def covering(self) -> list[StepShape]:
+        """Shapes that together need as much memory, and run every kernel, as any others do."""
         num_decodes, num_prefills = self._decodes_beside[-1], self._prefills[-1]
         num_tokens = max(self._tokens[-1], num_decodes + 1)
-        return [
-            shape
-            for kind in _KINDS
-            for shape in (
+        # Products of few tokens have kernels of their own for their numbers.
+        shapes = [StepShape(size, 0, size, DrawKind.GREEDY) for size in self._decodes]
+        for kind in _KINDS:
+            shapes += [
                 StepShape(num_decodes, num_prefills, num_tokens, kind),
+                StepShape(num_decodes, num_prefills, num_tokens, kind, shares=True),
                 StepShape(self._decodes[-1], 0, self._decodes[-1], kind),
-                StepShape(self._decodes[0], 0, self._decodes[0], kind),
-            )
-        ]
+            ]
+        return shapes
 
     def shape_for(self, plan: BatchPlan, kind: DrawKind) -> StepShape | None:
         """The shape that serves a plan; None if it is too large for any."""
         num_prefills = len(plan.rows) - plan.num_decodes
         if not num_prefills:
             size = _at_least(self._decodes, plan.num_decodes)
-            return StepShape(size, 0, size, kind)
+            return StepShape(size, 0, size, kind, bool(plan.shared_lens))
         num_decodes = _at_least(self._decodes_beside, plan.num_decodes)
         num_tokens = plan.total_tokens - plan.num_decodes + num_decodes
         if num_tokens > self._tokens[-1]:
@@ -102,6 +101,7 @@ class StepShapes:
             _at_least(self._prefills, num_prefills),
             _at_least(self._tokens, num_tokens),
             kind,
+            bool(plan.shared_lens),
         )
 
     def by_use(self) -> Iterator[StepShape]:

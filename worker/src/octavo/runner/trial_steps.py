@@ -28,8 +28,8 @@ _DEMANDING = SamplingParams(temperature=1.0, top_k=50, top_p=0.9, presence_penal
 class TriedRunner(Runner, Protocol):
     """A runner as it is tried."""
 
-    def run_largest_captured(self) -> None:
-        """Run the largest steps that will be captured, of every kind, on padding alone."""
+    def run_covering(self) -> None:
+        """Run on padding alone what needs most memory, and every kernel, of captured steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def try_steps(
     with explained_shortage(memory, what, "lower --max-num-batched-tokens or --max-num-seqs"):
         runner = make_runner()
         before_bytes = memory.own_bytes()
-        graphs_bytes = memory.peak_of(runner.run_largest_captured) - before_bytes
+        graphs_bytes = memory.peak_of(runner.run_covering) - before_bytes
         plan = _largest_plan(limits)
         step_bytes = memory.peak_of(lambda: _run(runner, plan)) - weights_bytes
         started_s = time.perf_counter()

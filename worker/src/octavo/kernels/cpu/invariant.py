@@ -31,5 +31,5 @@ class InvariantCpuKernels(CpuKernels):
         scale: float,
         window: int | None,
     ) -> Tensor:
-        batch = replace(batch, num_decodes=0)
+        batch = replace(batch, num_decodes=0, shared=None)
         return super().paged_attention(q, key_cache, value_cache, batch, scale, window)

@@ -43,5 +43,5 @@ class InvariantTritonKernels(TritonKernels):
         scale: float,
         window: int | None,
     ) -> Tensor:
-        batch = replace(batch, num_decodes=0)
+        batch = replace(batch, num_decodes=0, shared=None)
         return super().paged_attention(q, key_cache, value_cache, batch, scale, window)
