@@ -1,8 +1,9 @@
 """Compiles a model's Triton programs side by side, on a machine with or without a GPU.
 
-The model is built of tensors without memory (torch's meta device) and steps are run on them: what would be launched is recorded instead, and compiled in as many processes as there
-are cores, into Triton's cache, where the engine finds it. So nothing here lists kernels: what
-is compiled is what serving launches.
+The model is built of tensors without memory (torch's meta device) and steps are run on them:
+what would be launched is recorded instead, and compiled in as many processes as there are cores,
+into Triton's cache, where the engine finds it. So nothing here lists kernels: what is compiled
+is what serving launches.
 
 A starting engine runs this as a program (:mod:`octavo.engine.compiler_process`);
 ``octavo warm-kernels`` calls it while an image or a volume is made.
