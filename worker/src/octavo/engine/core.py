@@ -8,9 +8,16 @@ from collections import deque
 
 from octavo.batch import BatchPlan, Runner, StepHandle
 from octavo.engine.messages import RequestSpec
+from octavo.errors import InvalidRequestError
 from octavo.outputs import STEP_TOKEN_BUCKETS, EngineStats, RequestTimings, RequestUpdate
 from octavo.request import Request
 from octavo.scheduler.scheduler import Scheduler
+from octavo.structured.compiler import GrammarCompiler
+from octavo.structured.follower import GrammarFollower
+from octavo.structured.masks import MaskFiller
+
+_NAP_S = 0.0005
+"""Between looks at a grammar that is being compiled, with nothing else to do."""
 
 
 class EngineCore:
@@ -19,9 +26,18 @@ class EngineCore:
     Not thread-safe: one loop calls it.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, look_ahead: int) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        look_ahead: int,
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
+        """``grammars``: None refuses constrained requests."""
         self._scheduler = scheduler
         self._runner = runner
+        self._grammars = grammars
+        self._masks: MaskFiller | None = None
         self._look_ahead = look_ahead
         self._under_way: deque[tuple[BatchPlan, StepHandle]] = deque()
         self._open: dict[str, Request] = {}
@@ -42,8 +58,14 @@ class EngineCore:
         group: dict[str, Request] = {}
         for spec in specs:
             leader = None if spec.leader_id is None else group[spec.leader_id]
-            group[spec.id] = _to_request(spec, now_s, leader)
-        self._scheduler.add_group(list(group.values()))
+            group[spec.id] = _to_request(spec, now_s, leader, self._follower(spec))
+        try:
+            self._scheduler.add_group(list(group.values()))
+        except BaseException:
+            for request in group.values():
+                if request.grammar is not None:
+                    request.grammar.release()
+            raise
         self._open |= group
 
     def abort(self, request_ids: list[str]) -> None:
@@ -58,14 +80,28 @@ class EngineCore:
         return bool(self._under_way or self._aborted) or self._scheduler.has_work()
 
     def step(self) -> list[RequestUpdate]:
-        """Plan and start a step, then commit the oldest one that is due."""
+        """Plan and start a step, then commit the oldest one that is due.
+
+        What a constrained row may draw follows from its token before: a step with such rows
+        computes its logits, and draws when the steps before it are committed and the masks made,
+        which the host does while the device computes.
+        """
         started_s = time.perf_counter()
+        num_steps = self._num_steps
         plan = self._scheduler.schedule()
-        if plan is not None:
-            self._under_way.append((plan, self._runner.execute(plan)))
         updates: list[RequestUpdate] = []
+        if plan is not None:
+            handle = self._runner.execute(plan)
+            self._under_way.append((plan, handle))
+            if plan.constrained:
+                while len(self._under_way) > 1:
+                    updates += self._commit()
+                self._draw(plan, handle)
+        elif not self._under_way and self._scheduler.has_work():
+            time.sleep(_NAP_S)  # a grammar is compiled in its thread
         if self._under_way and (plan is None or len(self._under_way) > self._look_ahead):
-            updates = self._commit()
+            updates += self._commit()
+        if self._num_steps > num_steps:
             self._step_seconds += time.perf_counter() - started_s
         updates += self._aborted + self._scheduler.take_updates()
         self._aborted = []
@@ -110,10 +146,41 @@ class EngineCore:
         """Release the device."""
         self._under_way.clear()
         self._runner.close()
+        if self._grammars is not None:
+            self._grammars.close()
 
     def check_integrity(self) -> None:
-        """Assert that no block, row or request is lost."""
+        """Assert that no block, row, request or grammar is lost."""
         self._scheduler.check_integrity()
+        num_constrained = sum(request.grammar is not None for request in self._open.values())
+        num_followers = 0 if self._grammars is None else self._grammars.num_open
+        assert num_constrained == num_followers, f"{num_followers - num_constrained} grammars leak"
+
+    def _follower(self, spec: RequestSpec) -> GrammarFollower | None:
+        if spec.grammar is None:
+            return None
+        if self._grammars is None:
+            raise InvalidRequestError(
+                "This engine has no vocabulary to match a grammar against; leave it out.",
+                "structured_outputs",
+            )
+        return self._grammars.follow(spec.grammar, spec.eos_token_ids, spec.params.min_tokens)
+
+    def _draw(self, plan: BatchPlan, handle: StepHandle) -> None:
+        """Make the masks of a step's constrained rows and let it draw."""
+        if self._masks is None:
+            assert self._grammars is not None, "somebody follows a grammar"
+            self._masks = MaskFiller(self._grammars, self._runner.mask_memory())
+        followers: list[GrammarFollower] = []
+        mask_rows: dict[int, int] = {}
+        for i in plan.constrained:
+            grammar = plan.requests[i].grammar
+            if grammar is not None:  # else its request has just ended
+                assert isinstance(grammar, GrammarFollower)
+                mask_rows[i] = len(followers)
+                followers.append(grammar)
+        self._masks.fill(followers)
+        handle.draw(mask_rows)
 
     def _commit(self) -> list[RequestUpdate]:
         plan, handle = self._under_way.popleft()
@@ -140,7 +207,9 @@ class EngineCore:
         )
 
 
-def _to_request(spec: RequestSpec, now_s: float, leader: Request | None) -> Request:
+def _to_request(
+    spec: RequestSpec, now_s: float, leader: Request | None, grammar: GrammarFollower | None
+) -> Request:
     eos_token_ids = frozenset(spec.eos_token_ids)
     return Request(
         spec.id,
@@ -155,4 +224,5 @@ def _to_request(spec: RequestSpec, now_s: float, leader: Request | None) -> Requ
         cache_key=spec.cache_key,
         block_hashes=spec.block_hashes,
         leader=leader,
+        grammar=grammar,
     )

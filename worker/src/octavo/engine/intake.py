@@ -17,7 +17,9 @@ from octavo.cache.prefix_index import hash_blocks
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import RequestSpec
 from octavo.errors import InvalidRequestError, PromptTooLongError
+from octavo.grammar import Grammar, ReasoningSpan
 from octavo.sampling_params import SamplingParams
+from octavo.structured.translate import translate
 
 _MAX_SEED = 2**63
 
@@ -40,14 +42,20 @@ class Intake:
         priority: int = 0,
         timeout_s: float | None = None,
         cache_salt: str | None = None,
+        reasoning: ReasoningSpan | None = None,
     ) -> list[RequestSpec]:
         """One spec for each of the n choices; the first computes the prompt for all.
+
+        ``reasoning``: thoughts that come before what ``structured_outputs`` constrain.
 
         Raises InvalidRequestError naming the field, the value, the limit and the remedy.
         """
         tokens = _integers(prompt_token_ids)
         self._check_tokens(tokens, params)
         params = self._limit_length(len(tokens), params)
+        grammar = self.grammar_of(params, reasoning)
+        if grammar is not None:
+            params = msgspec.structs.replace(params, structured_outputs=None)
         cache_key = self._cache_key(request_id, params.n, cache_salt)
         hashes = [] if cache_key is None else hash_blocks(tokens, self._info.block_size, cache_key)
         seed = self._seed(params)
@@ -66,9 +74,27 @@ class Intake:
                     cache_key=cache_key,
                     block_hashes=hashes,
                     leader_id=specs[0].id if specs else None,
+                    grammar=grammar,
                 )
             )
         return specs
+
+    def grammar_of(
+        self, params: SamplingParams, reasoning: ReasoningSpan | None = None
+    ) -> Grammar | None:
+        """The grammar a request's output must follow; None for none.
+
+        Raises InvalidRequestError for what cannot be honoured, as far as the text tells.
+        """
+        if params.structured_outputs is None:
+            return None
+        if not self._info.can_constrain:
+            raise InvalidRequestError(
+                "structured_outputs need the model's tokenizer and an end-of-text token, which "
+                "this engine was started without; leave them out.",
+                "structured_outputs",
+            )
+        return translate(params.structured_outputs, reasoning)
 
     def _check_tokens(self, tokens: list[int], params: SamplingParams) -> None:
         vocab_size = self._info.vocab_size

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from octavo.engine.interface import EngineStats, ModelInfo
+from octavo.grammar import Grammar
 from octavo.outputs import RequestUpdate
 from octavo.sampling_params import SamplingParams
 
@@ -33,6 +34,7 @@ class RequestSpec(msgspec.Struct, array_like=True):
     cache_key: bytes | None = None
     block_hashes: list[bytes] = []
     leader_id: str | None = None
+    grammar: Grammar | None = None
 
 
 class Submit(msgspec.Struct, tag=True, array_like=True):

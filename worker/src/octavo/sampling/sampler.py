@@ -33,6 +33,9 @@ class DrawKind(enum.Enum):
     RANDOM = "random"
     FILTERED = "filtered"
     """Random, and some row uses top-k, top-p or min-p."""
+    LATER = "later"
+    """Not in the captured step, which ends with the hidden states: rows are constrained, or want
+    more than a draw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +151,23 @@ class Sampler:
             self._composition = None
 
     def sample(
-        self, logits: Tensor, rows: Sequence[int], positions: Tensor | Sequence[int]
+        self,
+        logits: Tensor,
+        rows: Sequence[int],
+        positions: Tensor | Sequence[int],
+        masks: tuple[Tensor, Tensor] | None = None,
     ) -> SampledTokens:
         """Draw one token for each of R different rows.
 
         ``logits: [R, vocab], float32``, overwritten. ``positions: [R]``: the index each drawn
         token will have in its sequence (tokens before it), which is the row's random counter.
+        ``masks``: what constrained rows may draw: masks, and which of them each row obeys (see
+        :class:`octavo.kernels.interface.SamplingBatch`).
         """
         composition = self._compose(tuple(rows))
-        if composition.is_plain and composition.sampling.all_greedy:
+        if composition.is_plain and composition.sampling.all_greedy and masks is None:
             return SampledTokens(self._kernels.sample(logits, composition.sampling), None)
-        return self._sample(logits, composition, self._as_positions(positions))
+        return self._sample(logits, composition, self._as_positions(positions), masks)
 
     def kind_of(self, rows: Sequence[int]) -> DrawKind | None:
         """The kind of these rows' draws; None if some row wants more than a draw."""
@@ -187,7 +196,11 @@ class Sampler:
         )
 
     def _sample(
-        self, logits: Tensor, composition: _Composition, positions: Tensor
+        self,
+        logits: Tensor,
+        composition: _Composition,
+        positions: Tensor,
+        masks: tuple[Tensor, Tensor] | None,
     ) -> SampledTokens:
         raw = None
         if composition.logprobs is not None:
@@ -196,7 +209,7 @@ class Sampler:
             composition.edits.apply(logits, positions)
         if composition.penalties is not None:
             self._penalties.apply(logits, composition.penalties)
-        token_ids = self._kernels.sample(logits, _at(composition.sampling, positions))
+        token_ids = self._kernels.sample(logits, _at(composition.sampling, positions, masks))
         if composition.penalties is not None:
             self._penalties.record(token_ids, composition.penalties)
         if composition.logprobs is None or raw is None:
@@ -272,8 +285,10 @@ class Sampler:
         return upload(values, torch.int64, self._device)
 
 
-def _at(batch: SamplingBatch, positions: Tensor) -> SamplingBatch:
-    """The same rows at other positions."""
+def _at(
+    batch: SamplingBatch, positions: Tensor, masks: tuple[Tensor, Tensor] | None
+) -> SamplingBatch:
+    """The same rows at other positions, under masks."""
     return SamplingBatch(
         batch.temperature,
         batch.top_k,
@@ -283,6 +298,7 @@ def _at(batch: SamplingBatch, positions: Tensor) -> SamplingBatch:
         positions,
         batch.all_greedy,
         batch.any_filter,
+        *(masks or (None, None)),
     )
 
 
