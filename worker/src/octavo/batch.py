@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from octavo.outputs import TokenLogprobs
+from octavo.pooling_params import PoolingParams
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
 
@@ -45,6 +46,20 @@ class MaskMemory:
     num_words: int
 
 
+@dataclass(frozen=True, slots=True)
+class PromptReading:
+    """What a row's tokens of one step are read for, beside their keys and values."""
+
+    row: int
+    num_scored: int
+    """Its first so many tokens are each followed by a prompt token that is to be scored."""
+    num_top: int
+    """Alternatives listed with each score."""
+    pooling: PoolingParams | None
+    ends_prompt: bool
+    """Whether its last token of this step is the prompt's last."""
+
+
 @dataclass(slots=True)
 class BatchPlan:
     """One step. Carried out in this order: releases, admissions, new blocks, rows."""
@@ -65,6 +80,11 @@ class BatchPlan:
     constrained: list[int] = field(default_factory=list)
     """Positions in ``rows``, rising, of those that draw under a mask: the step's draw waits for
     :meth:`StepHandle.draw`."""
+    shared_lens: list[int] = field(default_factory=list)
+    """Of the first rows, decodes all, the tokens whose blocks several of them hold in common:
+    one number for all that do, 0 for the others. Empty: not worth a pass of their own."""
+    readings: list[PromptReading] = field(default_factory=list)
+    """Of the few rows whose prompt is asked about."""
     requests: list[Request] = field(default_factory=list)
     """Who stood in each row when planned; for :meth:`Scheduler.commit`, not for the runner."""
 
@@ -74,12 +94,24 @@ class BatchPlan:
 
 
 @dataclass(slots=True)
+class PromptRead:
+    """What came of a :class:`PromptReading`."""
+
+    logprobs: list[TokenLogprobs]
+    """Of the tokens that follow the scored ones."""
+    embedding: bytes | None = None
+    """float32, where pooling was asked for and the prompt has ended."""
+
+
+@dataclass(slots=True)
 class StepResult:
     """What a step drew, in the order of the plan's sampling rows."""
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None] | None = None
     """None when no row asked for any."""
+    prompts: list[PromptRead] = field(default_factory=list)
+    """One for each of the plan's readings."""
 
 
 class StepHandle(Protocol):

@@ -51,6 +51,8 @@ class EngineConfig:
     the same as max_num_batched_tokens on the CPU."""
     max_num_waiting: int = 4096
     """Requests that may wait; the next one is refused with HTTP 429."""
+    max_queue_tokens: int = 4 * 1024 * 1024
+    """Prompt tokens that may wait, all requests together; the next is refused with HTTP 429."""
     block_size: int = 16
     """Tokens in one block of the KV cache."""
     gpu_memory_utilization: float = 0.9
@@ -87,6 +89,7 @@ class EngineConfig:
         ):
             self._check_at_least_one(name, getattr(self, name))
         self._check_at_least_one("max_num_waiting", self.max_num_waiting)
+        self._check_at_least_one("max_queue_tokens", self.max_queue_tokens)
         self._check_at_least_one("kv_cache_memory_bytes", self.kv_cache_memory_bytes)
         if self.block_size not in (8, 16, 32, 64, 128):
             raise ConfigError(
@@ -121,6 +124,7 @@ class SchedulerConfig:
     block_size: int
     num_blocks: int
     enable_prefix_caching: bool
+    max_queue_tokens: int = 4 * 1024 * 1024
     max_tokens_in_flight: int = 1
     """Steps planned ahead of the one whose result is known; 0: none (CPU)."""
     max_num_batched_tokens_while_decoding: int | None = None
@@ -141,6 +145,9 @@ class ServerConfig:
     """A file that replaces the model's own chat template."""
     shutdown_timeout_s: float = 30.0
     """How long open requests may run on after SIGTERM."""
+    shutdown_delay_s: float = 0.0
+    """How long new requests are still taken after SIGTERM, each on its last connection: while a
+    load balancer learns that this server leaves, it goes on sending."""
     max_body_bytes: int = 10 * 1024 * 1024
     """Larger request bodies are refused with HTTP 413."""
     log_requests: bool = False

@@ -47,8 +47,8 @@ class LLM:
         """``vocabulary``: lets grammars work without a tokenizer, for measurements."""
         config = EngineConfig(model=model, **options)
         self._engine = build_engine(config, vocabulary=vocabulary)
-        self._intake = Intake(self._engine.info, config.seed)
         self._tokenizer = self._engine.open_tokenizer()
+        self._intake = Intake(self._engine.info, config.seed, self._tokenizer)
         self._chat_template: ChatTemplate | None = None
         self._ids = itertools.count()
 
@@ -141,7 +141,7 @@ class _OfflineBatch:
         for prompt, one in zip(prompts, params, strict=True):
             text, ids = self._tokens(prompt)
             request_id = str(next(llm._ids))
-            specs = llm._intake.prepare(request_id, ids, one)
+            specs = llm._intake.prepare(request_id, ids, llm._intake.spell_bad_words(one))
             output = RequestOutput(request_id, text, ids)
             self._outputs.append(output)
             self._specs.append(specs)
@@ -216,6 +216,8 @@ class _OfflineBatch:
         choice.token_ids += piece.token_ids
         if piece.logprobs is not None:
             choice.logprobs = (choice.logprobs or []) + piece.logprobs
+        if piece.prompt_logprobs is not None:
+            output.prompt_logprobs = [None, *piece.prompt_logprobs]
         output.num_cached_tokens = max(output.num_cached_tokens, update.num_cached_tokens)
         choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
         if piece.finish_reason is not None and update.finish_reason is None:

@@ -18,6 +18,10 @@ import enum
 import math
 from typing import Protocol
 
+import msgspec
+
+from octavo.outputs import TokenLogprobs
+from octavo.pooling_params import PoolingParams
 from octavo.sampling_params import SamplingParams
 
 
@@ -69,6 +73,18 @@ _ALLOWED = {
 }
 
 
+class Tenant(msgspec.Struct, frozen=True, array_like=True):
+    """On whose behalf a request runs: an API key's name, and what it may have at once."""
+
+    name: str = ""
+    """Empty: everyone, where no keys are asked for."""
+    max_running: int | None = None
+    max_queued: int | None = None
+
+
+EVERYONE = Tenant()
+
+
 class Request:
     """The engine's record of one request. Mutated by the scheduler alone."""
 
@@ -78,27 +94,33 @@ class Request:
         "block_ids",
         "cache_key",
         "deadline_s",
+        "embedding",
         "eos_token_ids",
         "finish_reason",
         "first_scheduled_s",
         "first_token_s",
         "grammar",
         "id",
+        "is_follower",
         "leader",
         "max_total_tokens",
         "num_cached_tokens",
+        "num_charged_outputs",
         "num_computed_tokens",
         "num_in_flight",
         "num_preemptions",
         "num_prompt_tokens",
         "order",
         "params",
+        "pooling",
         "priority",
+        "prompt_logprobs",
         "row",
         "seed",
         "status",
         "stop_reason",
         "stop_token_ids",
+        "tenant",
         "token_ids",
     )
 
@@ -117,6 +139,8 @@ class Request:
         cache_key: bytes | None = None,
         block_hashes: list[bytes] | None = None,
         leader: Request | None = None,
+        tenant: Tenant = EVERYONE,
+        pooling: PoolingParams | None = None,
         grammar: TokenConstraint | None = None,
     ) -> None:
         self.id = id
@@ -140,6 +164,10 @@ class Request:
         """What its output must follow; let go of when it ends."""
         self.leader = leader
         """For n > 1: the sibling that computes the prompt; this one waits for its blocks."""
+        self.is_follower = leader is not None
+        self.tenant = tenant
+        self.pooling = pooling
+        """How the prompt becomes a vector; None: it does not."""
 
         self.token_ids = list(prompt_token_ids)
         """Prompt, then what was generated and is known to the host."""
@@ -150,6 +178,8 @@ class Request:
         """Tokens whose keys and values are in the cache, or will be after the planned steps."""
         self.num_cached_tokens = 0
         """Prompt tokens found in the prefix cache when first admitted."""
+        self.num_charged_outputs = 0.0
+        """Output tokens its tenant was charged for when it started."""
         self.block_ids: list[int] = []
         self.row: int | None = None
         self.status = RequestStatus.WAITING
@@ -161,6 +191,12 @@ class Request:
         """When the host knew its first output token."""
         self.max_total_tokens = self.num_prompt_tokens
         """Prompt and outputs together at which it ends; the scheduler sets it on arrival."""
+        self.prompt_logprobs: list[TokenLogprobs] | None = None
+        """Those of the prompt tokens computed so far; None: not wanted, or told already."""
+        if params.prompt_logprobs is not None:
+            self.prompt_logprobs = []
+        self.embedding: bytes | None = None
+        """The pooled prompt, once it is computed."""
         self.order: tuple[int, float, float, int] = (priority, math.inf, arrival_s, 0)
         """Who goes first: (priority, deadline, arrival, serial number), the least of them."""
 
@@ -173,6 +209,18 @@ class Request:
     def num_tokens(self) -> int:
         """Prompt and generated tokens, those in flight included."""
         return len(self.token_ids) + self.num_in_flight
+
+    @property
+    def is_prompt_only(self) -> bool:
+        """Whether it ends when its prompt is computed: nothing is drawn."""
+        return self.params.max_tokens == 0
+
+    @property
+    def reads_whole_prompt(self) -> bool:
+        """Whether hidden states are needed at every position, so that no prefix can be skipped."""
+        if self.prompt_logprobs is not None:
+            return True
+        return self.pooling is not None and self.pooling.reads_whole_prompt
 
     @property
     def is_finished(self) -> bool:

@@ -6,10 +6,9 @@ Knows which builder is asked for when; what an object looks like is the builder'
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
-from octavo_operator.labels import ANNOTATION_REPLICAS_OWNER
+from octavo_operator.labels import ANNOTATION_REPLICAS_OWNER, ANNOTATION_STRIDE
 from octavo_operator.manifests.deployment import deployment
 from octavo_operator.manifests.inference_pool import inference_pool
 from octavo_operator.manifests.kinds import INFERENCE_POOL, POD_MONITOR, PROMETHEUS_RULE, Kind
@@ -20,6 +19,8 @@ from octavo_operator.manifests.pod_monitor import pod_monitor
 from octavo_operator.manifests.prometheus_rule import prometheus_rule
 from octavo_operator.manifests.service import service_manifest
 from octavo_operator.manifests.service_account import service_account
+from octavo_operator.reconcile.rollback import Revision
+from octavo_operator.reconcile.stride import Stride
 from octavo_operator.resources.inference_service import InferenceService
 from octavo_operator.worker_peers import WorkerPeers
 
@@ -29,8 +30,8 @@ AUTOSCALER: Final = "autoscaler"
 
 def wanted_children(
     service: InferenceService,
-    template: Mapping[str, Any],
-    annotations: Mapping[str, str],
+    revision: Revision,
+    stride: Stride,
     served_kinds: frozenset[Kind],
     peers: WorkerPeers | None,
 ) -> list[dict[str, Any]]:
@@ -38,11 +39,16 @@ def wanted_children(
 
     peers: who may reach the pods from outside their namespace; None leaves them open to all.
     """
-    owner = OPERATOR if service.scaling is None else AUTOSCALER
+    annotations = {
+        **revision.annotations,
+        ANNOTATION_REPLICAS_OWNER: OPERATOR if service.scaling is None else AUTOSCALER,
+    }
+    if stride.memory is not None:
+        annotations[ANNOTATION_STRIDE] = stride.memory
     manifests = [
         service_account(service),
         service_manifest(service),
-        deployment(service, template, {**annotations, ANNOTATION_REPLICAS_OWNER: owner}),
+        deployment(service, revision.template, stride.rollout, annotations),
         pod_disruption_budget(service),
     ]
     if peers is not None:

@@ -18,8 +18,10 @@ from octavo_operator.reconcile.children import OPERATOR, wanted_children
 from octavo_operator.reconcile.drift import is_applied
 from octavo_operator.reconcile.features import report_features
 from octavo_operator.reconcile.observed import LiveObject, Observed
-from octavo_operator.reconcile.pinning import pin_template
-from octavo_operator.reconcile.pod_problems import worst_problem
+from octavo_operator.reconcile.pinning import pin_template, worker_image
+from octavo_operator.reconcile.pod_problems import PodProblem, pod_problems
+from octavo_operator.reconcile.rollback import choose_revision
+from octavo_operator.reconcile.startup import startup_status
 from octavo_operator.reconcile.status import (
     Findings,
     Obstacle,
@@ -27,7 +29,8 @@ from octavo_operator.reconcile.status import (
     is_same_status,
     service_status,
 )
-from octavo_operator.reconcile.workload import read_workload
+from octavo_operator.reconcile.stride import choose_stride
+from octavo_operator.reconcile.workload import Workload, read_workload
 from octavo_operator.resources.inference_service import InferenceService, parse_inference_service
 
 HANDOVER_MANAGER: Final = f"{FIELD_MANAGER}-handover"
@@ -90,29 +93,44 @@ def plan(
         )
     features = report_features(service, observed.served_kinds)
     obstacle = obstacle or _namesake(observed, service)
+    workload = read_workload(service, live)
+    problems = pod_problems(service, observed.pods)
+    lacks_room = any(problem.is_lack_of_room for problem in problems)
+    revision = choose_revision(pinned, live, workload, _failure(workload, problems))
+    stride = choose_stride(service.rollout, live, workload, revision.digest, lacks_room=lacks_room)
     findings = Findings(
         service=service,
-        workload=read_workload(service, live),
+        workload=workload,
         features=features,
-        problem=worst_problem(service, observed.pods),
+        problem=problems[0] if problems else None,
         obstacle=obstacle,
         newer=pinned.newer,
-        image=pinned.image,
+        image=worker_image(revision.template),
+        refusal=revision.refusal,
+        stride=stride,
+        startup=startup_status(
+            observed.pods,
+            observed.startup_phases_s,
+            (observed.resource.get("status") or {}).get("startup"),
+        ),
     )
     writes = Plan()
     if obstacle is None and not features.blocking:
         wanted = wanted_children(
-            service,
-            pinned.template,
-            pinned.annotations,
-            observed.served_kinds,
-            observed.worker_peers,
+            service, revision, stride, observed.served_kinds, observed.worker_peers
         )
         writes = Plan(
             applies=(*_handover(service, live), *_due(wanted, observed)),
             deletes=_leftovers(wanted, observed),
         )
     return _with_status(observed, writes, service_status(observed.resource, findings, now))
+
+
+def _failure(workload: Workload, problems: tuple[PodProblem, ...]) -> str | None:
+    """Why a rollout will not come up; lack of room is waited out, since it says nothing of it."""
+    if workload.deadline_message is None or (problems and problems[0].is_lack_of_room):
+        return None
+    return problems[0].message if problems else workload.deadline_message
 
 
 def _with_status(observed: Observed, writes: Plan, status: Mapping[str, Any]) -> Plan:

@@ -108,13 +108,17 @@ def build_engine(
         use_graphs = device.type == "cuda" and not config.enforce_eager
         runner = _make_runner(model, kernels, limits, kv_dtype, device, use_graphs)
     with phases("warmup"):
+        started_s = time.perf_counter()
         _warm_up(runner, limits, device)
+        warm_up_s = time.perf_counter() - started_s
     scheduler = Scheduler(limits)
-    info = _model_info(config, checkpoint, model, kernels, limits, dtype, device)
+    info = _model_info(config, checkpoint, family, model, kernels, limits, dtype, device)
     grammars = _grammars(info, checkpoint, vocabulary)
     if grammars is not None:
         info = msgspec.structs.replace(info, can_constrain=True)
     core = EngineCore(scheduler, runner, limits.max_tokens_in_flight, grammars)
+    if device.type == "cpu":  # elsewhere most of it was compiling
+        core.pace.record(1, warm_up_s)
     return Engine(core, info, checkpoint)
 
 
@@ -225,6 +229,7 @@ def _resolve_limits(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens or (8192 if is_cuda else 1024),
         max_num_waiting=config.max_num_waiting,
+        max_queue_tokens=config.max_queue_tokens,
         block_size=config.block_size,
         num_blocks=budget.num_blocks,
         enable_prefix_caching=config.enable_prefix_caching,
@@ -305,6 +310,7 @@ def _grammars(
 def _model_info(
     config: EngineConfig,
     checkpoint: Checkpoint,
+    family: ModelFamily,
     model: CausalLM,
     kernels: Kernels,
     limits: SchedulerConfig,
@@ -315,6 +321,9 @@ def _model_info(
         name=config.model,
         max_model_len=limits.max_model_len,
         vocab_size=model.vocab_size,
+        hidden_size=family.config.hidden_size,
+        pooling=checkpoint.embedding.pooling,
+        embedding_dimensions=checkpoint.embedding.dimensions,
         has_tokenizer=not config.skip_tokenizer_init and checkpoint.tokenizer_path is not None,
         eos_token_ids=checkpoint.eos_token_ids,
         created=int(time.time()),

@@ -8,9 +8,17 @@ from collections import deque
 
 from octavo.batch import BatchPlan, Runner, StepHandle
 from octavo.engine.messages import RequestSpec
+from octavo.engine.step_pace import SHORTEST_LIMIT_S, StepPace
 from octavo.errors import InvalidRequestError
-from octavo.outputs import STEP_TOKEN_BUCKETS, EngineStats, RequestTimings, RequestUpdate
-from octavo.request import Request
+from octavo.outputs import (
+    SCHEDULER_STEP_BUCKETS,
+    STEP_TOKEN_BUCKETS,
+    EngineStats,
+    RequestState,
+    RequestTimings,
+    RequestUpdate,
+)
+from octavo.request import Request, RequestStatus
 from octavo.scheduler.scheduler import Scheduler
 from octavo.structured.compiler import GrammarCompiler
 from octavo.structured.follower import GrammarFollower
@@ -39,7 +47,10 @@ class EngineCore:
         self._grammars = grammars
         self._masks: MaskFiller | None = None
         self._look_ahead = look_ahead
-        self._under_way: deque[tuple[BatchPlan, StepHandle]] = deque()
+        self.pace = StepPace()
+        self._planned: tuple[BatchPlan, int] | None = None
+        self._under_way: deque[tuple[BatchPlan, int, StepHandle]] = deque()
+        """Plans, how many tokens each computes, and what will come of them; oldest first."""
         self._open: dict[str, Request] = {}
         self._aborted: list[RequestUpdate] = []
         """Ends not told of yet; without them the last request's would wait for the next one's."""
@@ -47,6 +58,10 @@ class EngineCore:
         self._step_seconds = 0.0
         self._step_token_counts = [0] * (len(STEP_TOKEN_BUCKETS) + 1)
         self._step_token_sum = 0
+        self._scheduler_step_counts = [0] * (len(SCHEDULER_STEP_BUCKETS) + 1)
+        self._scheduler_seconds = 0.0
+        self._scheduled_s = 0.0
+        """What deciding has cost in the step that is being made."""
         self._generation_tokens = 0
 
     def submit(self, specs: list[RequestSpec]) -> None:
@@ -80,29 +95,52 @@ class EngineCore:
         return bool(self._under_way or self._aborted) or self._scheduler.has_work()
 
     def step(self) -> list[RequestUpdate]:
-        """Plan and start a step, then commit the oldest one that is due.
+        """Plan and start a step, then commit the oldest one that is due."""
+        self.plan()
+        return self.advance()
 
-        What a constrained row may draw follows from its token before: a step with such rows
-        computes its logits, and draws when the steps before it are committed and the masks made,
-        which the host does while the device computes.
+    def plan(self) -> float:
+        """Plan a step; :meth:`advance` carries it out, and has to come next.
+
+        Returns how many seconds that may take before it is taken for stuck.
         """
         started_s = time.perf_counter()
-        num_steps = self._num_steps
         plan = self._scheduler.schedule()
+        self._scheduled_s = time.perf_counter() - started_s
+        num_tokens = 0 if plan is None else plan.total_tokens
+        self._planned = None if plan is None else (plan, num_tokens)
+        return self.limit_under_way_s + self.pace.limit_s(num_tokens) - SHORTEST_LIMIT_S
+
+    @property
+    def limit_under_way_s(self) -> float:
+        """How many seconds the steps under way may take before they are taken for stuck."""
+        limit_s = SHORTEST_LIMIT_S
+        for _, num_tokens, _ in self._under_way:
+            limit_s += self.pace.limit_s(num_tokens) - SHORTEST_LIMIT_S
+        return limit_s
+
+    def advance(self) -> list[RequestUpdate]:
+        """Start the step just planned, then commit the oldest one that is due.
+
+        What a constrained row may draw follows from its token before: a step with such rows
+        computes its hidden states, and draws when the steps before it are committed and the masks
+        made, which the host does while the device computes.
+        """
+        started_s = time.perf_counter()
+        planned, self._planned = self._planned, None
         updates: list[RequestUpdate] = []
-        if plan is not None:
+        if planned is not None:
+            plan, num_tokens = planned
             handle = self._runner.execute(plan)
-            self._under_way.append((plan, handle))
+            self._under_way.append((plan, num_tokens, handle))
             if plan.constrained:
                 while len(self._under_way) > 1:
-                    updates += self._commit()
+                    updates += self._commit_timed(started_s)
                 self._draw(plan, handle)
         elif not self._under_way and self._scheduler.has_work():
             time.sleep(_NAP_S)  # a grammar is compiled in its thread
-        if self._under_way and (plan is None or len(self._under_way) > self._look_ahead):
-            updates += self._commit()
-        if self._num_steps > num_steps:
-            self._step_seconds += time.perf_counter() - started_s
+        if self._under_way and (planned is None or len(self._under_way) > self._look_ahead):
+            updates += self._commit_timed(started_s)
         updates += self._aborted + self._scheduler.take_updates()
         self._aborted = []
         for update in updates:
@@ -124,6 +162,8 @@ class EngineCore:
         return EngineStats(
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting,
+            num_deferred=scheduler.num_deferred,
+            num_waiting_tokens=scheduler.num_waiting_tokens,
             num_blocks=scheduler.num_blocks,
             num_owned_blocks=scheduler.num_blocks - num_free,
             num_cached_blocks=scheduler.num_cached_blocks,
@@ -136,7 +176,14 @@ class EngineCore:
             num_preemptions=scheduler.num_preemptions,
             step_token_counts=list(self._step_token_counts),
             step_token_sum=self._step_token_sum,
+            scheduler_step_counts=list(self._scheduler_step_counts),
+            scheduler_seconds=self._scheduler_seconds,
         )
+
+    def inspect(self) -> list[RequestState]:
+        """Where every open request stands."""
+        now_s = time.monotonic()
+        return [_state(request, now_s) for request in self._open.values()]
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix no request holds."""
@@ -182,29 +229,62 @@ class EngineCore:
         self._masks.fill(followers)
         handle.draw(mask_rows)
 
+    def _commit_timed(self, started_s: float) -> list[RequestUpdate]:
+        """Commit the oldest step, ``started_s`` being when the turn of the loop began."""
+        num_tokens = self._under_way[0][1]
+        updates = self._commit()
+        seconds = time.perf_counter() - started_s
+        self.pace.record(num_tokens, seconds)
+        self._step_seconds += seconds + self._scheduled_s
+        return updates
+
     def _commit(self) -> list[RequestUpdate]:
-        plan, handle = self._under_way.popleft()
+        plan, num_tokens, handle = self._under_way.popleft()
         result = handle.result()
-        num_tokens = plan.total_tokens
-        self._num_steps += 1
-        self._step_token_sum += num_tokens
-        self._step_token_counts[bisect_left(STEP_TOKEN_BUCKETS, num_tokens)] += 1
+        started_s = time.perf_counter()
         updates = self._scheduler.commit(plan, result)
+        self._count_step(num_tokens, time.perf_counter() - started_s)
         # One update a token: what was drawn for a request that has ended meanwhile is nobody's.
         self._generation_tokens += len(updates)
         return updates
 
+    def _count_step(self, num_tokens: int, commit_s: float) -> None:
+        self._num_steps += 1
+        self._step_token_sum += num_tokens
+        self._step_token_counts[bisect_left(STEP_TOKEN_BUCKETS, num_tokens)] += 1
+        decided_s = self._scheduled_s + commit_s
+        self._scheduler_seconds += decided_s
+        self._scheduler_step_counts[bisect_left(SCHEDULER_STEP_BUCKETS, decided_s)] += 1
+
     def _close(self, update: RequestUpdate) -> None:
         """Say where the time of a request went that has just ended."""
         request = self._open.pop(update.request_id)
-        now_s = time.monotonic()
-        scheduled_s = request.first_scheduled_s or now_s
-        first_token_s = request.first_token_s or now_s
-        update.timings = RequestTimings(
-            queue_s=scheduled_s - request.arrival_s,
-            prefill_s=first_token_s - scheduled_s,
-            decode_s=now_s - first_token_s,
-        )
+        update.timings = _timings(request, time.monotonic())
+
+
+def _timings(request: Request, now_s: float) -> RequestTimings:
+    scheduled_s = request.first_scheduled_s or now_s
+    first_token_s = request.first_token_s or now_s
+    return RequestTimings(
+        queue_s=scheduled_s - request.arrival_s,
+        prefill_s=first_token_s - scheduled_s,
+        decode_s=now_s - first_token_s,
+    )
+
+
+def _state(request: Request, now_s: float) -> RequestState:
+    state = request.status.value
+    if request.status is RequestStatus.RUNNING:
+        state = "prefill" if request.first_token_s is None else "decode"
+    return RequestState(
+        request.id,
+        state,
+        _timings(request, now_s),
+        request.num_output_tokens,
+        request.num_computed_tokens,
+        len(request.block_ids),
+        request.num_preemptions,
+    )
 
 
 def _to_request(
@@ -225,4 +305,6 @@ def _to_request(
         block_hashes=spec.block_hashes,
         leader=leader,
         grammar=grammar,
+        tenant=spec.tenant,
+        pooling=spec.pooling,
     )

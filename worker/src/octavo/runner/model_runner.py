@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from octavo.runner.batch_tensors import expand, sequence_table
 from octavo.runner.cuda_graphs import StepGraphs
 from octavo.runner.kv_tensors import KVTensors
 from octavo.runner.mask_tensors import MaskTensors
+from octavo.runner.prompt_reader import PendingRead, PromptReader
 from octavo.runner.rows import Rows
 from octavo.runner.step_shapes import StepShape
 from octavo.sampling.sampler import DrawKind, SampledTokens, Sampler
@@ -39,6 +41,7 @@ class ModelRunner:
         self._sampler = sampler
         self._graphs = graphs
         self._masks: MaskTensors | None = None
+        self._prompts = PromptReader(model, rows)
 
     @torch.inference_mode()
     def execute(self, plan: BatchPlan) -> StepHandle:
@@ -46,7 +49,7 @@ class ModelRunner:
         self._take_over_rows(plan)
         if not plan.rows:
             return _Nothing()
-        if self._graphs is not None:
+        if self._graphs is not None and not plan.readings:
             kind = DrawKind.LATER if plan.constrained else self._sampler.kind_of(plan.rows)
             shape = None if kind is None else self._graphs.shape_for(plan, kind)
             if shape is not None:
@@ -116,15 +119,16 @@ class ModelRunner:
         token_ids, attention = expand(self._rows, table)
         hidden = self._model.forward(token_ids, self._kv.layers, attention)
         drawing = [index for index, draws in enumerate(plan.samples) if draws]
+        reads = self._prompts.read(plan, hidden) if plan.readings else []
         if not drawing:
-            return _Nothing()
+            return _Nothing(reads)
         if not table.is_decode:
             hidden = hidden[attention.query_starts[1:].long() - 1]
         row, after = table.row, table.after
         if len(drawing) < len(plan.rows):
             chosen = torch.tensor(drawing, dtype=torch.int64, device=hidden.device)
             hidden, row, after = hidden[chosen], row[chosen], after[chosen]
-        draw = _Draw(hidden, row, after, drawing)
+        draw = _Draw(hidden, row, after, drawing, reads)
         return _HeldStep(self, plan, draw) if plan.constrained else self.finish(plan, draw)
 
     @torch.inference_mode()
@@ -145,9 +149,9 @@ class ModelRunner:
             )
         rows = [plan.rows[index] for index in draw.drawing]
         logits = self._model.logits(draw.hidden)
-        sampled = self._sampler.sample(logits, rows, draw.after, masks)
+        sampled = self._sampler.sample(logits, rows, draw.after, self._rows.token_ids, masks)
         self._rows.token_ids[draw.row, draw.after] = sampled.token_ids.to(torch.int32)
-        return _Step(sampled)
+        return _Step(sampled, reads=draw.reads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,8 @@ class _Draw:
     """The position of the token to be drawn."""
     drawing: list[int]
     """Their positions in the plan's rows."""
+    reads: Sequence[PendingRead] = ()
+    """What the step was asked of its prompts."""
 
 
 class _HeldStep:
@@ -180,11 +186,14 @@ class _HeldStep:
 class _Nothing:
     """A step that drew nothing."""
 
+    def __init__(self, reads: Sequence[PendingRead] = ()) -> None:
+        self._reads = reads
+
     def draw(self, mask_rows: dict[int, int]) -> None:
         raise AssertionError("nothing to draw")
 
     def result(self) -> StepResult:
-        return StepResult([])
+        return StepResult([], prompts=[read.result() for read in self._reads])
 
 
 class _Step:
@@ -193,8 +202,14 @@ class _Step:
     ``chosen``: which of the ids count; None: all.
     """
 
-    def __init__(self, sampled: SampledTokens, chosen: list[int] | None = None) -> None:
+    def __init__(
+        self,
+        sampled: SampledTokens,
+        chosen: list[int] | None = None,
+        reads: Sequence[PendingRead] = (),
+    ) -> None:
         self._sampled = sampled
+        self._reads = reads
         self._chosen = chosen
         self._ids = sampled.token_ids
         self._event: torch.cuda.Event | None = None
@@ -213,4 +228,5 @@ class _Step:
         token_ids = self._ids.tolist()
         if self._chosen is not None:
             token_ids = [token_ids[index] for index in self._chosen]
-        return StepResult(token_ids, self._sampled.to_host_logprobs())
+        prompts = [read.result() for read in self._reads]
+        return StepResult(token_ids, self._sampled.to_host_logprobs(), prompts)
