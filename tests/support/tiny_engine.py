@@ -14,6 +14,7 @@ from octavo.batch import BatchPlan, Runner
 from octavo.config import SchedulerConfig
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import RequestSpec
+from octavo.grammar import Grammar, Vocabulary
 from octavo.kernels.interface import Kernels
 from octavo.kernels.reference import ReferenceKernels
 from octavo.models import registry
@@ -27,7 +28,8 @@ from octavo.runner.step_shapes import StepShape, StepShapes
 from octavo.sampling.sampler import Sampler
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
-from tiny_models import make_tiny_model
+from octavo.structured.compiler import GrammarCompiler
+from tiny_models import EOS_TOKEN_ID, SPECIAL_TOKENS, VOCAB_SIZE, make_tiny_model
 
 MAX_MODEL_LEN = 128
 
@@ -67,21 +69,9 @@ class TinyEngine:
         graphs: type[StepGraphs] | None = None,
         enable_prefix_caching: bool = True,
         wrap_runner: Callable[[Runner], Runner] = lambda runner: runner,
+        grammars: GrammarCompiler | None = None,
     ) -> EngineCore:
         """A core with these limits."""
-        kv = KVTensors(self.model, num_blocks, block_size, self.dtype, self.device)
-        rows = Rows(max_num_seqs + 1, MAX_MODEL_LEN, block_size, self.device)
-        sampler = Sampler(self.kernels, self.model.vocab_size, max_num_seqs + 1, self.device)
-        captured = graphs and graphs(
-            self.model,
-            self.kernels,
-            kv,
-            rows,
-            sampler,
-            StepShapes(max_num_seqs, max_num_batched_tokens),
-            max_num_seqs,
-            MAX_MODEL_LEN,
-        )
         limits = SchedulerConfig(
             max_model_len=MAX_MODEL_LEN,
             max_num_seqs=max_num_seqs,
@@ -93,8 +83,26 @@ class TinyEngine:
             max_tokens_in_flight=look_ahead,
             max_num_batched_tokens_while_decoding=max_num_batched_tokens_while_decoding,
         )
-        runner = ModelRunner(self.model, kv, rows, sampler, captured)
-        return EngineCore(Scheduler(limits), wrap_runner(runner), look_ahead)
+        runner = self.runner(limits, graphs)
+        return EngineCore(Scheduler(limits), wrap_runner(runner), look_ahead, grammars)
+
+    def runner(self, limits: SchedulerConfig, graphs: type[StepGraphs] | None) -> ModelRunner:
+        """A runner with memory of its own."""
+        num_rows = limits.max_num_seqs + 1
+        kv = KVTensors(self.model, limits.num_blocks, limits.block_size, self.dtype, self.device)
+        rows = Rows(num_rows, limits.max_model_len, limits.block_size, self.device)
+        sampler = Sampler(self.kernels, self.model.vocab_size, num_rows, self.device)
+        captured = graphs and graphs(
+            self.model,
+            self.kernels,
+            kv,
+            rows,
+            sampler,
+            StepShapes(limits.max_num_seqs, limits.max_num_batched_tokens),
+            limits.max_num_seqs,
+            limits.max_model_len,
+        )
+        return ModelRunner(self.model, kv, rows, sampler, captured)
 
     def generate(
         self, prompts: Sequence[list[int]], params: SamplingParams, core: EngineCore
@@ -125,6 +133,15 @@ class UncapturedGraphs(StepGraphs):
         return Replay()  # type: ignore[return-value]
 
 
+def byte_grammars() -> GrammarCompiler:
+    """Grammars over the tiny models' vocabulary."""
+    special = dict(enumerate(SPECIAL_TOKENS, start=256))
+    tokens = [special.get(id, bytes([id % 256])) for id in range(260)]
+    pieces = [token.encode() if isinstance(token, str) else token for token in tokens]
+    vocabulary = Vocabulary(pieces, sorted(special))
+    return GrammarCompiler(lambda: vocabulary, VOCAB_SIZE, [EOS_TOKEN_ID])
+
+
 def request_spec(
     request_id: str,
     prompt: list[int],
@@ -134,6 +151,8 @@ def request_spec(
     leader_id: str | None = None,
     cache_key: bytes | None = b"tests",
     timeout_s: float | None = None,
+    grammar: Grammar | None = None,
+    eos_token_ids: Sequence[int] = (),
 ) -> RequestSpec:
     """A request as intake would prepare it, without its hashes (the scheduler adds them)."""
     return RequestSpec(
@@ -142,10 +161,11 @@ def request_spec(
         params=params,
         seed=seed,
         stop_token_ids=list(params.stop_token_ids),
-        eos_token_ids=[],
+        eos_token_ids=list(eos_token_ids),
         cache_key=cache_key,
         leader_id=leader_id,
         timeout_s=timeout_s,
+        grammar=grammar,
     )
 
 

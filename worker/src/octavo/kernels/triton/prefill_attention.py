@@ -30,6 +30,10 @@ from octavo.kernels.triton.overlap import wait_for_predecessors
 from octavo.kernels.triton.pages import load_rows, locate_tokens, multiply, multiply_add
 
 
+_MIN_NEW_TILE_QUERIES = 256
+"""Shorter prompts have few keys of their own: larger groups of warps on pages serve them better."""
+
+
 @dataclass(frozen=True, slots=True)
 class PrefillConfig:
     """How prefill programs are shaped; the table below chooses by head size and dtype."""
@@ -256,7 +260,8 @@ def _prefill_program(
         if WINDOW > 0:
             # With a window every tile is masked; what lies before it may be anything.
             begin_seen = tl.maximum(first_position - WINDOW + 1, 0)
-            clear = begin_seen
+            # Whole tiles, so that a row is summed alike whatever chunk it came in.
+            clear = begin_seen // BLOCK_TOKENS * BLOCK_TOKENS
         table = block_tables + sequence.to(tl.int64) * table_stride
         largest = tl.full([BLOCK_ROWS], -float("inf"), tl.float32)
         total = tl.zeros([BLOCK_ROWS], tl.float32)
@@ -319,7 +324,9 @@ def prefill_attention(
     num_sequences = batch.context_lens.shape[0] - first_sequence
     _, num_kv_heads, block_size, head_dim = key_cache.shape
     group_size = q.shape[1] // num_kv_heads
-    new_rows = _new_rows(qkv, q, key_cache, window, machine)
+    new_rows = None
+    if batch.max_query_len >= _MIN_NEW_TILE_QUERIES:
+        new_rows = _new_rows(qkv, q, key_cache, window, machine)
     if config is None:
         shape = (head_dim, group_size, q.element_size(), machine.has_warpgroup_products)
         config = prefill_config(*shape) if new_rows is None else new_tiles_config(*shape[:2])
