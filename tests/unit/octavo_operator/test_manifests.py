@@ -68,9 +68,18 @@ def test_pods_meet_the_restricted_standard(case: str) -> None:
     allowed = {"emptyDir", "persistentVolumeClaim", "secret", "image"}
     for volume in spec["volumes"]:
         assert volume.keys() - {"name"} <= allowed
-    assert (
-        spec["terminationGracePeriodSeconds"] > worker["lifecycle"]["preStop"]["sleep"]["seconds"]
+
+
+def test_grace_of_a_pod_covers_all_that_its_worker_may_take_to_end() -> None:
+    pod = next(item for item in rendered("full") if item["kind"] == "Deployment")["spec"][
+        "template"
+    ]
+    command = pod["spec"]["containers"][0]["command"]
+    delay_s, drain_s = (
+        int(command[command.index(flag) + 1]) for flag in ("--shutdown-delay", "--shutdown-timeout")
     )
+    assert drain_s == 120
+    assert pod["spec"]["terminationGracePeriodSeconds"] > delay_s + drain_s
 
 
 def test_network_policy_lets_in_whom_the_installer_names() -> None:

@@ -65,6 +65,9 @@ class BatchPlan:
     samples: list[bool] = field(default_factory=list)
     """Whether the row's last token of this step is followed by a draw."""
     num_decodes: int = 0
+    shared_lens: list[int] = field(default_factory=list)
+    """Of the first rows, decodes all, the tokens whose blocks several of them hold in common:
+    one number for all that do, 0 for the others. Empty: not worth a pass of their own."""
     readings: list[PromptReading] = field(default_factory=list)
     """Of the few rows whose prompt is asked about."""
     requests: list[Request] = field(default_factory=list)

@@ -160,6 +160,9 @@ class ServerConfig:
     """A file that replaces the model's own chat template."""
     shutdown_timeout_s: float = 30.0
     """How long open requests may run on after SIGTERM."""
+    shutdown_delay_s: float = 0.0
+    """How long new requests are still taken after SIGTERM, each on its last connection: while a
+    load balancer learns that this server leaves, it goes on sending."""
     max_body_bytes: int = 10 * 1024 * 1024
     """Larger request bodies are refused with HTTP 413."""
     log_requests: bool = False

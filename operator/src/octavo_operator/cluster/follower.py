@@ -15,6 +15,7 @@ from octavo_operator.cluster.reconciler import Reconciler
 from octavo_operator.cluster.work_queue import WorkQueue
 from octavo_operator.errors import ClusterError
 from octavo_operator.manifests.kinds import INFERENCE_SERVICE
+from octavo_operator.worker_client import WorkerClient
 from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Follower:
         resync_s: float,
         *,
         worker_peers: WorkerPeers | None = NAMESPACE_ONLY,
+        workers: WorkerClient | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_done: Callable[[float, ClusterError | None], None] = lambda seconds, error: None,
     ) -> None:
@@ -45,6 +47,7 @@ class Follower:
             self.index,
             default_image,
             worker_peers=worker_peers,
+            workers=workers,
             clock=clock,
             on_done=on_done,
         )

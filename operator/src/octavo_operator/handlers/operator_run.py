@@ -22,6 +22,7 @@ from octavo_operator.handlers.kopf_thread import run_kopf
 from octavo_operator.handlers.liveness import register_liveness
 from octavo_operator.handlers.metrics import OperatorMetrics
 from octavo_operator.settings import OperatorSettings
+from octavo_operator.worker_client import WorkerClient
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ async def run_operator(
             settings.worker_image,
             settings.resync_s,
             worker_peers=settings.worker_peers,
+            workers=WorkerClient(),
             on_done=metrics.note_reconcile,
         )
         metrics.watch_pods(follower.index.all_pods)

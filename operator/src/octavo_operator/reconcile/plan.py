@@ -21,6 +21,7 @@ from octavo_operator.reconcile.observed import LiveObject, Observed
 from octavo_operator.reconcile.pinning import pin_template, worker_image
 from octavo_operator.reconcile.pod_problems import PodProblem, pod_problems
 from octavo_operator.reconcile.rollback import choose_revision
+from octavo_operator.reconcile.startup import startup_status
 from octavo_operator.reconcile.status import (
     Findings,
     Obstacle,
@@ -107,6 +108,11 @@ def plan(
         image=worker_image(revision.template),
         refusal=revision.refusal,
         stride=stride,
+        startup=startup_status(
+            observed.pods,
+            observed.startup_phases_s,
+            (observed.resource.get("status") or {}).get("startup"),
+        ),
     )
     writes = Plan()
     if obstacle is None and not features.blocking:

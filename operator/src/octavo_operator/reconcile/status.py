@@ -45,6 +45,7 @@ class Findings:
 
     obstacle: the API or a namesake stands in the way; pods are left as they are.
     newer: what an upgrade would bring, None if nothing. image: the worker image in use.
+    startup: how long the latest pod took to come up, None while that is not known.
     refusal: why the last change was rolled back, None when it was not. stride: how rollouts go.
     """
 
@@ -57,6 +58,7 @@ class Findings:
     image: str
     refusal: str | None
     stride: Stride
+    startup: Mapping[str, Any] | None
 
 
 def service_status(
@@ -69,6 +71,7 @@ def service_status(
         "selector": selector_string(selector_labels(findings.service.name)),
         "url": service_url(findings.service),
         "image": findings.image,
+        **({"startup": findings.startup} if findings.startup is not None else {}),
         "conditions": _merged(
             resource,
             [

@@ -62,11 +62,12 @@ def server_config(parsed: argparse.Namespace, environment: Mapping[str, str]) ->
         )
     if parsed.metrics_on_admin_port and parsed.admin_port is None:
         raise ConfigError("--metrics-on-admin-port needs an --admin-port; give one.")
-    if not parsed.shutdown_timeout >= 0:
-        raise ConfigError(
-            f"--shutdown-timeout is {parsed.shutdown_timeout}; it is a number of seconds, "
-            "0 or more."
-        )
+    for flag in ("shutdown_timeout", "shutdown_delay"):
+        if not getattr(parsed, flag) >= 0:
+            raise ConfigError(
+                f"--{flag.replace('_', '-')} is {getattr(parsed, flag)}; it is a number of "
+                "seconds, 0 or more."
+            )
     if parsed.chat_template is not None and not Path(parsed.chat_template).is_file():
         raise ConfigError(
             f"--chat-template is {parsed.chat_template!r}, which is no file; give a file's path."
@@ -85,6 +86,7 @@ def server_config(parsed: argparse.Namespace, environment: Mapping[str, str]) ->
         log_prompts=parsed.log_prompts,
         chat_template=parsed.chat_template,
         shutdown_timeout_s=parsed.shutdown_timeout,
+        shutdown_delay_s=parsed.shutdown_delay,
         max_body_bytes=parsed.max_body_bytes,
         log_requests=parsed.enable_log_requests,
     )

@@ -166,6 +166,14 @@ def _add_http_flags(group: argparse._ActionsContainer) -> None:
         help="how long open requests may run on after Ctrl-C or SIGTERM (default: %(default)s)",
     )
     group.add_argument(
+        "--shutdown-delay",
+        type=float,
+        default=_SERVER.shutdown_delay_s,
+        metavar="SECONDS",
+        help="how long new requests are still taken after Ctrl-C or SIGTERM, while /health/ready "
+        "already says no (default: %(default)s)",
+    )
+    group.add_argument(
         "--max-body-bytes",
         type=count,
         default=_SERVER.max_body_bytes,

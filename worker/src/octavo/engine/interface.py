@@ -18,6 +18,7 @@ from octavo.outputs import EngineStats, GenerationEvent, RequestState
 from octavo.pooling_params import Pooling, PoolingParams
 from octavo.request import EVERYONE, Tenant
 from octavo.sampling_params import SamplingParams
+from octavo.tokenization.tokenizer import Truncation
 
 __all__ = [
     "Engine",
@@ -87,6 +88,16 @@ class LoadProgress:
 
 class TokenReader(Protocol):
     """The part of a tokenizer that the server itself needs."""
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of special tokens."""
+        ...
+
+    @property
+    def drops_first_space(self) -> bool:
+        """Whether a text's first space is left out in decoding."""
+        ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of these ids."""
@@ -170,7 +181,12 @@ class Engine(Protocol):
         does not answer soon."""
         ...
 
-    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    async def encode(
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        truncation: Truncation | None = None,
+    ) -> list[int]:
         """A text as token ids, off the event loop.
 
         Raises InvalidRequestError without a tokenizer, or for what is no Unicode.

@@ -16,7 +16,7 @@ from torch import Tensor
 from octavo.batch import BatchPlan
 from octavo.kernels.interface import Kernels
 from octavo.models.interface import CausalLM
-from octavo.runner.batch_tensors import SequenceTable, expand
+from octavo.runner.batch_tensors import SequenceTable, expand, padded_shared_lens
 from octavo.runner.kv_tensors import KVTensors
 from octavo.runner.rows import Rows
 from octavo.runner.step_shapes import StepShape, StepShapes
@@ -52,12 +52,12 @@ class StepGraphs:
         self._padding_row = max_num_seqs
         self.shapes = shapes
         device = rows.device
-        # Rows: row number, start, count, whether it draws.
+        # Rows: row number, start, count, whether it draws, shared tokens.
         size = shapes.max_num_sequences
-        self._table = torch.zeros(4, size, dtype=torch.int64, device=device)
+        self._table = torch.zeros(5, size, dtype=torch.int64, device=device)
         self._drawn = torch.zeros(size, dtype=torch.int64, device=device)
         self._uploads = [
-            torch.zeros(4, size, dtype=torch.int64, pin_memory=device.type == "cuda")
+            torch.zeros(5, size, dtype=torch.int64, pin_memory=device.type == "cuda")
             for _ in range(_NUM_UPLOADS)
         ]
         self._num_runs = 0
@@ -117,9 +117,8 @@ class StepGraphs:
         upload = self._uploads[self._num_runs % _NUM_UPLOADS]
         self._num_runs += 1
         size, begin = shape.num_sequences, plan.num_decodes
-        values = torch.tensor(
-            [plan.rows, plan.starts, plan.num_tokens, plan.samples], dtype=torch.int64
-        )
+        columns = [plan.rows, plan.starts, plan.num_tokens, plan.samples]
+        values = torch.tensor([*columns, padded_shared_lens(plan)], dtype=torch.int64)
         if len(plan.rows) < size:
             upload[:, :size] = 0
             upload[0, :size] = self._padding_row
@@ -146,7 +145,7 @@ class StepGraphs:
 
     def step(self, shape: StepShape) -> None:
         """The step itself on the uploaded table: what is captured."""
-        row, start, count, draws = self._table[:, : shape.num_sequences].unbind()
+        row, start, count, draws, shared_len = self._table[:, : shape.num_sequences].unbind()
         table = SequenceTable(
             row,
             start,
@@ -155,6 +154,7 @@ class StepGraphs:
             num_decodes=shape.num_decodes,
             max_query_len=1 if shape.is_decode else shape.num_tokens,
             max_context_len=self._max_model_len,
+            shared_len=shared_len if shape.shares else None,
         )
         token_ids, attention = expand(self._rows, table, self._padding_row)
         hidden = self._model.forward(token_ids, self._kv.layers, attention)

@@ -39,6 +39,8 @@ class StepShape:
     """Sequences of any number of tokens, after them."""
     num_tokens: int
     kind: DrawKind
+    shares: bool = False
+    """Whether decodes read blocks that they have in common once."""
 
     @property
     def num_sequences(self) -> int:
@@ -79,7 +81,7 @@ class StepShapes:
         num_prefills = len(plan.rows) - plan.num_decodes
         if not num_prefills:
             size = _at_least(self._decodes, plan.num_decodes)
-            return StepShape(size, 0, size, kind)
+            return StepShape(size, 0, size, kind, bool(plan.shared_lens))
         num_decodes = _at_least(self._decodes_beside, plan.num_decodes)
         num_tokens = plan.total_tokens - plan.num_decodes + num_decodes
         if num_tokens > self._tokens[-1]:
@@ -89,6 +91,7 @@ class StepShapes:
             _at_least(self._prefills, num_prefills),
             _at_least(self._tokens, num_tokens),
             kind,
+            bool(plan.shared_lens),
         )
 
     def by_use(self) -> Iterator[StepShape]:

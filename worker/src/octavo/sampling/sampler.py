@@ -155,8 +155,8 @@ class Sampler:
     ) -> SampledTokens:
         """Draw one token for each of R different rows.
 
-        ``logits: [R, vocab], float32``, overwritten. ``positions: [R]``: the index each drawn
-        token will have in its sequence (tokens before it), which is the row's random counter.
+        ``logits: [R, vocab]`` of any float dtype, overwritten. ``positions: [R]``: the index each
+        drawn token will have in its sequence (tokens before it), the row's random counter.
         ``history: [num_rows, max_len], int32``: tokens of every row up to its position; needed
         where a row has bad words.
         """
@@ -198,6 +198,8 @@ class Sampler:
         positions: Tensor,
         history: Tensor | None,
     ) -> SampledTokens:
+        if not composition.is_plain:
+            logits = logits.float()
         raw = None
         if composition.logprobs is not None:
             raw = logits[composition.logprobs.indices]

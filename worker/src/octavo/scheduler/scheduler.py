@@ -68,7 +68,7 @@ class Scheduler:
         """Requests with a row. Each is in ``_prefills``, in ``_decodes``, or in neither while
         all the tokens it may draw are in flight."""
         self._prefills: list[Request] = []
-        self._decodes = DecodeGroup()
+        self._decodes = DecodeGroup(config.block_size)
         # A row computes at least one token a step, so more rows than tokens would starve some.
         self._num_rows = min(config.max_num_seqs, config.max_num_batched_tokens)
         self._free_rows = list(range(self._num_rows))  # a heap: low rows are used first

@@ -74,9 +74,7 @@ def _include_admin_routes(app: FastAPI, context: ServerContext, *, is_open_port:
 
 def _surround(app: FastAPI, context: ServerContext, keys: KeyRing) -> None:
     app.add_middleware(ApiKeyAuth, keys=keys)
-    app.add_middleware(
-        RequestBoundary, ledger=context.ledger, log_requests=context.config.log_requests
-    )
+    app.add_middleware(RequestBoundary, context=context)
 
 
 async def _answer_api_error(request: Request, error: Exception) -> Response:

@@ -16,9 +16,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from octavo.server.errors import ApiError
 from octavo.server.keys import NO_KEY, ApiKey, KeyRing
 
-OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping", "/metrics"})
-"""What a probe or a scraper, which has no key, must be able to ask (vLLM's are open too). Metrics
-hold numbers and the model's name, nothing of what was asked."""
+OPEN_PATHS = frozenset(
+    {
+        "/health",
+        "/health/live",
+        "/health/load",
+        "/health/ready",
+        "/health/startup",
+        "/ping",
+        "/metrics",
+    }
+)
+"""What a probe or a scraper, which has no key, must be able to ask (vLLM's are open too). They
+tell numbers and the model's name, nothing of what was asked."""
 _FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"origin"})
 """Headers that say that somebody else asks through this machine."""
 

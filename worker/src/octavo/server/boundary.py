@@ -10,16 +10,16 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.logs import log_event
 from octavo.server.auth import OPEN_PATHS
+from octavo.server.context import ServerContext
 from octavo.server.errors import ApiError, internal_error
 from octavo.server.limits import MAX_HEADER_BYTES
-from octavo.server.requests import COUNTED_PATHS, RequestLedger, RequestRecord
+from octavo.server.requests import COUNTED_PATHS, RequestRecord
 
 _logger = logging.getLogger("octavo.server")
 _USABLE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -34,20 +34,14 @@ def request_id_of(scope: Scope) -> str:
 class RequestBoundary:
     """Takes over ``X-Request-Id`` or makes one, echoes it, and answers what nobody caught.
 
-    ``on_end`` is told of each record that is closed.
+    While the server leaves, each answer asks the client to open its next connection elsewhere.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        ledger: RequestLedger,
-        log_requests: bool,
-        on_end: Callable[[RequestRecord], None] | None = None,
-    ) -> None:
+    def __init__(self, app: ASGIApp, context: ServerContext) -> None:
         self._app = app
-        self._ledger = ledger
-        self._log_requests = log_requests
-        self._on_end = on_end
+        self._context = context
+        self._ledger = context.ledger
+        self._log_requests = context.config.log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,8 +65,6 @@ class RequestBoundary:
             self._ledger.leave(number)
             if self._log_requests:
                 self._log(scope, request_id, record.status, record.age_s, **_told(record))
-            if self._on_end is not None:
-                self._on_end(record)
 
     async def _answer(
         self,
@@ -92,7 +84,10 @@ class RequestBoundary:
                 status = message["status"]
                 if record is not None:
                     record.status = status
-                message = {**message, "headers": [*message.get("headers", ()), id_header]}
+                headers = [*message.get("headers", ()), id_header]
+                if self._context.is_leaving:
+                    headers.append((b"connection", b"close"))
+                message = {**message, "headers": headers}
             await send(message)
 
         try:

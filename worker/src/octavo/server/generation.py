@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from octavo.engine.interface import Engine
 from octavo.metrics import ChoiceRecord, ServerMetrics
 from octavo.outputs import GenerationEvent
+from octavo.pooling_params import PoolingParams
 from octavo.request import EVERYONE, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.server.requests import RequestRecord
@@ -32,6 +33,7 @@ class GenerationJob:
     params: SamplingParams
     priority: int = 0
     cache_salt: str | None = None
+    pooling: PoolingParams | None = None
 
     @property
     def num_choices(self) -> int:
@@ -113,6 +115,7 @@ class Generation:
             timeout_s=timeout_s,
             cache_salt=job.cache_salt,
             tenant=self._tenant,
+            pooling=job.pooling,
         )
         async with aclosing(events):
             async for event in events:
