@@ -42,7 +42,8 @@ def _metrics(context: ServerContext) -> Iterator[Metric]:
     engine = context.engine
     names = context.model_names()
     labels = {"model_name": names[0] if names else "", "engine": "0"}
-    yield startup_seconds(engine.progress().finished, labels)
+    progress = engine.progress()
+    yield from startup_seconds(progress.finished, progress.ready_s, labels)
     ledger = context.ledger
     num_open = len(list(ledger.open))
     yield from request_outcomes(ledger.outcomes, ledger.refusals, num_open, labels)
