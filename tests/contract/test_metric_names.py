@@ -54,6 +54,7 @@ OWN = [
     ("octavo_step_seconds", "counter", PLAIN),
     ("octavo_last_progress_age_seconds", "gauge", PLAIN),
     ("octavo_startup_phase_seconds", "gauge", PLAIN | {"phase"}),
+    ("octavo_startup_seconds", "gauge", PLAIN),
     ("process_resident_memory_bytes", "gauge", set()),
 ]
 

@@ -68,6 +68,11 @@ class EngineConfig:
     """CPU threads of the engine process; None: all cores it may use."""
     enforce_eager: bool = False
     """Run every step eagerly instead of replaying CUDA graphs; for debugging."""
+    kernel_cache_dir: str | None = None
+    """Where compiled kernels are kept and found (CUDA only); None: where Triton keeps them,
+    ``TRITON_CACHE_DIR`` or a folder in the user's home."""
+    batch_invariant: bool = False
+    """Give a request the same bits whatever else is in the batch, at some cost of speed."""
     log_format: str = "text"
     """Of the engine process's log lines: text or json."""
     log_level: str = "info"

@@ -307,9 +307,11 @@ def info_gauge(name: str, documentation: str, facts: Labels) -> Metric:
     return family
 
 
-def startup_seconds(phases: Mapping[str, float], labels: Labels) -> Metric:
-    """How long each phase of loading took."""
-    return _by_label(
+def startup_seconds(
+    phases: Mapping[str, float], ready_s: float | None, labels: Labels
+) -> Iterator[Metric]:
+    """How long each phase of loading took, and all of it from the process's start."""
+    yield _by_label(
         "octavo_startup_phase_seconds",
         "Duration of each phase of loading.",
         labels,
@@ -317,6 +319,14 @@ def startup_seconds(phases: Mapping[str, float], labels: Labels) -> Metric:
         phases,
         GaugeMetricFamily,
     )
+    if ready_s is not None:
+        yield _one(
+            GaugeMetricFamily,
+            "octavo_startup_seconds",
+            "From process start until requests were taken.",
+            labels,
+            ready_s,
+        )
 
 
 class MetricsPage:

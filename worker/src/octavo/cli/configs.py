@@ -33,6 +33,8 @@ _SAME_NAMES = (
     "seed",
     "num_threads",
     "enforce_eager",
+    "kernel_cache_dir",
+    "batch_invariant",
     "log_format",
     "log_level",
 )

@@ -253,6 +253,17 @@ def _add_device_flags(group: argparse._ActionsContainer) -> None:
         help="run every step eagerly instead of replaying CUDA graphs, for debugging",
     )
     group.add_argument(
+        "--kernel-cache-dir",
+        metavar="DIR",
+        help="where compiled kernels are kept and found (default: $TRITON_CACHE_DIR, or a folder "
+        "in the user's home)",
+    )
+    group.add_argument(
+        "--batch-invariant",
+        action="store_true",
+        help="give a request the same bits whatever else is computed with it; slower",
+    )
+    group.add_argument(
         "--kernels",
         choices=KERNELS,
         default="auto",

@@ -40,7 +40,8 @@ def _metrics(context: ServerContext) -> Iterator[Metric]:
     engine = context.engine
     names = context.model_names()
     labels = {"model_name": names[0] if names else "", "engine": "0"}
-    yield startup_seconds(engine.progress().finished, labels)
+    progress = engine.progress()
+    yield from startup_seconds(progress.finished, progress.ready_s, labels)
     if engine.info is None:
         return
     yield info_gauge("vllm:cache_config_info", "The KV cache.", _cache_facts(engine.info))
