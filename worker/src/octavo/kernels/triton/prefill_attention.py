@@ -29,7 +29,6 @@ from octavo.kernels.triton.launch import INTERPRETED, Machine, next_power_of_two
 from octavo.kernels.triton.overlap import wait_for_predecessors
 from octavo.kernels.triton.pages import load_rows, locate_tokens, multiply, multiply_add
 
-
 _MIN_NEW_TILE_QUERIES = 256
 """Shorter prompts have few keys of their own: larger groups of warps on pages serve them better."""
 

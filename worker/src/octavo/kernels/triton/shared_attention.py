@@ -147,7 +147,7 @@ def shared_attention(
     num_heads = q.shape[1]
     group_size = num_heads // num_kv_heads
     num_rows = num_sequences * group_size
-    block_rows, block_tokens, num_warps, num_stages = _tile(head_dim, q.element_size(), num_rows)
+    block_rows, block_tokens, num_warps, num_stages = _tile(head_dim, q.element_size())
     num_tiles = triton.cdiv(num_rows, block_rows)
     splits = _num_splits(num_tiles * num_kv_heads, machine.num_multiprocessors)
     shape = (splits, num_sequences, num_heads)
@@ -184,13 +184,11 @@ def shared_attention(
     return SharedPartials(results, logsumexps)
 
 
-def _tile(head_dim: int, element_bytes: int, num_rows: int) -> tuple[int, int, int, int]:
+def _tile(head_dim: int, element_bytes: int) -> tuple[int, int, int, int]:
     """Rows and tokens of a tile, warps, stages."""
     if element_bytes == 4:
         return (32, 32, 8, 2) if head_dim <= 128 else (16, 16, 8, 1)
-    block_rows = 64 if num_rows <= 64 else 128
-    block_tokens = 64 if head_dim <= 128 else 32
-    return block_rows, block_tokens, block_rows // 16, 3
+    return 128, 64 if head_dim <= 128 else 32, 8, 3
 
 
 def _num_splits(num_programs: int, num_multiprocessors: int) -> int:
