@@ -46,6 +46,23 @@ class RequestUpdate(msgspec.Struct, array_like=True):
     """On the last update."""
 
 
+class AdapterStats(msgspec.Struct, kw_only=True):
+    """Where LoRA adapters are, by their generations, and what became of them since the start."""
+
+    num_slots: int = 0
+    resident: dict[int, int] = {}
+    """Generation → slot of the device."""
+    in_host_memory: list[int] = []
+    running: list[int] = []
+    """Generations with requests in the batch."""
+    waiting: list[int] = []
+    """Generations with requests that wait."""
+    num_slot_evictions: int = 0
+    num_host_evictions: int = 0
+    num_fills: int = 0
+    """Copies to slots."""
+
+
 class EngineStats(msgspec.Struct, kw_only=True):
     """Gauges as of now, and counters since the engine started. Cheap to copy and to send."""
 
@@ -74,6 +91,8 @@ class EngineStats(msgspec.Struct, kw_only=True):
     """Tokens computed by all steps."""
     last_progress_age_s: float = 0.0
     """Time since a step ended while there is work; 0 when idle."""
+    adapters: AdapterStats | None = None
+    """None where none are taken."""
 
 
 STEP_TOKEN_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)

@@ -51,6 +51,8 @@ class Request:
     """The engine's record of one request. Mutated by the scheduler alone."""
 
     __slots__ = (
+        "adapter_id",
+        "adapter_slot",
         "arrival_s",
         "block_hashes",
         "block_ids",
@@ -94,6 +96,7 @@ class Request:
         cache_key: bytes | None = None,
         block_hashes: list[bytes] | None = None,
         leader: Request | None = None,
+        adapter_id: int | None = None,
     ) -> None:
         self.id = id
         self.params = params
@@ -114,6 +117,10 @@ class Request:
         """Hash of each full block known so far; the prompt's come with the request."""
         self.leader = leader
         """For n > 1: the sibling that computes the prompt; this one waits for its blocks."""
+        self.adapter_id = adapter_id
+        """The generation of the adapter it runs with; None: the base model."""
+        self.adapter_slot: int | None = None
+        """Where that lies on the device, while the request has a row."""
 
         self.token_ids = list(prompt_token_ids)
         """Prompt, then what was generated and is known to the host."""

@@ -17,13 +17,16 @@ import torch
 
 from octavo.batch import BatchPlan, RowAdmission
 from octavo.config import EngineConfig, SchedulerConfig
+from octavo.engine.adapter_control import AdapterControl
 from octavo.engine.core import EngineCore
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import FilesFound, FromEngine, PhaseFinished, PhaseStarted
 from octavo.errors import ConfigError, InvalidRequestError
+from octavo.kernels.adapters import Adapters, AdapterStack
 from octavo.kernels.interface import Kernels
-from octavo.kernels.select import select_kernels
+from octavo.kernels.select import select_adapters, select_kernels
 from octavo.loading.checkpoint import Checkpoint, open_checkpoint
+from octavo.lora.adapter_store import AdapterStore
 from octavo.models import registry
 from octavo.models.family import ModelFamily
 from octavo.models.interface import CausalLM
@@ -96,14 +99,20 @@ def build_engine(config: EngineConfig, report: Report | None = None) -> Engine:
         model = _load_model(family, checkpoint, kernels, dtype, device, max_model_len)
     # On the CPU activations, and so keys and values, are float32 whatever the weights' dtype.
     kv_dtype = torch.float32 if device.type == "cpu" else dtype
+    stack = None
+    if config.enable_lora:
+        stack = AdapterStack.allocate(
+            model.projections, config.max_loras, config.max_lora_rank, kv_dtype, device
+        )
     limits = _resolve_limits(config, model, kv_dtype, device, max_model_len)
     with phases("kv_cache", f"{limits.num_blocks} blocks of {limits.block_size} tokens"):
         use_graphs = device.type == "cuda" and not config.enforce_eager
-        runner = _make_runner(model, kernels, limits, kv_dtype, device, use_graphs)
+        runner = _make_runner(model, kernels, limits, kv_dtype, device, use_graphs, stack)
     with phases("warmup"):
         _warm_up(runner, limits, device)
     scheduler = Scheduler(limits)
-    core = EngineCore(scheduler, runner, limits.max_tokens_in_flight)
+    control = None if stack is None else _make_adapter_control(config, scheduler, stack)
+    core = EngineCore(scheduler, runner, limits.max_tokens_in_flight, control)
     info = _model_info(config, checkpoint, model, kernels, limits, dtype, device)
     return Engine(core, info, checkpoint)
 
@@ -219,6 +228,7 @@ def _resolve_limits(
         num_blocks=budget.num_blocks,
         enable_prefix_caching=config.enable_prefix_caching,
         max_tokens_in_flight=int(look_ahead),
+        num_adapter_slots=config.max_loras if config.enable_lora else 0,
     )
 
 
@@ -229,18 +239,28 @@ def _make_runner(
     kv_dtype: torch.dtype,
     device: torch.device,
     use_graphs: bool,
+    stack: AdapterStack | None,
 ) -> ModelRunner:
     kv = KVTensors(model, limits.num_blocks, limits.block_size, kv_dtype, device)
     # One row more than requests can have: padding lanes of captured steps run on it.
     num_rows = limits.max_num_seqs + 1
     rows = Rows(num_rows, limits.max_model_len, limits.block_size, device)
     sampler = Sampler(kernels, model.vocab_size, num_rows, device)
+    adapters: Adapters | None = None if stack is None else select_adapters(kernels, stack)
     graphs = None
     if use_graphs:
         graphs = StepGraphs(
-            model, kernels, kv, rows, sampler, limits.max_num_seqs, limits.max_model_len
+            model, kernels, kv, rows, sampler, limits.max_num_seqs, limits.max_model_len, adapters
         )
-    return ModelRunner(model, kv, rows, sampler, graphs)
+    return ModelRunner(model, kv, rows, sampler, graphs, adapters)
+
+
+def _make_adapter_control(
+    config: EngineConfig, scheduler: Scheduler, stack: AdapterStack
+) -> AdapterControl:
+    num_host_entries = config.max_cpu_loras or 2 * config.max_loras
+    store = AdapterStore(stack, num_host_entries, config.download_dir)
+    return AdapterControl(scheduler, store, config.lora_wait_s)
 
 
 def _warm_up(runner: ModelRunner, limits: SchedulerConfig, device: torch.device) -> None:

@@ -7,7 +7,9 @@ from bisect import bisect_left
 from collections import deque
 
 from octavo.batch import BatchPlan, Runner, StepHandle
-from octavo.engine.messages import RequestSpec
+from octavo.engine.adapter_control import AdapterControl
+from octavo.engine.messages import AdapterEvent, RequestSpec
+from octavo.errors import AdapterError
 from octavo.outputs import STEP_TOKEN_BUCKETS, EngineStats, RequestTimings, RequestUpdate
 from octavo.request import Request
 from octavo.scheduler.scheduler import Scheduler
@@ -19,8 +21,15 @@ class EngineCore:
     Not thread-safe: one loop calls it.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, look_ahead: int) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        look_ahead: int,
+        adapters: AdapterControl | None = None,
+    ) -> None:
         self._scheduler = scheduler
+        self._adapters = adapters
         self._runner = runner
         self._look_ahead = look_ahead
         self._under_way: deque[tuple[BatchPlan, StepHandle]] = deque()
@@ -52,15 +61,42 @@ class EngineCore:
             self._scheduler.abort(request_id)
         self._aborted += self._scheduler.take_updates()
 
+    def open_adapter(self, adapter_id: int, path: str, known_digest: str | None = None) -> None:
+        """Begin to load an adapter; :meth:`take_adapter_events` tells how it ended.
+
+        Raises AdapterError where adapters are not taken.
+        """
+        if self._adapters is None:
+            raise AdapterError(
+                "This server takes no adapters; start it with --enable-lora (enable_lora=True)."
+            )
+        self._adapters.open(adapter_id, path, known_digest)
+
+    def close_adapter(self, adapter_id: int) -> None:
+        """Forget an adapter; requests of it that are still open end with an error."""
+        if self._adapters is not None:
+            self._adapters.close(adapter_id)
+            self._aborted += self._scheduler.take_updates()
+
+    def take_adapter_events(self) -> list[AdapterEvent]:
+        """What became of adapters, and whom they made wait in vain, since last asked."""
+        return [] if self._adapters is None else self._adapters.take_events()
+
     @property
     def has_work(self) -> bool:
         """Whether :meth:`step` would do anything."""
-        return bool(self._under_way or self._aborted) or self._scheduler.has_work()
+        if self._under_way or self._aborted or self._scheduler.has_work():
+            return True
+        return self._adapters is not None and self._adapters.is_busy
 
     def step(self) -> list[RequestUpdate]:
         """Plan and start a step, then commit the oldest one that is due."""
         started_s = time.perf_counter()
+        if self._adapters is not None:
+            self._adapters.advance()
         plan = self._scheduler.schedule()
+        if self._adapters is not None:
+            self._adapters.begin_fills()
         if plan is not None:
             self._under_way.append((plan, self._runner.execute(plan)))
         updates: list[RequestUpdate] = []
@@ -72,6 +108,8 @@ class EngineCore:
         for update in updates:
             if update.finish_reason is not None:
                 self._close(update)
+        if self._adapters is not None and plan is None and not updates and not self._under_way:
+            self._adapters.wait()  # they are all there is to do
         return updates
 
     def stats(self) -> EngineStats:
@@ -93,6 +131,7 @@ class EngineCore:
             num_preemptions=scheduler.num_preemptions,
             step_token_counts=list(self._step_token_counts),
             step_token_sum=self._step_token_sum,
+            adapters=None if self._adapters is None else self._adapters.stats(),
         )
 
     def reset_prefix_cache(self) -> None:
@@ -102,6 +141,8 @@ class EngineCore:
     def close(self) -> None:
         """Release the device."""
         self._under_way.clear()
+        if self._adapters is not None:
+            self._adapters.shut_down()
         self._runner.close()
 
     def check_integrity(self) -> None:
@@ -148,4 +189,5 @@ def _to_request(spec: RequestSpec, now_s: float, leader: Request | None) -> Requ
         cache_key=spec.cache_key,
         block_hashes=spec.block_hashes,
         leader=leader,
+        adapter_id=spec.adapter_id,
     )

@@ -25,7 +25,10 @@ from octavo.engine.core import EngineCore
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import (
     Abort,
+    AdapterFailed,
+    CloseAdapter,
     EngineChannel,
+    OpenAdapter,
     Ready,
     ServerGoneError,
     Shutdown,
@@ -101,6 +104,9 @@ class EngineLoop:
                     return
                 self._take(message)
             updates = self._core.step() if self._core.has_work else []
+            # First: a refusal tells more than the end of the request that comes with it.
+            for event in self._core.take_adapter_events():
+                self._channel.send(event)
             now = time.monotonic()
             if updates or now - last_report > _IDLE_REPORT_S:
                 self._channel.send(StepReport(updates, self._core.stats()))
@@ -118,6 +124,14 @@ class EngineLoop:
                 _log.exception("A request could not be taken in")
                 self._core.abort([spec.id for spec in message.requests])
                 self._refuse(message, RequestFailedError(f"{type(error).__name__}: {error}"))
+        elif isinstance(message, OpenAdapter):
+            try:
+                self._core.open_adapter(message.adapter_id, message.path, message.known_digest)
+            except OctavoError as error:
+                kind = type(error).__name__
+                self._channel.send(AdapterFailed(message.adapter_id, kind, str(error)))
+        elif isinstance(message, CloseAdapter):
+            self._core.close_adapter(message.adapter_id)
 
     def _refuse(self, submitted: Submit, error: OctavoError) -> None:
         for spec in submitted.requests:

@@ -10,6 +10,7 @@ import hashlib
 import operator
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -20,6 +21,15 @@ from octavo.errors import InvalidRequestError, PromptTooLongError
 from octavo.sampling_params import SamplingParams
 
 _MAX_SEED = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterGeneration:
+    """A LoRA adapter as it was loaded once: the same name loaded again is another one."""
+
+    id: int
+    digest: str
+    """Of its files' contents."""
 
 
 class Intake:
@@ -40,6 +50,7 @@ class Intake:
         priority: int = 0,
         timeout_s: float | None = None,
         cache_salt: str | None = None,
+        adapter: AdapterGeneration | None = None,
     ) -> list[RequestSpec]:
         """One spec for each of the n choices; the first computes the prompt for all.
 
@@ -48,7 +59,7 @@ class Intake:
         tokens = _integers(prompt_token_ids)
         self._check_tokens(tokens, params)
         params = self._limit_length(len(tokens), params)
-        cache_key = self._cache_key(request_id, params.n, cache_salt)
+        cache_key = self._cache_key(request_id, params.n, cache_salt, adapter)
         hashes = [] if cache_key is None else hash_blocks(tokens, self._info.block_size, cache_key)
         seed = self._seed(params)
         specs: list[RequestSpec] = []
@@ -66,6 +77,7 @@ class Intake:
                     cache_key=cache_key,
                     block_hashes=hashes,
                     leader_id=specs[0].id if specs else None,
+                    adapter_id=None if adapter is None else adapter.id,
                 )
             )
         return specs
@@ -127,9 +139,14 @@ class Intake:
         ).digest()
         return int.from_bytes(digest, "big") % _MAX_SEED
 
-    def _cache_key(self, request_id: str, n: int, salt: str | None) -> bytes | None:
+    def _cache_key(
+        self, request_id: str, n: int, salt: str | None, adapter: AdapterGeneration | None
+    ) -> bytes | None:
+        """Keys and values depend on the adapter's weights, so its digest is part of the key:
+        a replaced adapter finds nothing of the one before, the same one loaded again does."""
         if self._info.enable_prefix_caching:
-            return hashlib.blake2b((salt or "").encode(), digest_size=16).digest()
+            key = b"" if adapter is None else hashlib.sha256(adapter.digest.encode()).digest()
+            return hashlib.blake2b((salt or "").encode(), digest_size=16, key=key).digest()
         # Without a shared cache the choices of one prompt still share its blocks.
         if n > 1:
             return hashlib.blake2b(request_id.encode(), digest_size=16, person=b"group").digest()

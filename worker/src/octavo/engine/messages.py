@@ -33,6 +33,7 @@ class RequestSpec(msgspec.Struct, array_like=True):
     cache_key: bytes | None = None
     block_hashes: list[bytes] = []
     leader_id: str | None = None
+    adapter_id: int | None = None
 
 
 class Submit(msgspec.Struct, tag=True, array_like=True):
@@ -45,6 +46,21 @@ class Abort(msgspec.Struct, tag=True, array_like=True):
     """End these requests; ids already finished are ignored."""
 
     request_ids: list[str]
+
+
+class OpenAdapter(msgspec.Struct, tag=True, array_like=True):
+    """Read an adapter; answered by AdapterOpened or AdapterFailed."""
+
+    adapter_id: int
+    path: str
+    known_digest: str | None = None
+    """If the files have this digest, nothing is kept."""
+
+
+class CloseAdapter(msgspec.Struct, tag=True, array_like=True):
+    """Forget an adapter; requests of it that are still open end."""
+
+    adapter_id: int
 
 
 class Shutdown(msgspec.Struct, tag=True, array_like=True):
@@ -96,6 +112,26 @@ class Refused(msgspec.Struct, tag=True, array_like=True):
     retry_after_s: float = 0.0
 
 
+class AdapterOpened(msgspec.Struct, tag=True, array_like=True):
+    """Requests may use an adapter; or, with ``is_known``, its files are those named."""
+
+    adapter_id: int
+    digest: str
+    rank: int
+    size_bytes: int
+    seconds: float
+    base_model: str | None = None
+    is_known: bool = False
+
+
+class AdapterFailed(msgspec.Struct, tag=True, array_like=True):
+    """An adapter is not served; ``kind`` is the name of an error in octavo.errors."""
+
+    adapter_id: int
+    kind: str
+    message: str
+
+
 class StepReport(msgspec.Struct, tag=True, array_like=True):
     """What one turn of the loop did."""
 
@@ -103,8 +139,19 @@ class StepReport(msgspec.Struct, tag=True, array_like=True):
     stats: EngineStats
 
 
-ToEngine = Submit | Abort | Shutdown
-FromEngine = PhaseStarted | PhaseFinished | FilesFound | Ready | LoadFailed | Refused | StepReport
+ToEngine = Submit | Abort | OpenAdapter | CloseAdapter | Shutdown
+AdapterEvent = AdapterOpened | AdapterFailed | Refused
+FromEngine = (
+    PhaseStarted
+    | PhaseFinished
+    | FilesFound
+    | Ready
+    | LoadFailed
+    | Refused
+    | AdapterOpened
+    | AdapterFailed
+    | StepReport
+)
 
 _LENGTH = struct.Struct("!I")
 _MAX_FRAME_BYTES = 1 << 30

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from octavo.batch import BatchPlan
+from octavo.kernels.adapters import Adapters
 from octavo.kernels.interface import Kernels
 from octavo.models.interface import CausalLM
 from octavo.runner.batch_tensors import SequenceTable, expand
@@ -38,6 +39,9 @@ class StepShape:
     num_tokens: int
     num_sequences: int
     kind: DrawKind
+    has_adapters: bool = False
+    """Whether tokens may have adapters: a step without any costs what it would if there were
+    none."""
 
     @property
     def is_decode(self) -> bool:
@@ -61,8 +65,10 @@ class StepGraphs:
         sampler: Sampler,
         max_num_seqs: int,
         max_model_len: int,
+        adapters: Adapters | None = None,
     ) -> None:
         self._model, self._kernels, self._kv = model, kernels, kv
+        self._adapters = adapters
         self._rows, self._sampler = rows, sampler
         self._max_model_len = max_model_len
         self._padding_row = max_num_seqs
@@ -85,18 +91,20 @@ class StepGraphs:
         """How many are captured."""
         return len(self._graphs)
 
-    def shape_for(self, plan: BatchPlan, kind: DrawKind) -> StepShape | None:
+    def shape_for(
+        self, plan: BatchPlan, kind: DrawKind, has_adapters: bool = False
+    ) -> StepShape | None:
         """The padded shape that serves a plan; None if it is too large for one."""
         num_sequences, num_tokens = len(plan.rows), plan.total_tokens
         if plan.num_decodes == num_sequences:
             size = _at_least(self._decode_sizes, num_sequences)
-            return StepShape(size, size, kind)
+            return StepShape(size, size, kind, has_adapters)
         if num_tokens > _MIXED_TOKENS[-1]:
             return None
         sequences = _at_least(self._mixed_sequences, num_sequences)
         tokens = _at_least(_MIXED_TOKENS, num_tokens)
         # One token more than sequences tells a mixed shape from a decode's.
-        return StepShape(tokens + (tokens == sequences), sequences, kind)
+        return StepShape(tokens + (tokens == sequences), sequences, kind, has_adapters)
 
     def run(self, plan: BatchPlan, shape: StepShape) -> Tensor:
         """Carry out a plan; returns what each of its sequences drew, ``[S], int64``.
@@ -145,8 +153,12 @@ class StepGraphs:
             max_query_len=1 if shape.is_decode else shape.num_tokens,
             max_context_len=self._max_model_len,
         )
-        token_ids, attention = expand(self._rows, table, self._padding_row)
-        hidden = self._model.forward(token_ids, self._kv.layers, attention)
+        token_ids, attention, token_row = expand(self._rows, table, self._padding_row)
+        adapters = None
+        if shape.has_adapters:
+            assert self._adapters is not None, "a row has an adapter, and there are none"
+            adapters = self._adapters.step(self._rows.adapter_slots[token_row])
+        hidden = self._model.forward(token_ids, self._kv.layers, attention, adapters)
         if not shape.is_decode:
             last = attention.query_starts[1:].long() - 1
             hidden = hidden[last.clamp_min(0)]

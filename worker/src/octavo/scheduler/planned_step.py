@@ -35,6 +35,7 @@ class StepDraft:
             seed=request.seed,
             stop_token_ids=request.stop_token_ids,
             block_ids=list(request.block_ids),
+            adapter_slot=request.adapter_slot,
         )
         self.admissions.append(admission)
         self.grant(request)

@@ -23,16 +23,17 @@ import heapq
 import math
 import time
 from bisect import insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 from octavo.batch import BatchPlan, StepResult
 from octavo.cache.kv_cache_manager import KVCacheManager
 from octavo.config import SchedulerConfig
-from octavo.errors import InvalidRequestError
+from octavo.errors import InvalidRequestError, UnknownModelError
 from octavo.outputs import RequestUpdate, TokenLogprobs
 from octavo.request import FinishReason, Request, RequestStatus
+from octavo.scheduler.adapter_slots import AdapterSlots
 from octavo.scheduler.admission import Deadlines, WaitingQueue, check_can_run, token_limit
 from octavo.scheduler.decode_group import DecodeGroup
 from octavo.scheduler.planned_step import PlannedStep, StepDraft
@@ -41,6 +42,8 @@ from octavo.scheduler.stats import SchedulerStats
 
 _ORDER = attrgetter("order")
 _MANY_STOP_IDS = 256
+_MAX_PASSED_OVER = 256
+"""Waiting requests looked at in vain in one step: those behind them wait for the next ones."""
 
 
 class Scheduler:
@@ -59,6 +62,7 @@ class Scheduler:
             config.block_size,
             enable_prefix_caching=config.enable_prefix_caching,
         )
+        self.adapters = AdapterSlots(config.num_adapter_slots)
         self._clock = clock
         self._requests: dict[str, Request] = {}
         self._waiting = WaitingQueue(config.max_num_waiting)
@@ -106,6 +110,11 @@ class Scheduler:
                 raise InvalidRequestError(
                     f"request id {request.id!r} is in use; choose another.", param="request_id"
                 )
+            if request.adapter_id is not None and request.adapter_id not in self.adapters:
+                raise UnknownModelError(
+                    f"adapter {request.adapter_id} is not loaded (any more); load it again.",
+                    param="model",
+                )
         if len(requests) > self.config.max_num_waiting:
             raise InvalidRequestError(
                 f"n is {len(requests)}, but at most {self.config.max_num_waiting} requests may "
@@ -129,6 +138,18 @@ class Scheduler:
         for request_id in list(self._requests):
             self._end(request_id, FinishReason.ERROR, message)
         self._in_flight.clear()
+
+    def waiting_for(self, adapter_id: int) -> list[str]:
+        """Ids of the requests of an adapter that have no row."""
+        return [
+            request.id
+            for request in self._requests.values()
+            if request.adapter_id == adapter_id and request.row is None
+        ]
+
+    def requests_of(self, adapter_id: int) -> list[str]:
+        """Ids of all open requests of an adapter."""
+        return [r.id for r in self._requests.values() if r.adapter_id == adapter_id]
 
     def take_updates(self) -> list[RequestUpdate]:
         """Ends that came about outside :meth:`commit` since the last call."""
@@ -205,9 +226,9 @@ class Scheduler:
         waiting, i = self._waiting, 0
         while draft.budget and i < len(waiting):
             request = waiting[i]
-            if request.priority >= below_priority:
+            if request.priority >= below_priority or i == _MAX_PASSED_OVER:
                 return
-            if not self._is_ready(request):
+            if not self._is_ready(request, now_s):
                 i += 1
                 continue
             prefix = self._make_room(request, draft)
@@ -215,9 +236,13 @@ class Scheduler:
                 return
             self._start(request, prefix, draft, now_s)
 
-    def _is_ready(self, request: Request) -> bool:
-        """Not while its own tokens are in flight, nor its leader computes the prompt they share."""
+    def _is_ready(self, request: Request, now_s: float) -> bool:
+        """Not while its own tokens are in flight, nor its leader computes the prompt they share,
+        nor before its adapter is on the device."""
         if request.num_in_flight:
+            return False
+        adapter_id = request.adapter_id
+        if adapter_id is not None and not self.adapters.can_start(adapter_id, now_s):
             return False
         leader = request.leader
         if leader is None:
@@ -271,6 +296,9 @@ class Scheduler:
     def _start(self, request: Request, prefix: list[int], draft: StepDraft, now_s: float) -> None:
         """Give a row, blocks for all known tokens and a first chunk."""
         self._waiting.remove(request, now_s)
+        if request.adapter_id is not None:
+            self.adapters.stop_waiting(request.adapter_id)
+            request.adapter_slot = self.adapters.start(request.adapter_id)
         self.kv_cache.allocate(request, prefix)
         row = request.row = heapq.heappop(self._free_rows)
         request.transition(RequestStatus.RUNNING)
@@ -400,6 +428,8 @@ class Scheduler:
         self.kv_cache.prepare(request)
         self._requests[request.id] = request
         self._waiting.add(request)
+        if request.adapter_id is not None:
+            self.adapters.wait(request.adapter_id)
         if request.deadline_s is not None:
             self._deadlines.add(deadline_s, request.id, self._num_added)
 
@@ -426,6 +456,8 @@ class Scheduler:
             self._release(request)
         else:
             self._waiting.remove(request, self._clock())
+            if request.adapter_id is not None:
+                self.adapters.stop_waiting(request.adapter_id)
         request.transition(RequestStatus.FINISHED)
         request.finish_reason = reason
         request.stop_reason = stop_reason
@@ -442,6 +474,8 @@ class Scheduler:
         request.num_preemptions += 1
         self._num_preemptions += 1
         self._waiting.add(request)
+        if request.adapter_id is not None:
+            self.adapters.wait(request.adapter_id)
 
     def _release(self, request: Request) -> None:
         """Take row and blocks from a running request."""
@@ -454,6 +488,9 @@ class Scheduler:
         heapq.heappush(self._free_rows, request.row)
         self._released_rows.append(request.row)
         request.row = None
+        if request.adapter_id is not None:
+            self.adapters.end(request.adapter_id)
+            request.adapter_slot = None
         for step in self._in_flight:
             step.left.add(request)
 
@@ -488,6 +525,14 @@ class Scheduler:
         rows = [*self._free_rows, *(r.row for r in self._running if r.row is not None)]
         assert sorted(rows) == list(range(self._num_rows)), "a row is lost or shared"
         assert sorted(self._prefills, key=_ORDER) == self._prefills, "prefills are out of order"
+        self.adapters.check_integrity(
+            Counter(r.adapter_id for r in self._running if r.adapter_id is not None),
+            Counter(
+                r.adapter_id
+                for r in self._requests.values()
+                if r.adapter_id is not None and r.row is None
+            ),
+        )
         for request in self._running:
             assert request.status is RequestStatus.RUNNING, f"{request} has a row"
             assert self._requests.get(request.id) is request, f"{request} is not registered"
