@@ -23,14 +23,21 @@ from workloads import NAMES, Workload, make_workload
 
 from octavo import LLM, SamplingParams
 
+_ENGINE_OPTIONS = (
+    "dtype",
+    "device",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_num_batched_tokens_while_decoding",
+)
+
 
 def main() -> None:
     """Run the workloads asked for, in order, on one engine."""
     arguments = _parse()
     options: dict[str, Any] = {
-        name: value
-        for name in ("dtype", "device", "max_model_len", "max_num_seqs", "max_num_batched_tokens")
-        if (value := getattr(arguments, name)) is not None
+        name: value for name in _ENGINE_OPTIONS if (value := getattr(arguments, name)) is not None
     }
     if arguments.shape:
         options |= {"load_format": "dummy", "skip_tokenizer_init": True}
@@ -70,6 +77,7 @@ def _measure(
 
 def _warm_up(llm: LLM, workload: Workload) -> None:
     """Compile and touch everything the clock should not see."""
+    llm.prepare()
     few = min(len(workload.prompts), 2)
     _generate(llm, workload.prompts[:few], [2] * few, workload.temperature)
 
@@ -163,6 +171,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--max-model-len", type=int)
     parser.add_argument("--max-num-seqs", type=int)
     parser.add_argument("--max-num-batched-tokens", type=int)
+    parser.add_argument("--max-num-batched-tokens-while-decoding", type=int)
     return parser.parse_args()
 
 

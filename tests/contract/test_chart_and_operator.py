@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,7 +45,13 @@ def _environment(objects: list[dict[str, Any]]) -> dict[str, str]:
 def test_chart_without_values_states_the_operators_own_defaults(
     objects: list[dict[str, Any]],
 ) -> None:
-    assert operator_settings(_environment(objects)) == OperatorSettings()
+    told = operator_settings(_environment(objects))
+    assert told.worker_peers is not None
+    assert [
+        peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"]
+        for peer in told.worker_peers.others
+    ] == ["octavo", "prometheus"]
+    assert replace(told, worker_peers=OperatorSettings().worker_peers) == OperatorSettings()
 
 
 def test_every_variable_of_the_chart_reaches_a_setting(helm: Helm) -> None:
@@ -53,6 +60,7 @@ def test_every_variable_of_the_chart_reaches_a_setting(helm: Helm) -> None:
         {
             "namespaces": ["team-a", "team-b"],
             "workerImage": {"repository": "org/worker", "tag": "v9"},
+            "workerNetworkPolicy": {"enabled": False},
             "logLevel": "DEBUG",
             "metrics": {"port": 9100},
             "probePort": 9101,
@@ -61,6 +69,7 @@ def test_every_variable_of_the_chart_reaches_a_setting(helm: Helm) -> None:
     assert operator_settings(_environment(changed)) == OperatorSettings(
         namespaces=("team-a", "team-b"),
         worker_image="ghcr.io/org/worker:v9",
+        worker_peers=None,
         log_level="DEBUG",
         metrics_port=9100,
         probe_port=9101,

@@ -18,7 +18,7 @@ PROMISED = {
     "--max-num-batched-tokens --gpu-memory-utilization --kv-cache-memory-bytes --block-size",
     "--load-format --seed --enable-prefix-caching --no-enable-prefix-caching --api-key",
     "--api-key-file --revision --download-dir --hf-overrides --skip-tokenizer-init",
-    "--quantization --chat-template --shutdown-timeout --kernels --num-threads",
+    "--quantization --chat-template --shutdown-timeout --shutdown-delay --kernels --num-threads",
     "--tensor-parallel-size --enforce-eager --enable-log-requests --help",
 }
 # What the operator writes for a service that sets everything.
@@ -26,7 +26,7 @@ OPERATORS = (
     "serve demo://smollm2-135m-instruct --host 0.0.0.0 --port 8000 --served-model-name smollm2 "
     "--revision main --device cpu --tensor-parallel-size 1 --max-model-len 4096 --dtype bfloat16 "
     "--quantization gguf --gpu-memory-utilization 0.85 --no-enable-prefix-caching "
-    "--max-num-seqs 32 --shutdown-timeout 60 --download-dir /var/cache/octavo"
+    "--max-num-seqs 32 --shutdown-timeout 60 --shutdown-delay 5 --download-dir /var/cache/octavo"
 )
 
 
@@ -50,7 +50,11 @@ def test_operators_command_is_understood() -> None:
         enable_prefix_caching=False,
     )
     assert server_config(parsed, {}) == ServerConfig(
-        host="0.0.0.0", port=8000, served_model_names=("smollm2",), shutdown_timeout_s=60.0
+        host="0.0.0.0",
+        port=8000,
+        served_model_names=("smollm2",),
+        shutdown_timeout_s=60.0,
+        shutdown_delay_s=5.0,
     )
 
 

@@ -7,7 +7,7 @@ prompt alone, so that crossed streams show.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,7 +19,14 @@ from octavo.errors import (
     QueueFullError,
     RequestFailedError,
 )
-from octavo.outputs import EngineStats, GenerationEvent, RequestTimings, TokenLogprobs
+from octavo.outputs import (
+    EngineStats,
+    GenerationEvent,
+    RequestState,
+    RequestTimings,
+    TokenLogprobs,
+)
+from octavo.request import EVERYONE, Tenant
 from octavo.sampling_params import SamplingParams
 
 EOS = 256
@@ -75,6 +82,8 @@ class FakeEngine:
         self.gate.set()
         self.open_ids: set[str] = set()
         self.aborted_ids: list[str] = []
+        self.num_choices: dict[str, int] = {}
+        self._mailboxes: dict[str, _Mailbox] = {}
         self.seen: list[tuple[str | list[int], SamplingParams, dict[str, Any]]] = []
         self.template_kwargs: dict[str, Any] = {}
         self.events_made = 0
@@ -158,14 +167,21 @@ class FakeEngine:
         priority: int = 0,
         timeout_s: float | None = None,
         cache_salt: str | None = None,
+        tenant: Tenant = EVERYONE,
     ) -> AsyncGenerator[GenerationEvent, None]:
-        extras = {"priority": priority, "cache_salt": cache_salt, "timeout_s": timeout_s}
+        extras = {
+            "priority": priority,
+            "cache_salt": cache_salt,
+            "timeout_s": timeout_s,
+            "tenant": tenant,
+        }
         self.seen.append((prompt, params, extras))
         ids = list(prompt.encode()) if isinstance(prompt, str) else prompt
         self._check(ids, params, request_id)
         self.open_ids.add(request_id)
+        self.num_choices[request_id] = params.n
         self._empty.clear()
-        mailbox = _Mailbox()
+        mailbox = self._mailboxes[request_id] = _Mailbox()
         worker = asyncio.create_task(self._work(ids, params, mailbox))
         finished = 0
         try:
@@ -179,8 +195,22 @@ class FakeEngine:
             if finished < params.n:
                 self.aborted_ids.append(request_id)
             self.open_ids.discard(request_id)
+            del self._mailboxes[request_id]
             if not self.open_ids:
                 self._empty.set()
+
+    def abort(self, request_id: str) -> bool:
+        mailbox = self._mailboxes.get(request_id)
+        if mailbox is not None:
+            for choice in range(self.num_choices[request_id]):
+                mailbox.put(GenerationEvent(choice, "", [], finish_reason="abort"))
+        return mailbox is not None
+
+    async def inspect(self) -> Mapping[str, RequestState]:
+        timings = RequestTimings(0.5, 0.25, 0.0)
+        return {
+            id_: RequestState(id_, "decode", timings, 1, 2, 3, 0) for id_ in sorted(self.open_ids)
+        }
 
     async def render_chat(
         self,

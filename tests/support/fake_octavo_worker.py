@@ -25,6 +25,12 @@ class _Worker(ThreadingHTTPServer):
     is_ready = False
     served_name = ""
     answer_s = 0.0
+    num_open = 0
+    idle_since_s = time.monotonic()
+
+    def load(self) -> dict[str, float]:
+        idle_s = 0.0 if self.num_open else time.monotonic() - self.idle_since_s
+        return {"open_requests": self.num_open, "idle_s": idle_s}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -36,13 +42,20 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, {})
         elif self.path == "/health/ready":
             self._answer(200 if self.server.is_ready else 503, {})
+        elif self.path == "/health/startup":
+            self._answer(200, {"state": "ready", "phase": "", "phases_s": {"weights": 0.2}})
+        elif self.path == "/health/load":
+            self._answer(200, self.server.load())
         else:
             self._answer(200, {"argv": sys.argv[1:], "environment": dict(os.environ)})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.num_open += 1
         time.sleep(self.server.answer_s)
         self._answer(200, {"model": self.server.served_name, "echo": body, "pid": os.getpid()})
+        self.server.num_open -= 1
+        self.server.idle_since_s = time.monotonic()
 
     def _answer(self, status: int, body: object) -> None:
         data = json.dumps(body).encode()
@@ -64,6 +77,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--served-model-name", required=True)
     parser.add_argument("--download-dir", type=Path)
+    parser.add_argument("--shutdown-delay", type=float, default=0.0)
     options, _ = parser.parse_known_args()
     if "FAKE_CRASH" in os.environ:
         print("INFO reading config.json", flush=True)
@@ -76,7 +90,11 @@ def main() -> None:
     def drain(*_: object) -> None:
         server.is_ready = False
         if "FAKE_IGNORE_SIGTERM" not in os.environ:
-            threading.Thread(target=server.shutdown).start()
+            threading.Thread(target=leave).start()
+
+    def leave() -> None:
+        time.sleep(options.shutdown_delay)
+        server.shutdown()
 
     def load() -> None:
         print("INFO loading weights", flush=True)

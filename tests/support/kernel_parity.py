@@ -26,7 +26,7 @@ from torch import Tensor
 
 from octavo.kernels.interface import AttentionBatch, SamplingBatch
 from octavo.kernels.philox import gumbel_noise
-from octavo.kernels.reference import ReferenceKernels, filter_logits
+from octavo.kernels.reference import ReferenceKernels, filter_logits, mask_logits
 
 _NOWHERE = 1 << 28
 
@@ -318,6 +318,39 @@ def sampling(
         assert_same_draw(ids, logits, parameters)
 
 
+def with_masks(batch: SamplingBatch, vocab_size: int) -> SamplingBatch:
+    """Masks for all rows but every third: of few tokens, of nearly all, of one; and one that is
+    nobody's, which leaves nothing."""
+    num_rows, device = len(batch.seeds), batch.seeds.device
+    kept = (
+        torch.rand(num_rows + 1, vocab_size)
+        < torch.tensor([0.02, 0.98, 0.5]).repeat(-(-(num_rows + 1) // 3))[: num_rows + 1, None]
+    )
+    kept[:, vocab_size - 1] = True
+    kept[0, :-1] = False
+    kept[-1] = False
+    bits = torch.zeros(num_rows + 1, -(-vocab_size // 32) * 32, dtype=torch.int64)
+    bits[:, :vocab_size] = kept.long()
+    bits[:, vocab_size:] = torch.randint(2, (bits.shape[1] - vocab_size,))  # nobody may look
+    words = (bits.view(num_rows + 1, -1, 32) << torch.arange(32)).sum(-1)
+    rows = torch.randperm(num_rows)
+    rows[2::3] = -1
+    return replace(batch, masks=words.to(torch.int32).to(device), mask_rows=rows.int().to(device))
+
+
+def masked_sampling(
+    trial: Trial, vocab_size: int, num_rows: int, batch: Callable[[Trial, int], SamplingBatch]
+) -> None:
+    parameters = with_masks(batch(trial, num_rows), vocab_size)
+    logits = 3 * trial.randn(num_rows, vocab_size, dtype=torch.float32)
+    assert parameters.masks is not None
+    assert parameters.mask_rows is not None
+    expected = mask_logits(logits, parameters.masks, parameters.mask_rows)
+    for _ in range(2):
+        ids = _triton(trial).sample(logits.clone(), parameters)
+        assert_same_draw(ids, expected, replace(parameters, masks=None, mask_rows=None))
+
+
 def noise(trial: Trial, num_rows: int, vocab_size: int) -> None:
     """Equal logits: the argmax is of the noise alone."""
     batch = sampling_batch(trial, num_rows, [1.0])
@@ -486,6 +519,13 @@ def _cases() -> dict[str, Run]:
     cases["decode-long"] = decode_long
     for name, batch in SAMPLING_BATCHES.items():
         cases[f"sampling-{name}"] = partial(sampling, vocab_size=1000, num_rows=5, batch=batch)
+    for name, batch in SAMPLING_BATCHES.items():
+        cases[f"masked-sampling-{name}"] = partial(
+            masked_sampling, vocab_size=1000, num_rows=5, batch=batch
+        )
+    cases["masked-sampling-odd-vocab"] = lambda t: masked_sampling(
+        t, 777, 7, SAMPLING_BATCHES["all-filters"]
+    )
     cases["sampling-odd-vocab"] = lambda t: sampling(t, 777, 2, SAMPLING_BATCHES["mixed"])
     cases["sampling-noise"] = lambda t: noise(t, 8, 2048)
     cases["sampling-gumbel"] = gumbel

@@ -8,7 +8,7 @@ from dataclasses import replace
 from octavo.batch import BatchPlan, StepResult
 from octavo.config import SchedulerConfig
 from octavo.outputs import RequestUpdate
-from octavo.request import Request
+from octavo.request import EVERYONE, Request, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
 from slot_checking_runner import SlotCheckingRunner, reference_outputs
@@ -39,8 +39,10 @@ def make_request(
     deadline_s: float | None = None,
     tenant: int | None = 1,
     leader: Request | None = None,
+    on_behalf_of: Tenant = EVERYONE,
 ) -> Request:
-    """A request; an int as prompt: so many tokens nobody else has; tenant None: shares nothing."""
+    """A request; an int as prompt: so many tokens nobody else has; tenant None: shares nothing
+    (``tenant`` is the cache's, ``on_behalf_of`` the queue's)."""
     number = sum(ord(c) * 31**i for i, c in enumerate(id)) % 65536
     seed = number + ((number if tenant is None else tenant) << 16)
     if isinstance(prompt, int):
@@ -57,6 +59,7 @@ def make_request(
         deadline_s=deadline_s,
         cache_key=None if tenant is None else tenant.to_bytes(4, "little"),
         leader=leader,
+        tenant=on_behalf_of,
     )
 
 

@@ -20,7 +20,7 @@ from octavo_operator.errors import (
     NotFoundError,
     RejectedError,
 )
-from octavo_operator.manifests.kinds import ALL_KINDS, POD_MONITOR, Kind
+from octavo_operator.manifests.kinds import ALL_KINDS, OPTIONAL_KINDS, POD_MONITOR, Kind
 
 _CODES: Mapping[type[ClusterError], int] = {
     NotFoundError: 404,
@@ -28,7 +28,7 @@ _CODES: Mapping[type[ClusterError], int] = {
     GoneError: 410,
     RejectedError: 422,
 }
-_ABSENT = frozenset({"prometheusrules"})
+_ABSENT = frozenset(kind.plural for kind in OPTIONAL_KINDS - {POD_MONITOR})
 
 
 class StoreBehindKmock(kmock.KubernetesScaffold):  # type: ignore[misc]  # kmock has no types here
@@ -68,7 +68,7 @@ class StoreBehindKmock(kmock.KubernetesScaffold):  # type: ignore[misc]  # kmock
         kind = _kind(request)
         if kind is None:
             return {"metadata": {"resourceVersion": "1"}, "items": []}
-        found = await self.store.list_objects(kind, request.namespace, _labels(request))
+        found = await _answer(self.store.list_objects(kind, request.namespace, _labels(request)))
         items = [
             {key: item[key] for key in item if key not in ("apiVersion", "kind")}
             for item in found.items

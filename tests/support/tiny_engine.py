@@ -19,10 +19,11 @@ from octavo.kernels.reference import ReferenceKernels
 from octavo.models import registry
 from octavo.models.interface import CausalLM
 from octavo.outputs import RequestUpdate
-from octavo.runner.cuda_graphs import StepGraphs, StepShape
+from octavo.runner.cuda_graphs import StepGraphs
 from octavo.runner.kv_tensors import KVTensors
 from octavo.runner.model_runner import ModelRunner
 from octavo.runner.rows import Rows
+from octavo.runner.step_shapes import StepShape, StepShapes
 from octavo.sampling.sampler import Sampler
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
@@ -59,6 +60,7 @@ class TinyEngine:
         *,
         max_num_seqs: int = 4,
         max_num_batched_tokens: int = 64,
+        max_num_batched_tokens_while_decoding: int | None = None,
         num_blocks: int = 64,
         block_size: int = 16,
         look_ahead: int = 0,
@@ -71,7 +73,14 @@ class TinyEngine:
         rows = Rows(max_num_seqs + 1, MAX_MODEL_LEN, block_size, self.device)
         sampler = Sampler(self.kernels, self.model.vocab_size, max_num_seqs + 1, self.device)
         captured = graphs and graphs(
-            self.model, self.kernels, kv, rows, sampler, max_num_seqs, MAX_MODEL_LEN
+            self.model,
+            self.kernels,
+            kv,
+            rows,
+            sampler,
+            StepShapes(max_num_seqs, max_num_batched_tokens),
+            max_num_seqs,
+            MAX_MODEL_LEN,
         )
         limits = SchedulerConfig(
             max_model_len=MAX_MODEL_LEN,
@@ -82,6 +91,7 @@ class TinyEngine:
             num_blocks=num_blocks,
             enable_prefix_caching=enable_prefix_caching,
             max_tokens_in_flight=look_ahead,
+            max_num_batched_tokens_while_decoding=max_num_batched_tokens_while_decoding,
         )
         runner = ModelRunner(self.model, kv, rows, sampler, captured)
         return EngineCore(Scheduler(limits), wrap_runner(runner), look_ahead)

@@ -48,3 +48,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 {{- printf "%s:%s" $name (default $root.Chart.AppVersion $image.tag) -}}
 {{- end -}}
 {{- end -}}
+
+{{/* Who may reach workers from outside their namespace, as the operator's setting has it. */}}
+{{- define "octavo.workerPeers" -}}
+{{- if .Values.workerNetworkPolicy.enabled -}}
+{{- $namespace := dict "matchLabels" (dict "kubernetes.io/metadata.name" .Release.Namespace) -}}
+{{- $pods := dict "matchLabels" (include "octavo.selectorLabels" . | fromYaml) -}}
+{{- $operator := dict "namespaceSelector" $namespace "podSelector" $pods -}}
+{{- concat (list $operator) .Values.workerNetworkPolicy.from | toJson -}}
+{{- else -}}
+everybody
+{{- end -}}
+{{- end -}}

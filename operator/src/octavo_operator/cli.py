@@ -70,6 +70,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     helps = {
         "namespaces": "namespaces to watch, separated by commas; none for all",
         "worker_image": "worker image where an InferenceService names none",
+        "worker_peers": "JSON list of NetworkPolicy peers that may reach workers of any namespace, "
+        "or everybody",
         "resync_s": "seconds after which everything is looked at again",
         "request_timeout_s": "limit in seconds of one call to the Kubernetes API",
         "probe_port": "port of /healthz; 0 for none",

@@ -40,10 +40,20 @@ ANNOTATION_PINNED_IMAGE: Final = f"{GROUP}/pinned-image"
 """On the Deployment: the operator's default image when it was first applied."""
 
 ANNOTATION_UPGRADE: Final = f"{GROUP}/upgrade"
-"""On an InferenceService: `auto` follows the operator; any new value upgrades once."""
+"""On an InferenceService: `auto` follows the operator; any new value upgrades once, and tries a
+template again that was rolled back."""
 
 ANNOTATION_UPGRADED_BY: Final = f"{GROUP}/upgraded-by"
 """On the Deployment: the value of the upgrade annotation that its template answers to."""
+
+ANNOTATION_GOOD_TEMPLATE: Final = f"{GROUP}/good-template"
+"""On the Deployment: the last pod template whose rollout completed before the present one."""
+
+ANNOTATION_REFUSED_TEMPLATE: Final = f"{GROUP}/refused-template"
+"""On the Deployment: digest of the template that was rolled back, and why."""
+
+ANNOTATION_STRIDE: Final = f"{GROUP}/rollout-stride"
+"""On the Deployment: template digest and maxUnavailable of a rollout that found no spare room."""
 
 ANNOTATION_REPLICAS_OWNER: Final = f"{GROUP}/replicas-owner"
 """On the Deployment: `operator` or `autoscaler`, whoever sets `replicas`."""

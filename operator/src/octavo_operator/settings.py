@@ -5,6 +5,7 @@ Nobody else reads the environment. Every setting has a flag and a variable; the 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ from typing import Final
 
 from octavo_operator import __version__
 from octavo_operator.errors import SettingsError
+from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers, parse_peers
 
 DEFAULT_WORKER_IMAGE: Final = f"ghcr.io/octavo-serving/octavo-worker:{__version__}"
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 LOG_FORMATS: Final = ("text", "json")
+_EVERYBODY: Final = "everybody"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class OperatorSettings:
 
     namespaces: namespaces to watch; empty means all of them.
     worker_image: image of pods whose InferenceService names none.
+    worker_peers: who may reach workers from outside their namespace, besides; None for all.
     version: the operator's own version, shown in conditions.
     resync_s: every resource is reconciled at least this often, whatever the watches say.
     request_timeout_s: limit of one call to the Kubernetes API.
@@ -35,6 +39,7 @@ class OperatorSettings:
 
     namespaces: tuple[str, ...] = ()
     worker_image: str = DEFAULT_WORKER_IMAGE
+    worker_peers: WorkerPeers | None = NAMESPACE_ONLY
     version: str = __version__
     resync_s: float = 600.0
     request_timeout_s: float = 20.0
@@ -56,6 +61,7 @@ def operator_settings(
     return OperatorSettings(
         namespaces=values.namespaces("namespaces"),
         worker_image=values.text("worker_image", DEFAULT_WORKER_IMAGE),
+        worker_peers=values.peers("worker_peers"),
         resync_s=values.number("resync_s", 600.0, 10.0, 86_400.0),
         request_timeout_s=values.number("request_timeout_s", 20.0, 1.0, 300.0),
         probe_port=int(values.number("probe_port", 8081, 0, 65_535)),
@@ -105,6 +111,20 @@ class _Values:
             if len(name) > 63 or not _NAMESPACE.fullmatch(name):
                 raise self._error(setting, name, "give names of namespaces, separated by commas")
         return tuple(dict.fromkeys(names))
+
+    def peers(self, setting: str) -> WorkerPeers | None:
+        text = self.text(setting, "[]")
+        if text == _EVERYBODY:
+            return None
+        try:
+            peers = parse_peers(json.loads(text))
+        except ValueError:
+            peers = None
+        if peers is None:
+            raise self._error(
+                setting, text, f"give a JSON list of NetworkPolicy peers, or {_EVERYBODY}"
+            )
+        return peers
 
     def _error(self, setting: str, value: str, remedy: str) -> SettingsError:
         flag = f"--{setting.replace('_', '-')}"

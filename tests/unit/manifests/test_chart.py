@@ -56,6 +56,18 @@ BRANCHES: dict[str, dict[str, Any]] = {
         "logLevel": "DEBUG",
         "probePort": 8082,
     },
+    "workers_open_to_all": {"workerNetworkPolicy": {"enabled": False}},
+    "workers_open_to_a_gateway": {
+        "workerNetworkPolicy": {
+            "from": [
+                {
+                    "namespaceSelector": {
+                        "matchLabels": {"kubernetes.io/metadata.name": "envoy-gateway-system"}
+                    }
+                }
+            ]
+        }
+    },
     "names": {"nameOverride": "llm", "fullnameOverride": "llm-operator"},
 }
 
@@ -71,12 +83,34 @@ WORKLOAD_RIGHTS = {
     ("", "services"): OWNED,
     ("", "serviceaccounts"): OWNED,
     ("policy", "poddisruptionbudgets"): OWNED,
+    ("autoscaling", "horizontalpodautoscalers"): OWNED,
+    ("networking.k8s.io", "networkpolicies"): OWNED,
+    ("keda.sh", "scaledobjects"): OWNED,
+    ("leaderworkerset.x-k8s.io", "leaderworkersets"): OWNED,
+    ("inference.networking.k8s.io", "inferencepools"): OWNED,
     ("monitoring.coreos.com", "podmonitors"): OWNED,
+    ("monitoring.coreos.com", "prometheusrules"): OWNED,
     ("", "pods"): READ,
     ("", "events"): frozenset({"create", "patch"}),
 }
 LEASE_RIGHTS = {("coordination.k8s.io", "leases"): frozenset({"create", "get", "update", "patch"})}
 DISCOVERY_RIGHTS = {("apiextensions.k8s.io", "customresourcedefinitions"): READ}
+
+OPERATOR_PEER = {
+    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "octavo-system"}},
+    "podSelector": {
+        "matchLabels": {
+            "app.kubernetes.io/component": "operator",
+            "app.kubernetes.io/instance": "octavo",
+            "app.kubernetes.io/name": "octavo",
+        }
+    },
+}
+PROMETHEUS_PEER = {
+    "namespaceSelector": {},
+    "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}},
+}
+COMPACT: dict[str, Any] = {"separators": (",", ":"), "sort_keys": True}
 
 Objects = list[dict[str, Any]]
 
@@ -220,6 +254,7 @@ def test_operator_is_started_with_its_settings(rendered: dict[str, Objects]) -> 
     assert environment(objects) == {
         "OCTAVO_NAMESPACES": "",
         "OCTAVO_WORKER_IMAGE": f"ghcr.io/octavo-serving/octavo-worker:{version}",
+        "OCTAVO_WORKER_PEERS": json.dumps([OPERATOR_PEER, PROMETHEUS_PEER], **COMPACT),
         "OCTAVO_LOG_LEVEL": "INFO",
         "OCTAVO_METRICS_PORT": "8080",
         "OCTAVO_PROBE_PORT": "8081",
@@ -229,6 +264,15 @@ def test_operator_is_started_with_its_settings(rendered: dict[str, Objects]) -> 
 def test_two_operators_never_run_at_a_time(rendered: dict[str, Objects]) -> None:
     spec = the(rendered["defaults"], "Deployment")["spec"]
     assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_workers_are_open_to_whom_the_values_name(rendered: dict[str, Objects]) -> None:
+    def peers(branch: str) -> str:
+        return environment(rendered[branch])["OCTAVO_WORKER_PEERS"]
+
+    assert peers("workers_open_to_all") == "everybody"
+    (gateway,) = BRANCHES["workers_open_to_a_gateway"]["workerNetworkPolicy"]["from"]
+    assert json.loads(peers("workers_open_to_a_gateway")) == [OPERATOR_PEER, gateway]
 
 
 def test_named_namespaces_are_told_to_the_operator(rendered: dict[str, Objects]) -> None:

@@ -297,6 +297,7 @@ def test_minimal_service_is_filled_in_whole() -> None:
             "drainSeconds": 60,
             "paused": False,
             "progressDeadlineSeconds": 1800,
+            "whenNoSpareGPU": "Replace",
         },
         "routing": {"inferencePool": False},
         "monitoring": {"podMonitor": True, "alerts": True},

@@ -13,10 +13,13 @@ from kubernetes_validate import validate
 from inference_services import inference_service
 from octavo_operator.errors import ResourceError
 from octavo_operator.labels import ANNOTATION_APPLIED_HASH, ANNOTATION_POD_TEMPLATE
+from octavo_operator.manifests.kinds import OPTIONAL_KINDS, kind_of
+from octavo_operator.manifests.network_policy import network_policy
 from octavo_operator.manifests.overlay import merge_overlay
 from octavo_operator.manifests.pod_template import pod_template
 from octavo_operator.reconcile.rendering import render_service
 from octavo_operator.resources.inference_service import parse_inference_service
+from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers
 
 GOLDEN = Path(__file__).with_name("golden")
 CASES = ("cpu", "full", "volumes")
@@ -45,7 +48,7 @@ def test_manifests_are_exactly_these(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_manifests_are_valid_kubernetes_objects(case: str) -> None:
     for manifest in rendered(case):
-        if manifest["kind"] != "PodMonitor":
+        if kind_of(manifest) not in OPTIONAL_KINDS:
             validate(manifest, "1.37", strict=True)
 
 
@@ -65,9 +68,34 @@ def test_pods_meet_the_restricted_standard(case: str) -> None:
     allowed = {"emptyDir", "persistentVolumeClaim", "secret", "image"}
     for volume in spec["volumes"]:
         assert volume.keys() - {"name"} <= allowed
-    assert (
-        spec["terminationGracePeriodSeconds"] > worker["lifecycle"]["preStop"]["sleep"]["seconds"]
+
+
+def test_grace_of_a_pod_covers_all_that_its_worker_may_take_to_end() -> None:
+    pod = next(item for item in rendered("full") if item["kind"] == "Deployment")["spec"][
+        "template"
+    ]
+    command = pod["spec"]["containers"][0]["command"]
+    delay_s, drain_s = (
+        int(command[command.index(flag) + 1]) for flag in ("--shutdown-delay", "--shutdown-timeout")
     )
+    assert drain_s == 120
+    assert pod["spec"]["terminationGracePeriodSeconds"] > delay_s + drain_s
+
+
+def test_network_policy_lets_in_whom_the_installer_names() -> None:
+    service = parse_inference_service(inference_service())
+    gateway = {"namespaceSelector": {"matchLabels": {"team": "web"}}}
+    policy = network_policy(service, WorkerPeers((gateway,)))
+    (rule,) = policy["spec"]["ingress"]
+    assert rule["from"] == [{"podSelector": {}}, gateway]
+    assert rule["ports"] == [{"port": "http", "protocol": "TCP"}]
+
+
+def test_pods_of_a_replica_that_spans_nodes_reach_each_other_on_every_port() -> None:
+    spec = inference_service(parallelism={"tensor": 8, "nodes": 2, "pipeline": 2})
+    policy = network_policy(parse_inference_service(spec), NAMESPACE_ONLY)
+    own = {"podSelector": policy["spec"]["podSelector"]}
+    assert policy["spec"]["ingress"][1] == {"from": [own]}
 
 
 def test_rendering_is_repeatable_and_the_hash_follows_the_content() -> None:

@@ -25,6 +25,7 @@ from octavo_operator.manifests.kinds import (
     DEPLOYMENT,
     INFERENCE_SERVICE,
     LORA_ADAPTER,
+    OPTIONAL_KINDS,
     POD_MONITOR,
     SERVICE,
     SERVICE_ACCOUNT,
@@ -103,6 +104,8 @@ async def read_service(store: ObjectStore) -> LiveObject:
 async def children(store: ObjectStore) -> dict[str, LiveObject]:
     found = {}
     for kind in CHILD_KINDS:
+        if kind in OPTIONAL_KINDS - {POD_MONITOR}:
+            continue
         for live in (await store.list_objects(kind, "models", {})).items:
             found[kind.kind] = live
     return found
@@ -130,7 +133,7 @@ async def test_create_makes_all_children_and_reports(kmock: Any, operator: Any) 
     await operator()
 
     async def is_created() -> bool:
-        return len(await children(kmock.store)) == 5 and await is_reported(kmock.store)
+        return len(await children(kmock.store)) == 6 and await is_reported(kmock.store)
 
     await eventually(is_created)
     service = await read_service(kmock.store)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,100 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_services import condition_message, conditions, inference_service
-from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.labels import ANNOTATION_UPGRADE
 from octavo_operator.manifests.kinds import (
-    CHILD_KINDS,
     DEPLOYMENT,
-    INFERENCE_SERVICE,
+    INFERENCE_POOL,
+    POD_DISRUPTION_BUDGET,
     POD_MONITOR,
     PROMETHEUS_RULE,
-    Kind,
+    SERVICE,
+    SERVICE_ACCOUNT,
     kind_of,
 )
 from octavo_operator.reconcile.drift import is_applied
 from octavo_operator.reconcile.observed import LiveObject, Observed
-from octavo_operator.reconcile.plan import Plan, plan
+from octavo_operator.reconcile.plan import plan
 from octavo_operator.reconcile.status import Obstacle
+from planner_world import IMAGE, NOW, World, broken_pod, unschedulable, waiting, worker_of
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
-IMAGE = "worker:1"
-
-
-class World:
-    """A cluster in memory that plans are carried out in, without HTTP, kopf or processes."""
-
-    def __init__(self, resource: dict[str, Any], kinds: frozenset[Kind] = frozenset()) -> None:
-        self.store = ObjectStore(optional_kinds=kinds, seed=1, clock=lambda: NOW)
-        self.kinds = kinds
-        self.resource = resource
-        self.pods: tuple[LiveObject, ...] = ()
-
-    async def observe(self) -> Observed:
-        live = await self.store.apply(self.resource, "user")
-        children: list[LiveObject] = []
-        for kind in CHILD_KINDS:
-            if kind != POD_MONITOR or kind in self.kinds:
-                children += (await self.store.list_objects(kind, "models", {})).items
-        return Observed(live, tuple(children), self.pods, self.kinds)
-
-    async def step(self, image: str = IMAGE, now: datetime = NOW) -> Plan:
-        """Plan once and carry it out."""
-        observed = await self.observe()
-        todo = plan(observed, image, now)
-        for apply in todo.applies:
-            await self.store.apply(apply.manifest, apply.manager)
-        for delete in todo.deletes:
-            await self.store.delete(delete.kind, delete.namespace, delete.name, delete.uid)
-        if todo.status is not None:
-            await self.store.write_status(INFERENCE_SERVICE, "models", "chat", todo.status, None)
-        return todo
-
-    async def settle(self, image: str = IMAGE, now: datetime = NOW) -> LiveObject:
-        """Plan until there is nothing to do; returns the resource."""
-        for _ in range(4):
-            if (await self.step(image, now)).is_empty:
-                return await self.store.get(INFERENCE_SERVICE, "models", "chat")
-        raise AssertionError("the plan does not come to an end")
-
-    async def deployment(self) -> LiveObject:
-        return await self.store.get(DEPLOYMENT, "models", "chat")
-
-    async def report_pods(self, **counts: int) -> None:
-        """Be the Deployment controller: write its status."""
-        live = await self.deployment()
-        status = {"observedGeneration": live["metadata"]["generation"], **counts}
-        await self.store.write_status(DEPLOYMENT, "models", "chat", status, None)
-
-    async def all_ready(self, count: int = 1) -> None:
-        await self.report_pods(
-            replicas=count, updatedReplicas=count, readyReplicas=count, availableReplicas=count
-        )
-
-
-def worker_of(deployment: LiveObject) -> Mapping[str, Any]:
-    containers: list[Mapping[str, Any]] = deployment["spec"]["template"]["spec"]["containers"]
-    return containers[0]
-
-
-def broken_pod(**status: Any) -> LiveObject:
-    return {"metadata": {"name": "chat-1", "namespace": "models"}, "status": status}
-
-
-def waiting(reason: str, /, **last: Any) -> LiveObject:
-    container = {
-        "name": "worker",
-        "image": "worker:1",
-        "state": {"waiting": {"reason": reason, "message": "because"}},
-        "lastState": {"terminated": last} if last else {},
-    }
-    return broken_pod(phase="Running", containerStatuses=[container])
-
-
-def unschedulable(message: str) -> LiveObject:
-    condition = {"type": "PodScheduled", "status": "False", "message": message}
-    return broken_pod(phase="Pending", conditions=[condition])
 
 
 async def test_first_plan_creates_all_and_the_second_nothing() -> None:
@@ -116,6 +40,7 @@ async def test_first_plan_creates_all_and_the_second_nothing() -> None:
         "Service",
         "Deployment",
         "PodDisruptionBudget",
+        "NetworkPolicy",
         "PodMonitor",
     ]
     await world.step()
@@ -129,11 +54,24 @@ async def test_pod_monitor_needs_its_kind() -> None:
     assert "no PodMonitor kind" in condition_message(service, "FeaturesReady")
 
 
-async def test_missing_alerts_are_a_note() -> None:
+async def test_alerts_need_their_kind() -> None:
+    without = await World(inference_service(), frozenset({POD_MONITOR})).settle()
+    assert conditions(without)["FeaturesReady"] == ("True", "AllInEffect")
+    assert "no PrometheusRule kind" in condition_message(without, "FeaturesReady")
     world = World(inference_service(), frozenset({PROMETHEUS_RULE}))
-    service = await world.settle()
-    assert conditions(service)["FeaturesReady"] == ("True", "AllInEffect")
-    assert "no PrometheusRule is created" in condition_message(service, "FeaturesReady")
+    assert "PrometheusRule" not in condition_message(await world.settle(), "FeaturesReady")
+    assert (await world.store.list_objects(PROMETHEUS_RULE, "models", {})).items
+
+
+async def test_inference_pool_is_made_where_its_kind_is_served() -> None:
+    wanted = inference_service(routing={"inferencePool": True})
+    world = World(wanted, frozenset({INFERENCE_POOL}))
+    assert conditions(await world.settle())["FeaturesReady"] == ("True", "AllInEffect")
+    (pool,) = (await world.store.list_objects(INFERENCE_POOL, "models", {})).items
+    assert pool["spec"]["endpointPickerRef"]["name"] == "chat-epp"
+    world.resource = inference_service()
+    await world.settle()
+    assert not (await world.store.list_objects(INFERENCE_POOL, "models", {})).items
 
 
 async def test_resource_being_deleted_is_left_to_the_collector() -> None:
@@ -228,6 +166,7 @@ async def test_no_spare_gpu_during_an_update_says_how_to_go_on() -> None:
     world = World(inference_service())
     await world.settle()
     await world.all_ready()
+    await world.report_pods(replicas=2, updatedReplicas=1, readyReplicas=1, availableReplicas=1)
     world.pods = (unschedulable("0/1 nodes are available: 1 Insufficient nvidia.com/gpu."),)
     service = await world.settle()
     assert conditions(service)["Ready"] == ("True", "Serving")
@@ -481,6 +420,7 @@ _SPECS = st.fixed_dictionaries(
         ),
     }
 )
+DISTURBED = (SERVICE_ACCOUNT, SERVICE, DEPLOYMENT, POD_DISRUPTION_BUDGET, POD_MONITOR)
 _EDITS = st.lists(
     st.tuples(
         st.integers(0, 4), st.sampled_from(["spec", "labels", "hash", "delete", "orphan", "status"])
@@ -492,7 +432,7 @@ _EDITS = st.lists(
 async def _disturb(world: World, edits: list[tuple[int, str]]) -> None:
     """Other people's doings: fields changed, marks removed, objects deleted or orphaned."""
     for index, what in edits:
-        kind = CHILD_KINDS[index]
+        kind = DISTURBED[index]
         found = (await world.store.list_objects(kind, "models", {})).items
         for live in found:
             name = live["metadata"]["name"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from inference_services import inference_service
 from octavo_operator.cli import main
 from octavo_operator.errors import SettingsError
 from octavo_operator.settings import DEFAULT_WORKER_IMAGE, OperatorSettings, operator_settings
+from octavo_operator.worker_peers import WorkerPeers
 
 
 def test_nothing_said_gives_the_defaults() -> None:
@@ -30,6 +32,19 @@ def test_variables_are_those_of_the_chart_and_flags_win() -> None:
     assert settings.worker_image == "worker:3"
     assert settings.log_level == "DEBUG"
     assert (settings.metrics_port, settings.probe_port) == (9000, 0)
+
+
+def test_peers_of_workers_are_network_policy_peers() -> None:
+    peer = {"namespaceSelector": {"matchLabels": {"team": "web"}}}
+    told = operator_settings({"OCTAVO_WORKER_PEERS": json.dumps([peer])})
+    assert told.worker_peers == WorkerPeers((peer,))
+    assert operator_settings({"OCTAVO_WORKER_PEERS": "everybody"}).worker_peers is None
+
+
+@pytest.mark.parametrize("text", ["nobody", "{}", "[{}]", '["a"]', '[{"podSelectors": {}}]'])
+def test_what_is_no_peer_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="JSON list of NetworkPolicy peers"):
+        operator_settings({"OCTAVO_WORKER_PEERS": text})
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from octavo.outputs import TokenLogprobs
+from octavo.pooling_params import PoolingParams
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
 
@@ -35,6 +36,20 @@ class RowAdmission:
     """Where its adapter lies on the device; None: it uses none."""
 
 
+@dataclass(frozen=True, slots=True)
+class PromptReading:
+    """What a row's tokens of one step are read for, beside their keys and values."""
+
+    row: int
+    num_scored: int
+    """Its first so many tokens are each followed by a prompt token that is to be scored."""
+    num_top: int
+    """Alternatives listed with each score."""
+    pooling: PoolingParams | None
+    ends_prompt: bool
+    """Whether its last token of this step is the prompt's last."""
+
+
 @dataclass(slots=True)
 class BatchPlan:
     """One step. Carried out in this order: releases, admissions, new blocks, rows."""
@@ -52,6 +67,8 @@ class BatchPlan:
     samples: list[bool] = field(default_factory=list)
     """Whether the row's last token of this step is followed by a draw."""
     num_decodes: int = 0
+    readings: list[PromptReading] = field(default_factory=list)
+    """Of the few rows whose prompt is asked about."""
     requests: list[Request] = field(default_factory=list)
     """Who stood in each row when planned; for :meth:`Scheduler.commit`, not for the runner."""
 
@@ -61,12 +78,24 @@ class BatchPlan:
 
 
 @dataclass(slots=True)
+class PromptRead:
+    """What came of a :class:`PromptReading`."""
+
+    logprobs: list[TokenLogprobs]
+    """Of the tokens that follow the scored ones."""
+    embedding: bytes | None = None
+    """float32, where pooling was asked for and the prompt has ended."""
+
+
+@dataclass(slots=True)
 class StepResult:
     """What a step drew, in the order of the plan's sampling rows."""
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None] | None = None
     """None when no row asked for any."""
+    prompts: list[PromptRead] = field(default_factory=list)
+    """One for each of the plan's readings."""
 
 
 class StepHandle(Protocol):
@@ -81,6 +110,12 @@ class Runner(Protocol):
 
     def execute(self, plan: BatchPlan) -> StepHandle:
         """Start a step; returns as soon as the device has its work."""
+
+    def prepare_next(self) -> bool:
+        """Use an idle moment: do one bounded piece of work that later steps profit from.
+
+        False when nothing is left to prepare. Only while no step is under way.
+        """
 
     def close(self) -> None:
         """Release device memory."""

@@ -47,8 +47,14 @@ class EngineConfig:
     """Most requests running at once; None: 256 on CUDA, 64 on the CPU."""
     max_num_batched_tokens: int | None = None
     """Token budget of one step; None: 8192 on CUDA, 1024 on the CPU."""
+    max_num_batched_tokens_while_decoding: int | None = None
+    """The budget, decodes included, of a step in which some request decodes: each of them waits
+    for the whole step. None: 2048 on CUDA, or fewer where so many take long (measured at start);
+    the same as max_num_batched_tokens on the CPU."""
     max_num_waiting: int = 4096
     """Requests that may wait; the next one is refused with HTTP 429."""
+    max_queue_tokens: int = 4 * 1024 * 1024
+    """Prompt tokens that may wait, all requests together; the next is refused with HTTP 429."""
     block_size: int = 16
     """Tokens in one block of the KV cache."""
     gpu_memory_utilization: float = 0.9
@@ -88,9 +94,16 @@ class EngineConfig:
         self._check_choice("dtype", self.dtype, DTYPES)
         self._check_choice("device", self.device, DEVICES)
         self._check_choice("kernels", self.kernels, KERNELS)
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads"):
+        for name in (
+            "max_model_len",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_num_batched_tokens_while_decoding",
+            "num_threads",
+        ):
             self._check_at_least_one(name, getattr(self, name))
         self._check_at_least_one("max_num_waiting", self.max_num_waiting)
+        self._check_at_least_one("max_queue_tokens", self.max_queue_tokens)
         self._check_at_least_one("kv_cache_memory_bytes", self.kv_cache_memory_bytes)
         self._check_at_least_one("max_loras", self.max_loras)
         self._check_adapters()
@@ -143,10 +156,13 @@ class SchedulerConfig:
     block_size: int
     num_blocks: int
     enable_prefix_caching: bool
+    max_queue_tokens: int = 4 * 1024 * 1024
     max_tokens_in_flight: int = 1
     """Steps planned ahead of the one whose result is known; 0: none (CPU)."""
     num_adapter_slots: int = 0
     """Adapters on the device at once; 0: none are taken."""
+    max_num_batched_tokens_while_decoding: int | None = None
+    """The token budget of a step in which some request decodes; None: the same as any other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +179,9 @@ class ServerConfig:
     """A file that replaces the model's own chat template."""
     shutdown_timeout_s: float = 30.0
     """How long open requests may run on after SIGTERM."""
+    shutdown_delay_s: float = 0.0
+    """How long new requests are still taken after SIGTERM, each on its last connection: while a
+    load balancer learns that this server leaves, it goes on sending."""
     max_body_bytes: int = 10 * 1024 * 1024
     """Larger request bodies are refused with HTTP 413."""
     log_requests: bool = False

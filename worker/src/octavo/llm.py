@@ -47,8 +47,8 @@ class LLM:
     def __init__(self, model: str, **options: Any) -> None:
         config = EngineConfig(model=model, **options)
         self._engine = build_engine(config)
-        self._intake = Intake(self._engine.info, config.seed)
         self._tokenizer = self._engine.open_tokenizer()
+        self._intake = Intake(self._engine.info, config.seed, self._tokenizer)
         self._chat_template: ChatTemplate | None = None
         self._ids = itertools.count()
         self._adapters: dict[str, tuple[str, AdapterGeneration]] = {}
@@ -72,6 +72,11 @@ class LLM:
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix, for measurements that must not profit from it."""
         self._engine.core.reset_prefix_cache()
+
+    def prepare(self) -> None:
+        """Capture all the usual steps now, which a server does when idle; for measurements."""
+        while self._engine.core.prepare_next():
+            pass
 
     def check_integrity(self) -> None:
         """Assert that no block, row or request was lost; for tests."""
@@ -172,7 +177,9 @@ class _OfflineBatch:
         for prompt, one, adapter in zip(prompts, params, adapters, strict=True):
             text, ids = self._tokens(prompt)
             request_id = str(next(llm._ids))
-            specs = llm._intake.prepare(request_id, ids, one, adapter=adapter)
+            specs = llm._intake.prepare(
+                request_id, ids, llm._intake.spell_bad_words(one), adapter=adapter
+            )
             output = RequestOutput(request_id, text, ids)
             self._outputs.append(output)
             self._specs.append(specs)
@@ -249,6 +256,8 @@ class _OfflineBatch:
         choice.token_ids += piece.token_ids
         if piece.logprobs is not None:
             choice.logprobs = (choice.logprobs or []) + piece.logprobs
+        if piece.prompt_logprobs is not None:
+            output.prompt_logprobs = [None, *piece.prompt_logprobs]
         output.num_cached_tokens = max(output.num_cached_tokens, update.num_cached_tokens)
         choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
         if piece.finish_reason is not None and update.finish_reason is None:

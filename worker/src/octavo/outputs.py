@@ -29,6 +29,20 @@ class RequestTimings(msgspec.Struct, frozen=True, array_like=True):
     """From its first token to its last."""
 
 
+class RequestState(msgspec.Struct, frozen=True, array_like=True):
+    """Where one open request stands in the engine."""
+
+    request_id: str
+    state: str
+    """waiting, prefill, decode or preempted."""
+    timings: RequestTimings
+    """So far."""
+    num_output_tokens: int
+    num_computed_tokens: int
+    num_blocks: int
+    num_preemptions: int
+
+
 class RequestUpdate(msgspec.Struct, array_like=True):
     """What one step did for one request; crosses the process wall."""
 
@@ -44,6 +58,11 @@ class RequestUpdate(msgspec.Struct, array_like=True):
     """With finish_reason ``error``: what went wrong."""
     timings: RequestTimings | None = None
     """On the last update."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of the prompt's tokens from the second on, on the first update, if they were asked for."""
+    embedding: bytes | None = None
+    """The pooled prompt, float32 in the machine's byte order, on the only update of a request
+    that asked for it."""
 
 
 class AdapterStats(msgspec.Struct, kw_only=True):
@@ -68,6 +87,10 @@ class EngineStats(msgspec.Struct, kw_only=True):
 
     num_running: int = 0
     num_waiting: int = 0
+    num_deferred: int = 0
+    """Those of the waiting whose tenant runs as many as it may."""
+    num_waiting_tokens: int = 0
+    """Prompt tokens of the waiting."""
     num_blocks: int = 0
     """KV blocks there are."""
     num_owned_blocks: int = 0
@@ -77,6 +100,11 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_steps: int = 0
     step_seconds: float = 0.0
     """Time spent in steps, all together."""
+    scheduler_step_counts: list[int] = []
+    """How many steps' scheduling fell into each of :data:`SCHEDULER_STEP_BUCKETS`, and one more
+    for the rest."""
+    scheduler_seconds: float = 0.0
+    """Time spent on deciding, all steps together."""
     prompt_tokens: int = 0
     """Prompt tokens of admitted requests, cached ones included."""
     cached_prompt_tokens: int = 0
@@ -90,13 +118,21 @@ class EngineStats(msgspec.Struct, kw_only=True):
     step_token_sum: int = 0
     """Tokens computed by all steps."""
     last_progress_age_s: float = 0.0
-    """Time since a step ended while there is work; 0 when idle."""
+    """How long the engine has said nothing though there is work; 0 when idle."""
+    is_late: bool = False
+    """Whether that is longer than what it is doing should take."""
     adapters: AdapterStats | None = None
     """None where none are taken."""
 
 
 STEP_TOKEN_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 """Upper bounds (inclusive) for the tokens of one step; vLLM's."""
+# fmt: off
+SCHEDULER_STEP_BUCKETS = (
+    2.5e-5, 5e-5, 1e-4, 1.5e-4, 2e-4, 3e-4, 5e-4, 7.5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2, 0.25,
+)
+# fmt: on
+"""Upper bounds (inclusive) for the seconds that deciding takes in one step."""
 
 
 @dataclass(slots=True)
@@ -121,6 +157,10 @@ class GenerationEvent:
     """The prompt as the engine sees it, on the first event of a request."""
     timings: RequestTimings | None = None
     """On the last event of a choice."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of the prompt's tokens from the second on, on the first event of a prompt's first choice."""
+    embedding: bytes | None = None
+    """See :class:`RequestUpdate`."""
 
     def api_finish(self) -> tuple[str | None, int | str | None]:
         """finish_reason and stop_reason as clients of the API know them: OpenAI has no word for
@@ -141,6 +181,8 @@ class GenerationEvent:
         self.num_cached_tokens = later.num_cached_tokens or self.num_cached_tokens
         self.num_prompt_tokens = later.num_prompt_tokens or self.num_prompt_tokens
         self.prompt_token_ids = self.prompt_token_ids or later.prompt_token_ids
+        self.prompt_logprobs = self.prompt_logprobs or later.prompt_logprobs
+        self.embedding = self.embedding or later.embedding
 
 
 @dataclass(slots=True)
@@ -165,3 +207,5 @@ class RequestOutput:
     outputs: list[CompletionOutput] = field(default_factory=list)
     num_cached_tokens: int = 0
     finished: bool = True
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    """One for each token of the prompt, None for the first; None if not asked for."""

@@ -17,6 +17,10 @@ from __future__ import annotations
 import enum
 import math
 
+import msgspec
+
+from octavo.outputs import TokenLogprobs
+from octavo.pooling_params import PoolingParams
 from octavo.sampling_params import SamplingParams
 
 
@@ -47,6 +51,18 @@ _ALLOWED = {
 }
 
 
+class Tenant(msgspec.Struct, frozen=True, array_like=True):
+    """On whose behalf a request runs: an API key's name, and what it may have at once."""
+
+    name: str = ""
+    """Empty: everyone, where no keys are asked for."""
+    max_running: int | None = None
+    max_queued: int | None = None
+
+
+EVERYONE = Tenant()
+
+
 class Request:
     """The engine's record of one request. Mutated by the scheduler alone."""
 
@@ -58,26 +74,32 @@ class Request:
         "block_ids",
         "cache_key",
         "deadline_s",
+        "embedding",
         "eos_token_ids",
         "finish_reason",
         "first_scheduled_s",
         "first_token_s",
         "id",
+        "is_follower",
         "leader",
         "max_total_tokens",
         "num_cached_tokens",
+        "num_charged_outputs",
         "num_computed_tokens",
         "num_in_flight",
         "num_preemptions",
         "num_prompt_tokens",
         "order",
         "params",
+        "pooling",
         "priority",
+        "prompt_logprobs",
         "row",
         "seed",
         "status",
         "stop_reason",
         "stop_token_ids",
+        "tenant",
         "token_ids",
     )
 
@@ -96,6 +118,8 @@ class Request:
         cache_key: bytes | None = None,
         block_hashes: list[bytes] | None = None,
         leader: Request | None = None,
+        tenant: Tenant = EVERYONE,
+        pooling: PoolingParams | None = None,
         adapter_id: int | None = None,
     ) -> None:
         self.id = id
@@ -117,6 +141,10 @@ class Request:
         """Hash of each full block known so far; the prompt's come with the request."""
         self.leader = leader
         """For n > 1: the sibling that computes the prompt; this one waits for its blocks."""
+        self.is_follower = leader is not None
+        self.tenant = tenant
+        self.pooling = pooling
+        """How the prompt becomes a vector; None: it does not."""
         self.adapter_id = adapter_id
         """The generation of the adapter it runs with; None: the base model."""
         self.adapter_slot: int | None = None
@@ -131,6 +159,8 @@ class Request:
         """Tokens whose keys and values are in the cache, or will be after the planned steps."""
         self.num_cached_tokens = 0
         """Prompt tokens found in the prefix cache when first admitted."""
+        self.num_charged_outputs = 0.0
+        """Output tokens its tenant was charged for when it started."""
         self.block_ids: list[int] = []
         self.row: int | None = None
         self.status = RequestStatus.WAITING
@@ -142,6 +172,12 @@ class Request:
         """When the host knew its first output token."""
         self.max_total_tokens = self.num_prompt_tokens
         """Prompt and outputs together at which it ends; the scheduler sets it on arrival."""
+        self.prompt_logprobs: list[TokenLogprobs] | None = None
+        """Those of the prompt tokens computed so far; None: not wanted, or told already."""
+        if params.prompt_logprobs is not None:
+            self.prompt_logprobs = []
+        self.embedding: bytes | None = None
+        """The pooled prompt, once it is computed."""
         self.order: tuple[int, float, float, int] = (priority, math.inf, arrival_s, 0)
         """Who goes first: (priority, deadline, arrival, serial number), the least of them."""
 
@@ -154,6 +190,18 @@ class Request:
     def num_tokens(self) -> int:
         """Prompt and generated tokens, those in flight included."""
         return len(self.token_ids) + self.num_in_flight
+
+    @property
+    def is_prompt_only(self) -> bool:
+        """Whether it ends when its prompt is computed: nothing is drawn."""
+        return self.params.max_tokens == 0
+
+    @property
+    def reads_whole_prompt(self) -> bool:
+        """Whether hidden states are needed at every position, so that no prefix can be skipped."""
+        if self.prompt_logprobs is not None:
+            return True
+        return self.pooling is not None and self.pooling.reads_whole_prompt
 
     @property
     def is_finished(self) -> bool:

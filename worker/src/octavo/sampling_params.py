@@ -56,13 +56,23 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     """Whether to generate past the model's end-of-text token."""
     max_tokens: int | None = 16
-    """Most tokens to generate; None: as many as the context holds."""
+    """Most tokens to generate; None: as many as the context holds; 0: only read the prompt."""
     min_tokens: int = 0
     """Tokens before which no end-of-text or stop token is drawn."""
     logprobs: int | None = None
     """Alternatives to report at each token; 0: the chosen one only; None: nothing."""
+    prompt_logprobs: int | None = None
+    """The same at each token of the prompt but the first, which nothing precedes."""
     logit_bias: Mapping[int, float] = {}
     """Added to the logits of these token ids."""
+    allowed_token_ids: Sequence[int] = ()
+    """The only token ids that may be drawn; empty: all. Stored as a tuple."""
+    bad_words: Sequence[str] = ()
+    """Words that are not generated, at the beginning of a word or within one. Only the token that
+    would complete a word's encoding is barred. Stored as a tuple."""
+    bad_word_token_ids: Sequence[Sequence[int]] = ()
+    """Sequences of token ids that are not generated. Intake adds those of ``bad_words``. Stored
+    as a tuple of tuples."""
     skip_special_tokens: bool = True
     """Whether special tokens are left out of the text."""
     include_stop_str_in_output: bool = False
@@ -105,8 +115,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         stop: object = self.stop
         stop = (stop,) if isinstance(stop, str) else _as_tuple("stop", stop)
         msgspec.structs.force_setattr(self, "stop", stop)
-        ids = _as_tuple("stop_token_ids", self.stop_token_ids)
-        msgspec.structs.force_setattr(self, "stop_token_ids", ids)
+        for name in ("stop_token_ids", "allowed_token_ids", "bad_words"):
+            msgspec.structs.force_setattr(self, name, _as_tuple(name, getattr(self, name)))
+        sequences = _as_tuple("bad_word_token_ids", self.bad_word_token_ids)
+        sequences = tuple(_as_tuple("bad_word_token_ids", one) for one in sequences)
+        msgspec.structs.force_setattr(self, "bad_word_token_ids", sequences)
         bias: object = self.logit_bias
         if bias is None:
             msgspec.structs.force_setattr(self, "logit_bias", {})
@@ -141,7 +154,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     def _check_lengths(self) -> None:
         if self.max_tokens is not None:
-            _check_integer("max_tokens", self.max_tokens, 1, None, "leave it out for the default")
+            _check_integer("max_tokens", self.max_tokens, 0, None, "leave it out for the default")
         _check_integer(
             "min_tokens", self.min_tokens, 0, self.max_tokens, "the upper limit is max_tokens"
         )
@@ -165,13 +178,35 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             _check_integer("stop_token_ids", token_id, 0, None, "list token ids of the model")
 
     def _check_logits(self) -> None:
-        if self.logprobs is not None:
-            _check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS, "ask for fewer")
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), 0, MAX_LOGPROBS, "ask for fewer")
+        for token_id in self.allowed_token_ids:
+            _check_integer("allowed_token_ids", token_id, 0, None, "list token ids of the model")
+        self._check_bad_words()
         for token_id, bias in self.logit_bias.items():
             _check_integer("logit_bias", token_id, 0, None, "its keys are token ids")
             _check_number(
                 "logit_bias", bias, -MAX_ABS_LOGIT_BIAS, MAX_ABS_LOGIT_BIAS, "use a smaller bias"
             )
+
+    def _check_bad_words(self) -> None:
+        words: tuple[object, ...] = tuple(self.bad_words)
+        for word in words:
+            if not isinstance(word, str) or not word.strip():
+                raise InvalidRequestError(
+                    f"bad_words holds {word!r}; every word must be a string with a character "
+                    "that is no space. Leave it out to bar nothing.",
+                    "bad_words",
+                )
+        for sequence in self.bad_word_token_ids:
+            if not sequence:
+                raise InvalidRequestError(
+                    "bad_word_token_ids holds an empty list; each must have a token id.",
+                    "bad_word_token_ids",
+                )
+            for token_id in sequence:
+                _check_integer("bad_word_token_ids", token_id, 0, None, "list the model's ids")
 
 
 def _as_tuple(param: str, value: object) -> tuple[object, ...]:

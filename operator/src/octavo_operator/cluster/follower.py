@@ -15,6 +15,8 @@ from octavo_operator.cluster.reconciler import Reconciler
 from octavo_operator.cluster.work_queue import WorkQueue
 from octavo_operator.errors import ClusterError
 from octavo_operator.manifests.kinds import INFERENCE_SERVICE
+from octavo_operator.worker_client import WorkerClient
+from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ class Follower:
         default_image: str,
         resync_s: float,
         *,
+        worker_peers: WorkerPeers | None = NAMESPACE_ONLY,
+        workers: WorkerClient | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_done: Callable[[float, ClusterError | None], None] = lambda seconds, error: None,
     ) -> None:
@@ -39,7 +43,13 @@ class Follower:
         self._resync_s = resync_s
         self.index = ChildIndex(cluster, namespaces, self._poke)
         self.reconciler = Reconciler(
-            cluster, self.index, default_image, clock=clock, on_done=on_done
+            cluster,
+            self.index,
+            default_image,
+            worker_peers=worker_peers,
+            workers=workers,
+            clock=clock,
+            on_done=on_done,
         )
         self.queue = WorkQueue(self.reconciler.reconcile)
 

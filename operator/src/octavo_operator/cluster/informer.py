@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from octavo_operator.cluster.interface import Cluster, EventType
-from octavo_operator.errors import ClusterError, GoneError, NotFoundError
+from octavo_operator.errors import ClusterError, ForbiddenError, GoneError, NotFoundError
 from octavo_operator.labels import LABEL_SERVICE
-from octavo_operator.manifests.kinds import Kind
+from octavo_operator.manifests.kinds import OPTIONAL_KINDS, Kind
 from octavo_operator.reconcile.observed import LiveObject
 
 logger = logging.getLogger(__name__)
@@ -80,13 +80,26 @@ class Informer:
                 self._forget_all()
                 self.listed.set()
                 await asyncio.sleep(ABSENT_KIND_PAUSE_S)
+            except ForbiddenError as error:
+                if self.kind not in OPTIONAL_KINDS:
+                    await self._pause(error, pause_s)
+                    pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+                    continue
+                # A cluster that has the kind, and a role made before it came: do without.
+                logger.warning("%s; %s is not used", error, self.kind.plural)
+                self._forget_all()
+                self.listed.set()
+                await asyncio.sleep(ABSENT_KIND_PAUSE_S)
             except GoneError as error:
                 logger.info("%s; listing again", error)
             except ClusterError as error:
-                wait_s = max(error.retry_after_s or 0.0, pause_s)
-                logger.warning("%s; trying again in %.0f s", error, wait_s)
-                await asyncio.sleep(wait_s)
+                await self._pause(error, pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    async def _pause(self, error: ClusterError, pause_s: float) -> None:
+        wait_s = max(error.retry_after_s or 0.0, pause_s)
+        logger.warning("%s; trying again in %.0f s", error, wait_s)
+        await asyncio.sleep(wait_s)
 
     async def _list(self) -> str:
         listed = await self._cluster.list_objects(self.kind, self._namespace, self._labels)

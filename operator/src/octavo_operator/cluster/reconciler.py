@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
 from octavo_operator.cluster.child_index import ChildIndex
 from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.cluster.interface import Cluster
+from octavo_operator.cluster.startup_reports import StartupReports
 from octavo_operator.errors import (
     ClusterError,
     ConflictError,
@@ -27,6 +28,8 @@ from octavo_operator.manifests.kinds import INFERENCE_SERVICE, Kind, kind_of
 from octavo_operator.reconcile.observed import LiveObject, Observed
 from octavo_operator.reconcile.plan import Apply, Plan, plan
 from octavo_operator.reconcile.status import Obstacle
+from octavo_operator.worker_client import WorkerClient
+from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +38,8 @@ MAX_ATTEMPTS: Final = 3
 
 
 class Reconciler:
-    """`on_done` is told the seconds each pass took and its error, None for success."""
+    """`workers` is how workers are asked about their start, None for not at all; `on_done` is told
+    the seconds each pass took and its error, None for success."""
 
     def __init__(
         self,
@@ -43,12 +47,16 @@ class Reconciler:
         index: ChildIndex,
         default_image: str,
         *,
+        worker_peers: WorkerPeers | None = NAMESPACE_ONLY,
+        workers: WorkerClient | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_done: Callable[[float, ClusterError | None], None] = lambda seconds, error: None,
     ) -> None:
         self._cluster = cluster
         self._index = index
         self._default_image = default_image
+        self._worker_peers = worker_peers
+        self._reports = StartupReports(workers) if workers is not None else None
         self._clock = clock
         self._on_done = on_done
         self._locks: dict[ServiceKey, asyncio.Lock] = {}
@@ -93,12 +101,14 @@ class Reconciler:
     async def _pass(self, service: ServiceKey, resource: LiveObject) -> None:
         if self._served_kinds is None:
             await self.refresh_served_kinds()
-        first = self._plan(service, resource, None)
+        pods = self._index.pods_of(service)
+        phases_s = await self._reports.of(pods) if self._reports is not None else {}
+        first = self._plan(service, resource, phases_s, None)
         failure = await self._write(service, resource, first)
         status = first.status
         if first.applies or first.deletes:
             obstacle = _obstacle(failure) if failure is not None else None
-            status = self._plan(service, resource, obstacle).status
+            status = self._plan(service, resource, phases_s, obstacle).status
         if status is not None:
             await self._cluster.write_status(
                 INFERENCE_SERVICE, *service, status, resource["metadata"]["resourceVersion"]
@@ -107,12 +117,20 @@ class Reconciler:
             # A right or a quota may be granted without any change that we would be told of.
             raise failure
 
-    def _plan(self, service: ServiceKey, resource: LiveObject, obstacle: Obstacle | None) -> Plan:
+    def _plan(
+        self,
+        service: ServiceKey,
+        resource: LiveObject,
+        phases_s: Mapping[str, Mapping[str, float]],
+        obstacle: Obstacle | None,
+    ) -> Plan:
         observed = Observed(
             resource=resource,
             children=self._index.children_of(service),
             pods=self._index.pods_of(service),
             served_kinds=self._served_kinds or frozenset(),
+            worker_peers=self._worker_peers,
+            startup_phases_s=phases_s,
         )
         return plan(observed, self._default_image, self._clock(), obstacle)
 

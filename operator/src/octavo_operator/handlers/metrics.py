@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
@@ -11,9 +13,15 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from octavo_operator.errors import ClusterError, SettingsError
+from octavo_operator.labels import LABEL_SERVICE, WORKER_CONTAINER
 from octavo_operator.reconcile.observed import LiveObject
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+_SERVICE_LABELS: Final = ("inferenceservice_namespace", "inferenceservice")
+"""Named so that they do not clash with the labels Prometheus gives to a target."""
+
+POD_STATES: Final = ("pending", "starting", "ready", "stopping", "crashing", "failed")
 
 
 class OperatorMetrics:
@@ -40,9 +48,17 @@ class OperatorMetrics:
         if error is not None:
             self._errors.labels(type(error).__name__).inc()
 
-    def watch_pods(self, pods: Callable[[], Iterable[LiveObject]]) -> None:
-        """Export the number of worker pods by state, counted when asked."""
-        self.registry.register(_PodStates(pods))
+    def watch_pods(
+        self,
+        pods: Callable[[], Iterable[LiveObject]],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Export the worker pods of each InferenceService by state, counted when asked."""
+        self.registry.register(_ServicePods(pods, clock))
+
+    def watch_adapters(self, adapters: Callable[[], Iterable[LiveObject]]) -> None:
+        """Export on how many pods each LoRAAdapter is wanted, loaded and failed."""
+        self.registry.register(_AdapterPods(adapters))
 
     def serve(self, port: int) -> WSGIServer:
         """Answer on `port` from a thread until closed; SettingsError when it is taken."""
@@ -56,26 +72,111 @@ class OperatorMetrics:
         return server
 
 
-class _PodStates(Collector):
-    def __init__(self, pods: Callable[[], Iterable[LiveObject]]) -> None:
+class _ServicePods(Collector):
+    """Pods by InferenceService and state, and how long the slowest start has lasted."""
+
+    def __init__(
+        self, pods: Callable[[], Iterable[LiveObject]], clock: Callable[[], datetime]
+    ) -> None:
         self._pods = pods
+        self._clock = clock
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        tally = Tally(_state(pod) for pod in list(self._pods()))
-        gauge = GaugeMetricFamily("octavo_operator_pods", "Worker pods by state.", labels=["state"])
-        for state in ("pending", "starting", "ready", "stopping", "failed"):
-            gauge.add_metric([state], tally[state])
+        counts = GaugeMetricFamily(
+            "octavo_operator_service_pods",
+            "Worker pods by InferenceService and state.",
+            labels=[*_SERVICE_LABELS, "state"],
+        )
+        starts = GaugeMetricFamily(
+            "octavo_operator_service_longest_start_seconds",
+            "How long the pod that has been starting longest has taken so far; 0 when none is.",
+            labels=_SERVICE_LABELS,
+        )
+        by_service: dict[tuple[str, str], list[LiveObject]] = {}
+        for pod in list(self._pods()):
+            by_service.setdefault(_service_of(pod), []).append(pod)
+        for service, pods in sorted(by_service.items()):
+            tally = Tally(pod_state(pod) for pod in pods)
+            for state in POD_STATES:
+                counts.add_metric([*service, state], tally[state])
+            starts.add_metric(service, max(start_seconds(pod, self._clock()) for pod in pods))
+        yield counts
+        yield starts
+
+
+class _AdapterPods(Collector):
+    """What the status of each LoRAAdapter says of its pods."""
+
+    def __init__(self, adapters: Callable[[], Iterable[LiveObject]]) -> None:
+        self._adapters = adapters
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        gauge = GaugeMetricFamily(
+            "octavo_operator_adapter_pods",
+            "Pods that should hold a LoRAAdapter, do, or failed to load it.",
+            labels=[*_SERVICE_LABELS, "loraadapter", "state"],
+        )
+        for adapter in list(self._adapters()):
+            status = adapter.get("status") or {}
+            metadata = adapter["metadata"]
+            service = adapter["spec"]["serviceRef"]["name"]
+            for state in ("desired", "loaded", "failed"):
+                labels = [metadata["namespace"], service, metadata["name"], state]
+                gauge.add_metric(labels, status.get(state) or 0)
         yield gauge
 
 
-def _state(pod: LiveObject) -> str:
+def pod_state(pod: LiveObject) -> str:
+    """One of POD_STATES. Crashing: ended with an error since it was last ready."""
     status = pod.get("status") or {}
     if pod["metadata"].get("deletionTimestamp"):
         return "stopping"
     if status.get("phase") == "Failed":
         return "failed"
-    if status.get("phase") != "Running":
-        return "pending"
     conditions = status.get("conditions") or ()
-    is_ready = any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
-    return "ready" if is_ready else "starting"
+    if any(item["type"] == "Ready" and item["status"] == "True" for item in conditions):
+        return "ready"
+    if any(_has_crashed(container) for container in _containers(pod)):
+        return "crashing"
+    return "starting" if status.get("phase") == "Running" else "pending"
+
+
+def start_seconds(pod: LiveObject, now: datetime) -> float:
+    """Seconds since this start of a pod began; 0 for one that is ready, stopping or was ready."""
+    if pod_state(pod) not in ("pending", "starting", "crashing"):
+        return 0.0
+    worker = next(
+        (item for item in _containers(pod) if item.get("name") == WORKER_CONTAINER),
+        {},
+    )
+    if worker.get("started"):
+        return 0.0
+    begun = pod["metadata"].get("creationTimestamp")
+    if worker.get("restartCount"):
+        begun = ((worker.get("state") or {}).get("running") or {}).get("startedAt")
+    if begun is None:
+        return 0.0
+    return max(0.0, (now - datetime.fromisoformat(begun)).total_seconds())
+
+
+def _containers(pod: LiveObject) -> tuple[Mapping[str, Any], ...]:
+    status = pod.get("status") or {}
+    return (
+        *(status.get("initContainerStatuses") or ()),
+        *(status.get("containerStatuses") or ()),
+    )
+
+
+def _has_crashed(container: Mapping[str, Any]) -> bool:
+    if container.get("started"):
+        return False
+    for state in (container.get("state") or {}, container.get("lastState") or {}):
+        if (state.get("terminated") or {}).get("exitCode", 0) != 0:
+            return True
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    return waiting.get("reason") == "CrashLoopBackOff"
+
+
+def _service_of(pod: LiveObject) -> tuple[str, str]:
+    metadata = pod["metadata"]
+    return metadata["namespace"], (metadata.get("labels") or {}).get(LABEL_SERVICE, "")

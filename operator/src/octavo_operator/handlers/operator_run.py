@@ -14,7 +14,6 @@ import kopf
 from octavo_operator.cluster.adapter_reporter import AdapterReporter
 from octavo_operator.cluster.follower import Follower
 from octavo_operator.cluster.informer import ServiceKey
-from octavo_operator.cluster.interface import Cluster
 from octavo_operator.cluster.kubernetes_api import KubernetesApi
 from octavo_operator.cluster.work_queue import WorkQueue
 from octavo_operator.handlers.events import register_events
@@ -23,6 +22,7 @@ from octavo_operator.handlers.kopf_thread import run_kopf
 from octavo_operator.handlers.liveness import register_liveness
 from octavo_operator.handlers.metrics import OperatorMetrics
 from octavo_operator.settings import OperatorSettings
+from octavo_operator.worker_client import WorkerClient
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +39,24 @@ async def run_operator(
             settings.namespaces,
             settings.worker_image,
             settings.resync_s,
+            worker_peers=settings.worker_peers,
+            workers=WorkerClient(),
             on_done=metrics.note_reconcile,
         )
         metrics.watch_pods(follower.index.all_pods)
-        await _run_until_first_ends(cluster, follower, settings, stop_flag or asyncio.Event())
+        reporter = AdapterReporter(cluster)
+        metrics.watch_adapters(reporter.all_adapters)
+        await _run_until_first_ends(follower, reporter, settings, stop_flag or asyncio.Event())
 
 
 async def _run_until_first_ends(
-    cluster: Cluster, follower: Follower, settings: OperatorSettings, stop_flag: asyncio.Event
+    follower: Follower,
+    reporter: AdapterReporter,
+    settings: OperatorSettings,
+    stop_flag: asyncio.Event,
 ) -> None:
     """kopf, our own informers and our queues live and die together."""
-    adapters = WorkQueue(AdapterReporter(cluster).report, workers=1)
+    adapters = WorkQueue(reporter.report, workers=1)
     registry = kopf.OperatorRegistry()
     register_login(registry)
     loop = asyncio.get_running_loop()

@@ -1,13 +1,15 @@
 """The Deployment controller of this machine: pods with the latest template, replaced gently.
 
-Follows `maxSurge` and `maxUnavailable` as Kubernetes does. Pods belong to the Deployment itself:
-there are no ReplicaSets, since nothing here rolls back by them.
+Follows `maxSurge`, `maxUnavailable` and the progress deadline as Kubernetes does. Pods belong to
+the Deployment itself: there are no ReplicaSets, since nothing here rolls back by them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +21,8 @@ from octavo_operator.manifests.kinds import DEPLOYMENT, POD, Kind
 from octavo_operator.reconcile.observed import LiveObject
 
 TEMPLATE_HASH_LABEL: Final = "pod-template-hash"
+DEFAULT_PROGRESS_DEADLINE_S: Final = 600
+DEADLINE_POLL_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +69,66 @@ def template_hash(deployment: LiveObject) -> str:
     return manifest_digest(deployment["spec"]["template"])[:10]
 
 
-class DeploymentController:
-    """Carries out `next_step` for every Deployment in the store."""
+@dataclass(frozen=True, slots=True)
+class RolloutProgress:
+    """How far a rollout was at `since_s` of a monotonic clock, when it last moved."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    counts: tuple[object, ...]
+    since_s: float
+
+    def moved_to(self, counts: tuple[object, ...], now_s: float) -> RolloutProgress:
+        return self if counts == self.counts else RolloutProgress(counts, now_s)
+
+
+def rollout_counts(deployment: LiveObject, pods: tuple[LiveObject, ...]) -> dict[str, int]:
+    """The numbers in the status of a Deployment."""
+    latest = template_hash(deployment)
+    alive = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    ready = sum(map(is_ready_pod, alive))
+    return {
+        "replicas": len(alive),
+        "updatedReplicas": sum(
+            pod["metadata"]["labels"][TEMPLATE_HASH_LABEL] == latest for pod in alive
+        ),
+        "readyReplicas": ready,
+        "availableReplicas": ready,
+    }
+
+
+def progress_condition(
+    deployment: LiveObject, counts: dict[str, int], waited_s: float
+) -> dict[str, str]:
+    """The condition Progressing, for a rollout that has not moved for `waited_s`."""
+    spec = deployment["spec"]
+    if set(counts.values()) == {spec.get("replicas", 1)}:
+        return {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}
+    if spec.get("paused"):
+        return {"type": "Progressing", "status": "Unknown", "reason": "DeploymentPaused"}
+    before = (deployment.get("status") or {}).get("conditions") or ()
+    # A pod that is lost after the rollout does not begin it anew.
+    is_done = any(item.get("reason") == "NewReplicaSetAvailable" for item in before)
+    if is_done and counts["updatedReplicas"] == counts["replicas"]:
+        return {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}
+    limit_s = spec.get("progressDeadlineSeconds", DEFAULT_PROGRESS_DEADLINE_S)
+    if waited_s > limit_s:
+        name = deployment["metadata"]["name"]
+        return {
+            "type": "Progressing",
+            "status": "False",
+            "reason": "ProgressDeadlineExceeded",
+            "message": f"Deployment {name} has made no progress for {limit_s} s",
+        }
+    return {"type": "Progressing", "status": "True", "reason": "ReplicaSetUpdated"}
+
+
+class DeploymentController:
+    """Carries out `next_step` for every Deployment in the store; `clock` gives seconds."""
+
+    def __init__(self, store: ObjectStore, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
+        self._clock = clock
         self._changed = asyncio.Event()
+        self._progress: dict[str, RolloutProgress] = {}
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -78,6 +136,13 @@ class DeploymentController:
             for kind in (DEPLOYMENT, POD):
                 tasks.create_task(self._follow(kind))
             tasks.create_task(self._act())
+            tasks.create_task(self._look_now_and_then())
+
+    async def _look_now_and_then(self) -> None:
+        """A deadline passes without any event."""
+        while True:
+            await asyncio.sleep(DEADLINE_POLL_S)
+            self._changed.set()
 
     async def _follow(self, kind: Kind) -> None:
         async for _ in self._store.watch(kind, None, {}, "0"):
@@ -99,7 +164,7 @@ class DeploymentController:
         for name in step.to_stop:
             await self._store.delete(POD, deployment["metadata"]["namespace"], name)
         for _ in range(step.num_to_start):
-            await self._store.create(_new_pod(deployment), "deployment-controller")
+            await self._store.create(new_pod(deployment), "deployment-controller")
         await self._write_status(deployment, await self._pods_of(deployment))
 
     async def _pods_of(self, deployment: LiveObject) -> tuple[LiveObject, ...]:
@@ -109,17 +174,16 @@ class DeploymentController:
         return listed.items
 
     async def _write_status(self, deployment: LiveObject, pods: tuple[LiveObject, ...]) -> None:
-        latest = template_hash(deployment)
-        alive = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
-        ready = sum(map(is_ready_pod, alive))
-        updated = [pod["metadata"]["labels"][TEMPLATE_HASH_LABEL] for pod in alive].count(latest)
-        metadata = deployment["metadata"]
+        metadata, counts = deployment["metadata"], rollout_counts(deployment, pods)
+        now_s = self._clock()
+        place = (template_hash(deployment), *counts.values())
+        before = self._progress.get(metadata["uid"], RolloutProgress((), now_s))
+        progress = self._progress[metadata["uid"]] = before.moved_to(place, now_s)
+        condition = progress_condition(deployment, counts, now_s - progress.since_s)
         status = {
             "observedGeneration": metadata["generation"],
-            "replicas": len(alive),
-            "updatedReplicas": updated,
-            "readyReplicas": ready,
-            "availableReplicas": ready,
+            **counts,
+            "conditions": [condition],
         }
         with contextlib.suppress(NotFoundError):
             await self._store.write_status(
@@ -127,7 +191,8 @@ class DeploymentController:
             )
 
 
-def _new_pod(deployment: LiveObject) -> dict[str, Any]:
+def new_pod(deployment: LiveObject) -> dict[str, Any]:
+    """A pod of the latest template, not yet stored."""
     metadata, template = deployment["metadata"], deployment["spec"]["template"]
     latest = template_hash(deployment)
     return {

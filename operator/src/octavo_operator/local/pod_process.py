@@ -23,9 +23,6 @@ from octavo_operator.reconcile.conditions import timestamp
 
 FIRST_BACKOFF_S: Final = 1.0
 LONGEST_BACKOFF_S: Final = 60.0
-PRE_STOP_LIMIT_S: Final = 1.0
-"""A cluster needs seconds to take a pod out of its Service; the proxy here does it at once."""
-
 STARTUP_POLL_S: Final = 0.2
 READINESS_POLL_S: Final = 1.0
 
@@ -59,21 +56,21 @@ class PodProcess:
         self._addresses = addresses
         self._events = events
         self._stopping = asyncio.Event()
-        self._is_urgent = False
         self._process: WorkerProcess | None = None
         self._restarts = 0
         self._last_exit: dict[str, Any] | None = None
+        self._ready_since: str | None = None
+        self._scheduled_at = timestamp(datetime.now(UTC))
         self.address: Address | None = None
         self.was_ready = False
 
-    def stop(self, *, is_urgent: bool = False) -> None:
-        """Drain and end; `is_urgent` skips the pause for traffic to go elsewhere."""
-        self._is_urgent = self._is_urgent or is_urgent
+    def stop(self) -> None:
+        """Drain and end."""
         self._stopping.set()
 
     def kill(self) -> None:
         """End at once, whatever is in flight."""
-        self.stop(is_urgent=True)
+        self.stop()
         if self._process is not None:
             self._process.kill()
 
@@ -162,10 +159,6 @@ class PodProcess:
 
     async def _drain(self, process: WorkerProcess) -> None:
         self._report_running(is_ready=False)
-        hook = worker_of(self._pod).get("lifecycle", {}).get("preStop", {}).get("sleep", {})
-        pause_s = min(hook.get("seconds", 0), PRE_STOP_LIMIT_S)
-        if not self._is_urgent:
-            await asyncio.sleep(pause_s)
         await process.stop(self._grace_s)
 
     @property
@@ -211,15 +204,24 @@ class PodProcess:
         }
         if self._last_exit is not None:
             container["lastState"] = {"terminated": self._last_exit}
+        now = timestamp(datetime.now(UTC))
+        self._ready_since = (self._ready_since or now) if is_ready else None
+        placed = {
+            "type": "PodScheduled",
+            "status": "True",
+            "lastTransitionTime": self._scheduled_at,
+        }
+        ready = {
+            "type": "Ready",
+            "status": "True" if is_ready else "False",
+            "lastTransitionTime": self._ready_since or now,
+        }
         self._events.status(
             self.name,
             {
                 "phase": phase,
                 "podIP": self.address.host,
-                "conditions": [
-                    {"type": "PodScheduled", "status": "True"},
-                    {"type": "Ready", "status": "True" if is_ready else "False"},
-                ],
+                "conditions": [placed, ready],
                 "containerStatuses": [container],
             },
         )

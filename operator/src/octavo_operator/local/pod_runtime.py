@@ -73,11 +73,11 @@ class PodRuntime:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
             writer.cancel()
 
-    def hurry(self) -> None:
-        """Stop all pods, and start no more; nobody sends requests, so there is no need to wait."""
+    def close(self) -> None:
+        """Stop all pods, and start no more."""
         self._is_closing = True
         for process in self._pods.values():
-            process.stop(is_urgent=True)
+            process.stop()
 
     def kill_all(self) -> None:
         """End all pods at once, and start no more."""

@@ -22,6 +22,7 @@ from octavo_operator.local.service_proxy import ServiceProxy
 from octavo_operator.manifests.kinds import INFERENCE_SERVICE
 from octavo_operator.reconcile.conditions import FEATURES_READY, READY
 from octavo_operator.resources.inference_service import parse_inference_service
+from octavo_operator.worker_client import WorkerClient
 
 FILE_POLL_S: Final = 1.0
 TICK_S: Final = 0.1
@@ -56,7 +57,9 @@ class LocalSession:
         self._progress = progress
         self._on_ready = on_ready
         self._store = ObjectStore()
-        self._follower = Follower(self._store, (), "local-worker", resync_s=3600.0)
+        self._follower = Follower(
+            self._store, (), "local-worker", resync_s=3600.0, workers=WorkerClient()
+        )
         self._runtime = PodRuntime(
             self._store, options.machine, on_line=self._on_line, on_failed=self._on_failed
         )
@@ -183,7 +186,7 @@ class LocalSession:
         # Requests in flight go on while the pods drain; new ones are not taken any more.
         await self._store.delete(INFERENCE_SERVICE, *self._service)
         await asyncio.sleep(0)
-        self._runtime.hurry()
+        self._runtime.close()
         if not any(task.done() for task in background):
             await self._runtime.wait_empty()
         for task in background:

@@ -8,12 +8,16 @@ from typing import Any
 from octavo_operator.labels import selector_labels
 from octavo_operator.manifests.metadata import child_metadata
 from octavo_operator.resources.inference_service import InferenceService
+from octavo_operator.resources.rollout import Rollout
 
 
 def deployment(
-    service: InferenceService, template: Mapping[str, Any], annotations: Mapping[str, str]
+    service: InferenceService,
+    template: Mapping[str, Any],
+    rollout: Rollout,
+    annotations: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The Deployment around an already rendered pod template.
+    """The Deployment around an already rendered pod template, which changes the way of `rollout`.
 
     `replicas` is left out while an autoscaler owns it, and so is never written back.
     """
@@ -22,12 +26,12 @@ def deployment(
         "strategy": {
             "type": "RollingUpdate",
             "rollingUpdate": {
-                "maxSurge": service.rollout.max_surge,
-                "maxUnavailable": service.rollout.max_unavailable,
+                "maxSurge": rollout.max_surge,
+                "maxUnavailable": rollout.max_unavailable,
             },
         },
-        "paused": service.rollout.is_paused,
-        "progressDeadlineSeconds": service.rollout.progress_deadline_s,
+        "paused": rollout.is_paused,
+        "progressDeadlineSeconds": rollout.progress_deadline_s,
         "revisionHistoryLimit": 3,
         "template": dict(template),
     }

@@ -46,13 +46,37 @@ POD_DISRUPTION_BUDGET: Final = Kind("policy", "v1", "PodDisruptionBudget", "podd
 POD_MONITOR: Final = Kind("monitoring.coreos.com", "v1", "PodMonitor", "podmonitors")
 PROMETHEUS_RULE: Final = Kind("monitoring.coreos.com", "v1", "PrometheusRule", "prometheusrules")
 
-CHILD_KINDS: Final = (SERVICE_ACCOUNT, SERVICE, DEPLOYMENT, POD_DISRUPTION_BUDGET, POD_MONITOR)
+HORIZONTAL_POD_AUTOSCALER: Final = Kind(
+    "autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers"
+)
+NETWORK_POLICY: Final = Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
+SCALED_OBJECT: Final = Kind("keda.sh", "v1alpha1", "ScaledObject", "scaledobjects")
+LEADER_WORKER_SET: Final = Kind(
+    "leaderworkerset.x-k8s.io", "v1", "LeaderWorkerSet", "leaderworkersets"
+)
+INFERENCE_POOL: Final = Kind("inference.networking.k8s.io", "v1", "InferencePool", "inferencepools")
+
+CHILD_KINDS: Final = (
+    SERVICE_ACCOUNT,
+    SERVICE,
+    DEPLOYMENT,
+    LEADER_WORKER_SET,
+    POD_DISRUPTION_BUDGET,
+    HORIZONTAL_POD_AUTOSCALER,
+    SCALED_OBJECT,
+    NETWORK_POLICY,
+    POD_MONITOR,
+    PROMETHEUS_RULE,
+    INFERENCE_POOL,
+)
 """Kinds the operator creates, in the order they are applied."""
 
-OPTIONAL_KINDS: Final = frozenset({POD_MONITOR, PROMETHEUS_RULE})
+OPTIONAL_KINDS: Final = frozenset(
+    {LEADER_WORKER_SET, SCALED_OBJECT, POD_MONITOR, PROMETHEUS_RULE, INFERENCE_POOL}
+)
 """Kinds a cluster may lack."""
 
-ALL_KINDS: Final = (INFERENCE_SERVICE, LORA_ADAPTER, POD, PROMETHEUS_RULE, *CHILD_KINDS)
+ALL_KINDS: Final = (INFERENCE_SERVICE, LORA_ADAPTER, POD, *CHILD_KINDS)
 
 
 def kind_of(manifest: Mapping[str, Any]) -> Kind:

@@ -21,19 +21,13 @@ from octavo_operator.manifests.probes import worker_probes
 from octavo_operator.manifests.volumes import pod_volumes, worker_mounts
 from octavo_operator.manifests.worker_command import (
     CACHE_MOUNT,
+    ENDPOINT_REMOVAL_S,
     WORKER_PORT,
     is_downloaded,
     worker_command,
 )
 from octavo_operator.resources.inference_service import InferenceService
 from octavo_operator.resources.model_uri import HubModel, ImageModel
-
-ENDPOINT_REMOVAL_S: Final = 5
-"""A stopping pod keeps taking requests this long, until every node has dropped it from its tables.
-
-Done with the native `sleep` hook (Kubernetes 1.30): an exec hook would need a `sleep` program,
-which an image without a shell does not have.
-"""
 
 KILL_MARGIN_S: Final = 10
 """Beyond drain: time to write what is left and exit before SIGKILL."""
@@ -100,7 +94,6 @@ def _container(service: InferenceService, image: str) -> dict[str, Any]:
             {"name": HTTP_PORT_NAME, "containerPort": WORKER_PORT, "protocol": "TCP"},
         ],
         **worker_probes(),
-        "lifecycle": {"preStop": {"sleep": {"seconds": ENDPOINT_REMOVAL_S}}},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},

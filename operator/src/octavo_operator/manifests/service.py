@@ -11,7 +11,7 @@ from octavo_operator.resources.inference_service import InferenceService
 
 
 def service_manifest(service: InferenceService) -> dict[str, Any]:
-    """The Service; its endpoints are the ready pods only."""
+    """The Service; its endpoints are the ready pods only, those of the caller's zone first."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -19,6 +19,7 @@ def service_manifest(service: InferenceService) -> dict[str, Any]:
         "spec": {
             "type": "ClusterIP",
             "selector": selector_labels(service.name),
+            "trafficDistribution": "PreferClose",
             "ports": [
                 {
                     "name": HTTP_PORT_NAME,

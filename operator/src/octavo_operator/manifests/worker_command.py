@@ -19,6 +19,13 @@ from octavo_operator.resources.model_uri import (
 WORKER_PORT: Final = 8000
 MODEL_MOUNT: Final = "/models"
 CACHE_MOUNT: Final = "/var/cache/octavo"
+ENDPOINT_REMOVAL_S: Final = 5
+"""A stopping pod keeps taking requests this long, until every node has dropped it from its tables.
+
+The worker does it itself and not a preStop hook: it can tell clients that keep their connections to
+connect elsewhere, and readiness is red meanwhile.
+"""
+
 API_KEY_MOUNT: Final = "/etc/octavo/api-keys"
 
 
@@ -38,6 +45,7 @@ def worker_command(service: InferenceService) -> list[str]:
         *(["--device", "cpu"] if service.accelerator.is_cpu else []),
         *_tensor_parallel(service),
         *_engine_options(service.engine, is_cpu=service.accelerator.is_cpu),
+        *_option("--shutdown-delay", ENDPOINT_REMOVAL_S),
         *_option("--shutdown-timeout", service.rollout.drain_s),
         *(["--download-dir", CACHE_MOUNT] if is_downloaded(service.model.source) else []),
         *_api_keys(service),

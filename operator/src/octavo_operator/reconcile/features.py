@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octavo_operator.manifests.kinds import POD_MONITOR, PROMETHEUS_RULE, Kind
+from octavo_operator.manifests.kinds import INFERENCE_POOL, POD_MONITOR, PROMETHEUS_RULE, Kind
 from octavo_operator.resources.inference_service import InferenceService
 from octavo_operator.resources.model_uri import BucketModel
 
@@ -29,7 +29,7 @@ def report_features(service: InferenceService, served_kinds: frozenset[Kind]) ->
     """What of `service` is not in effect, in a cluster that has `served_kinds`."""
     return FeatureReport(
         blocking=_blocking(service),
-        missing=_missing(service),
+        missing=_missing(service, served_kinds),
         notes=_notes(service, served_kinds),
     )
 
@@ -50,7 +50,7 @@ def _blocking(service: InferenceService) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _missing(service: InferenceService) -> tuple[str, ...]:
+def _missing(service: InferenceService, served_kinds: frozenset[Kind]) -> tuple[str, ...]:
     sentences = []
     if service.scaling is not None:
         sentences.append(
@@ -65,8 +65,11 @@ def _missing(service: InferenceService) -> tuple[str, ...]:
         sentences.append(
             "spec.engine.lora: LoRAAdapters are not loaded yet, so no room is kept for them"
         )
-    if service.inference_pool:
-        sentences.append("spec.routing.inferencePool: no InferencePool is created yet; remove it")
+    if service.inference_pool and INFERENCE_POOL not in served_kinds:
+        sentences.append(
+            "spec.routing.inferencePool: this cluster has no InferencePool kind; install the CRDs "
+            "of the Gateway API inference extension (inference.networking.k8s.io/v1)"
+        )
     if service.unknown_fields:
         sentences.append(f"fields unknown to this operator: {', '.join(service.unknown_fields)}")
     return tuple(sentences)
@@ -76,6 +79,6 @@ def _notes(service: InferenceService, served_kinds: frozenset[Kind]) -> tuple[st
     notes = []
     if service.monitoring.pod_monitor and POD_MONITOR not in served_kinds:
         notes.append("this cluster has no PodMonitor kind, so none is created")
-    if service.monitoring.alerts and PROMETHEUS_RULE in served_kinds:
-        notes.append("no PrometheusRule is created for a single service yet")
+    if service.monitoring.alerts and PROMETHEUS_RULE not in served_kinds:
+        notes.append("this cluster has no PrometheusRule kind, so none is created")
     return tuple(notes)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from octavo_operator.manifests.kinds import Kind, kind_of
+from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers
 
 LiveObject: TypeAlias = Mapping[str, Any]
 """An object as the API returned it, with apiVersion and kind filled in."""
@@ -20,12 +21,17 @@ class Observed:
     children: objects that bear this service's labels, or a name that a child of it needs.
     pods: pods that bear this service's labels.
     served_kinds: those of the optional kinds that the cluster has.
+    startup_phases_s: what a pod's worker says of its start, by the pod's uid; pods that were not
+        asked, or did not answer, are absent.
+    worker_peers: who in the cluster may reach workers of other namespaces; None for everybody.
     """
 
     resource: LiveObject
     children: tuple[LiveObject, ...]
     pods: tuple[LiveObject, ...]
     served_kinds: frozenset[Kind]
+    worker_peers: WorkerPeers | None = NAMESPACE_ONLY
+    startup_phases_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def uid(self) -> str:

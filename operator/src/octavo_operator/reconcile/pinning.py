@@ -55,11 +55,11 @@ class PinnedTemplate:
     annotations: Mapping[str, str]
     newer: str | None
 
-    @property
-    def image(self) -> str:
-        """The image of the worker container, whatever the overlay made of it."""
-        containers = self.template["spec"]["containers"]
-        return str(next(item["image"] for item in containers if item["name"] == WORKER_CONTAINER))
+
+def worker_image(template: Mapping[str, Any]) -> str:
+    """The image of the worker container, whatever the overlay made of it."""
+    containers = template["spec"]["containers"]
+    return str(next(item["image"] for item in containers if item["name"] == WORKER_CONTAINER))
 
 
 def pin_template(
@@ -80,7 +80,7 @@ def pin_template(
     newest = pod_template(service, service.image or default_image)
     template: Mapping[str, Any] | None = None
     if not is_fresh and memory.get(ANNOTATION_TEMPLATE_INPUTS) == inputs:
-        template = _remembered_template(memory)
+        template = remembered_template(memory.get(ANNOTATION_POD_TEMPLATE))
     if template is None:
         template = pod_template(service, service.image or pinned_image)
     annotations = {
@@ -135,12 +135,15 @@ def _silent_service(name: str) -> InferenceService:
     )
 
 
-def _remembered_template(memory: Mapping[str, str]) -> Mapping[str, Any] | None:
+def remembered_template(text: str | None) -> Mapping[str, Any] | None:
+    """The pod template in an annotation; None when it is absent, or scribbled over by somebody."""
     try:
-        template = json.loads(memory[ANNOTATION_POD_TEMPLATE])
-    except (KeyError, ValueError):
+        template = json.loads(text or "")
+        containers = template["spec"]["containers"]
+        names = [container["name"] for container in containers if container["image"]]
+    except (ValueError, TypeError, KeyError):
         return None
-    return template if isinstance(template, dict) and "spec" in template else None
+    return dict(template) if WORKER_CONTAINER in names else None
 
 
 def _newer(

@@ -13,18 +13,15 @@ from typing import Any, Final
 
 from octavo_operator.errors import ResourceError
 from octavo_operator.labels import ANNOTATION_REPLICAS_OWNER, FIELD_MANAGER
-from octavo_operator.manifests.deployment import deployment
-from octavo_operator.manifests.kinds import DEPLOYMENT, POD_MONITOR, Kind, kind_of
-from octavo_operator.manifests.metadata import sealed
-from octavo_operator.manifests.pod_disruption_budget import pod_disruption_budget
-from octavo_operator.manifests.pod_monitor import pod_monitor
-from octavo_operator.manifests.service import service_manifest
-from octavo_operator.manifests.service_account import service_account
+from octavo_operator.manifests.kinds import DEPLOYMENT, Kind, kind_of
+from octavo_operator.reconcile.children import OPERATOR, wanted_children
 from octavo_operator.reconcile.drift import is_applied
 from octavo_operator.reconcile.features import report_features
 from octavo_operator.reconcile.observed import LiveObject, Observed
-from octavo_operator.reconcile.pinning import pin_template
-from octavo_operator.reconcile.pod_problems import worst_problem
+from octavo_operator.reconcile.pinning import pin_template, worker_image
+from octavo_operator.reconcile.pod_problems import PodProblem, pod_problems
+from octavo_operator.reconcile.rollback import choose_revision
+from octavo_operator.reconcile.startup import startup_status
 from octavo_operator.reconcile.status import (
     Findings,
     Obstacle,
@@ -32,14 +29,12 @@ from octavo_operator.reconcile.status import (
     is_same_status,
     service_status,
 )
-from octavo_operator.reconcile.workload import read_workload
+from octavo_operator.reconcile.stride import choose_stride
+from octavo_operator.reconcile.workload import Workload, read_workload
 from octavo_operator.resources.inference_service import InferenceService, parse_inference_service
 
 HANDOVER_MANAGER: Final = f"{FIELD_MANAGER}-handover"
 """Second field manager, used once per hand-over of `replicas` to an autoscaler."""
-
-_OPERATOR: Final = "operator"
-_AUTOSCALER: Final = "autoscaler"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +93,32 @@ def plan(
         )
     features = report_features(service, observed.served_kinds)
     obstacle = obstacle or _namesake(observed, service)
+    workload = read_workload(service, live)
+    problems = pod_problems(service, observed.pods)
+    lacks_room = any(problem.is_lack_of_room for problem in problems)
+    revision = choose_revision(pinned, live, workload, _failure(workload, problems))
+    stride = choose_stride(service.rollout, live, workload, revision.digest, lacks_room=lacks_room)
     findings = Findings(
         service=service,
-        workload=read_workload(service, live),
+        workload=workload,
         features=features,
-        problem=worst_problem(service, observed.pods),
+        problem=problems[0] if problems else None,
         obstacle=obstacle,
         newer=pinned.newer,
-        image=pinned.image,
+        image=worker_image(revision.template),
+        refusal=revision.refusal,
+        stride=stride,
+        startup=startup_status(
+            observed.pods,
+            observed.startup_phases_s,
+            (observed.resource.get("status") or {}).get("startup"),
+        ),
     )
     writes = Plan()
     if obstacle is None and not features.blocking:
-        wanted = _manifests(service, pinned.template, pinned.annotations, observed.served_kinds)
+        wanted = wanted_children(
+            service, revision, stride, observed.served_kinds, observed.worker_peers
+        )
         writes = Plan(
             applies=(*_handover(service, live), *_due(wanted, observed)),
             deletes=_leftovers(wanted, observed),
@@ -117,28 +126,17 @@ def plan(
     return _with_status(observed, writes, service_status(observed.resource, findings, now))
 
 
+def _failure(workload: Workload, problems: tuple[PodProblem, ...]) -> str | None:
+    """Why a rollout will not come up; lack of room is waited out, since it says nothing of it."""
+    if workload.deadline_message is None or (problems and problems[0].is_lack_of_room):
+        return None
+    return problems[0].message if problems else workload.deadline_message
+
+
 def _with_status(observed: Observed, writes: Plan, status: Mapping[str, Any]) -> Plan:
     if is_same_status(observed.resource.get("status"), status):
         return writes
     return replace(writes, status=status)
-
-
-def _manifests(
-    service: InferenceService,
-    template: Mapping[str, Any],
-    annotations: Mapping[str, str],
-    served_kinds: frozenset[Kind],
-) -> list[dict[str, Any]]:
-    owner = _OPERATOR if service.scaling is None else _AUTOSCALER
-    manifests = [
-        service_account(service),
-        service_manifest(service),
-        deployment(service, template, {**annotations, ANNOTATION_REPLICAS_OWNER: owner}),
-        pod_disruption_budget(service),
-    ]
-    if service.monitoring.pod_monitor and POD_MONITOR in served_kinds:
-        manifests.append(pod_monitor(service))
-    return [sealed(manifest) for manifest in manifests]
 
 
 def _due(wanted: list[dict[str, Any]], observed: Observed) -> tuple[Apply, ...]:
@@ -186,7 +184,7 @@ def _handover(service: InferenceService, live: LiveObject | None) -> tuple[Apply
     if service.scaling is None or live is None:
         return ()
     annotations = live["metadata"].get("annotations") or {}
-    if annotations.get(ANNOTATION_REPLICAS_OWNER) != _OPERATOR:
+    if annotations.get(ANNOTATION_REPLICAS_OWNER) != OPERATOR:
         return ()
     manifest = {
         "apiVersion": DEPLOYMENT.api_version,

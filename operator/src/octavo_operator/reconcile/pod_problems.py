@@ -26,6 +26,7 @@ _SEVERITY: Final = (
     "ContainerConfigError",
     "PodFailed",
     "InsufficientGPU",
+    "InsufficientResources",
     "Unschedulable",
 )
 
@@ -37,20 +38,25 @@ class PodProblem:
     reason: str
     message: str
 
+    @property
+    def is_lack_of_room(self) -> bool:
+        """Whether the pod would run if a node had more to give."""
+        return self.reason in ("InsufficientGPU", "InsufficientResources")
 
-def worst_problem(
+
+def pod_problems(
     service: InferenceService, pods: Iterable[Mapping[str, Any]]
-) -> PodProblem | None:
-    """The gravest problem among `pods`; None when all are well or simply starting.
+) -> tuple[PodProblem, ...]:
+    """The problems among `pods`, gravest first; none when all are well or simply starting.
 
-    Among equals the first by pod name, so that the answer does not flap.
+    Equals go by pod name, so that the first does not flap.
     """
     found = []
     for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"])):
         problem = _problem(service, pod)
         if problem is not None:
             found.append(problem)
-    return min(found, key=lambda problem: _SEVERITY.index(problem.reason), default=None)
+    return tuple(sorted(found, key=lambda problem: _SEVERITY.index(problem.reason)))
 
 
 def _problem(service: InferenceService, pod: Mapping[str, Any]) -> PodProblem | None:
@@ -76,22 +82,27 @@ def _problem(service: InferenceService, pod: Mapping[str, Any]) -> PodProblem | 
 
 
 def _scheduling_problem(service: InferenceService, pod_name: str, message: str) -> PodProblem:
-    resource = service.accelerator.resource
-    if resource is None or f"Insufficient {resource}" not in message:
-        return PodProblem("Unschedulable", f"no node takes pod {pod_name}: {_sentence(message)}")
-    wanted = f"{service.parallelism.tensor or 1} {resource}"
-    if service.accelerator.product is not None:
-        wanted += f" ({service.accelerator.product})"
-    remedy = "free one, add a node, or lower replicas"
-    if service.rollout.max_unavailable == 0:
-        remedy += (
-            "; if this is an update and no GPU is spare, set rollout.maxSurge: 0 and "
-            "rollout.maxUnavailable: 1"
+    accelerator = service.accelerator
+    is_gpu = f"Insufficient {accelerator.resource}" in message or (
+        accelerator.claim_template is not None and "cannot allocate" in message
+    )
+    if not is_gpu and "Insufficient " in message:
+        return PodProblem(
+            "InsufficientResources",
+            f"no node has room for pod {pod_name}: {_sentence(message)}; free some, add a node, or "
+            f"ask for less in spec.template",
         )
+    if not is_gpu:
+        return PodProblem("Unschedulable", f"no node takes pod {pod_name}: {_sentence(message)}")
+    wanted = f"{service.parallelism.tensor or 1} {accelerator.resource}"
+    if accelerator.claim_template is not None:
+        wanted = f"the devices of ResourceClaimTemplate {accelerator.claim_template}"
+    if accelerator.product is not None:
+        wanted += f" ({accelerator.product})"
     return PodProblem(
         "InsufficientGPU",
-        f"pod {pod_name} needs {wanted} on one node and no node has as many free; {remedy}. "
-        f"Scheduler: {_sentence(message)}",
+        f"pod {pod_name} needs {wanted} on one node and no node has as many free; free one, add a "
+        f"node, or lower replicas. Scheduler: {_sentence(message)}",
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from octavo_operator.labels import selector_labels, selector_string
+from octavo_operator.labels import ANNOTATION_UPGRADE, selector_labels, selector_string
 from octavo_operator.manifests.service import service_url
 from octavo_operator.reconcile.conditions import (
     FEATURES_READY,
@@ -26,6 +26,7 @@ from octavo_operator.reconcile.conditions import (
 )
 from octavo_operator.reconcile.features import FeatureReport
 from octavo_operator.reconcile.pod_problems import PodProblem
+from octavo_operator.reconcile.stride import Stride
 from octavo_operator.reconcile.workload import Workload
 from octavo_operator.resources.inference_service import InferenceService
 
@@ -44,6 +45,8 @@ class Findings:
 
     obstacle: the API or a namesake stands in the way; pods are left as they are.
     newer: what an upgrade would bring, None if nothing. image: the worker image in use.
+    startup: how long the latest pod took to come up, None while that is not known.
+    refusal: why the last change was rolled back, None when it was not. stride: how rollouts go.
     """
 
     service: InferenceService
@@ -53,6 +56,9 @@ class Findings:
     obstacle: Obstacle | None
     newer: str | None
     image: str
+    refusal: str | None
+    stride: Stride
+    startup: Mapping[str, Any] | None
 
 
 def service_status(
@@ -65,6 +71,7 @@ def service_status(
         "selector": selector_string(selector_labels(findings.service.name)),
         "url": service_url(findings.service),
         "image": findings.image,
+        **({"startup": findings.startup} if findings.startup is not None else {}),
         "conditions": _merged(
             resource,
             [
@@ -159,14 +166,26 @@ def _trouble(findings: Findings) -> Obstacle | None:
     if findings.workload.create_failure is not None:
         return Obstacle("PodsRefused", findings.workload.create_failure)
     if findings.problem is not None:
-        return Obstacle(findings.problem.reason, findings.problem.message)
+        note = findings.stride.note if findings.problem.is_lack_of_room else ""
+        message = f"{findings.problem.message}; {note}" if note else findings.problem.message
+        return Obstacle(findings.problem.reason, message)
     return None
 
 
 def _progressing(findings: Findings) -> Condition:
     workload = findings.workload
+    if findings.refusal is not None:
+        return Condition(
+            PROGRESSING,
+            "False",
+            "RolledBack",
+            f"the last change did not come up, so the pods before it serve on: {findings.refusal}. "
+            f"Change the spec, or set the annotation {ANNOTATION_UPGRADE} to a new value to try "
+            f"again",
+        )
     trouble = _trouble(findings)
-    if trouble is not None:
+    is_replacing = findings.stride.memory is not None
+    if trouble is not None and not is_replacing:
         return Condition(PROGRESSING, "False", trouble.reason, trouble.message)
     if workload.deadline_message is not None:
         return Condition(PROGRESSING, "False", "DeadlineExceeded", workload.deadline_message)
@@ -181,7 +200,8 @@ def _progressing(findings: Findings) -> Condition:
         "True",
         "RollingOut",
         f"{workload.updated} of {workload.wanted} pods run the latest template, "
-        f"{workload.available} pods are available, {workload.total} exist",
+        f"{workload.available} pods are available, {workload.total} exist"
+        + (f"; there is no spare room: {findings.stride.note}" if is_replacing else ""),
     )
 
 

@@ -19,6 +19,7 @@ class Workload:
     exists: the Deployment is there. is_current: its controller has seen its latest spec.
     wanted: pods asked for; total: pods there are; updated: those with the latest template.
     deadline_message, create_failure: the Deployment's own complaints, None when it has none.
+    was_completed: the Deployment says that its latest template was once fully rolled out.
     """
 
     exists: bool
@@ -30,6 +31,17 @@ class Workload:
     available: int
     deadline_message: str | None
     create_failure: str | None
+    was_completed: bool = False
+
+    @property
+    def has_completed(self) -> bool:
+        """Whether the latest template once served in all pods, however they are now."""
+        return self.is_rolled_out or (self.is_current and self.was_completed)
+
+    @property
+    def has_old_pods(self) -> bool:
+        """Whether pods of an earlier template are still there."""
+        return self.total > self.updated
 
     @property
     def is_rolled_out(self) -> bool:
@@ -61,6 +73,7 @@ def read_workload(service: InferenceService | None, live: Mapping[str, Any] | No
         available=status.get("availableReplicas") or 0,
         deadline_message=_message(progressing, "False"),
         create_failure=_message(failure, "True"),
+        was_completed=(progressing or {}).get("reason") == "NewReplicaSetAvailable",
     )
 
 

@@ -33,6 +33,7 @@ OWNED_FLAGS: Final = frozenset(
         "--enable-prefix-caching",
         "--no-enable-prefix-caching",
         "--max-num-seqs",
+        "--shutdown-delay",
         "--shutdown-timeout",
         "--download-dir",
         "--api-key",

@@ -8,6 +8,8 @@ from typing import Final
 from octavo_operator.resources.fields import Fields
 
 MAX_DRAIN_S: Final = 3600
+REPLACE: Final = "Replace"
+WAIT: Final = "Wait"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +19,8 @@ class Rollout:
     drain_s: seconds a stopping pod may use to finish requests in flight.
     is_paused: keep the pods as they are, whatever the spec says.
     progress_deadline_s: seconds without progress after which a rollout counts as failed.
+    replaces_in_place: where there is no room beside the running pods, stop one to make room, as
+        long as another goes on serving; otherwise wait for room.
     """
 
     max_surge: int
@@ -24,6 +28,7 @@ class Rollout:
     drain_s: int
     is_paused: bool
     progress_deadline_s: int
+    replaces_in_place: bool
 
 
 def parse_rollout(fields: Fields) -> Rollout:
@@ -34,6 +39,7 @@ def parse_rollout(fields: Fields) -> Rollout:
         drain_s=fields.integer("drainSeconds", 60, 0, MAX_DRAIN_S),
         is_paused=fields.boolean("paused", False),
         progress_deadline_s=fields.integer("progressDeadlineSeconds", 1800, 60, 86_400),
+        replaces_in_place=(fields.choice("whenNoSpareGPU", (REPLACE, WAIT)) or REPLACE) == REPLACE,
     )
     if rollout.max_surge == 0 and rollout.max_unavailable == 0:
         raise fields.error(

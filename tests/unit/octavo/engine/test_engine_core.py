@@ -29,6 +29,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "padded-steps-one-step-ahead": {
         "graphs": UncapturedGraphs, "max_num_seqs": 7, "look_ahead": 1, "num_blocks": 12,
     },
+    "padded-steps-of-few-tokens-beside-decodes": {
+        "graphs": UncapturedGraphs, "max_num_seqs": 7, "look_ahead": 1,
+        "max_num_batched_tokens_while_decoding": 20,
+    },
 }  # fmt: skip
 
 
@@ -55,6 +59,27 @@ def test_sliding_windows_survive_padding_and_preemption(tmp_path: Path) -> None:
     alone = engine.generate(PROMPTS, GREEDY, engine.core(max_num_seqs=1))
     for way in ("preempted-one-step-ahead", "padded-steps-one-step-ahead"):
         assert engine.generate(PROMPTS, GREEDY, engine.core(**WAYS[way])) == alone
+
+
+def test_steps_prepared_ahead_serve_requests_and_touch_none(engine: TinyEngine) -> None:
+    made: list[UncapturedGraphs] = []
+
+    class Graphs(UncapturedGraphs):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    alone = engine.generate(PROMPTS, GREEDY, engine.core(max_num_seqs=1))
+    core = engine.core(graphs=Graphs, max_num_seqs=7, look_ahead=1)
+    while core.prepare_next():
+        pass
+    (graphs,) = made
+    num_prepared = graphs.num_graphs
+    usual = list(graphs.shapes.by_use())
+    assert num_prepared == len(usual) == len(set(usual)) > 10
+    assert engine.generate(PROMPTS, GREEDY, core) == alone
+    # Decodes beside prompts are captured as they occur.
+    assert graphs.num_graphs > num_prepared
 
 
 def test_choices_of_one_prompt_share_its_blocks(engine: TinyEngine) -> None:

@@ -90,6 +90,9 @@ class FailingRunner:
             raise RuntimeError("the device is lost")
         return self._runner.execute(plan)
 
+    def prepare_next(self) -> bool:
+        return self._runner.prepare_next()
+
     def close(self) -> None:
         self._runner.close()
 
@@ -138,6 +141,57 @@ def test_an_idle_loop_says_that_it_lives(start: Callable[..., Loop]) -> None:
     loop = start()
     loop.listen(lambda: len(loop.heard) > 2)
     assert all(report.updates == [] for report in loop.heard[1:])
+
+
+class PreparingRunner:
+    """Has three things to prepare, and would rather not do it while there is work."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.num_left = 3
+        self.events: list[str] = []
+
+    def execute(self, plan: BatchPlan) -> StepHandle:
+        self.events.append("step")
+        return self._runner.execute(plan)
+
+    def prepare_next(self) -> bool:
+        self.events.append("prepare")
+        self.num_left -= 1
+        return self.num_left > 0
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+def test_an_idle_loop_prepares_until_nothing_is_left_and_hears_requests_in_between(
+    tiny: TinyEngine,
+) -> None:
+    near, far = socket.socketpair()
+    far.settimeout(60)
+    runners: list[PreparingRunner] = []
+
+    def wrap(runner: Runner) -> Runner:
+        runners.append(PreparingRunner(runner))
+        return runners[0]
+
+    core = tiny.core(wrap_runner=wrap)
+    # Already there when the loop begins: it goes before everything that can wait.
+    far.sendall(frame(msgspec.msgpack.Encoder(), Submit([request_spec("a", [1, 2], GREEDY)])))
+    statuses: list[int] = []
+    thread = threading.Thread(
+        target=lambda: statuses.append(EngineLoop(core, INFO, EngineChannel(near)).run())
+    )
+    loop = Loop(far, thread, statuses)
+    thread.start()
+    loop.listen(lambda: loop.has_ended("a"))
+    loop.listen(lambda: runners[0].num_left == 0)
+    loop.say(Shutdown())
+    assert loop.status() == 0
+    near.close()
+    far.close()
+    events = runners[0].events
+    assert events == ["step"] * events.index("prepare") + ["prepare"] * 3
 
 
 def test_a_request_runs_to_its_end(start: Callable[..., Loop], tiny: TinyEngine) -> None:

@@ -516,3 +516,42 @@ def test_log_probabilities_go_to_the_rows_they_were_drawn_for() -> None:
     for update in updates:
         assert update.logprobs is not None
         assert [entry.token_id for entry in update.logprobs] == update.new_token_ids
+
+
+def test_a_step_beside_decodes_has_a_smaller_budget() -> None:
+    world = SchedulerWorld(max_num_batched_tokens_while_decoding=8, max_num_seqs=4)
+    world.add(make_request("alone", 14))
+    plan = world.step()
+    assert plan is not None
+    assert plan.num_tokens == [14]  # nobody decodes: the whole budget of 16
+    world.add(make_request("beside", 20))
+    plan = world.step()
+    assert plan is not None
+    assert plan.num_tokens == [1, 7]  # 8 tokens, the decode's included
+    world.run()
+
+
+def test_prompts_move_on_beside_more_decodes_than_the_small_budget() -> None:
+    world = SchedulerWorld(max_num_batched_tokens_while_decoding=2, max_num_seqs=4)
+    for name in "abc":
+        world.add(make_request(name, 5, max_tokens=40))
+    while sum(len(tokens) > 1 for tokens in world.outputs.values()) < 3:
+        assert world.step() is not None
+    world.add(make_request("late", 9))
+    plan = world.step()
+    assert plan is not None
+    assert plan.num_tokens == [1, 1, 1, 4]  # as much as one block
+    world.run()
+
+
+def test_a_small_budget_beside_decodes_never_exceeds_the_whole() -> None:
+    world = SchedulerWorld(
+        max_num_batched_tokens_while_decoding=100, max_num_batched_tokens=6, max_num_seqs=4
+    )
+    world.add(make_request("a", 3))
+    world.step()
+    world.add(make_request("b", 30))
+    plan = world.step()
+    assert plan is not None
+    assert plan.total_tokens == 6
+    world.run()

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 
 from octavo.errors import QueueFullError
-from octavo.request import Request
+from octavo.request import Request, Tenant
 from scheduler_world import SchedulerWorld, make_request
 
 # Few tokens and prompts that begin alike: prefixes are shared often, also by accident.
@@ -102,6 +102,7 @@ class Traffic(RuleBasedStateMachine):
                 deadline_s=None if timeout_s is None else now_s + timeout_s,
                 tenant=tenant,
                 leader=group[0] if group else None,
+                on_behalf_of=Tenant(f"t{tenant}", max_running=2 if tenant is None else None),
             )
             group.append(request)
         try:

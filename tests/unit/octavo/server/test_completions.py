@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from fake_engine import EOS, FakeEngine, expected_ids, expected_text, render
+from octavo.request import EVERYONE
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -231,7 +232,12 @@ async def test_sampling_fields_reach_the_engine(
     assert params.max_tokens == 3
     assert params.logit_bias == {7: -1.5}
     assert tuple(params.stop) == ("x", "yz")
-    assert extras == {"priority": -3, "cache_salt": "tenant", "timeout_s": None}
+    assert extras == {
+        "priority": -3,
+        "cache_salt": "tenant",
+        "timeout_s": None,
+        "tenant": EVERYONE,
+    }
     assert engine.template_kwargs == {"enable_thinking": False, "add_generation_prompt": True}
 
 

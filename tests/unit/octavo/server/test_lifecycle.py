@@ -16,6 +16,7 @@ import pytest
 
 from fake_engine import FakeEngine, expected_text
 from octavo.config import ServerConfig
+from octavo.engine.interface import EngineState
 from octavo.errors import ConfigError, ModelLoadError
 from octavo.server.listening import open_listener
 from polling import until
@@ -104,6 +105,76 @@ async def test_drain_finishes_open_requests_and_refuses_new_ones() -> None:
     assert engine.aborted_ids == []
 
 
+async def test_leaving_server_answers_what_still_comes_and_lets_connections_go() -> None:
+    """Endpoints are removed while SIGTERM is under way; kept connections send on even longer."""
+    engine = FakeEngine()
+    config = ServerConfig(shutdown_timeout_s=5.0, shutdown_delay_s=30.0)
+    async with (
+        running_server(engine, config) as server,
+        httpx.AsyncClient(base_url=server.url) as client,
+    ):
+        kept = await client.post("/v1/completions", json={"prompt": "a"})
+        assert "connection" not in kept.headers
+        server.lifecycle.stop()
+        await until(lambda: server.listener.drained_with)
+        assert (await client.get("/health/ready")).status_code == 503
+        late = await client.post("/v1/completions", json={"prompt": "a"})
+        assert late.status_code == 200
+        assert late.headers["connection"] == "close"
+        async with httpx.AsyncClient(base_url=server.url) as newcomer:
+            answer = await newcomer.post("/v1/completions", json={"prompt": "a"})
+            assert answer.status_code == 200
+        engine.die()
+        await server.task
+
+
+async def test_connection_of_a_stream_that_outlasts_the_delay_ends_with_it() -> None:
+    engine = FakeEngine()
+    config = ServerConfig(shutdown_timeout_s=30.0, shutdown_delay_s=0.05)
+    async with (
+        running_server(engine, config) as server,
+        httpx.AsyncClient(base_url=server.url) as client,
+    ):
+        engine.gate.clear()
+        stream = await start_stream(client, server)
+        server.lifecycle.stop()
+        await until(lambda: server.lifecycle._engine.state is EngineState.DRAINING)
+        engine.gate.set()
+        assert text_of(await stream) == expected_text("ab", 0, 100)
+        assert await server.task == 0
+    assert engine.aborted_ids == []
+
+
+async def test_load_tells_open_requests_and_idle_time() -> None:
+    engine = FakeEngine()
+    async with (
+        running_server(engine) as server,
+        httpx.AsyncClient(base_url=server.url) as client,
+    ):
+        engine.gate.clear()
+        stream = await start_stream(client, server)
+        busy = (await client.get("/health/load")).json()
+        assert busy == {"open_requests": 1, "idle_s": 0.0}
+        engine.gate.set()
+        await stream
+        idle = (await client.get("/health/load")).json()
+        assert idle["open_requests"] == 0
+        await asyncio.sleep(0.01)
+        assert (await client.get("/health/load")).json()["idle_s"] > idle["idle_s"]
+
+
+async def test_startup_tells_the_phases() -> None:
+    engine = FakeEngine()
+    async with (
+        running_server(engine) as server,
+        httpx.AsyncClient(base_url=server.url) as client,
+    ):
+        told = (await client.get("/health/startup")).json()
+    assert told["state"] == "ready"
+    assert told["phases_s"] == dict(engine.progress().finished)
+    assert told["phases_s"]
+
+
 async def test_drain_ends_what_takes_too_long() -> None:
     engine = FakeEngine(step_s=0.01)
     config = ServerConfig(shutdown_timeout_s=0.1)
@@ -149,6 +220,7 @@ async def test_health_is_red_when_no_step_ends(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     engine.counters.last_progress_age_s = 31.0
+    engine.counters.is_late = True
     response = await client.get("/health/ready")
     assert response.status_code == 503
     assert "31 s" in response.json()["status"]

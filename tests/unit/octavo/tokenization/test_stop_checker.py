@@ -85,3 +85,21 @@ def test_stop_is_shown_only_when_asked(includes: bool, text: str) -> None:
 def test_stop_within_a_longer_one_ends_first() -> None:
     assert StopChecker(["abcd", "bc"]).feed("xabcd") == StopMatch("xa", "bc")
     assert StopChecker(["abc", "bc"]).feed("xabc") == StopMatch("x", "abc")
+
+
+@given(text=texts, stops=stops, cut=st.integers(0, 30), includes=st.booleans())
+def test_text_that_is_passed_over_does_not_end_but_may_begin_a_stop(
+    text: str, stops: list[str], cut: int, includes: bool
+) -> None:
+    checker = StopChecker(stops, include_stop_str_in_output=includes)
+    shown = checker.pass_over(text[:cut])
+    rest, stop = run(checker, list(text[cut:]))
+    ends = [
+        (end, found)
+        for end in range(min(cut, len(text)) + 1, len(text) + 1)
+        for found in sorted(stops, key=len, reverse=True)
+        if text[:end].endswith(found)
+    ]
+    end, expected_stop = ends[0] if ends else (len(text), None)
+    kept = end if includes or expected_stop is None else end - len(expected_stop)
+    assert (shown + rest, stop) == (text[:kept], expected_stop)

@@ -51,8 +51,9 @@ class KVCacheManager:
         """Blocks that hold the beginning of the request's known tokens; changes nothing.
 
         Never all of them: the last token is computed, so that there is something to draw from.
+        None where every position has to be computed to be read.
         """
-        if not self.can_share(request):
+        if not self.can_share(request) or request.reads_whole_prompt:
             return []
         max_blocks = (len(request.token_ids) - 1) // self.block_size
         return self.pool.index.longest_prefix(request.block_hashes, max_blocks)
@@ -69,7 +70,8 @@ class KVCacheManager:
         self.pool.share(prefix)  # first: taking could evict them
         fresh = self.pool.take(self.blocks_for(len(request.token_ids)) - len(prefix))
         request.block_ids = prefix + fresh
-        if self.can_share(request) and not request.num_preemptions:
+        is_lookup = self.can_share(request) and not request.reads_whole_prompt
+        if is_lookup and not request.num_preemptions:
             self.prefix_queries += len(request.token_ids)
             self.prefix_hits += len(prefix) * self.block_size
 

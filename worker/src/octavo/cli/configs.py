@@ -23,7 +23,9 @@ _SAME_NAMES = (
     "max_model_len",
     "max_num_seqs",
     "max_num_batched_tokens",
+    "max_num_batched_tokens_while_decoding",
     "max_num_waiting",
+    "max_queue_tokens",
     "block_size",
     "gpu_memory_utilization",
     "kv_cache_memory_bytes",
@@ -53,11 +55,12 @@ def server_config(parsed: argparse.Namespace, environment: Mapping[str, str]) ->
     """Raises ConfigError for values that cannot be served."""
     if not 0 <= parsed.port <= 65535:
         raise ConfigError(f"--port is {parsed.port}; ports go from 0 (any free one) to 65535.")
-    if not parsed.shutdown_timeout >= 0:
-        raise ConfigError(
-            f"--shutdown-timeout is {parsed.shutdown_timeout}; it is a number of seconds, "
-            "0 or more."
-        )
+    for flag in ("shutdown_timeout", "shutdown_delay"):
+        if not getattr(parsed, flag) >= 0:
+            raise ConfigError(
+                f"--{flag.replace('_', '-')} is {getattr(parsed, flag)}; it is a number of "
+                "seconds, 0 or more."
+            )
     if parsed.chat_template is not None and not Path(parsed.chat_template).is_file():
         raise ConfigError(
             f"--chat-template is {parsed.chat_template!r}, which is no file; give a file's path."
@@ -69,6 +72,7 @@ def server_config(parsed: argparse.Namespace, environment: Mapping[str, str]) ->
         api_keys=_api_keys(parsed, environment),
         chat_template=parsed.chat_template,
         shutdown_timeout_s=parsed.shutdown_timeout,
+        shutdown_delay_s=parsed.shutdown_delay,
         max_body_bytes=parsed.max_body_bytes,
         log_requests=parsed.enable_log_requests,
     )

@@ -140,6 +140,14 @@ def _add_http_flags(group: argparse._ActionsContainer) -> None:
         help="how long open requests may run on after Ctrl-C or SIGTERM (default: %(default)s)",
     )
     group.add_argument(
+        "--shutdown-delay",
+        type=float,
+        default=_SERVER.shutdown_delay_s,
+        metavar="SECONDS",
+        help="how long new requests are still taken after Ctrl-C or SIGTERM, while /health/ready "
+        "already says no (default: %(default)s)",
+    )
+    group.add_argument(
         "--max-body-bytes",
         type=count,
         default=_SERVER.max_body_bytes,
@@ -163,11 +171,27 @@ def _add_capacity_flags(group: argparse._ActionsContainer) -> None:
         "prompts faster (default: 8192 on CUDA, 1024 on a CPU)",
     )
     group.add_argument(
+        "--max-num-batched-tokens-while-decoding",
+        type=count,
+        metavar="TOKENS",
+        help="the same for a step in which answers are being written, who all wait for its end "
+        "(default: 2048 on CUDA, or fewer where they take long; no such limit on a CPU)",
+    )
+    group.add_argument(
         "--max-num-waiting",
+        "--max-queue-requests",
         type=count,
         default=_ENGINE.max_num_waiting,
         metavar="REQUESTS",
         help="requests that may wait; the next gets HTTP 429 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-queue-tokens",
+        type=count,
+        default=_ENGINE.max_queue_tokens,
+        metavar="TOKENS",
+        help="prompt tokens that may wait, all requests together; the next request gets HTTP 429 "
+        "(default: 4M)",
     )
     group.add_argument(
         "--enable-prefix-caching",

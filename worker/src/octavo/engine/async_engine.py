@@ -25,10 +25,13 @@ from octavo.engine.carried_errors import from_load_failure, from_refusal
 from octavo.engine.intake import Intake
 from octavo.engine.interface import EngineState, EngineStats, LoadProgress, ModelInfo
 from octavo.engine.messages import (
+    WHERE_SIGNAL,
     Abort,
     FilesFound,
     FrameSplitter,
     FromEngine,
+    Inspect,
+    Inspected,
     LoadFailed,
     PhaseFinished,
     PhaseStarted,
@@ -43,6 +46,7 @@ from octavo.engine.messages import (
 )
 from octavo.engine.open_generation import OpenGeneration
 from octavo.engine.text import ChoiceText
+from octavo.engine.watchdog import TICK_S, Watchdog
 from octavo.errors import (
     EngineDeadError,
     InvalidRequestError,
@@ -50,7 +54,9 @@ from octavo.errors import (
     OctavoError,
     RequestFailedError,
 )
-from octavo.outputs import GenerationEvent, RequestUpdate
+from octavo.outputs import GenerationEvent, RequestState, RequestUpdate
+from octavo.pooling_params import PoolingParams
+from octavo.request import EVERYONE, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.chat_template import ChatTemplate
 from octavo.tokenization.tokenizer import Tokenizer
@@ -58,6 +64,9 @@ from octavo.tokenization.tokenizer import Tokenizer
 _log = logging.getLogger(__name__)
 _READ_SIZE = 1 << 18
 _KILL_AFTER_S = 5.0
+_INSPECTION_LIMIT_S = 2.0
+_WHERE_S = 0.3
+"""What a stuck engine gets to print where it is."""
 
 
 class AsyncEngine:
@@ -74,12 +83,14 @@ class AsyncEngine:
         self._info: ModelInfo | None = None
         self._intake: Intake | None = None
         self._stats = EngineStats()
-        self._last_report_s = time.monotonic()
+        self._watchdog = Watchdog(time.monotonic())
+        self._inspections: dict[int, asyncio.Future[list[RequestState]]] = {}
         self._open: dict[str, tuple[OpenGeneration, int]] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._ready: asyncio.Future[None] | None = None
+        self._num_inspections = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._encoder = msgspec.msgpack.Encoder()
@@ -115,10 +126,9 @@ class AsyncEngine:
         # A load error nobody waits for is still told by the state and the log.
         self._ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
         self._tasks.append(asyncio.create_task(self._read(reader), name="engine-reader"))
+        self._tasks.append(asyncio.create_task(self._watch(), name="engine-watchdog"))
 
     async def _start_process(self, theirs: socket.socket) -> asyncio.subprocess.Process:
-        environment = dict(os.environ)
-        environment["OCTAVO_ENGINE_CONFIG"] = msgspec.json.encode(self._config).decode()
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",  # no module may come from the folder we happen to run in: it may be a model's
@@ -126,8 +136,12 @@ class AsyncEngine:
             "octavo.engine.core_process",
             str(theirs.fileno()),
             pass_fds=[theirs.fileno()],
-            env=environment,
+            env=self._environment(),
         )
+
+    def _environment(self) -> dict[str, str]:
+        """Of the engine's process."""
+        return {**os.environ, "OCTAVO_ENGINE_CONFIG": msgspec.json.encode(self._config).decode()}
 
     async def wait_ready(self) -> None:
         """Return when READY; raise the reason when loading failed."""
@@ -143,12 +157,16 @@ class AsyncEngine:
         priority: int = 0,
         timeout_s: float | None = None,
         cache_salt: str | None = None,
+        tenant: Tenant = EVERYONE,
+        pooling: PoolingParams | None = None,
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Stream the choices of one prompt; closing the iterator aborts what is still open."""
         self._refuse_unless_ready()
         assert self._intake is not None
         if isinstance(prompt, str):
-            prompt = await asyncio.to_thread(self._encode, prompt)
+            prompt = await self.encode(prompt)
+        if params.bad_words:
+            params = await asyncio.to_thread(self._intake.spell_bad_words, params)
         specs = self._intake.prepare(
             request_id,
             prompt,
@@ -156,6 +174,8 @@ class AsyncEngine:
             priority=priority,
             timeout_s=timeout_s,
             cache_salt=cache_salt,
+            tenant=tenant,
+            pooling=pooling,
         )
         # The tokenizer ran in another thread: the engine may have gone meanwhile.
         self._refuse_unless_ready()
@@ -177,10 +197,42 @@ class AsyncEngine:
         finally:
             self._close([spec.id for spec in specs])
 
+    def abort(self, request_id: str) -> bool:
+        """End a request's open choices with finish_reason ``abort``; False if none is open."""
+        ids = [id_ for id_ in self._open if id_ == request_id or id_.startswith(request_id + ":")]
+        self._abort(ids)
+        return bool(ids)
+
+    async def inspect(self) -> Mapping[str, RequestState]:
+        """Where open choices stand, by their ids; empty when the engine does not answer soon."""
+        if self.state not in (EngineState.READY, EngineState.DRAINING) or self._info is None:
+            return {}
+        self._num_inspections += 1
+        serial = self._num_inspections
+        answer = self._inspections[serial] = asyncio.get_running_loop().create_future()
+        try:
+            self._send(Inspect(serial))
+            states = await asyncio.wait_for(answer, _INSPECTION_LIMIT_S)
+        except TimeoutError:
+            return {}
+        finally:
+            del self._inspections[serial]
+        return {state.request_id: state for state in states}
+
+    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """A text as token ids, off the event loop."""
+        return await asyncio.to_thread(self._encode, text, add_special_tokens)
+
+    def template_reads(self, variable: str) -> bool:
+        """Whether the chat template looks at a variable at all."""
+        return self.chat_template is not None and self.chat_template.reads(variable)
+
     async def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        add_special_tokens: bool = False,
         **options: Any,
     ) -> list[int]:
         """A conversation as token ids; template and tokenizer run off the event loop."""
@@ -194,14 +246,16 @@ class AsyncEngine:
 
         def render() -> list[int]:
             text = template.render(list(messages), tools=tools, **options)
-            return tokenizer.encode(text, add_special_tokens=False)
+            return tokenizer.encode(text, add_special_tokens)
 
         return await asyncio.to_thread(render)
 
     def stats(self) -> EngineStats:
-        """The engine's last report, and how long ago that was if it has work."""
-        age_s = time.monotonic() - self._last_report_s if self._open else 0.0
-        return msgspec.structs.replace(self._stats, last_progress_age_s=age_s)
+        """The engine's last report, and how long it has been silent though it has work."""
+        watchdog = self._watchdog
+        return msgspec.structs.replace(
+            self._stats, last_progress_age_s=watchdog.silent_s, is_late=watchdog.is_late
+        )
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new; return when no request is open or the time is up."""
@@ -210,10 +264,7 @@ class AsyncEngine:
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:
-            late = list(self._open)
-            for request_id in late:
-                self._dispatch(RequestUpdate(request_id, [], finish_reason="abort"))
-            self._send(Abort(late))
+            self._abort(list(self._open))
 
     async def close(self) -> None:
         """End the engine process and every open request."""
@@ -241,13 +292,13 @@ class AsyncEngine:
         _kill(process)
         await process.wait()
 
-    def _encode(self, prompt: str) -> list[int]:
+    def _encode(self, prompt: str, add_special_tokens: bool) -> list[int]:
         if self.tokenizer is None:
             raise InvalidRequestError(
                 "This server runs without a tokenizer (--skip-tokenizer-init); send token ids.",
                 "prompt",
             )
-        return self.tokenizer.encode(prompt)
+        return self.tokenizer.encode(prompt, add_special_tokens)
 
     def _refuse_unless_ready(self) -> None:
         if self.state is not EngineState.READY:
@@ -276,14 +327,19 @@ class AsyncEngine:
         await self._died()
 
     def _handle(self, message: FromEngine) -> None:
-        self._last_report_s = time.monotonic()
+        self._watchdog.hear()
         match message:
             case StepReport():
-                self._stats = message.stats
+                self._watchdog.hear(message.limit_s)
+                self._stats = message.stats or self._stats
                 for update in message.updates:
                     self._dispatch(update)
             case Refused():
                 self._refuse(message)
+            case Inspected():
+                asked = self._inspections.get(message.serial)
+                if asked is not None and not asked.done():
+                    asked.set_result(message.requests)
             case PhaseStarted():
                 self._phase = message
             case PhaseFinished():
@@ -296,6 +352,32 @@ class AsyncEngine:
                 self._tasks.append(asyncio.create_task(self._become_ready(message.info)))
             case LoadFailed():
                 self._fail_load(from_load_failure(message))
+
+    async def _watch(self) -> None:
+        """Give up an engine that is stuck: its end is what tells everyone who waits for it."""
+        watchdog = self._watchdog
+        while self.state is not EngineState.DEAD:
+            await asyncio.sleep(TICK_S)
+            watchdog.tick(time.monotonic(), bool(self._open) and self._info is not None)
+            if watchdog.is_stuck:
+                _log.error(
+                    "The engine has been silent for %.1f s though %d requests are open; its limit "
+                    "was %.1f s. It is taken for stuck and ended; where it was follows.",
+                    watchdog.silent_s,
+                    len(self._open),
+                    watchdog.limit_s,
+                )
+                await self._end_stuck()
+                return
+
+    async def _end_stuck(self) -> None:
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(WHERE_SIGNAL)
+        await asyncio.sleep(_WHERE_S)
+        _kill(self._process)
+        # A process that the kernel holds does not die at once; nobody may wait for that.
+        await self._died()
 
     async def _load_tokenizer(self, files: FilesFound) -> None:
         path = files.tokenizer_path
@@ -317,7 +399,7 @@ class AsyncEngine:
         if self._tokenizer_load is not None:
             await self._tokenizer_load
         self._info = info
-        self._intake = Intake(info, self._config.seed)
+        self._intake = Intake(info, self._config.seed, self.tokenizer)
         if self.state is EngineState.LOADING:
             self.state = EngineState.READY
             self._ready.set_result(None)
@@ -332,6 +414,8 @@ class AsyncEngine:
 
     async def _died(self) -> None:
         """Everyone is told at once; how it ended is known a moment later."""
+        if self.state is EngineState.DEAD and not self._open:
+            return
         is_news = self.state is not EngineState.DEAD
         self.state = EngineState.DEAD
         self._fail_open("The engine process ended.")
@@ -369,6 +453,13 @@ class AsyncEngine:
             return
         if is_stopped:
             self._send(Abort([update.request_id]))
+
+    def _abort(self, ids: list[str]) -> None:
+        """Their readers learn it now, the engine a moment later."""
+        for id_ in ids:
+            self._dispatch(RequestUpdate(id_, [], finish_reason="abort"))
+        if ids:
+            self._send(Abort(ids))
 
     def _refuse(self, refused: Refused) -> None:
         entry = self._open.get(refused.request_id)

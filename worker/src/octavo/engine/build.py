@@ -36,6 +36,7 @@ from octavo.runner.kv_tensors import KVTensors
 from octavo.runner.memory import kv_budget
 from octavo.runner.model_runner import ModelRunner
 from octavo.runner.rows import Rows
+from octavo.runner.step_shapes import StepShapes
 from octavo.sampling.sampler import Sampler
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
@@ -109,11 +110,15 @@ def build_engine(config: EngineConfig, report: Report | None = None) -> Engine:
         use_graphs = device.type == "cuda" and not config.enforce_eager
         runner = _make_runner(model, kernels, limits, kv_dtype, device, use_graphs, stack)
     with phases("warmup"):
+        started_s = time.perf_counter()
         _warm_up(runner, limits, device)
+        warm_up_s = time.perf_counter() - started_s
     scheduler = Scheduler(limits)
     control = None if stack is None else _make_adapter_control(config, scheduler, stack)
     core = EngineCore(scheduler, runner, limits.max_tokens_in_flight, control)
-    info = _model_info(config, checkpoint, model, kernels, limits, dtype, device)
+    if device.type == "cpu":  # elsewhere most of it was compiling
+        core.pace.record(1, warm_up_s)
+    info = _model_info(config, checkpoint, family, model, kernels, limits, dtype, device)
     return Engine(core, info, checkpoint)
 
 
@@ -224,11 +229,15 @@ def _resolve_limits(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens or (8192 if is_cuda else 1024),
         max_num_waiting=config.max_num_waiting,
+        max_queue_tokens=config.max_queue_tokens,
         block_size=config.block_size,
         num_blocks=budget.num_blocks,
         enable_prefix_caching=config.enable_prefix_caching,
         max_tokens_in_flight=int(look_ahead),
         num_adapter_slots=config.max_loras if config.enable_lora else 0,
+        max_num_batched_tokens_while_decoding=(
+            config.max_num_batched_tokens_while_decoding or (2048 if is_cuda else None)
+        ),
     )
 
 
@@ -249,8 +258,19 @@ def _make_runner(
     adapters: Adapters | None = None if stack is None else select_adapters(kernels, stack)
     graphs = None
     if use_graphs:
+        shapes = StepShapes(
+            limits.max_num_seqs, limits.max_num_batched_tokens, adapters is not None
+        )
         graphs = StepGraphs(
-            model, kernels, kv, rows, sampler, limits.max_num_seqs, limits.max_model_len, adapters
+            model,
+            kernels,
+            kv,
+            rows,
+            sampler,
+            shapes,
+            limits.max_num_seqs,
+            limits.max_model_len,
+            adapters,
         )
     return ModelRunner(model, kv, rows, sampler, graphs, adapters)
 
@@ -288,6 +308,7 @@ def _warm_up(runner: ModelRunner, limits: SchedulerConfig, device: torch.device)
 def _model_info(
     config: EngineConfig,
     checkpoint: Checkpoint,
+    family: ModelFamily,
     model: CausalLM,
     kernels: Kernels,
     limits: SchedulerConfig,
@@ -298,6 +319,9 @@ def _model_info(
         name=config.model,
         max_model_len=limits.max_model_len,
         vocab_size=model.vocab_size,
+        hidden_size=family.config.hidden_size,
+        pooling=checkpoint.embedding.pooling,
+        embedding_dimensions=checkpoint.embedding.dimensions,
         has_tokenizer=not config.skip_tokenizer_init and checkpoint.tokenizer_path is not None,
         eos_token_ids=checkpoint.eos_token_ids,
         created=int(time.time()),

@@ -9,9 +9,17 @@ from collections import deque
 from octavo.batch import BatchPlan, Runner, StepHandle
 from octavo.engine.adapter_control import AdapterControl
 from octavo.engine.messages import AdapterEvent, RequestSpec
+from octavo.engine.step_pace import SHORTEST_LIMIT_S, StepPace
 from octavo.errors import AdapterError
-from octavo.outputs import STEP_TOKEN_BUCKETS, EngineStats, RequestTimings, RequestUpdate
-from octavo.request import Request
+from octavo.outputs import (
+    SCHEDULER_STEP_BUCKETS,
+    STEP_TOKEN_BUCKETS,
+    EngineStats,
+    RequestState,
+    RequestTimings,
+    RequestUpdate,
+)
+from octavo.request import Request, RequestStatus
 from octavo.scheduler.scheduler import Scheduler
 
 
@@ -32,7 +40,10 @@ class EngineCore:
         self._adapters = adapters
         self._runner = runner
         self._look_ahead = look_ahead
-        self._under_way: deque[tuple[BatchPlan, StepHandle]] = deque()
+        self.pace = StepPace()
+        self._planned: tuple[BatchPlan, int] | None = None
+        self._under_way: deque[tuple[BatchPlan, int, StepHandle]] = deque()
+        """Plans, how many tokens each computes, and what will come of them; oldest first."""
         self._open: dict[str, Request] = {}
         self._aborted: list[RequestUpdate] = []
         """Ends not told of yet; without them the last request's would wait for the next one's."""
@@ -40,6 +51,10 @@ class EngineCore:
         self._step_seconds = 0.0
         self._step_token_counts = [0] * (len(STEP_TOKEN_BUCKETS) + 1)
         self._step_token_sum = 0
+        self._scheduler_step_counts = [0] * (len(SCHEDULER_STEP_BUCKETS) + 1)
+        self._scheduler_seconds = 0.0
+        self._scheduled_s = 0.0
+        """What deciding has cost in the step that is being made."""
         self._generation_tokens = 0
 
     def submit(self, specs: list[RequestSpec]) -> None:
@@ -91,26 +106,62 @@ class EngineCore:
 
     def step(self) -> list[RequestUpdate]:
         """Plan and start a step, then commit the oldest one that is due."""
+        self.plan()
+        return self.advance()
+
+    def plan(self) -> float:
+        """Plan a step; :meth:`advance` carries it out, and has to come next.
+
+        Returns how many seconds that may take before it is taken for stuck.
+        """
         started_s = time.perf_counter()
         if self._adapters is not None:
             self._adapters.advance()
         plan = self._scheduler.schedule()
         if self._adapters is not None:
             self._adapters.begin_fills()
-        if plan is not None:
-            self._under_way.append((plan, self._runner.execute(plan)))
+        self._scheduled_s = time.perf_counter() - started_s
+        num_tokens = 0 if plan is None else plan.total_tokens
+        self._planned = None if plan is None else (plan, num_tokens)
+        return self.limit_under_way_s + self.pace.limit_s(num_tokens) - SHORTEST_LIMIT_S
+
+    @property
+    def limit_under_way_s(self) -> float:
+        """How many seconds the steps under way may take before they are taken for stuck."""
+        limit_s = SHORTEST_LIMIT_S
+        for _, num_tokens, _ in self._under_way:
+            limit_s += self.pace.limit_s(num_tokens) - SHORTEST_LIMIT_S
+        return limit_s
+
+    def advance(self) -> list[RequestUpdate]:
+        """Start the step just planned, then commit the oldest one that is due."""
+        started_s = time.perf_counter()
+        planned, self._planned = self._planned, None
+        if planned is not None:
+            plan, num_tokens = planned
+            self._under_way.append((plan, num_tokens, self._runner.execute(plan)))
         updates: list[RequestUpdate] = []
-        if self._under_way and (plan is None or len(self._under_way) > self._look_ahead):
+        if self._under_way and (planned is None or len(self._under_way) > self._look_ahead):
+            num_tokens = self._under_way[0][1]
             updates = self._commit()
-            self._step_seconds += time.perf_counter() - started_s
+            seconds = time.perf_counter() - started_s
+            self.pace.record(num_tokens, seconds)
+            self._step_seconds += seconds + self._scheduled_s
         updates += self._aborted + self._scheduler.take_updates()
         self._aborted = []
         for update in updates:
             if update.finish_reason is not None:
                 self._close(update)
-        if self._adapters is not None and plan is None and not updates and not self._under_way:
+        if self._adapters is not None and planned is None and not updates:
             self._adapters.wait()  # they are all there is to do
         return updates
+
+    def prepare_next(self) -> bool:
+        """Use an idle moment to prepare for later steps, for no longer than a request may wait.
+
+        False when nothing is left to prepare. Only while there is no work.
+        """
+        return self._runner.prepare_next()
 
     def stats(self) -> EngineStats:
         """Counters and gauges for metrics, as of now."""
@@ -119,6 +170,8 @@ class EngineCore:
         return EngineStats(
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting,
+            num_deferred=scheduler.num_deferred,
+            num_waiting_tokens=scheduler.num_waiting_tokens,
             num_blocks=scheduler.num_blocks,
             num_owned_blocks=scheduler.num_blocks - num_free,
             num_cached_blocks=scheduler.num_cached_blocks,
@@ -131,8 +184,15 @@ class EngineCore:
             num_preemptions=scheduler.num_preemptions,
             step_token_counts=list(self._step_token_counts),
             step_token_sum=self._step_token_sum,
+            scheduler_step_counts=list(self._scheduler_step_counts),
+            scheduler_seconds=self._scheduler_seconds,
             adapters=None if self._adapters is None else self._adapters.stats(),
         )
+
+    def inspect(self) -> list[RequestState]:
+        """Where every open request stands."""
+        now_s = time.monotonic()
+        return [_state(request, now_s) for request in self._open.values()]
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix no request holds."""
@@ -150,28 +210,52 @@ class EngineCore:
         self._scheduler.check_integrity()
 
     def _commit(self) -> list[RequestUpdate]:
-        plan, handle = self._under_way.popleft()
+        plan, num_tokens, handle = self._under_way.popleft()
         result = handle.result()
-        num_tokens = plan.total_tokens
-        self._num_steps += 1
-        self._step_token_sum += num_tokens
-        self._step_token_counts[bisect_left(STEP_TOKEN_BUCKETS, num_tokens)] += 1
+        started_s = time.perf_counter()
         updates = self._scheduler.commit(plan, result)
+        self._count_step(num_tokens, time.perf_counter() - started_s)
         # One update a token: what was drawn for a request that has ended meanwhile is nobody's.
         self._generation_tokens += len(updates)
         return updates
 
+    def _count_step(self, num_tokens: int, commit_s: float) -> None:
+        self._num_steps += 1
+        self._step_token_sum += num_tokens
+        self._step_token_counts[bisect_left(STEP_TOKEN_BUCKETS, num_tokens)] += 1
+        decided_s = self._scheduled_s + commit_s
+        self._scheduler_seconds += decided_s
+        self._scheduler_step_counts[bisect_left(SCHEDULER_STEP_BUCKETS, decided_s)] += 1
+
     def _close(self, update: RequestUpdate) -> None:
         """Say where the time of a request went that has just ended."""
         request = self._open.pop(update.request_id)
-        now_s = time.monotonic()
-        scheduled_s = request.first_scheduled_s or now_s
-        first_token_s = request.first_token_s or now_s
-        update.timings = RequestTimings(
-            queue_s=scheduled_s - request.arrival_s,
-            prefill_s=first_token_s - scheduled_s,
-            decode_s=now_s - first_token_s,
-        )
+        update.timings = _timings(request, time.monotonic())
+
+
+def _timings(request: Request, now_s: float) -> RequestTimings:
+    scheduled_s = request.first_scheduled_s or now_s
+    first_token_s = request.first_token_s or now_s
+    return RequestTimings(
+        queue_s=scheduled_s - request.arrival_s,
+        prefill_s=first_token_s - scheduled_s,
+        decode_s=now_s - first_token_s,
+    )
+
+
+def _state(request: Request, now_s: float) -> RequestState:
+    state = request.status.value
+    if request.status is RequestStatus.RUNNING:
+        state = "prefill" if request.first_token_s is None else "decode"
+    return RequestState(
+        request.id,
+        state,
+        _timings(request, now_s),
+        request.num_output_tokens,
+        request.num_computed_tokens,
+        len(request.block_ids),
+        request.num_preemptions,
+    )
 
 
 def _to_request(spec: RequestSpec, now_s: float, leader: Request | None) -> Request:
@@ -190,4 +274,6 @@ def _to_request(spec: RequestSpec, now_s: float, leader: Request | None) -> Requ
         block_hashes=spec.block_hashes,
         leader=leader,
         adapter_id=spec.adapter_id,
+        tenant=spec.tenant,
+        pooling=spec.pooling,
     )

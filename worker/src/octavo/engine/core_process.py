@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import logging
 import os
@@ -24,10 +25,13 @@ from octavo.engine.carried_errors import to_load_failure, to_refusal
 from octavo.engine.core import EngineCore
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import (
+    WHERE_SIGNAL,
     Abort,
     AdapterFailed,
     CloseAdapter,
     EngineChannel,
+    Inspect,
+    Inspected,
     OpenAdapter,
     Ready,
     ServerGoneError,
@@ -36,12 +40,16 @@ from octavo.engine.messages import (
     Submit,
     ToEngine,
 )
+from octavo.engine.step_pace import COMPILATION_LIMIT_S, SHORTEST_LIMIT_S
 from octavo.errors import OctavoError, RequestFailedError
 from octavo.logs import configure_logging
+from octavo.outputs import RequestUpdate
 
 _log = logging.getLogger(__name__)
 _IDLE_REPORT_S = 1.0
 """An idle engine says this often that it lives."""
+_STATS_S = 0.1
+"""How old the statistics may be that a busy engine has told: nobody reads them at every step."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -49,6 +57,9 @@ def main() -> int:
     """Entry point; the file descriptor of the socket is the only argument."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     _die_with_parent(connection)
+    # The server asks by this signal where we are stuck, before it ends us. It prints functions
+    # and lines, never values.
+    faulthandler.register(WHERE_SIGNAL, all_threads=True)
     config = msgspec.json.decode(os.environ.pop("OCTAVO_ENGINE_CONFIG"), type=EngineConfig)
     configure_logging(config.log_format, config.log_level)
     channel = EngineChannel(connection)
@@ -82,6 +93,7 @@ class EngineLoop:
         gc.collect()
         gc.freeze()
         try:
+            self._tell_of_compilations()
             self._channel.send(Ready(self._info))
             self._serve()
         except ServerGoneError:
@@ -95,26 +107,49 @@ class EngineLoop:
             self._core.close()
         return 0
 
+    def _tell_of_compilations(self) -> None:
+        """A kernel that is compiled at its first use may keep a step for minutes."""
+        if self._info.kernels != "triton":
+            return
+        from octavo.kernels.triton.launch import before_each_compilation
+
+        before_each_compilation(
+            lambda: self._channel.send(StepReport([], limit_s=COMPILATION_LIMIT_S))
+        )
+
     def _serve(self) -> None:
-        last_report = time.monotonic()
+        core, last_report, last_stats = self._core, time.monotonic(), 0.0
+        is_prepared = False
         while True:
-            idle = not self._core.has_work
-            for message in self._channel.receive(wait=idle, timeout_s=_IDLE_REPORT_S):
+            must_wait = is_prepared and not core.has_work
+            for message in self._channel.receive(wait=must_wait, timeout_s=_IDLE_REPORT_S):
                 if isinstance(message, Shutdown):
                     return
                 self._take(message)
-            updates = self._core.step() if self._core.has_work else []
+            updates: list[RequestUpdate] = []
+            if core.has_work:
+                limit_s = core.plan()
+                if limit_s > SHORTEST_LIMIT_S:  # say so before nothing more can be said
+                    self._channel.send(StepReport([], limit_s=limit_s))
+                updates = core.advance()
+            elif not is_prepared:
+                is_prepared = not core.prepare_next()
             # First: a refusal tells more than the end of the request that comes with it.
-            for event in self._core.take_adapter_events():
+            for event in core.take_adapter_events():
                 self._channel.send(event)
             now = time.monotonic()
+            has_settled = bool(updates) and not core.has_work
             if updates or now - last_report > _IDLE_REPORT_S:
-                self._channel.send(StepReport(updates, self._core.stats()))
-                last_report = now
+                is_due = has_settled or now - last_stats > _STATS_S
+                stats = core.stats() if is_due else None
+                self._channel.send(StepReport(updates, stats, core.limit_under_way_s))
+                last_report, last_stats = now, now if is_due else last_stats
 
     def _take(self, message: ToEngine) -> None:
         if isinstance(message, Abort):
             self._core.abort(message.request_ids)
+        elif isinstance(message, Inspect):
+            self._channel.send(Inspected(message.serial, self._core.inspect()))
         elif isinstance(message, Submit):
             try:
                 self._core.submit(message.requests)

@@ -18,7 +18,10 @@ from octavo.cache.prefix_index import hash_blocks
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import RequestSpec
 from octavo.errors import InvalidRequestError, PromptTooLongError
+from octavo.pooling_params import PoolingParams
+from octavo.request import EVERYONE, Tenant
 from octavo.sampling_params import SamplingParams
+from octavo.tokenization.tokenizer import Tokenizer
 
 _MAX_SEED = 2**63
 
@@ -35,8 +38,9 @@ class AdapterGeneration:
 class Intake:
     """Prepares requests for one engine."""
 
-    def __init__(self, info: ModelInfo, seed: int) -> None:
+    def __init__(self, info: ModelInfo, seed: int, tokenizer: Tokenizer | None = None) -> None:
         self._info = info
+        self._tokenizer = tokenizer
         self._base_seed = seed
         self._num_requests = 0
         self._eos = list(info.eos_token_ids)
@@ -50,6 +54,8 @@ class Intake:
         priority: int = 0,
         timeout_s: float | None = None,
         cache_salt: str | None = None,
+        tenant: Tenant = EVERYONE,
+        pooling: PoolingParams | None = None,
         adapter: AdapterGeneration | None = None,
     ) -> list[RequestSpec]:
         """One spec for each of the n choices; the first computes the prompt for all.
@@ -59,16 +65,19 @@ class Intake:
         tokens = _integers(prompt_token_ids)
         self._check_tokens(tokens, params)
         params = self._limit_length(len(tokens), params)
-        cache_key = self._cache_key(request_id, params.n, cache_salt, adapter)
+        self._check_something_is_left(params)
+        cache_key = self._cache_key(request_id, params.n, tenant.name, cache_salt, adapter)
         hashes = [] if cache_key is None else hash_blocks(tokens, self._info.block_size, cache_key)
         seed = self._seed(params)
+        # What is said of the prompt is said once.
+        others = msgspec.structs.replace(params, prompt_logprobs=None)
         specs: list[RequestSpec] = []
         for index in range(params.n):
             specs.append(
                 RequestSpec(
                     id=request_id if params.n == 1 else f"{request_id}:{index}",
                     prompt_token_ids=tokens,
-                    params=params,
+                    params=others if index else params,
                     seed=(seed + index) % _MAX_SEED,
                     stop_token_ids=list(params.stop_token_ids),
                     eos_token_ids=[] if params.ignore_eos else self._eos,
@@ -77,10 +86,40 @@ class Intake:
                     cache_key=cache_key,
                     block_hashes=hashes,
                     leader_id=specs[0].id if specs else None,
+                    tenant=tenant,
+                    pooling=pooling,
                     adapter_id=None if adapter is None else adapter.id,
                 )
             )
         return specs
+
+    def spell_bad_words(self, params: SamplingParams) -> SamplingParams:
+        """``bad_words`` as the token ids that would spell them; may run in any thread."""
+        if not params.bad_words:
+            return params
+        if self._tokenizer is None:
+            raise InvalidRequestError(
+                "bad_words are texts and this model was opened without a tokenizer; leave it out.",
+                "bad_words",
+            )
+        spellings = [ids for word in params.bad_words for ids in _spellings(word, self._tokenizer)]
+        ids = [*params.bad_word_token_ids, *spellings]
+        return msgspec.structs.replace(params, bad_words=(), bad_word_token_ids=ids)
+
+    def _check_something_is_left(self, params: SamplingParams) -> None:
+        """Of ``allowed_token_ids``, at every step, whatever was drawn before."""
+        if not params.allowed_token_ids:
+            return
+        barred = {ids[-1] for ids in params.bad_word_token_ids}
+        if params.min_tokens:
+            barred.update(params.stop_token_ids)
+            barred.update(() if params.ignore_eos else self._eos)
+        if barred.issuperset(params.allowed_token_ids):
+            raise InvalidRequestError(
+                f"allowed_token_ids holds {len(params.allowed_token_ids)} token ids, and "
+                "bad_words or min_tokens may bar all of them; allow one that is not barred.",
+                "allowed_token_ids",
+            )
 
     def _check_tokens(self, tokens: list[int], params: SamplingParams) -> None:
         vocab_size = self._info.vocab_size
@@ -88,10 +127,10 @@ class Intake:
             raise InvalidRequestError(
                 "The prompt has no tokens; send at least one character or token id.", "prompt"
             )
-        if len(tokens) >= self._info.max_model_len:
+        if len(tokens) + (params.max_tokens != 0) > self._info.max_model_len:
             raise PromptTooLongError(
                 f"The prompt has {len(tokens)} tokens; this model takes at most "
-                f"{self._info.max_model_len} with at least one to generate. Shorten the prompt, "
+                f"{self._info.max_model_len} with those to generate. Shorten the prompt, "
                 "or serve the model with a larger --max-model-len.",
                 "prompt",
             )
@@ -105,6 +144,8 @@ class Intake:
         for name, ids in (
             ("logit_bias", params.logit_bias),
             ("stop_token_ids", params.stop_token_ids),
+            ("allowed_token_ids", params.allowed_token_ids),
+            *(("bad_word_token_ids", ids) for ids in params.bad_word_token_ids),
         ):
             for token in ids:
                 if not 0 <= token < vocab_size:
@@ -140,17 +181,35 @@ class Intake:
         return int.from_bytes(digest, "big") % _MAX_SEED
 
     def _cache_key(
-        self, request_id: str, n: int, salt: str | None, adapter: AdapterGeneration | None
+        self,
+        request_id: str,
+        n: int,
+        tenant_name: str,
+        salt: str | None,
+        adapter: AdapterGeneration | None,
     ) -> bytes | None:
-        """Keys and values depend on the adapter's weights, so its digest is part of the key:
-        a replaced adapter finds nothing of the one before, the same one loaded again does."""
+        """Requests of two tenants never share a block: how fast a prompt is answered would tell
+        one what the other has asked. Keys and values depend on the adapter's weights: a replaced
+        adapter finds nothing of the one before, the same one loaded again does."""
         if self._info.enable_prefix_caching:
-            key = b"" if adapter is None else hashlib.sha256(adapter.digest.encode()).digest()
-            return hashlib.blake2b((salt or "").encode(), digest_size=16, key=key).digest()
+            owner: tuple[str, ...] = (tenant_name, salt or "")
+            if adapter is not None:
+                owner += (adapter.digest,)
+            return hashlib.blake2b(msgspec.json.encode(owner), digest_size=16).digest()
         # Without a shared cache the choices of one prompt still share its blocks.
         if n > 1:
             return hashlib.blake2b(request_id.encode(), digest_size=16, person=b"group").digest()
         return None
+
+
+def _spellings(word: str, tokenizer: Tokenizer) -> list[list[int]]:
+    """A word's encodings as text goes on with it: within a word, and after a space."""
+    bare = word.lstrip()
+    inside = tokenizer.encode(bare, add_special_tokens=False)
+    after_space = tokenizer.encode(f" {bare}", add_special_tokens=False)
+    # A sequence that ends with another is barred with it.
+    is_covered = after_space[-len(inside) :] == inside
+    return [ids for ids in ([inside] if is_covered else [inside, after_space]) if ids]
 
 
 def _integers(token_ids: Sequence[int]) -> list[int]:

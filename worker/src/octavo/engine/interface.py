@@ -14,7 +14,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from octavo.outputs import EngineStats, GenerationEvent
+from octavo.outputs import EngineStats, GenerationEvent, RequestState
+from octavo.pooling_params import Pooling, PoolingParams
+from octavo.request import EVERYONE, Tenant
 from octavo.sampling_params import SamplingParams
 
 __all__ = [
@@ -46,6 +48,12 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Most tokens, prompt and output together, of one request."""
     vocab_size: int
     """Token ids are below it."""
+    hidden_size: int = 0
+    """Components of an embedding."""
+    pooling: Pooling = "last"
+    """How embeddings are made unless a request says otherwise."""
+    embedding_dimensions: list[int] | None = []
+    """Fewer components that an embedding may be cut to, by the model's own word; None: any."""
     has_tokenizer: bool
     """False: only token ids go in and come out."""
     eos_token_ids: list[int]
@@ -86,6 +94,10 @@ class TokenReader(Protocol):
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes one token stands for; not always whole characters."""
+        ...
+
+    def token_spelling(self, token_id: int) -> str:
+        """A token as the vocabulary writes it; empty for an id it does not have."""
         ...
 
 
@@ -133,12 +145,15 @@ class Engine(Protocol):
         priority: int = 0,
         timeout_s: float | None = None,
         cache_salt: str | None = None,
+        tenant: Tenant = EVERYONE,
+        pooling: PoolingParams | None = None,
     ) -> AsyncGenerator[GenerationEvent, None]:
-        """Generate ``params.n`` choices for one prompt.
+        """Generate ``params.n`` choices for one prompt; with ``pooling``, embed it.
 
         ``request_id`` is unique among open requests. Closing the generator, at any moment, aborts
-        what is still running. While the consumer is busy, pending events of one choice are merged
-        (:meth:`octavo.outputs.GenerationEvent.absorb`), so that at most one per choice waits.
+        what is still running; :meth:`abort` ends it from elsewhere. While the consumer is busy,
+        pending events of one choice are merged (:meth:`octavo.outputs.GenerationEvent.absorb`), so
+        that at most one per choice waits. ``tenant`` has its own turns, limits and prefix cache.
 
         The first step of the generator raises InvalidRequestError, QueueFullError or
         EngineDeadError; a later one EngineDeadError, or RequestFailedError when this request
@@ -146,14 +161,38 @@ class Engine(Protocol):
         """
         ...
 
+    def abort(self, request_id: str) -> bool:
+        """End a request's open choices with finish_reason ``abort``; False if none is open."""
+        ...
+
+    async def inspect(self) -> Mapping[str, RequestState]:
+        """Where open choices stand, by ids that begin with their request's; empty when the engine
+        does not answer soon."""
+        ...
+
+    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """A text as token ids, off the event loop.
+
+        Raises InvalidRequestError without a tokenizer, or for what is no Unicode.
+        """
+        ...
+
+    def template_reads(self, variable: str) -> bool:
+        """Whether the chat template looks at a variable of this name at all."""
+        ...
+
     async def render_chat(
         self,
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
+        *,
+        add_special_tokens: bool = False,
         **kwargs: Any,
-    ) -> list[int] | str:
+    ) -> list[int]:
         """A conversation as a prompt, by the model's chat template, off the event loop.
 
+        ``add_special_tokens``: also those that encoding puts around a text. ``kwargs``: see
+        :meth:`octavo.tokenization.chat_template.ChatTemplate.render`.
         Raises InvalidRequestError when the template refuses the conversation.
         """
         ...

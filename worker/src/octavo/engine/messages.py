@@ -7,6 +7,7 @@ encode and to buffer; knows nothing of what the messages cause. Torch-free.
 from __future__ import annotations
 
 import select
+import signal
 import socket
 import struct
 from collections import deque
@@ -15,8 +16,13 @@ from typing import Any
 import msgspec
 
 from octavo.engine.interface import EngineStats, ModelInfo
-from octavo.outputs import RequestUpdate
+from octavo.outputs import RequestState, RequestUpdate
+from octavo.pooling_params import PoolingParams
+from octavo.request import EVERYONE, Tenant
 from octavo.sampling_params import SamplingParams
+
+WHERE_SIGNAL = signal.SIGUSR1
+"""Makes the engine's process print where each of its threads is: functions and lines, no values."""
 
 
 class RequestSpec(msgspec.Struct, array_like=True):
@@ -33,6 +39,8 @@ class RequestSpec(msgspec.Struct, array_like=True):
     cache_key: bytes | None = None
     block_hashes: list[bytes] = []
     leader_id: str | None = None
+    tenant: Tenant = EVERYONE
+    pooling: PoolingParams | None = None
     adapter_id: int | None = None
 
 
@@ -61,6 +69,13 @@ class CloseAdapter(msgspec.Struct, tag=True, array_like=True):
     """Forget an adapter; requests of it that are still open end."""
 
     adapter_id: int
+
+
+class Inspect(msgspec.Struct, tag=True, array_like=True):
+    """Say where every open request stands."""
+
+    serial: int
+    """Returned with the answer."""
 
 
 class Shutdown(msgspec.Struct, tag=True, array_like=True):
@@ -132,14 +147,24 @@ class AdapterFailed(msgspec.Struct, tag=True, array_like=True):
     message: str
 
 
+class Inspected(msgspec.Struct, tag=True, array_like=True):
+    """The answer to :class:`Inspect`."""
+
+    serial: int
+    requests: list[RequestState]
+
+
 class StepReport(msgspec.Struct, tag=True, array_like=True):
-    """What one turn of the loop did."""
+    """What one turn of the loop did, or how long the next one may take."""
 
     updates: list[RequestUpdate]
-    stats: EngineStats
+    stats: EngineStats | None = None
+    """Not with every step: it would cost more than the step's news."""
+    limit_s: float = 0.0
+    """How long what is under way may go on without a word, where that is longer than usual."""
 
 
-ToEngine = Submit | Abort | OpenAdapter | CloseAdapter | Shutdown
+ToEngine = Submit | Abort | OpenAdapter | CloseAdapter | Inspect | Shutdown
 AdapterEvent = AdapterOpened | AdapterFailed | Refused
 FromEngine = (
     PhaseStarted
@@ -150,6 +175,7 @@ FromEngine = (
     | Refused
     | AdapterOpened
     | AdapterFailed
+    | Inspected
     | StepReport
 )
 

@@ -52,27 +52,35 @@ class ChoiceText:
             stop_reason=update.stop_reason,
             num_cached_tokens=update.num_cached_tokens,
             timings=update.timings,
+            prompt_logprobs=update.prompt_logprobs,
+            embedding=update.embedding,
         )
-        self._num_tokens += len(update.new_token_ids)
         if self._detokenizer is not None:
             self._add_text(self._detokenizer, event)
+        self._num_tokens += len(update.new_token_ids)
         return event
 
     def _add_text(self, detokenizer: Detokenizer, event: GenerationEvent) -> None:
         # The token that stopped a request is not part of its text, unless asked for.
         is_cut = event.finish_reason == "stop" and not self._includes_stop
         token_ids = event.token_ids[:-1] if is_cut else event.token_ids
-        text = detokenizer.feed(token_ids)
+        stops = self._stops
+        if stops is None:
+            event.text = detokenizer.feed(token_ids)
+            if event.finish_reason is not None:
+                event.text += detokenizer.finish()
+            return
+        # The last of min_tokens may end the text, those before it may not.
+        num_early = max(0, min(self._min_tokens - 1 - self._num_tokens, len(token_ids)))
+        event.text = stops.pass_over(detokenizer.feed(token_ids[:num_early])) if num_early else ""
+        text = detokenizer.feed(token_ids[num_early:])
         if event.finish_reason is not None:
             text += detokenizer.finish()
-        if self._stops is None or self._num_tokens < self._min_tokens:
-            event.text = text
-            return
-        found = self._stops.feed(text)
+        found = stops.feed(text)
         if isinstance(found, StopMatch):
-            event.text = found.text
+            event.text += found.text
             event.finish_reason, event.stop_reason = "stop", found.stop
         else:
-            event.text = found
+            event.text += found
             if event.finish_reason is not None:
-                event.text += self._stops.finish()
+                event.text += stops.finish()

@@ -133,6 +133,11 @@ class SamplingBatch:
     """Host's knowledge that every temperature is 0."""
     any_filter: bool
     """Host's knowledge that some row uses top-k, top-p or min-p."""
+    masks: Tensor | None = None
+    """``[num_masks, ceil(vocab / 32)], int32, contiguous``: bit ``i % 32`` of word ``i // 32`` is
+    set where token ``i`` may be drawn. None: no row has a mask."""
+    mask_rows: Tensor | None = None
+    """int32: which mask each row of logits obeys; -1: none. Given with ``masks``."""
 
 
 class Kernels(Protocol):
@@ -209,4 +214,8 @@ class Kernels(Protocol):
         Philox4x32-10 with key ``seed`` (low and high 32 bits) and counter
         ``(token id, position, 0, 0)``: the draw depends on nothing but the row's own logits,
         seed and position. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3".
+
+        Before all that, tokens that a row's mask leaves out get a logit of minus infinity; the
+        logits of rows with a mask may be overwritten. Of a row where nothing is left some token
+        id is returned, which means nothing.
         """

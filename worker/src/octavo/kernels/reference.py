@@ -148,6 +148,8 @@ class ReferenceKernels:
         return out
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        if batch.masks is not None and batch.mask_rows is not None:
+            logits = mask_logits(logits, batch.masks, batch.mask_rows)
         greedy_ids = logits.argmax(dim=-1)
         if batch.all_greedy:
             return greedy_ids
@@ -157,6 +159,14 @@ class ReferenceKernels:
             scaled = filter_logits(scaled, batch.top_k, batch.top_p, batch.min_p)
         noise = gumbel_noise(batch.seeds, batch.positions, logits.shape[1])
         return torch.where(is_greedy, greedy_ids, (scaled.double() + noise).argmax(dim=-1))
+
+
+def mask_logits(logits: Tensor, masks: Tensor, mask_rows: Tensor) -> Tensor:
+    """Minus infinity wherever the row's mask leaves a token out; see :class:`SamplingBatch`."""
+    token_ids = torch.arange(logits.shape[1], device=logits.device)
+    words = masks[mask_rows.clamp_min(0).long()][:, token_ids // 32]
+    is_left_out = (words >> (token_ids % 32).int()) & 1 == 0
+    return logits.masked_fill(is_left_out & (mask_rows >= 0)[:, None], float("-inf"))
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ import torch
 
 from octavo.errors import ConfigError, ModelLoadError
 from octavo.gguf.container import GGUFContainer
-from octavo.loading import gguf_config
+from octavo.loading import embedding_config, gguf_config
 from octavo.loading.demo_model import DEMO_GENERATION_CONFIG, DEMO_MODEL
 from octavo.loading.dummy_source import DummySource
+from octavo.loading.embedding_config import EmbeddingConfig
 from octavo.loading.gguf_source import GGUFSource
 from octavo.loading.model_files import find_model
 from octavo.loading.model_folder import file_inside, read_json, read_json_if_there
@@ -55,6 +56,8 @@ class Checkpoint:
     """Ids that end generation."""
     tokenizer_path: str | None
     """What :meth:`octavo.tokenization.tokenizer.Tokenizer.open` takes; None: no tokenizer."""
+    embedding: EmbeddingConfig
+    """How its embeddings are made."""
     open_weights: Callable[[torch.device, torch.dtype], OpenedWeights] = field(repr=False)
     """Opens the weights; dummy ones are made on the device and in the dtype given."""
 
@@ -112,6 +115,7 @@ def _open_gguf(
         dtype=_dtype(config, path),
         eos_token_ids=_token_ids(config.get("eos_token_id"), path),
         tokenizer_path=str(path) if has_tokenizer else None,
+        embedding=embedding_config.of_gguf(container.metadata, config),
         open_weights=open_weights,
     )
 
@@ -133,6 +137,7 @@ def _open_folder(
         dtype=_dtype(config, folder),
         eos_token_ids=_token_ids(eos, folder),
         tokenizer_path=_tokenizer_path(folder, needs_tokenizer),
+        embedding=embedding_config.of_folder(folder, config),
         open_weights=open_weights,
     )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from octavo.errors import ModelLoadError
+from octavo.loading.embedding_config import POOLING_FILE
 
 _SMALL_FILES = (
     "config.json",
@@ -22,10 +23,21 @@ _SMALL_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
+    POOLING_FILE,
 )
 _WEIGHT_FILES = ("*.safetensors", "model.safetensors.index.json")
-_NEVER = ("*/*", "consolidated*", "adapter_model*", "*.bin", "*.pt", "*.pth", "*.py")
-"""Folders of a repository hold other forms of the model (original/, onnx/)."""
+_NEVER = (
+    "[!1]*/*",
+    "1*/*.safetensors",
+    "consolidated*",
+    "adapter_model*",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.py",
+)
+"""Folders of a repository hold other forms of the model (original/, onnx/), all but the one with
+the pooling of its embeddings."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from octavo.runner.rows import Rows
 class SequenceTable:
     """The sequences of a step, ``[S], int64`` each, on the device.
 
-    A padding sequence stands on the padding row, starts at 0 and computes ``count`` 0 tokens,
-    or one where every sequence computes one (``is_decode``).
+    A padding sequence stands on the padding row, starts at 0 and computes ``count`` tokens: one
+    among the decodes, none after them.
     """
 
     row: Tensor

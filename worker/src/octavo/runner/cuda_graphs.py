@@ -1,15 +1,14 @@
 """Small steps as CUDA graphs: from a table of sequences to drawn ids in one launch.
 
 A step is captured once for each padded shape and kind of draw, and replayed ever after; the
-host uploads the table, nothing else. Graphs are captured when first needed and share one memory
-pool, since their steps never overlap. Steps with more tokens run eagerly: there the device takes
-longer than the host needs to launch.
+host uploads the table, nothing else. All graphs share one memory pool, since their steps never
+overlap. A few are captured at start, the usual others whenever the engine has nothing to do, and
+any that is missing at its first use: that step runs eagerly, and the host captures its
+successor while the device works on it. Steps with more tokens run eagerly: there the device
+takes longer than the host needs to launch.
 """
 
 from __future__ import annotations
-
-from bisect import bisect_left
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,32 +20,13 @@ from octavo.models.interface import CausalLM
 from octavo.runner.batch_tensors import SequenceTable, expand
 from octavo.runner.kv_tensors import KVTensors
 from octavo.runner.rows import Rows
+from octavo.runner.step_shapes import StepShape, StepShapes
 from octavo.sampling.sampler import DrawKind, Sampler
 
-_DECODE_SIZES = (
-    1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512,
-)  # fmt: skip
-_MIXED_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 576, 640, 768, 896, 1024)
-_MIXED_SEQUENCES = (4, 16, 64, 128, 256, 512)
 _NUM_UPLOADS = 4
 """Pinned buffers in turn: an upload may still be under way when the next step is prepared."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepShape:
-    """What a captured step is made for."""
-
-    num_tokens: int
-    num_sequences: int
-    kind: DrawKind
-    has_adapters: bool = False
-    """Whether tokens may have adapters: a step without any costs what it would if there were
-    none."""
-
-    @property
-    def is_decode(self) -> bool:
-        """Whether every sequence computes one token; otherwise any numbers of them."""
-        return self.num_tokens == self.num_sequences
+MAX_GRAPHS = 256
+"""Each takes some memory of the device and the host that no allocator counts."""
 
 
 class StepGraphs:
@@ -63,6 +43,7 @@ class StepGraphs:
         kv: KVTensors,
         rows: Rows,
         sampler: Sampler,
+        shapes: StepShapes,
         max_num_seqs: int,
         max_model_len: int,
         adapters: Adapters | None = None,
@@ -72,19 +53,22 @@ class StepGraphs:
         self._rows, self._sampler = rows, sampler
         self._max_model_len = max_model_len
         self._padding_row = max_num_seqs
-        self._decode_sizes = _up_to(_DECODE_SIZES, max_num_seqs)
-        self._mixed_sequences = _up_to(_MIXED_SEQUENCES, max_num_seqs)
+        self.shapes = shapes
         device = rows.device
         # Rows: row number, start, count, whether it draws.
-        self._table = torch.zeros(4, max_num_seqs, dtype=torch.int64, device=device)
-        self._drawn = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+        size = shapes.max_num_sequences
+        self._table = torch.zeros(4, size, dtype=torch.int64, device=device)
+        self._drawn = torch.zeros(size, dtype=torch.int64, device=device)
         self._uploads = [
-            torch.zeros(4, max_num_seqs, dtype=torch.int64, pin_memory=device.type == "cuda")
+            torch.zeros(4, size, dtype=torch.int64, pin_memory=device.type == "cuda")
             for _ in range(_NUM_UPLOADS)
         ]
         self._num_runs = 0
         self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._to_prepare = shapes.by_use()
+        is_cuda = device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if is_cuda else None
+        self._stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
 
     @property
     def num_graphs(self) -> int:
@@ -94,51 +78,75 @@ class StepGraphs:
     def shape_for(
         self, plan: BatchPlan, kind: DrawKind, has_adapters: bool = False
     ) -> StepShape | None:
-        """The padded shape that serves a plan; None if it is too large for one."""
-        num_sequences, num_tokens = len(plan.rows), plan.total_tokens
-        if plan.num_decodes == num_sequences:
-            size = _at_least(self._decode_sizes, num_sequences)
-            return StepShape(size, size, kind, has_adapters)
-        if num_tokens > _MIXED_TOKENS[-1]:
+        """The padded shape that serves a plan; None if it is to run eagerly."""
+        shape = self.shapes.shape_for(plan, kind, has_adapters)
+        if shape not in self._graphs and len(self._graphs) >= MAX_GRAPHS:
             return None
-        sequences = _at_least(self._mixed_sequences, num_sequences)
-        tokens = _at_least(_MIXED_TOKENS, num_tokens)
-        # One token more than sequences tells a mixed shape from a decode's.
-        return StepShape(tokens + (tokens == sequences), sequences, kind, has_adapters)
+        return shape
+
+    def prepare_next(self) -> bool:
+        """Capture one more of the usual shapes; False when all of them are.
+
+        No step may be under way: its tables are written.
+        """
+        for shape in self._to_prepare:
+            if shape not in self._graphs:
+                self.run_padding(shape)
+                self._graphs[shape] = self._capture(shape)
+                return True
+        return False
+
+    def run_padding(self, shape: StepShape) -> None:
+        """A step of this shape without a request, eagerly: compiles and allocates all it needs."""
+        self._table.zero_()
+        self._table[0] = self._padding_row
+        self._table[2, : shape.num_decodes] = 1
+        self.step(shape)
 
     def run(self, plan: BatchPlan, shape: StepShape) -> Tensor:
-        """Carry out a plan; returns what each of its sequences drew, ``[S], int64``.
+        """Carry out a plan; returns what each place of the shape drew, ``[S], int64``.
 
-        Sequences that do not draw yet have a meaningless id there. The rows remember the drawn
-        tokens already; the tensor is valid until the next run.
+        Places that do not draw have a meaningless id there. The rows remember the drawn tokens
+        already; the tensor is valid until the next run.
         """
         self._upload(plan, shape)
         graph = self._graphs.get(shape)
-        if graph is None:
-            graph = self._graphs[shape] = self._capture(shape)
-        graph.replay()
-        return self._drawn[: len(plan.rows)]
+        if graph is not None:
+            graph.replay()
+        else:
+            self.step(shape)
+            self._graphs[shape] = self._capture(shape)
+        return self._drawn[: shape.num_sequences]
 
     def _upload(self, plan: BatchPlan, shape: StepShape) -> None:
         upload = self._uploads[self._num_runs % _NUM_UPLOADS]
         self._num_runs += 1
-        count, size = len(plan.rows), shape.num_sequences
-        upload[:, :count] = torch.tensor(
+        size, begin = shape.num_sequences, plan.num_decodes
+        values = torch.tensor(
             [plan.rows, plan.starts, plan.num_tokens, plan.samples], dtype=torch.int64
         )
-        if count < size:
-            upload[:, count:size] = 0
-            upload[0, count:size] = self._padding_row
+        if len(plan.rows) < size:
+            upload[:, :size] = 0
+            upload[0, :size] = self._padding_row
+            upload[2, : shape.num_decodes] = 1
+        upload[:, :begin] = values[:, :begin]
+        end = shape.num_decodes + len(plan.rows) - begin
+        upload[:, shape.num_decodes : end] = values[:, begin:]
         self._table[:, :size].copy_(upload[:, :size], non_blocking=True)
 
     def _capture(self, shape: StepShape) -> torch.cuda.CUDAGraph:
-        # Once outside: compiles kernels and lets libraries allocate their workspaces. It draws
-        # what the replay will draw, so running twice does no harm.
-        self.step(shape)
-        torch.cuda.synchronize()
+        """Record a step that has run eagerly once, so that all it needs is compiled.
+
+        As ``torch.cuda.graph`` does, but without its wait for the device and its collection of
+        garbage: nothing of a capture touches the device, which may be busy with a step.
+        """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            self.step(shape)
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                self.step(shape)
+            finally:
+                graph.capture_end()
         return graph
 
     def step(self, shape: StepShape) -> None:
@@ -147,9 +155,9 @@ class StepGraphs:
         table = SequenceTable(
             row,
             start,
-            torch.ones_like(count) if shape.is_decode else count,
+            count,
             num_tokens=shape.num_tokens,
-            num_decodes=shape.num_sequences if shape.is_decode else 0,
+            num_decodes=shape.num_decodes,
             max_query_len=1 if shape.is_decode else shape.num_tokens,
             max_context_len=self._max_model_len,
         )
@@ -169,11 +177,3 @@ class StepGraphs:
         target = row if shape.is_decode else torch.where(draws > 0, row, self._padding_row)
         self._rows.token_ids[target, table.after] = drawn.to(torch.int32)
         self._drawn[: shape.num_sequences] = drawn
-
-
-def _up_to(sizes: tuple[int, ...], limit: int) -> list[int]:
-    return [size for size in sizes if size < limit] + [limit]
-
-
-def _at_least(sizes: list[int] | tuple[int, ...], number: int) -> int:
-    return sizes[bisect_left(sizes, number)]

@@ -19,7 +19,7 @@ class Rows:
     """Persistent per-request tensors.
 
     - ``token_ids: [num_rows, max_model_len + 1], int32``: prompt, outputs, drafts to come;
-      stale where keys and values were found in the cache.
+      stale where a prompt's keys and values were found in the cache.
     - ``block_tables: [num_rows, max_blocks], int32``: entries past the last block are stale
       but valid ids.
     - ``adapter_slots: [num_rows], int32``: where each request's adapter lies, or none.
@@ -41,14 +41,11 @@ class Rows:
         """Carry out the plan's admissions and new blocks, without waiting for the device."""
         admitted = plan.admissions
         if admitted:
-            # Tokens found in the cache are not computed again: the device need not know them.
-            self._write(
-                self.token_ids,
-                [
-                    (a.row, a.num_cached_tokens, a.token_ids[a.num_cached_tokens :])
-                    for a in admitted
-                ],
-            )
+            # Prompt tokens found in the cache are not computed again: the device need not know
+            # them. Outputs it must: what was drawn may bar what is drawn next.
+            firsts = [min(a.num_cached_tokens, a.num_prompt_tokens) for a in admitted]
+            runs = zip(admitted, firsts, strict=True)
+            self._write(self.token_ids, [(a.row, at, a.token_ids[at:]) for a, at in runs])
             self._write(self.block_tables, [(a.row, 0, a.block_ids) for a in admitted])
             self._write_adapters(plan)
         if plan.new_blocks:

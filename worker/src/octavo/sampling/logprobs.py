@@ -42,6 +42,13 @@ class LogprobBatch:
         )
 
 
+def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> LogprobTensors:
+    """Log probabilities of given tokens, one a row; ``logits: [L, vocab]``, ``token_ids: [L]``."""
+    count = len(token_ids)
+    indices = torch.arange(count, device=logits.device)
+    return LogprobBatch(indices, tuple(range(count)), (num_top,) * count).compute(logits, token_ids)
+
+
 @dataclass(frozen=True, slots=True)
 class LogprobTensors:
     """One step's log probabilities, still on the device."""

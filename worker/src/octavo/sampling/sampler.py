@@ -2,7 +2,7 @@
 
 Knows each row's request parameters, kept in persistent tensors on the device; knows nothing of
 where logits come from or where tokens go. Order of work, as vLLM's: log probabilities from the
-raw logits, then biases and barred stop tokens, penalties, temperature, top-k, top-p, min-p.
+raw logits, then biases, barred and allowed tokens, penalties, temperature, top-k, top-p, min-p.
 
 Work on the host is proportional to the rows of a batch, and is done only when the rows that are
 sampled change: in steady decoding a step costs the host a tuple comparison.
@@ -114,14 +114,13 @@ class Sampler:
         request; barred while it has drawn fewer than ``min_tokens``.
         """
         self.release(row)
-        first_stop_position = len(prompt_token_ids) + params.min_tokens
         is_barred = len(output_token_ids) < params.min_tokens
         self._rows[row] = _Row(
             params,
             RowEdits.of(
-                params.logit_bias,
+                params,
                 sorted(stop_token_ids) if is_barred else (),
-                first_stop_position,
+                len(prompt_token_ids),
                 self._vocab_size,
                 self._device,
             ),
@@ -148,17 +147,23 @@ class Sampler:
             self._composition = None
 
     def sample(
-        self, logits: Tensor, rows: Sequence[int], positions: Tensor | Sequence[int]
+        self,
+        logits: Tensor,
+        rows: Sequence[int],
+        positions: Tensor | Sequence[int],
+        history: Tensor | None = None,
     ) -> SampledTokens:
         """Draw one token for each of R different rows.
 
         ``logits: [R, vocab], float32``, overwritten. ``positions: [R]``: the index each drawn
         token will have in its sequence (tokens before it), which is the row's random counter.
+        ``history: [num_rows, max_len], int32``: tokens of every row up to its position; needed
+        where a row has bad words.
         """
         composition = self._compose(tuple(rows))
         if composition.is_plain and composition.sampling.all_greedy:
             return SampledTokens(self._kernels.sample(logits, composition.sampling), None)
-        return self._sample(logits, composition, self._as_positions(positions))
+        return self._sample(logits, composition, self._as_positions(positions), history)
 
     def kind_of(self, rows: Sequence[int]) -> DrawKind | None:
         """The kind of these rows' draws; None if some row wants more than a draw."""
@@ -187,13 +192,17 @@ class Sampler:
         )
 
     def _sample(
-        self, logits: Tensor, composition: _Composition, positions: Tensor
+        self,
+        logits: Tensor,
+        composition: _Composition,
+        positions: Tensor,
+        history: Tensor | None,
     ) -> SampledTokens:
         raw = None
         if composition.logprobs is not None:
             raw = logits[composition.logprobs.indices]
         if composition.edits is not None:
-            composition.edits.apply(logits, positions)
+            composition.edits.apply(logits, positions, history)
         if composition.penalties is not None:
             self._penalties.apply(logits, composition.penalties)
         token_ids = self._kernels.sample(logits, _at(composition.sampling, positions))
@@ -218,7 +227,7 @@ class Sampler:
         held = [self._rows[row] for row in rows]
         sampling = self._sampling_batch(rows, held)
         edits = {index: row.edits for index, row in enumerate(held) if row.edits is not None}
-        edit_batch = EditBatch.of(edits, self._device) if edits else None
+        edit_batch = EditBatch.of(edits, rows, self._device) if edits else None
         penalties, logprobs = self._penalty_batch(held), self._logprob_batch(held)
         is_plain = edit_batch is None and penalties is None and logprobs is None
         return _Composition(rows, sampling, edit_batch, penalties, logprobs, is_plain)

@@ -5,7 +5,7 @@ Knows rows, requests and block ids; decides nothing.
 
 from __future__ import annotations
 
-from octavo.batch import BatchPlan, RowAdmission
+from octavo.batch import BatchPlan, PromptReading, RowAdmission
 from octavo.outputs import RequestUpdate
 from octavo.request import Request
 
@@ -69,11 +69,32 @@ class StepDraft:
             starts=starts,
             num_tokens=counts,
             samples=[
-                end == len(request.token_ids) for end, request in zip(ends, requests, strict=True)
+                end == len(request.token_ids) and not request.is_prompt_only
+                for end, request in zip(ends, requests, strict=True)
             ],
             num_decodes=counts.count(1),
+            readings=[
+                _reading(request, request.row, start, end)
+                for request, start, end in zip(requests, starts, ends, strict=True)
+                if request.row is not None
+                and (request.prompt_logprobs is not None or request.pooling is not None)
+            ],
             requests=requests,
         )
+
+
+def _reading(request: Request, row: int, start: int, end: int) -> PromptReading:
+    """What positions ``start : end`` of a prompt are read for."""
+    is_scored = request.prompt_logprobs is not None
+    # Position p tells of token p + 1, and the last of the prompt of none.
+    num_scored = max(0, min(end, request.num_prompt_tokens - 1) - start) if is_scored else 0
+    return PromptReading(
+        row=row,
+        num_scored=num_scored,
+        num_top=request.params.prompt_logprobs or 0,
+        pooling=request.pooling,
+        ends_prompt=end == request.num_prompt_tokens,
+    )
 
 
 class PlannedStep:

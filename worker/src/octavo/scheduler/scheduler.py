@@ -7,7 +7,9 @@ text or HTTP. The engine's core calls it from one thread::
 
 There are no phases. In each step every running request's computed tokens catch up with its
 tokens, as far as one budget allows: requests with a single token to compute first, then prompts
-in chunks, then who waits, by (priority, deadline, arrival).
+in chunks, then who waits: by priority, within one by turns between tenants
+(:mod:`octavo.scheduler.fair_share`), of one tenant by (deadline, arrival). The budget is smaller
+while requests decode, since a step's length is the time between their tokens.
 
 Up to ``max_tokens_in_flight`` steps are planned before the result of the first is known. Such a
 plan lets a request compute a token the host has not seen: it lies in the request's row on the
@@ -65,7 +67,7 @@ class Scheduler:
         self.adapters = AdapterSlots(config.num_adapter_slots)
         self._clock = clock
         self._requests: dict[str, Request] = {}
-        self._waiting = WaitingQueue(config.max_num_waiting)
+        self._waiting = WaitingQueue(config.max_num_waiting, config.max_queue_tokens)
         self._running: dict[Request, None] = {}
         """Requests with a row. Each is in ``_prefills``, in ``_decodes``, or in neither while
         all the tokens it may draw are in flight."""
@@ -121,7 +123,7 @@ class Scheduler:
                 "wait (max_num_waiting); ask for fewer choices.",
                 param="n",
             )
-        self._waiting.check_room(len(requests), self._clock())
+        self._waiting.check_room(requests, self._clock())
         for request in requests:
             self._enqueue(request)
 
@@ -175,7 +177,7 @@ class Scheduler:
         if len(self._in_flight) > self.config.max_tokens_in_flight:
             return None
         self._decodes.settle()
-        draft = StepDraft(self.config.max_num_batched_tokens)
+        draft = StepDraft(self._budget())
         is_short = self._extend_decodes(draft)
         draft.budget -= len(self._decodes.requests)
         if self._prefills:
@@ -183,6 +185,15 @@ class Scheduler:
         if self._waiting and not is_short:
             self._admit(draft, now_s, math.inf)
         return self._make_plan(draft)
+
+    def _budget(self) -> int:
+        """Tokens of the next step: fewer while requests decode, who all wait for its end."""
+        config, num_decodes = self.config, len(self._decodes.requests)
+        limit = config.max_num_batched_tokens_while_decoding
+        if limit is None or not num_decodes:
+            return config.max_num_batched_tokens
+        # Prompts move on whatever the limit, or they would wait for all decodes to end.
+        return min(config.max_num_batched_tokens, max(limit, num_decodes + config.block_size))
 
     def _extend_decodes(self, draft: StepDraft) -> bool:
         """Give decodes at the start of a block that block; True if that took preemption."""
@@ -209,8 +220,8 @@ class Scheduler:
     def _continue_prefills(self, draft: StepDraft, now_s: float, *, may_admit: bool) -> None:
         """Next chunk of each prompt under way, but not before who waits with better priority."""
         for request in list(self._prefills):
-            first = self._waiting.first
-            if may_admit and first is not None and first.priority < request.priority:
+            best = self._waiting.best_priority
+            if may_admit and best is not None and best < request.priority:
                 self._admit(draft, now_s, request.priority)
             if not draft.budget:
                 return
@@ -223,18 +234,21 @@ class Scheduler:
         The first that does not fit stops those behind it: were they let past, a long prompt
         could wait forever. Who cannot start yet for another reason is passed over.
         """
-        waiting, i = self._waiting, 0
-        while draft.budget and i < len(waiting):
-            request = waiting[i]
-            if request.priority >= below_priority or i == _MAX_PASSED_OVER:
+        if not draft.budget:
+            return
+        num_passed_over = 0
+        for request in self._waiting.in_order():
+            if request.priority >= below_priority or num_passed_over == _MAX_PASSED_OVER:
                 return
             if not self._is_ready(request, now_s):
-                i += 1
+                num_passed_over += 1
                 continue
             prefix = self._make_room(request, draft)
             if prefix is None:
                 return
             self._start(request, prefix, draft, now_s)
+            if not draft.budget:
+                return
 
     def _is_ready(self, request: Request, now_s: float) -> bool:
         """Not while its own tokens are in flight, nor its leader computes the prompt they share,
@@ -247,13 +261,12 @@ class Scheduler:
         leader = request.leader
         if leader is None:
             return True
-        if (
-            leader.num_output_tokens == 0
-            and not leader.is_finished
-            and request.num_prompt_tokens > self.config.block_size
-            and self.kv_cache.can_share(request)
-        ):
-            return False
+        if leader.num_output_tokens == 0 and not leader.is_finished:
+            has_blocks = request.num_prompt_tokens > self.config.block_size
+            is_shared = has_blocks and self.kv_cache.can_share(request)
+            # What is said of the prompt comes first, with the leader's first token.
+            if is_shared or leader.prompt_logprobs is not None:
+                return False
         request.leader = None
         return True
 
@@ -295,7 +308,7 @@ class Scheduler:
 
     def _start(self, request: Request, prefix: list[int], draft: StepDraft, now_s: float) -> None:
         """Give a row, blocks for all known tokens and a first chunk."""
-        self._waiting.remove(request, now_s)
+        self._waiting.start(request, len(prefix) * self.config.block_size, now_s)
         if request.adapter_id is not None:
             self.adapters.stop_waiting(request.adapter_id)
             request.adapter_slot = self.adapters.start(request.adapter_id)
@@ -328,8 +341,9 @@ class Scheduler:
             request.num_computed_tokens += count
             if request.num_computed_tokens == len(request.token_ids):
                 self._prefills.remove(request)
-                request.num_in_flight += 1
-                self._join_decodes(request)
+                if not request.is_prompt_only:
+                    request.num_in_flight += 1
+                    self._join_decodes(request)
         return plan
 
     def _join_decodes(self, request: Request) -> None:
@@ -355,7 +369,41 @@ class Scheduler:
         step = self._in_flight.popleft()
         if self.config.enable_prefix_caching:
             self._register_filled(step)  # before tokens: who ends gives its blocks away
+        if plan.readings:
+            self._take_prompts(step, result)
+        for i in range(step.num_grouped, len(plan.requests)):
+            self._end_if_prompt_only(step, i)
         return self._append_tokens(step, result)
+
+    def _take_prompts(self, step: PlannedStep, result: StepResult) -> None:
+        """What was read of prompts goes to their requests, also to those preempted since."""
+        plan = step.plan
+        place = {row: i for i, row in enumerate(plan.rows)}
+        for reading, read in zip(plan.readings, result.prompts, strict=True):
+            i = place[reading.row]
+            request = plan.requests[i]
+            if request.prompt_logprobs is not None:
+                # A preempted prompt starts over, and says the same again.
+                del request.prompt_logprobs[plan.starts[i] :]
+                request.prompt_logprobs += read.logprobs
+            request.embedding = read.embedding
+
+    def _end_if_prompt_only(self, step: PlannedStep, i: int) -> None:
+        """End the request in the plan's row ``i`` if its prompt was all it wanted computed."""
+        plan, request = step.plan, step.plan.requests[i]
+        is_due = request.is_prompt_only and not request.is_finished
+        if is_due and plan.starts[i] + plan.num_tokens[i] == request.num_prompt_tokens:
+            request.first_token_s = self._clock()
+            self._finish(request, FinishReason.LENGTH)
+            update = RequestUpdate(
+                request.id,
+                [],
+                finish_reason=FinishReason.LENGTH.value,
+                num_cached_tokens=request.num_cached_tokens,
+                prompt_logprobs=request.prompt_logprobs,
+                embedding=request.embedding,
+            )
+            self._updates.append(update)
 
     def _register_filled(self, step: PlannedStep) -> None:
         """Make findable the blocks this step has filled. Their tokens are known by now.
@@ -414,6 +462,7 @@ class Scheduler:
             update.stop_reason = request.stop_reason
         if num_outputs == 1:
             request.first_token_s = self._clock()
+            update.prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
         if request.is_finished or num_outputs == 1:
             update.num_cached_tokens = request.num_cached_tokens
         return update
@@ -452,12 +501,11 @@ class Scheduler:
         self, request: Request, reason: FinishReason, stop_reason: int | None = None
     ) -> None:
         """The one way out, whatever the request is doing."""
+        self._waiting.end(request, self._clock())
         if request.status is RequestStatus.RUNNING:
             self._release(request)
-        else:
-            self._waiting.remove(request, self._clock())
-            if request.adapter_id is not None:
-                self.adapters.stop_waiting(request.adapter_id)
+        elif request.adapter_id is not None:
+            self.adapters.stop_waiting(request.adapter_id)
         request.transition(RequestStatus.FINISHED)
         request.finish_reason = reason
         request.stop_reason = stop_reason
@@ -502,6 +550,8 @@ class Scheduler:
             num_running=len(self._running),
             num_waiting=len(self._waiting),
             num_preempted=self._waiting.num_preempted,
+            num_deferred=self._waiting.num_deferred,
+            num_waiting_tokens=self._waiting.num_tokens,
             kv_usage=kv_cache.usage,
             num_blocks=kv_cache.pool.num_blocks,
             num_cached_blocks=kv_cache.pool.num_cached,
@@ -536,7 +586,7 @@ class Scheduler:
         for request in self._running:
             assert request.status is RequestStatus.RUNNING, f"{request} has a row"
             assert self._requests.get(request.id) is request, f"{request} is not registered"
-            is_exhausted = request.num_tokens >= request.max_total_tokens
+            is_prefill = request in self._prefills
+            is_exhausted = not is_prefill and request.num_tokens >= request.max_total_tokens
             is_decode = is_exhausted or request in self._decodes
-            places = (request in self._prefills) + is_decode
-            assert places == 1, f"{request} is in {places} places"
+            assert is_prefill + is_decode == 1, f"{request} is in both groups or none"

@@ -36,7 +36,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_middleware(ApiKeyAuth, api_keys=config.api_keys)
-    app.add_middleware(RequestBoundary, log_requests=config.log_requests)
+    app.add_middleware(RequestBoundary, context=context)
     return app
 
 

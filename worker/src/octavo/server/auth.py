@@ -13,9 +13,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.server.errors import ApiError
 
-OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping", "/metrics"})
-"""What a probe or a scraper, which has no key, must be able to ask (vLLM's are open too). Metrics
-hold numbers and the model's name, nothing of what was asked."""
+OPEN_PATHS = frozenset(
+    {
+        "/health",
+        "/health/live",
+        "/health/load",
+        "/health/ready",
+        "/health/startup",
+        "/ping",
+        "/metrics",
+    }
+)
+"""What a probe or a scraper, which has no key, must be able to ask (vLLM's are open too). They
+tell numbers and the model's name, nothing of what was asked."""
 
 
 class ApiKeyAuth:

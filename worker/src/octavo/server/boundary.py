@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.logs import log_event
 from octavo.server.auth import OPEN_PATHS
+from octavo.server.context import ServerContext
 from octavo.server.errors import internal_error
 
 _logger = logging.getLogger("octavo.server")
@@ -29,11 +30,15 @@ def request_id_of(scope: Scope) -> str:
 
 
 class RequestBoundary:
-    """Takes over ``X-Request-Id`` or makes one, echoes it, and answers what nobody caught."""
+    """Takes over ``X-Request-Id`` or makes one, echoes it, and answers what nobody caught.
 
-    def __init__(self, app: ASGIApp, log_requests: bool) -> None:
+    While the server leaves, each answer asks the client to open its next connection elsewhere.
+    """
+
+    def __init__(self, app: ASGIApp, context: ServerContext) -> None:
         self._app = app
-        self._log_requests = log_requests
+        self._context = context
+        self._log_requests = context.config.log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,6 +54,8 @@ class RequestBoundary:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                if self._context.is_leaving:
+                    headers.append((b"connection", b"close"))
                 message = {**message, "headers": headers}
             await send(message)
 

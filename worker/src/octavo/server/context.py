@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,10 @@ class ServerContext:
     metrics: ServerMetrics | None = None
     num_open: int = 0
     """Generation requests being answered now."""
+    is_leaving: bool = False
+    """The server has been told to stop; requests are taken, but each connection ends with one."""
+    idle_since_s: float = field(default_factory=time.monotonic)
+    """When the last generation request ended; counts only while none is open."""
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     def model_names(self) -> tuple[str, ...]:
@@ -75,6 +80,7 @@ class ServerContext:
         finally:
             self.num_open -= 1
             if not self.num_open:
+                self.idle_since_s = time.monotonic()
                 self._idle.set()
 
     async def wait_idle(self) -> None:

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -134,10 +135,23 @@ class Lifecycle:
         if stop.done():
             timeout_s = self._config.shutdown_timeout_s
             self._listener.draining(self._context.num_open, timeout_s)
+            await self._leave(http)
             await self._engine.drain(timeout_s)
         elif self._engine.state is EngineState.DEAD:
             log_event(_logger, "the engine has died; the server exits", level=logging.ERROR)
         await self._flush()
+
+    async def _leave(self, http: asyncio.Task[None]) -> None:
+        """Serve on while requests still find their way here, and let go of every connection.
+
+        Readiness is red at once. Load balancers and clients that keep connections go on sending
+        for a moment; they are answered, and told to connect elsewhere.
+        """
+        self._context.is_leaving = True
+        deadline_s = time.monotonic() + self._config.shutdown_delay_s
+        while self._engine.state is EngineState.READY and time.monotonic() < deadline_s:
+            await asyncio.wait((http,), timeout=min(_STATE_POLL_S, self._config.shutdown_delay_s))
+        self._http.end_connections()
 
     async def _flush(self) -> None:
         """Let answers that are complete leave."""
@@ -164,6 +178,11 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
 
 class _HttpServer(uvicorn.Server):
     """uvicorn, with signals left to us: it would stop listening before open requests end."""
+
+    def end_connections(self) -> None:
+        """Close idle connections now, and each of the others after its answer."""
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

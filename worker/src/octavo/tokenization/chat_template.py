@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 
 from octavo.errors import InvalidRequestError, ModelLoadError
@@ -55,6 +56,8 @@ class ChatTemplate:
             self._template if tool_source is None else compile_template(tool_source, origin)
         )
         self._wants_parts = _iterates_over_content(source)
+        sources = [source] if tool_source is None else [source, tool_source]
+        self._variables = frozenset().union(*map(_variables, sources))
 
     @classmethod
     def open(cls, path: str | Path, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -78,6 +81,10 @@ class ChatTemplate:
             tool_source=templates.get(_TOOL_USE),
             origin=f"the chat template of {path}",
         )
+
+    def reads(self, variable: str) -> bool:
+        """Whether the template looks at a variable of this name at all."""
+        return variable in self._variables
 
     def render(
         self,
@@ -178,16 +185,24 @@ def _cut_after_final_message(text: str, messages: Sequence[Mapping[str, Any]]) -
     return text[: start + len(trimmed)]
 
 
+def _parse(source: str) -> jinja2.nodes.Template:
+    """The template's tree; an empty one where compiling it says what is wrong."""
+    environment = jinja2.Environment(extensions=[GenerationMarks, jinja2.ext.loopcontrols])
+    try:
+        return environment.parse(source)
+    except jinja2.TemplateError:
+        return environment.parse("")
+
+
+def _variables(source: str) -> set[str]:
+    return jinja2.meta.find_undeclared_variables(_parse(source))
+
+
 def _iterates_over_content(source: str) -> bool:
     """Whether the template wants content as a list of parts: it loops over it, and never asks
     whether it is a string.
     """
-    try:
-        tree = jinja2.Environment(extensions=[GenerationMarks, jinja2.ext.loopcontrols]).parse(
-            source
-        )
-    except jinja2.TemplateError:
-        return False  # compiling it says what is wrong
+    tree = _parse(source)
     if any(test.name == "string" for test in tree.find_all(jinja2.nodes.Test)):
         return False
     return any(_is_content(loop.iter) for loop in tree.find_all(jinja2.nodes.For))

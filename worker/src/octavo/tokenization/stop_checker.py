@@ -46,10 +46,20 @@ class StopChecker:
                 if not self._includes_stop:
                     shown = shown[: len(shown) - len(stop)]
                 return StopMatch(shown, stop)
+        return self._hold(text, state)
+
+    def pass_over(self, text: str) -> str:
+        """What may be shown of text that must not end here, though a stop string may begin."""
+        state = self._state
+        for character in text:
+            state = self._automaton.next_state(state, character)
+        return self._hold(text, state)
+
+    def _hold(self, text: str, state: int) -> str:
         self._state = state
         pending = self._held + text
         # Invariant: exactly the longest suffix that begins a stop string is held.
-        safe = len(pending) - automaton.depth(state)
+        safe = len(pending) - self._automaton.depth(state)
         self._held = pending[safe:]
         return pending[:safe]
 

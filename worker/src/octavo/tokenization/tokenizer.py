@@ -132,6 +132,10 @@ class Tokenizer:
         """One token as text, for showing; parts of characters become U+FFFD."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
+    def token_spelling(self, token_id: int) -> str:
+        """A token as the vocabulary writes it; empty for an id it does not have."""
+        return self._backend.id_to_token(token_id) or ""
+
     def token_id(self, token: str) -> int | None:
         """The id of a token as the vocabulary spells it."""
         found: int | None = self._backend.token_to_id(token)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from kernel_parity import SAMPLING_BATCHES, Trial, assert_same_draw, sampling_batch
+from kernel_parity import SAMPLING_BATCHES, Trial, assert_same_draw, sampling_batch, with_masks
 from octavo.kernels.cpu import CpuKernels
 from octavo.kernels.interface import SamplingBatch
 from octavo.kernels.philox import gumbel_noise
+from octavo.kernels.reference import mask_logits
 
 TRIAL = Trial(torch.device("cpu"), torch.float32, 0)
 
@@ -48,6 +50,22 @@ def test_flat_and_steep_rows_are_drawn_as_the_reference_does(
     batch = SAMPLING_BATCHES[name](TRIAL, 6)
     logits = 5 + spread * torch.randn(6, 3000)
     assert_same_draw(kernels.sample(logits, batch), logits, batch)
+
+
+@pytest.mark.parametrize("vocab_size", [1000, 777, 7])
+@pytest.mark.parametrize("name", SAMPLING_BATCHES)
+def test_masked_rows_draw_what_their_mask_allows(
+    kernels: CpuKernels, num_threads: int, name: str, vocab_size: int
+) -> None:
+    for seed in range(2):
+        torch.manual_seed(seed)
+        batch = with_masks(SAMPLING_BATCHES[name](TRIAL, 7), vocab_size)
+        assert batch.masks is not None
+        assert batch.mask_rows is not None
+        logits = 3 * torch.randn(7, vocab_size)
+        expected = mask_logits(logits, batch.masks, batch.mask_rows)
+        plain = replace(batch, masks=None, mask_rows=None)
+        assert_same_draw(kernels.sample(logits.clone(), batch), expected, plain)
 
 
 def test_greedy_takes_the_lowest_id_on_a_tie(kernels: CpuKernels) -> None:

@@ -188,10 +188,17 @@ class CpuKernels:
             batch.positions.data_ptr(),
             batch.all_greedy,
             batch.any_filter,
+            *self._mask_pointers(batch),
             out.data_ptr(),
             torch.get_num_threads(),
         )
         return out
+
+    @staticmethod
+    def _mask_pointers(batch: SamplingBatch) -> tuple[int, int]:
+        if batch.masks is None or batch.mask_rows is None:
+            return 0, 0
+        return batch.masks.data_ptr(), batch.mask_rows.data_ptr()
 
     def _pointers_of(self, batch: AttentionBatch) -> tuple[int, ...]:
         """Addresses of starts, lens, tables, positions and slots, and the tables' row stride."""

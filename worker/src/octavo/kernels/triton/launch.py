@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +62,16 @@ class Machine:
             unused=torch.zeros(16, dtype=torch.float32, device=device),
             has_warpgroup_products=has_warpgroup_products,
         )
+
+
+def before_each_compilation(tell: Callable[[], object]) -> None:
+    """Call ``tell`` when a kernel is about to be compiled, or loaded from Triton's cache."""
+
+    def hook(**_: object) -> bool:
+        tell()
+        return False  # True would mean: do not compile
+
+    knobs.runtime.jit_cache_hook = hook
 
 
 def next_power_of_two(value: int) -> int:

@@ -50,6 +50,14 @@ def gumbel_of_words(words):
 
 
 @triton.jit
+def _masked(scores, ids, masks, mask_row, VOCAB_SIZE: tl.constexpr):
+    """Minus infinity for the tokens that a mask leaves out."""
+    num_words = (VOCAB_SIZE + 31) // 32
+    words = tl.load(masks + mask_row * num_words + ids // 32, mask=ids < VOCAB_SIZE, other=0)
+    return tl.where((words >> (ids % 32)) & 1 == 1, scores, -float("inf"))
+
+
+@triton.jit
 def _winner(scores, ids):
     """The best of ``scores``, and the lowest id that has it."""
     best = tl.max(scores, axis=0)
@@ -57,14 +65,25 @@ def _winner(scores, ids):
 
 
 @triton.jit(
-    do_not_specialize=["blocks_per_chunk", "num_chunks"],
-    do_not_specialize_on_alignment=["temperatures", "seeds", "positions", "out"],
+    # With masks or without, it is one program: nothing is compiled when the first one comes.
+    do_not_specialize=["blocks_per_chunk", "num_chunks", "has_masks"],
+    do_not_specialize_on_alignment=[
+        "temperatures",
+        "seeds",
+        "positions",
+        "masks",
+        "mask_rows",
+        "out",
+    ],
 )
 def _draw_program(
     logits,
     temperatures,
     seeds,
     positions,
+    masks,
+    mask_rows,
+    has_masks,
     out,
     chunk_scores,
     chunk_ids,
@@ -93,10 +112,15 @@ def _draw_program(
         temperature = tl.load(temperatures + row)
         seed = tl.load(seeds + row)
         position = tl.load(positions + row)
+    mask_row = tl.full([], -1, tl.int32)
+    if has_masks != 0:
+        mask_row = tl.load(mask_rows + row)
     for first in range(begin, end, BLOCK):
         ids = first + lanes
         mask = ids < VOCAB_SIZE
         scores = tl.load(logits + row * row_stride + ids, mask=mask, other=-float("inf"))
+        if mask_row >= 0:
+            scores = _masked(scores, ids, masks, mask_row, VOCAB_SIZE)
         if not ALL_GREEDY and temperature > 0:
             scores = tl.div_rn(scores, temperature) + gumbel(seed, position, ids)
         is_better = scores > best
@@ -220,6 +244,7 @@ def _best_above(
 
 
 @triton.jit(
+    do_not_specialize=["has_masks"],
     do_not_specialize_on_alignment=[
         "temperatures",
         "top_k",
@@ -227,8 +252,10 @@ def _best_above(
         "min_p",
         "seeds",
         "positions",
+        "masks",
+        "mask_rows",
         "out",
-    ]
+    ],
 )
 def _filtered_draw_program(
     logits,
@@ -238,6 +265,9 @@ def _filtered_draw_program(
     min_p,
     seeds,
     positions,
+    masks,
+    mask_rows,
+    has_masks,
     out,
     row_stride,
     VOCAB_SIZE: tl.constexpr,
@@ -246,6 +276,16 @@ def _filtered_draw_program(
     """One program a row. Greedy rows pass through with every filter off."""
     row = tl.program_id(0).to(tl.int64)
     row_logits = logits + row * row_stride
+    if has_masks != 0:
+        mask_row = tl.load(mask_rows + row)
+        if mask_row >= 0:
+            # In place, once: the search below reads the row many times.
+            for first in range(0, VOCAB_SIZE, BLOCK):
+                ids = first + tl.arange(0, BLOCK)
+                x = tl.load(row_logits + ids, mask=ids < VOCAB_SIZE)
+                x = _masked(x, ids, masks, mask_row, VOCAB_SIZE)
+                tl.store(row_logits + ids, x, mask=ids < VOCAB_SIZE)
+        tl.debug_barrier()
     temperature = tl.load(temperatures + row)
     is_random = temperature > 0
     temperature = tl.where(is_random, temperature, 1.0)
@@ -294,6 +334,10 @@ def sample(logits: Tensor, batch: SamplingBatch, machine: Machine) -> Tensor:
     out = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     if num_rows == 0:
         return out
+    has_masks = int(batch.masks is not None)
+    # Any int32 tensor stands for masks that are not there: the programs do not look.
+    masks = batch.positions if batch.masks is None else batch.masks
+    mask_rows = batch.positions if batch.mask_rows is None else batch.mask_rows
     if batch.any_filter and not batch.all_greedy:
         _filtered_draw_program[(num_rows,)](
             logits,
@@ -303,6 +347,9 @@ def sample(logits: Tensor, batch: SamplingBatch, machine: Machine) -> Tensor:
             batch.min_p,
             batch.seeds,
             batch.positions,
+            masks,
+            mask_rows,
+            has_masks,
             out,
             logits.stride(0),
             VOCAB_SIZE=vocab_size,
@@ -320,6 +367,9 @@ def sample(logits: Tensor, batch: SamplingBatch, machine: Machine) -> Tensor:
         batch.temperature,
         batch.seeds,
         batch.positions,
+        masks,
+        mask_rows,
+        has_masks,
         out,
         scores,
         ids,

@@ -1,7 +1,10 @@
-"""What probes ask. ``/health/live``: is the process worth keeping; ``/health/ready`` (and
-``/health`` and ``/ping``, its older names): can a request be served now."""
+"""What probes and the operator ask. ``/health/live``: is the process worth keeping;
+``/health/ready`` (and ``/health`` and ``/ping``, its older names): can a request be served now;
+``/health/startup``: how long loading took, by phase; ``/health/load``: is anybody being served."""
 
 from __future__ import annotations
+
+import time
 
 import msgspec
 from fastapi import APIRouter
@@ -9,10 +12,6 @@ from starlette.responses import Response
 
 from octavo.engine.interface import EngineState
 from octavo.server.context import ServerContext
-
-STALL_LIMIT_S = 30.0
-"""A loop that has work and ends no step for so long is taken for stuck. A step of a large model on
-a small CPU may take seconds."""
 
 
 def build_router(context: ServerContext) -> APIRouter:
@@ -33,20 +32,43 @@ def build_router(context: ServerContext) -> APIRouter:
         """200 while requests are taken and the engine makes progress; else 503 with the reason."""
         return _answer(*_readiness(context))
 
+    @router.get("/health/startup")
+    async def startup() -> Response:
+        """Where loading is, and the seconds of each phase that has ended; always 200."""
+        progress = context.engine.progress()
+        return _json(
+            {
+                "state": str(context.engine.state),
+                "phase": progress.phase,
+                "phases_s": dict(progress.finished),
+            }
+        )
+
+    @router.get("/health/load")
+    async def load() -> Response:
+        """Generation requests open now, and for how many seconds there have been none."""
+        idle_s = 0.0 if context.num_open else time.monotonic() - context.idle_since_s
+        return _json({"open_requests": context.num_open, "idle_s": round(idle_s, 3)})
+
     return router
 
 
 def _readiness(context: ServerContext) -> tuple[bool, str]:
+    if context.is_leaving:
+        return False, str(EngineState.DRAINING)
     state = context.engine.state
     if state is not EngineState.READY:
         phase = context.engine.progress().phase if state is EngineState.LOADING else ""
         return False, f"{state}: {phase}" if phase else str(state)
-    age_s = context.engine.stats().last_progress_age_s
-    if age_s > STALL_LIMIT_S:
-        return False, f"stalled: no step has ended for {age_s:.0f} s"
+    stats = context.engine.stats()
+    if stats.is_late:
+        return False, f"stalled: no step has ended for {stats.last_progress_age_s:.0f} s"
     return True, str(state)
 
 
 def _answer(is_good: bool, status: str) -> Response:
-    body = msgspec.json.encode({"status": status})
-    return Response(body, 200 if is_good else 503, media_type="application/json")
+    return _json({"status": status}, 200 if is_good else 503)
+
+
+def _json(body: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status, media_type="application/json")

@@ -128,13 +128,13 @@ FUNCTION(paged_attention, "ppppppiiiiiiiiifiipi",
          a[6].i * a[10].i * a[12].i * a[17].i)
 
 /* logits, num_rows, vocab_size, temperature, top_k, top_p, min_p, seeds, positions, all_greedy,
- * any_filter, out, threads */
+ * any_filter, masks or 0, mask_rows or 0, out, threads */
 static void call_sample(const argument *a) {
     sampling s = {a[0].p, a[1].i, a[2].i, a[3].p, a[4].p, a[5].p, a[6].p,
-                  a[7].p, a[8].p, a[9].i, a[10].i, a[11].p};
-    sample(&s, a[12].i);
+                  a[7].p, a[8].p, a[9].i, a[10].i, a[11].p, a[12].p, a[13].p};
+    sample(&s, a[14].i);
 }
-FUNCTION(sample, "piippppppiipi", a[1].i * a[2].i * 20)
+FUNCTION(sample, "piippppppiipppi", a[1].i * a[2].i * 20)
 
 /* For tests: first counter, position, seed, out: LANES words. */
 static void call_philox(const argument *a) {

@@ -10,7 +10,7 @@
 #include "threads.h"
 
 typedef struct {
-    const float *logits;
+    float *logits;
     int64_t num_rows, vocab_size;
     const float *temperature;
     const int32_t *top_k;
@@ -18,6 +18,8 @@ typedef struct {
     const int64_t *seeds;
     const int32_t *positions;
     int64_t all_greedy, any_filter;
+    const uint32_t *masks;    /* [num_masks, ceil(vocab_size / 32)]; NULL: no row has one */
+    const int32_t *mask_rows; /* [num_rows]: the row's mask, or -1 */
     int64_t *out;
 } sampling;
 
@@ -263,9 +265,23 @@ static float lowest_kept(const float *logits, int64_t size, float largest, int32
     return lowest;
 }
 
+/* Minus infinity wherever a mask leaves a token out, in place: a mask that a grammar makes keeps
+ * few tokens or nearly all, so most words need no look at their bits. */
+static void apply_mask(float *logits, int64_t size, const uint32_t *mask) {
+    for (int64_t first = 0; first < size; first += 32) {
+        uint32_t kept = mask[first / 32];
+        if (kept == 0xffffffffu) continue;
+        int64_t count = min_of(32, size - first);
+        for (int64_t i = 0; i < count; i++)
+            if (!(kept >> i & 1)) logits[first + i] = -INFINITY;
+    }
+}
+
 static int64_t sample_row(const sampling *s, int64_t row) {
     int64_t size = s->vocab_size;
-    const float *logits = s->logits + row * size;
+    float *logits = s->logits + row * size;
+    if (s->masks && s->mask_rows[row] >= 0)
+        apply_mask(logits, size, s->masks + s->mask_rows[row] * ((size + 31) / 32));
     int64_t likeliest = argmax(logits, size);
     if (s->all_greedy || s->temperature[row] == 0) return likeliest;
     size_t rounded = ((size_t)size + 15) / 16 * 16 * sizeof(float);

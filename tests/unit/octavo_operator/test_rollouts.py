@@ -1,0 +1,289 @@
+"""Rollouts from beginning to end, against a Deployment controller and a scheduler in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from inference_services import condition_message, conditions, inference_service
+from octavo_operator.labels import (
+    ANNOTATION_GOOD_TEMPLATE,
+    ANNOTATION_POD_TEMPLATE,
+    ANNOTATION_REFUSED_TEMPLATE,
+    ANNOTATION_STRIDE,
+    ANNOTATION_UPGRADE,
+)
+from octavo_operator.manifests.kinds import DEPLOYMENT, INFERENCE_SERVICE, POD
+from octavo_operator.reconcile.observed import LiveObject
+from planner_world import ControlledWorld, worker_of
+
+BAD = "hf://org/bad"
+KEY = (DEPLOYMENT, "models", "chat")
+
+
+def is_bad(pod: Mapping[str, Any]) -> bool:
+    return "org/bad" in pod["spec"]["containers"][0]["command"]
+
+
+def models(pods: tuple[LiveObject, ...]) -> list[str]:
+    return sorted(pod["spec"]["containers"][0]["command"][2] for pod in pods)
+
+
+async def serving(**spec: Any) -> ControlledWorld:
+    """A world at rest whose service runs; no pod is ever lost on the way from here."""
+    gpus = spec.pop("num_gpus", None)
+    world = ControlledWorld(inference_service(**spec), num_gpus=gpus, is_broken=is_bad)
+    service = await world.come_to_rest()
+    assert conditions(service)["Ready"] == ("True", "Serving")
+    world.fewest_serving = 10**9
+    return world
+
+
+async def test_update_takes_no_pod_away_before_another_serves() -> None:
+    world = await serving(replicas=3)
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    service = await world.come_to_rest()
+    assert models(world.pods) == ["org/better"] * 3
+    assert world.fewest_serving == 3
+    assert conditions(service)["Progressing"] == ("False", "Complete")
+
+
+async def test_update_without_a_spare_gpu_replaces_in_place() -> None:
+    """LLMKube 192: with every GPU in use a surge pod never finds a place."""
+    world = await serving(replicas=3, num_gpus=3)
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    notes = set()
+    for _ in range(40):
+        if not await world.turn():
+            break
+        service = await world.store.get(INFERENCE_SERVICE, "models", "chat")
+        notes.add(condition_message(service, "Progressing"))
+    assert models(world.pods) == ["org/better"] * 3
+    assert world.fewest_serving == 2
+    assert any("replacing pods in place" in note for note in notes)
+    live = await world.deployment()
+    assert live["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert ANNOTATION_STRIDE not in live["metadata"]["annotations"]
+
+
+async def test_update_with_too_few_gpus_for_all_replicas_comes_through() -> None:
+    world = ControlledWorld(inference_service(replicas=4), num_gpus=2)
+    await world.come_to_rest()
+    world.fewest_serving = 10**9
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    await world.come_to_rest()
+    assert models(world.pods) == ["org/better"] * 4
+    assert world.fewest_serving >= 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"replicas": 1, "num_gpus": 1}, "set rollout.maxUnavailable: 1 to allow that"),
+        (
+            {"replicas": 2, "num_gpus": 2, "rollout": {"whenNoSpareGPU": "Wait"}},
+            "whenNoSpareGPU: Replace would",
+        ),
+    ],
+    ids=["only-pod", "wait"],
+)
+async def test_update_that_must_wait_for_a_gpu_says_what_lacks(
+    spec: dict[str, Any], words: str
+) -> None:
+    world = await serving(**spec)
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    service = await world.come_to_rest()
+    assert conditions(service)["Ready"] == ("True", "Serving")
+    assert conditions(service)["WorkloadReady"] == ("False", "InsufficientGPU")
+    assert conditions(service)["Progressing"] == ("False", "InsufficientGPU")
+    assert "needs 1 nvidia.com/gpu on one node" in condition_message(service, "WorkloadReady")
+    assert words in condition_message(service, "WorkloadReady")
+    # Waiting is no failure: nothing is rolled back, and a free GPU lets it go on.
+    world.is_past_deadline = True
+    await world.come_to_rest()
+    assert world.num_gpus is not None
+    world.num_gpus += 1
+    world.is_past_deadline = False
+    await world.come_to_rest()
+    assert set(models(world.pods)) == {"org/better"}
+
+
+async def test_outage_is_taken_when_it_is_allowed() -> None:
+    rollout = {"maxSurge": 0, "maxUnavailable": 1}
+    world = await serving(replicas=1, num_gpus=1, rollout=rollout)
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    await world.come_to_rest()
+    assert models(world.pods) == ["org/better"]
+
+
+async def _change_to_bad(world: ControlledWorld) -> LiveObject:
+    world.resource["spec"]["model"] = {"uri": BAD}
+    await world.come_to_rest()
+    world.is_past_deadline = True
+    await world.turn()
+    await world.turn()
+    world.is_past_deadline = False
+    return await world.come_to_rest()
+
+
+async def test_bad_change_is_rolled_back_and_the_old_pods_stay() -> None:
+    world = await serving(replicas=2)
+    service = await _change_to_bad(world)
+    assert world.fewest_serving == 2
+    assert models(world.pods) == ["org/name"] * 2
+    assert conditions(service)["Ready"] == ("True", "Serving")
+    assert conditions(service)["WorkloadReady"] == ("True", "AllPodsReady")
+    assert conditions(service)["Progressing"] == ("False", "RolledBack")
+    assert "no such model" in condition_message(service, "Progressing")
+    assert "annotation serving.octavo.dev/upgrade" in condition_message(service, "Progressing")
+
+
+async def test_bad_change_without_a_spare_gpu_gives_the_gpu_back() -> None:
+    world = await serving(replicas=2, num_gpus=2)
+    await _change_to_bad(world)
+    assert world.fewest_serving == 1
+    assert models(world.pods) == ["org/name"] * 2
+
+
+async def test_first_rollout_has_nothing_to_go_back_to() -> None:
+    world = ControlledWorld(inference_service(model={"uri": BAD}), is_broken=is_bad)
+    await world.come_to_rest()
+    world.is_past_deadline = True
+    service = await world.come_to_rest()
+    assert conditions(service)["Progressing"] == ("False", "CrashLooping")
+    assert conditions(service)["Ready"] == ("False", "CrashLooping")
+
+
+async def test_next_change_goes_forward_again() -> None:
+    world = await serving()
+    await _change_to_bad(world)
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    service = await world.come_to_rest()
+    assert models(world.pods) == ["org/better"]
+    assert conditions(service)["Progressing"] == ("False", "Complete")
+    annotations = (await world.deployment())["metadata"]["annotations"]
+    assert ANNOTATION_REFUSED_TEMPLATE not in annotations
+
+
+async def test_two_bad_changes_in_a_row_go_back_to_what_served() -> None:
+    world = await serving()
+    await _change_to_bad(world)
+    world.resource["spec"]["engine"] = {"maxModelLen": 64}
+    service = await _change_to_bad(world)
+    assert models(world.pods) == ["org/name"]
+    assert conditions(service)["Progressing"] == ("False", "RolledBack")
+
+
+async def test_refused_change_is_tried_again_when_asked() -> None:
+    world = await serving()
+    await _change_to_bad(world)
+    world.is_broken = lambda pod: False
+    assert models(world.pods) == ["org/name"]
+    world.resource["metadata"]["annotations"] = {ANNOTATION_UPGRADE: "again"}
+    await world.come_to_rest()
+    assert models(world.pods) == ["org/bad"]
+
+
+async def test_pod_lost_after_the_rollout_is_no_reason_to_roll_back() -> None:
+    world = await serving(replicas=2)
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    await world.come_to_rest()
+    world.is_broken = lambda pod: True
+    await world.store.delete(POD, "models", world.pods[0]["metadata"]["name"])
+    world.is_past_deadline = True
+    service = await world.come_to_rest()
+    assert models(world.pods) == ["org/better"] * 2
+    assert conditions(service)["Ready"] == ("True", "Serving")
+    assert conditions(service)["WorkloadReady"] == ("False", "CrashLooping")
+
+
+async def test_new_operator_version_that_does_not_come_up_is_rolled_back() -> None:
+    world = await serving()
+    world.resource["metadata"]["annotations"] = {ANNOTATION_UPGRADE: "auto"}
+    world.is_broken = lambda pod: pod["spec"]["containers"][0]["image"] == "worker:2"
+    await world.come_to_rest("worker:2")
+    world.is_past_deadline = True
+    await world.turn("worker:2")
+    world.is_past_deadline = False
+    service = await world.come_to_rest("worker:2")
+    assert worker_of(await world.deployment())["image"] == "worker:1"
+    assert service["status"]["image"] == "worker:1"
+    assert conditions(service)["Progressing"] == ("False", "RolledBack")
+
+
+async def test_pause_holds_a_change_back_and_resume_lets_it_go() -> None:
+    world = await serving(replicas=2)
+    world.resource["spec"].update(rollout={"paused": True}, model={"uri": "hf://org/better"})
+    service = await world.come_to_rest()
+    assert models(world.pods) == ["org/name"] * 2
+    assert conditions(service)["Progressing"] == ("False", "RolloutPaused")
+    world.resource["spec"]["rollout"] = {"paused": False}
+    await world.come_to_rest()
+    assert models(world.pods) == ["org/better"] * 2
+
+
+_TEXTS = st.sampled_from(["", "{", "[]", "null", '{"template": "x"}', "x:1", '{"spec": {}}'])
+_MEMORY = st.dictionaries(
+    st.sampled_from(
+        [
+            ANNOTATION_GOOD_TEMPLATE,
+            ANNOTATION_REFUSED_TEMPLATE,
+            ANNOTATION_STRIDE,
+            ANNOTATION_POD_TEMPLATE,
+        ]
+    ),
+    st.one_of(st.none(), _TEXTS),
+)
+_CHANGES = st.lists(
+    st.sampled_from(
+        [
+            {"model": {"uri": BAD}},
+            {"model": {"uri": "hf://org/better"}},
+            {"replicas": 0},
+            {"replicas": 3},
+            {"rollout": {"paused": True}},
+            {"rollout": {"whenNoSpareGPU": "Wait"}},
+            {"rollout": {"maxSurge": 0, "maxUnavailable": 2}},
+            {"rollout": {}},
+        ]
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(
+    num_gpus=st.sampled_from([None, 0, 1, 2, 3]),
+    changes=_CHANGES,
+    memory=_MEMORY,
+    is_late=st.booleans(),
+    num_turns=st.integers(0, 4),
+)
+async def test_any_state_of_a_rollout_comes_to_rest(
+    num_gpus: int | None,
+    changes: list[dict[str, Any]],
+    memory: dict[str, str | None],
+    is_late: bool,
+    num_turns: int,
+) -> None:
+    """Changes at any moment, annotations lost or scribbled over, deadlines passed or not."""
+    world = ControlledWorld(inference_service(replicas=2), num_gpus=num_gpus, is_broken=is_bad)
+    for change in changes:
+        for _ in range(num_turns):
+            await world.turn()
+        world.resource["spec"].update(change)
+    await world.turn()
+    await world.store.merge(*KEY, {"metadata": {"annotations": memory}})
+    world.is_past_deadline = is_late
+    service = await world.come_to_rest()
+    assert len(conditions(service)) == 6
+    world.is_past_deadline = False
+    world.num_gpus = None
+    world.is_broken = lambda pod: False
+    world.resource["spec"].update(model={"uri": "hf://org/last"}, replicas=2, rollout={})
+    await world.come_to_rest()
+    assert models(world.pods) == ["org/last"] * 2
