@@ -194,7 +194,7 @@ BAD: list[tuple[str, Any, str | None, list[str]]] = [
     (CHAT, {"messages": []}, "messages", ["empty", "at least 1"]),
     (CHAT, {"messages": HELLO, "n": 129}, "n", ["129", "128"]),
     (TEXT, {"prompt": "x", "temperature": -1}, "temperature", ["-1", "at least 0"]),
-    (TEXT, {"prompt": "x", "max_tokens": -5}, "max_tokens", ["-5", "at least 1"]),
+    (TEXT, {"prompt": "x", "max_tokens": -5}, "max_tokens", ["-5", "at least 0"]),
     (TEXT, {"prompt": [272]}, "prompt", ["272", "271"]),
     (TEXT, {"prompt": "x", "stop_token_ids": [272]}, "stop_token_ids", ["272", "271"]),
     (TEXT, {"prompt": "x", "logit_bias": {"272": 1}}, "logit_bias", ["272", "271"]),

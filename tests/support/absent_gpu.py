@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +29,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from octavo.kernels.adapters import AdapterStack, Projection
-from octavo.kernels.interface import AttentionBatch, Linear, SamplingBatch
+from octavo.kernels.interface import AttentionBatch, Linear, SamplingBatch, SharedPrefix
 from octavo.kernels.triton import TritonKernels, penalties, rope_cache
 from octavo.kernels.triton.adapters import TritonAdapters
 from octavo.kernels.triton.decode_attention import decode_attention
@@ -111,7 +112,12 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def _machine() -> Machine:
-    return Machine.of(torch.device("cpu"), _NUM_MULTIPROCESSORS, capability() == 90)
+    is_hopper = capability() == 90
+    return Machine.of(torch.device("cpu"), _NUM_MULTIPROCESSORS, is_hopper, is_hopper)
+
+
+def _kernels() -> TritonKernels:
+    return TritonKernels(torch.device("cpu"), _machine())
 
 
 def _ints(*shape: int) -> Tensor:
@@ -144,11 +150,15 @@ def decode(
     window: int | None,
     num_sequences: int = 64,
     cache_dtype: torch.dtype | None = None,
+    is_shared: bool = False,
 ) -> None:
     machine = _machine()
     q = torch.empty(num_sequences, 4 * group_size, head_dim, dtype=dtype)
     cache = _cache(4, head_dim, cache_dtype or dtype)
     batch = _batch(num_sequences, [], 8192)
+    if is_shared:
+        shared = SharedPrefix(_ints(num_sequences), torch.zeros((), dtype=torch.int64))
+        batch = replace(batch, shared=shared)
     decode_attention(q, cache, cache, torch.empty_like(q), batch, 0.1, window, machine)
 
 
@@ -182,12 +192,12 @@ def rope(
     batch = _batch(0, [num_tokens], 64)
     angles = torch.empty(64, rotary_dim)
     rope_cache.rope_and_cache(
-        qkv, angles, cache, cache, batch, num_heads, norm, norm, 1e-6, 0.5, 0.5
+        qkv, angles, cache, cache, batch, num_heads, norm, norm, 1e-6, _machine(), 0.5, 0.5
     )
 
 
 def norm(dtype: torch.dtype, size: int, has_residual: bool, num_tokens: int = 5) -> None:
-    kernels = TritonKernels(torch.device("cpu"), _NUM_MULTIPROCESSORS)
+    kernels = _kernels()
     x, weight = torch.empty(num_tokens, size, dtype=dtype), torch.empty(size)
     if has_residual:
         kernels.add_rms_norm(x, torch.empty_like(x), weight, 1e-6)
@@ -195,15 +205,20 @@ def norm(dtype: torch.dtype, size: int, has_residual: bool, num_tokens: int = 5)
         kernels.rms_norm(x, weight, 1e-6)
 
 
+def linear(num_tokens: int, shape: tuple[int, int] = (4096, 4096)) -> None:
+    product = _kernels().prepare_linear([torch.empty(shape, dtype=BF16)], None, BF16)
+    product(torch.empty(num_tokens, shape[1], dtype=BF16))
+
+
 def activation(dtype: torch.dtype, size: int, num_tokens: int = 5) -> None:
-    kernels = TritonKernels(torch.device("cpu"), _NUM_MULTIPROCESSORS)
+    kernels = _kernels()
     gate_up = torch.empty(num_tokens, 2 * size, dtype=dtype)
     kernels.silu_mul(gate_up)
     kernels.gelu_tanh_mul(gate_up)
 
 
 def sampling(vocab_size: int, all_greedy: bool, any_filter: bool, num_rows: int = 5) -> None:
-    kernels = TritonKernels(torch.device("cpu"), _NUM_MULTIPROCESSORS)
+    kernels = _kernels()
     floats = torch.empty(num_rows)
     batch = SamplingBatch(
         temperature=floats,
@@ -259,6 +274,7 @@ CASES: dict[str, list[Case]] = {
         partial(norm, FP32, 576, True),
     ],
     "activation": [partial(activation, BF16, 14336)],
+    "linear": [partial(linear, num_tokens) for num_tokens in [1, 2, 32, 64]],
     "rope": [
         partial(rope, BF16, 128, 128, True),
         partial(rope, BF16, 80, 32, False),
@@ -273,6 +289,8 @@ CASES: dict[str, list[Case]] = {
         partial(decode, FP32, 64, 3, None),
         partial(decode, FP32, 256, 4, 512),
         partial(decode, BF16, 128, 1, None, cache_dtype=FP8),
+        *[partial(decode, BF16, head_dim, 4, None, is_shared=True) for head_dim in [64, 128, 256]],
+        partial(decode, BF16, 128, 4, None, 8, is_shared=True),
     ],
     "prefill": [
         *[partial(prefill, BF16, head_dim, 4, None) for head_dim in [64, 80, 128, 256]],
@@ -310,6 +328,7 @@ CASES: dict[str, list[Case]] = {
         ],
         *[partial(rope, BF16, 128, 128, True, tokens) for tokens in [1, 2, 16, 33, 8192]],
         *[partial(norm, BF16, 4096, True, tokens) for tokens in [1, 2, 16, 33, 8192]],
+        *[partial(linear, tokens) for tokens in [1, 2, 7, 16]],
         *[partial(activation, BF16, 14336, tokens) for tokens in [1, 2, 16, 33, 8192]],
         *[partial(sampling, 128256, False, False, rows) for rows in [1, 2, 16, 33, 256]],
         *[partial(sampling, 128256, False, True, rows) for rows in [1, 2, 16, 33, 256]],

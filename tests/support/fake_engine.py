@@ -7,6 +7,7 @@ prompt alone, so that crossed streams show.
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -26,8 +27,10 @@ from octavo.outputs import (
     RequestTimings,
     TokenLogprobs,
 )
+from octavo.pooling_params import PoolingParams
 from octavo.request import EVERYONE, Tenant
 from octavo.sampling_params import SamplingParams
+from octavo.tokenization.tokenizer import Truncation
 
 EOS = 256
 MAX_MODEL_LEN = 512
@@ -36,8 +39,14 @@ MAX_MODEL_LEN = 512
 class ByteTokenizer:
     """One token a byte."""
 
+    special_ids = frozenset({EOS})
+    drops_first_space = False
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
+
+    def token_spelling(self, token_id: int) -> str:
+        return chr(token_id)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return bytes(id_ for id_ in token_ids if id_ < EOS).decode(errors="replace")
@@ -61,6 +70,21 @@ def render(messages: Sequence[dict[str, Any]], add_generation_prompt: bool = Tru
     """The fake's chat template."""
     text = "".join(f"<{message['role']}>{message['content']}" for message in messages)
     return text + ("<assistant>" if add_generation_prompt else "")
+
+
+TEMPLATE_VARIABLES = frozenset({"enable_thinking", "reasoning_effort", "documents"})
+"""What the fake's chat template reads."""
+
+
+def fake_embedding(ids: Sequence[int], params: PoolingParams) -> bytes:
+    """Four numbers that tell how it was asked for."""
+    vector = [float(len(ids)), float(ids[-1]), float(params.pooling == "mean"), 0.5]
+    return array("f", vector[: params.dimensions]).tobytes()
+
+
+def _scored(token_id: int, num_top: int, logprob: float) -> TokenLogprobs:
+    top = [97 + (token_id - 97 + rank) % 26 for rank in range(num_top)]
+    return TokenLogprobs(token_id, logprob, 1, top, [logprob - i for i in top])
 
 
 class FakeEngine:
@@ -129,6 +153,8 @@ class FakeEngine:
             name="toy/bytes",
             max_model_len=MAX_MODEL_LEN,
             vocab_size=257,
+            hidden_size=4,
+            embedding_dimensions=[2],
             has_tokenizer=self.has_tokenizer,
             eos_token_ids=[EOS],
             created=1_700_000_000,
@@ -167,6 +193,7 @@ class FakeEngine:
         priority: int = 0,
         timeout_s: float | None = None,
         cache_salt: str | None = None,
+        pooling: PoolingParams | None = None,
         tenant: Tenant = EVERYONE,
     ) -> AsyncGenerator[GenerationEvent, None]:
         extras = {
@@ -175,6 +202,7 @@ class FakeEngine:
             "timeout_s": timeout_s,
             "tenant": tenant,
         }
+        extras |= {} if pooling is None else {"pooling": pooling}
         self.seen.append((prompt, params, extras))
         ids = list(prompt.encode()) if isinstance(prompt, str) else prompt
         self._check(ids, params, request_id)
@@ -182,7 +210,7 @@ class FakeEngine:
         self.num_choices[request_id] = params.n
         self._empty.clear()
         mailbox = self._mailboxes[request_id] = _Mailbox()
-        worker = asyncio.create_task(self._work(ids, params, mailbox))
+        worker = asyncio.create_task(self._work(ids, params, pooling, mailbox))
         finished = 0
         try:
             while finished < params.n:
@@ -212,16 +240,36 @@ class FakeEngine:
             id_: RequestState(id_, "decode", timings, 1, 2, 3, 0) for id_ in sorted(self.open_ids)
         }
 
+    async def encode(
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        truncation: Truncation | None = None,
+    ) -> list[int]:
+        """One special token is put before a text that asks for any."""
+        if not self.has_tokenizer:
+            raise InvalidRequestError("There is no tokenizer here.", "prompt")
+        ids = list(text.encode())
+        if truncation is not None:
+            ids = truncation.cut(ids, int(add_special_tokens))
+        return [EOS, *ids] if add_special_tokens else ids
+
+    def template_reads(self, variable: str) -> bool:
+        return variable in TEMPLATE_VARIABLES
+
     async def render_chat(
         self,
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
+        *,
+        add_special_tokens: bool = False,
         **kwargs: Any,
-    ) -> list[int] | str:
+    ) -> list[int]:
         self.template_kwargs = dict(kwargs)
         if any(message["content"] == "template error" for message in messages):
             raise InvalidRequestError("The chat template refuses these messages.", "messages")
-        return render(messages, kwargs.get("add_generation_prompt", True))
+        text = render(messages, kwargs.get("add_generation_prompt", True))
+        return [EOS] * add_special_tokens + list(text.encode())
 
     def stats(self) -> EngineStats:
         self.counters.num_running = len(self.open_ids)
@@ -242,6 +290,8 @@ class FakeEngine:
     def _check(self, ids: list[int], params: SamplingParams, request_id: str) -> None:
         if self._state is EngineState.DEAD:
             raise EngineDeadError("The engine is gone.")
+        if not ids:
+            raise InvalidRequestError("The prompt has no tokens.", "prompt")
         if len(ids) >= MAX_MODEL_LEN:
             raise PromptTooLongError(
                 f"The prompt has {len(ids)} tokens; the model's context holds {MAX_MODEL_LEN}. "
@@ -252,21 +302,41 @@ class FakeEngine:
             raise QueueFullError("The queue is full; retry later.", 2.3)
         assert request_id not in self.open_ids, "request ids must be unique"
 
-    async def _work(self, ids: list[int], params: SamplingParams, mailbox: _Mailbox) -> None:
+    async def _work(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        pooling: PoolingParams | None,
+        mailbox: _Mailbox,
+    ) -> None:
         try:
-            await self._generate(ids, params, mailbox)
+            await self._generate(ids, params, pooling, mailbox)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             mailbox.fail(error)
 
-    async def _generate(self, ids: list[int], params: SamplingParams, mailbox: _Mailbox) -> None:
+    async def _generate(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        pooling: PoolingParams | None,
+        mailbox: _Mailbox,
+    ) -> None:
         await self._pause()
         room = MAX_MODEL_LEN - len(ids)
         count = room if params.max_tokens is None else min(params.max_tokens, room)
         for choice in range(params.n):
             first = GenerationEvent(choice, "", [], num_prompt_tokens=len(ids))
             first.prompt_token_ids = ids if choice == 0 else None
+            if choice == 0 and params.prompt_logprobs is not None:
+                first.prompt_logprobs = [
+                    _scored(id_, params.prompt_logprobs, -2.0) for id_ in ids[1:]
+                ]
+            if pooling is not None:
+                first.embedding = fake_embedding(ids, pooling)
+            if params.max_tokens == 0:
+                first.finish_reason = "length"
             mailbox.put(first)
         if self.finish_with is not None:
             for choice in range(params.n):
@@ -304,8 +374,7 @@ class FakeEngine:
         token_id = token_ids[position]
         event = GenerationEvent(choice, chr(token_id), [token_id])
         if params.logprobs is not None:
-            top = [97 + (token_id - 97 + rank) % 26 for rank in range(params.logprobs)]
-            event.logprobs = [TokenLogprobs(token_id, -0.5, 1, top, [-0.5 - i for i in top])]
+            event.logprobs = [_scored(token_id, params.logprobs, -0.5 + 0.1 * choice)]
         stopped = chr(token_id) in params.stop
         if stopped or position == count - 1 or self._drain_abort.is_set():
             event.finish_reason = "stop" if stopped else "length"

@@ -20,11 +20,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
-from octavo.kernels.interface import AttentionBatch, SamplingBatch
+from octavo.kernels.interface import AttentionBatch, SamplingBatch, SharedPrefix
 from octavo.kernels.philox import gumbel_noise
 from octavo.kernels.reference import ReferenceKernels, filter_logits, mask_logits
 
@@ -97,6 +98,23 @@ def norms(trial: Trial, num_tokens: int, size: int) -> None:
         assert torch.equal(added, residual)
 
 
+def linear(trial: Trial, num_tokens: int, shape: tuple[int, int], has_bias: bool = False) -> None:
+    """``shape``: out and in features. The reference multiplies in float32 and rounds once."""
+    weights = [trial.randn(shape[0] // 2, shape[1]), trial.randn(-(-shape[0] // 2), shape[1])]
+    bias = trial.randn(shape[0]) if has_bias else None
+    x = trial.randn(num_tokens, shape[1])
+    product = _triton(trial).prepare_linear(weights, bias, trial.dtype)
+    with poisoned_memory():
+        out = product(x)
+    expected = x.double() @ torch.cat(weights).double().t()
+    if bias is not None:
+        expected += bias.double()
+    if trial.dtype == torch.float32:
+        torch.testing.assert_close(out.double(), expected, atol=1e-3, rtol=1e-4)
+    else:
+        trial.assert_close(out, expected.to(trial.dtype))
+
+
 def activations(trial: Trial, num_tokens: int, size: int) -> None:
     gate_up = 4 * trial.randn(num_tokens, 2 * size)
     gate_up[0, 0], gate_up[0, 1] = 80.0, -80.0
@@ -163,6 +181,13 @@ class AttentionShape:
     window: int | None = None
     num_padding: int = 0
     """Sequences past the last: of no tokens, or (in a batch of decodes) of length 0."""
+    sharers: tuple[int, ...] = ()
+    """Decodes whose first ``num_shared_blocks`` blocks are the same."""
+    num_shared_blocks: int = 0
+
+    @property
+    def num_shared_tokens(self) -> int:
+        return self.num_shared_blocks * self.block_size
 
 
 def attention_batch(trial: Trial, shape: AttentionShape) -> tuple[AttentionBatch, int]:
@@ -177,6 +202,9 @@ def attention_batch(trial: Trial, shape: AttentionShape) -> tuple[AttentionBatch
     for row, count in enumerate(num_blocks):
         tables[row, :count] = order[taken : taken + count]
         taken += count
+    for row in shape.sharers:
+        shared = slice(shape.num_shared_blocks)
+        tables[row, shared] = tables[shape.sharers[0], shared]
     is_all_decodes = shape.num_decodes == len(query_lens)
     padded_lens = query_lens + [int(is_all_decodes)] * shape.num_padding
     starts = torch.tensor([0, *padded_lens]).cumsum(0)
@@ -191,7 +219,18 @@ def attention_batch(trial: Trial, shape: AttentionShape) -> tuple[AttentionBatch
         max_query_len=max(query_lens),
         max_context_len=max(context_lens),
     )
-    return batch, sum(num_blocks) + 1
+    return replace(batch, shared=_shared_prefix(trial, shape, batch)), sum(num_blocks) + 1
+
+
+def _shared_prefix(
+    trial: Trial, shape: AttentionShape, batch: AttentionBatch
+) -> SharedPrefix | None:
+    if not shape.sharers:
+        return None
+    lens = [shape.num_shared_tokens * (row in shape.sharers) for row in range(batch.num_decodes)]
+    return SharedPrefix(
+        lens=trial.ints(lens), sharer=torch.tensor(shape.sharers[0], device=trial.device)
+    )
 
 
 def paged_cache(
@@ -497,6 +536,18 @@ def _cases() -> dict[str, Run]:
         cases[f"activation-{num_tokens}x{size}"] = partial(
             activations, num_tokens=num_tokens, size=size
         )
+    for num_tokens, shape, has_bias in [
+        (1, (70, 64), True),
+        (1, (130, 2500), False),
+        (2, (64, 72), False),
+        (17, (200, 320), True),
+        (40, (66, 136), False),
+        (65, (64, 128), True),
+        (3, (10, 9), False),
+        (0, (10, 64), False),
+    ]:
+        name = f"linear-{num_tokens}x{shape[0]}x{shape[1]}"
+        cases[name] = partial(linear, num_tokens=num_tokens, shape=shape, has_bias=has_bias)
     for heads, head_dim, rotary_dim, has_norm, block_size in [
         ((4, 2), 64, 64, False, 16),
         ((9, 3), 64, 64, True, 32),
@@ -557,6 +608,20 @@ def _attention_shapes() -> dict[str, AttentionShape]:
         shapes[f"mixed-group{group}"] = AttentionShape(
             MIXED, 2, group_size=group, num_kv_heads=1, num_padding=2
         )
+    sharing = ((40, 1), (9, 1), (32, 1), (130, 1), (33, 1))
+    for name, sharers, num_blocks, group in [
+        ("all", (0, 2, 3, 4), 2, 2), ("few", (3, 0), 1, 3), ("long", (3, 3), 8, 16),
+    ]:  # fmt: skip
+        shapes[f"decode-shared-{name}"] = AttentionShape(
+            sharing, 5, group_size=group, sharers=sharers, num_shared_blocks=num_blocks,
+            num_padding=2,
+        )  # fmt: skip
+    shapes["mixed-shared"] = AttentionShape(
+        ((40, 1), (36, 1), (5, 9)), 2, head_dim=80, sharers=(1, 0), num_shared_blocks=2
+    )
+    shapes["decode-shared-window"] = AttentionShape(
+        sharing, 5, window=20, sharers=(0, 3), num_shared_blocks=1
+    )
     shapes["decode-padded"] = AttentionShape(decodes, 4, num_padding=3)
     shapes["prefill-alone"] = AttentionShape(((0, 70),), 0)
     shapes["prefill-prefix"] = AttentionShape(((150, 33), (64, 64), (1, 2)), 0)
@@ -571,7 +636,7 @@ CASES = _cases()
 # The whole engine around the kernels
 
 
-def engine(trial: Trial, family: str, is_greedy: bool) -> None:
+def engine(trial: Trial, family: str, is_greedy: bool, is_shared: bool = False) -> None:
     """A tiny model says the same with these kernels as with the reference, token for token.
 
     Greedy runs go through the padded steps of CUDA graphs, one step ahead; the others draw.
@@ -585,6 +650,8 @@ def engine(trial: Trial, family: str, is_greedy: bool) -> None:
     if is_greedy:
         params = SamplingParams(temperature=0, max_tokens=4)
     prompts = [[1, 2, 3, 4, 5], list(range(3, 25)), [7]]
+    if is_shared:
+        prompts = [[*range(2, 38), *own] for own in ([1], [2, 3], [4, 5, 6])]
     with tempfile.TemporaryDirectory() as folder:
         expected = TinyEngine(Path(folder) / "reference", family)
         actual = TinyEngine(Path(folder) / "triton", family, kernels=_triton(trial))
@@ -595,10 +662,36 @@ def engine(trial: Trial, family: str, is_greedy: bool) -> None:
         )
         ids = actual.generate(prompts, params, core)
         assert ids == expected.generate(prompts, params, expected.core())
+        if is_shared:
+            with _counted_shared_passes() as passes:
+                assert actual.generate(prompts, params, core) == ids
+            assert passes
+
+
+@contextmanager
+def _counted_shared_passes() -> Iterator[list[int]]:
+    """Let any common block be worth a pass; yields a list with an entry for each."""
+    from octavo.kernels.triton import decode_attention
+    from octavo.scheduler import prefix_sharers
+
+    passes: list[int] = []
+    attend = decode_attention.shared_attention
+
+    def counted(*args: Any) -> Any:
+        passes.append(1)
+        return attend(*args)
+
+    with (
+        mock.patch.object(prefix_sharers, "MIN_SHARED_BLOCKS", 1),
+        mock.patch.object(prefix_sharers, "MIN_TOKENS_SAVED", 1),
+        mock.patch.object(decode_attention, "shared_attention", counted),
+    ):
+        yield passes
 
 
 ENGINE_CASES: dict[str, Run] = {
     "engine-llama": partial(engine, family="llama", is_greedy=True),
+    "engine-shared": partial(engine, family="llama", is_greedy=True, is_shared=True),
     "engine-gemma3": partial(engine, family="gemma3", is_greedy=False),
 }
 """On CPU tensors only; the device has engine tests of its own."""

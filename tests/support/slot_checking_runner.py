@@ -57,6 +57,8 @@ class SlotCheckingRunner:
         self.config = config
         self.num_computed = 0
         """Tokens computed so far, recomputed ones included."""
+        self.num_shared_steps = 0
+        """Steps whose plan named decodes that share a prefix."""
         self._rows: dict[int, _Row] = {}
         self._slots: dict[int, int] = {}
 
@@ -74,6 +76,7 @@ class SlotCheckingRunner:
         for row, first, block_ids in plan.new_blocks:
             assert len(self._rows[row].block_ids) == first, "block tables are append-only"
             self._rows[row].block_ids += block_ids
+        self._check_shared(plan)
         drawn = [
             self._compute(self._rows[row], start, count, samples)
             for row, start, count, samples in zip(
@@ -89,6 +92,26 @@ class SlotCheckingRunner:
         assert len(plan.rows) <= self.config.max_num_seqs
         assert all(count == 1 for count in plan.num_tokens[: plan.num_decodes])
         assert all(count > 1 for count in plan.num_tokens[plan.num_decodes :])
+
+    def _check_shared(self, plan: BatchPlan) -> None:
+        """Who is said to share a prefix holds the same full blocks there."""
+        sharing = {
+            row: length for row, length in zip(plan.rows, plan.shared_lens, strict=False) if length
+        }
+        if not sharing:
+            return
+        self.num_shared_steps += 1
+        assert len(plan.shared_lens) <= plan.num_decodes
+        assert len(sharing) > 1, "one request shares with nobody"
+        lengths = set(sharing.values())
+        assert len(lengths) == 1
+        length = lengths.pop()
+        assert length % self.config.block_size == 0
+        num_blocks = length // self.config.block_size
+        prefixes = {tuple(self._rows[row].block_ids[:num_blocks]) for row in sharing}
+        assert len(prefixes) == 1, "blocks that are not common"
+        starts = dict(zip(plan.rows, plan.starts, strict=True))
+        assert all(length <= starts[row] for row in sharing), "a shared block is not full"
 
     def _compute(self, row: _Row, start: int, count: int, samples: bool) -> int | None:
         end = start + count

@@ -53,7 +53,13 @@ async def test_chat_answers_with_message_reason_and_usage(client: httpx.AsyncCli
         "prompt_tokens": len(RENDERED),
         "completion_tokens": 5,
         "total_tokens": len(RENDERED) + 5,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
     }
 
 
@@ -165,6 +171,82 @@ async def test_echo_begins_with_the_prompt(client: httpx.AsyncClient, stream: bo
     assert text == "hi" + expected_text("hi", 0, 2)
 
 
+@pytest.mark.parametrize("prompt", ["hi", [104, 105], [104]], ids=["text", "ids", "one-token"])
+async def test_echo_with_logprobs_scores_the_prompt_too(
+    client: httpx.AsyncClient, engine: FakeEngine, prompt: Any
+) -> None:
+    body = {"prompt": prompt, "max_tokens": 2, "echo": True, "logprobs": 2, "n": 2}
+    choices = (await post(client, TEXT, **body)).json()["choices"]
+    assert engine.seen[0][1].prompt_logprobs == 2
+    num_prompt = len(prompt)
+    for choice in choices:
+        logprobs = choice["logprobs"]
+        assert "".join(logprobs["tokens"]) == choice["text"]
+        assert logprobs["text_offset"] == list(range(num_prompt + 2))
+        assert (logprobs["token_logprobs"][0], logprobs["top_logprobs"][0]) == (None, None)
+        assert all(isinstance(value, float) for value in logprobs["token_logprobs"][1:])
+        assert [len(top) for top in logprobs["top_logprobs"][1:]] == [2] * (num_prompt + 1)
+    streamed: list[dict[str, Any]] = [{"text": "", "logprobs": {}} for _ in choices]
+    for chunk in events_of(await post(client, TEXT, **body, stream=True)):
+        (choice,) = chunk["choices"]
+        streamed[choice["index"]]["text"] += choice["text"]
+        for name, values in (choice["logprobs"] or {}).items():
+            streamed[choice["index"]]["logprobs"].setdefault(name, []).extend(values)
+    assert streamed == [{name: choice[name] for name in streamed[0]} for choice in choices]
+
+
+async def test_no_tokens_may_be_asked_for_to_score_a_prompt(client: httpx.AsyncClient) -> None:
+    body = {"prompt": "hey", "max_tokens": 0, "echo": True, "logprobs": 0}
+    answer = (await post(client, TEXT, **body)).json()
+    (choice,) = answer["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("hey", "length")
+    assert choice["logprobs"]["token_logprobs"] == [None, -2.0, -2.0]
+    assert answer["usage"]["completion_tokens"] == 0
+    (chunk,) = [
+        chunk
+        for chunk in events_of(await post(client, TEXT, **body, stream=True))
+        if chunk["choices"][0]["text"]
+    ]
+    assert chunk["choices"][0]["logprobs"] == choice["logprobs"]
+
+
+async def test_prompt_logprobs_have_vllms_shape(client: httpx.AsyncClient) -> None:
+    text = await post(client, TEXT, prompt=[97, 99], max_tokens=1, prompt_logprobs=1)
+    entry = {"99": {"logprob": -2.0, "rank": 1, "decoded_token": "c"}}
+    assert text.json()["choices"][0]["prompt_logprobs"] == [None, entry]
+    chat = await post(client, CHAT, messages=MESSAGES, max_tokens=1, prompt_logprobs=0)
+    scores = chat.json()["prompt_logprobs"]
+    assert len(scores) == len(RENDERED)
+    assert scores[0] is None
+    assert [list(score) for score in scores[1:]] == [[str(ord(c))] for c in RENDERED[1:]]
+
+
+async def test_best_of_answers_with_the_likeliest_choices(client: httpx.AsyncClient) -> None:
+    body = {"prompt": ["ab", "xyz"], "n": 2, "best_of": 3, "max_tokens": 2}
+    answer = (await post(client, TEXT, **body)).json()
+    # The fake's later choices are likelier.
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == list(
+        enumerate(expected_text(prompt, choice, 2) for prompt in ("ab", "xyz") for choice in (2, 1))
+    )
+    assert all(choice["logprobs"] is None for choice in answer["choices"])
+    assert answer["usage"]["completion_tokens"] == 12
+
+
+async def test_a_continued_message_may_be_echoed(client: httpx.AsyncClient) -> None:
+    messages = [*MESSAGES, {"role": "assistant", "content": "Well, "}]
+    body = {
+        "messages": messages,
+        "max_tokens": 3,
+        "echo": True,
+        "continue_final_message": True,
+        "add_generation_prompt": False,
+    }
+    whole = (await post(client, CHAT, **body)).json()["choices"][0]["message"]["content"]
+    assert whole == "Well, " + expected_text(render(messages, False), 0, 3)
+    chunks = events_of(await post(client, CHAT, **body, stream=True))
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole
+
+
 async def test_chat_logprobs_have_openais_shape(client: httpx.AsyncClient) -> None:
     body = {"messages": MESSAGES, "max_tokens": 2, "logprobs": True, "top_logprobs": 2}
     content = (await post(client, CHAT, **body)).json()["choices"][0]["logprobs"]["content"]
@@ -238,7 +320,11 @@ async def test_sampling_fields_reach_the_engine(
         "timeout_s": None,
         "tenant": EVERYONE,
     }
-    assert engine.template_kwargs == {"enable_thinking": False, "add_generation_prompt": True}
+    assert engine.template_kwargs == {
+        "enable_thinking": False,
+        "add_generation_prompt": True,
+        "continue_final_message": False,
+    }
 
 
 async def test_null_means_the_default(client: httpx.AsyncClient, engine: FakeEngine) -> None:
@@ -255,7 +341,7 @@ async def test_message_parts_are_joined_and_developers_are_systems(
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     messages = [{"role": "developer", "content": "rule"}, {"role": "user", "content": parts}]
     await post(client, CHAT, messages=messages, max_tokens=1)
-    assert engine.seen[0][0] == "<system>rule<user>one\ntwo<assistant>"
+    assert engine.seen[0][0] == list(b"<system>rule<user>one\ntwo<assistant>")
 
 
 HARMLESS = {

@@ -59,7 +59,7 @@ from octavo.pooling_params import PoolingParams
 from octavo.request import EVERYONE, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.chat_template import ChatTemplate
-from octavo.tokenization.tokenizer import Tokenizer
+from octavo.tokenization.tokenizer import Tokenizer, Truncation
 
 _log = logging.getLogger(__name__)
 _READ_SIZE = 1 << 18
@@ -219,9 +219,14 @@ class AsyncEngine:
             del self._inspections[serial]
         return {state.request_id: state for state in states}
 
-    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    async def encode(
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        truncation: Truncation | None = None,
+    ) -> list[int]:
         """A text as token ids, off the event loop."""
-        return await asyncio.to_thread(self._encode, text, add_special_tokens)
+        return await asyncio.to_thread(self._encode, text, add_special_tokens, truncation)
 
     def template_reads(self, variable: str) -> bool:
         """Whether the chat template looks at a variable at all."""
@@ -292,13 +297,15 @@ class AsyncEngine:
         _kill(process)
         await process.wait()
 
-    def _encode(self, prompt: str, add_special_tokens: bool) -> list[int]:
+    def _encode(
+        self, prompt: str, add_special_tokens: bool, truncation: Truncation | None
+    ) -> list[int]:
         if self.tokenizer is None:
             raise InvalidRequestError(
                 "This server runs without a tokenizer (--skip-tokenizer-init); send token ids.",
                 "prompt",
             )
-        return self.tokenizer.encode(prompt, add_special_tokens)
+        return self.tokenizer.encode(prompt, add_special_tokens, truncation)
 
     def _refuse_unless_ready(self) -> None:
         if self.state is not EngineState.READY:

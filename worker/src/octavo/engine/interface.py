@@ -18,6 +18,7 @@ from octavo.outputs import EngineStats, GenerationEvent, RequestState
 from octavo.pooling_params import Pooling, PoolingParams
 from octavo.request import EVERYONE, Tenant
 from octavo.sampling_params import SamplingParams
+from octavo.tokenization.tokenizer import Truncation
 
 __all__ = [
     "Engine",
@@ -70,6 +71,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: int = 0
     max_num_seqs: int = 0
     enable_prefix_caching: bool = True
+    can_constrain: bool = False
+    """Whether output can be made to follow a grammar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,16 @@ class LoadProgress:
 
 class TokenReader(Protocol):
     """The part of a tokenizer that the server itself needs."""
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of special tokens."""
+        ...
+
+    @property
+    def drops_first_space(self) -> bool:
+        """Whether a text's first space is left out in decoding."""
+        ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of these ids."""
@@ -170,7 +183,12 @@ class Engine(Protocol):
         does not answer soon."""
         ...
 
-    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    async def encode(
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        truncation: Truncation | None = None,
+    ) -> list[int]:
         """A text as token ids, off the event loop.
 
         Raises InvalidRequestError without a tokenizer, or for what is no Unicode.

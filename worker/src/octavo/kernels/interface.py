@@ -91,6 +91,20 @@ class Linear(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """Blocks that several of a batch's decodes have in common: they may be read once for all.
+
+    Says nothing that the block tables do not say already, so a backend may ignore it.
+    """
+
+    lens: Tensor
+    """``[num_decodes], int32``: tokens of the sequence that lie in the common blocks: the same
+    whole number of blocks for each that shares, and 0 for the others. Less than its context."""
+    sharer: Tensor
+    """``[], int64``: one of those that share."""
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionBatch:
     """Where this step's tokens stand in their sequences. Device tensors are int32.
 
@@ -111,6 +125,8 @@ class AttentionBatch:
     num_decodes: int
     max_query_len: int
     max_context_len: int
+    shared: SharedPrefix | None = None
+    """None: no decodes share enough to be worth a pass of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +221,12 @@ class Kernels(Protocol):
         """
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        """``logits: [R, vocab], float32`` → token ids ``[R], int64``.
+        """``logits: [R, vocab]`` of any float dtype → token ids ``[R], int64``.
 
-        Greedy rows take the argmax (the lowest id on a tie). The others divide by the
-        temperature, keep what top-k, then top-p, then min-p leave (each on the distribution
-        that the one before left), and take the argmax of ``logit + g`` with Gumbel noise
-        ``g = -log(-log(u))``, ``u = ((r >> 8) + 0.5) * 2**-24`` and ``r`` the first word of
+        Computed in float32. Greedy rows take the argmax (the lowest id on a tie). The others
+        divide by the temperature, keep what top-k, then top-p, then min-p leave (each on the
+        distribution that the one before left), and take the argmax of ``logit + g`` with Gumbel
+        noise ``g = -log(-log(u))``, ``u = ((r >> 8) + 0.5) * 2**-24`` and ``r`` the first word of
         Philox4x32-10 with key ``seed`` (low and high 32 bits) and counter
         ``(token id, position, 0, 0)``: the draw depends on nothing but the row's own logits,
         seed and position. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3".

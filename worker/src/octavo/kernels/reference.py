@@ -148,6 +148,7 @@ class ReferenceKernels:
         return out
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        logits = logits.float()
         if batch.masks is not None and batch.mask_rows is not None:
             logits = mask_logits(logits, batch.masks, batch.mask_rows)
         greedy_ids = logits.argmax(dim=-1)

@@ -107,7 +107,7 @@ class Decoder:
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self._head(hidden).float()
+        return self._head(hidden)
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         rows = self._embedding.rows(token_ids).to(self._dtype)

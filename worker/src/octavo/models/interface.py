@@ -67,4 +67,4 @@ class CausalLM(Protocol):
         """
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """``hidden: [R, hidden_size]`` → ``[R, vocab_size], float32``."""
+        """``hidden: [R, hidden_size]`` → ``[R, vocab_size]``, same dtype."""

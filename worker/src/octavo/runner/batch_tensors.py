@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from octavo.batch import BatchPlan
-from octavo.kernels.interface import AttentionBatch
+from octavo.kernels.interface import AttentionBatch, SharedPrefix
 from octavo.kernels.upload import upload
 from octavo.runner.rows import Rows
 
@@ -35,6 +35,8 @@ class SequenceTable:
     """Sequences, first in order, that compute one token each."""
     max_query_len: int
     max_context_len: int
+    shared_len: Tensor | None = None
+    """Tokens in blocks that decodes have in common, 0 for those that do not share."""
 
     @property
     def is_decode(self) -> bool:
@@ -49,8 +51,10 @@ class SequenceTable:
 
 def sequence_table(plan: BatchPlan, device: torch.device) -> SequenceTable:
     """The table of a plan, as it is."""
-    table = upload([plan.rows, plan.starts, plan.num_tokens], torch.int64, device)
-    row, start, count = table.unbind()
+    columns = [plan.rows, plan.starts, plan.num_tokens]
+    if plan.shared_lens:
+        columns.append(padded_shared_lens(plan))
+    row, start, count, *shared_len = upload(columns, torch.int64, device).unbind()
     return SequenceTable(
         row,
         start,
@@ -59,7 +63,13 @@ def sequence_table(plan: BatchPlan, device: torch.device) -> SequenceTable:
         num_decodes=plan.num_decodes,
         max_query_len=max(plan.num_tokens),
         max_context_len=max(map(int.__add__, plan.starts, plan.num_tokens)),
+        shared_len=shared_len[0] if shared_len else None,
     )
+
+
+def padded_shared_lens(plan: BatchPlan) -> list[int]:
+    """The plan's shared lengths, for all its rows."""
+    return plan.shared_lens + [0] * (len(plan.rows) - len(plan.shared_lens))
 
 
 def expand(
@@ -87,8 +97,16 @@ def expand(
         num_decodes=table.num_decodes,
         max_query_len=table.max_query_len,
         max_context_len=table.max_context_len,
+        shared=_shared_prefix(table),
     )
     return rows.token_ids[token_row, positions], attention, token_row
+
+
+def _shared_prefix(table: SequenceTable) -> SharedPrefix | None:
+    if table.shared_len is None or not table.num_decodes:
+        return None
+    lens = table.shared_len[: table.num_decodes]
+    return SharedPrefix(lens=lens.to(torch.int32), sharer=lens.argmax())
 
 
 def _tokens_of(

@@ -17,7 +17,7 @@ from octavo.batch import BatchPlan
 from octavo.kernels.adapters import Adapters
 from octavo.kernels.interface import Kernels
 from octavo.models.interface import CausalLM
-from octavo.runner.batch_tensors import SequenceTable, expand
+from octavo.runner.batch_tensors import SequenceTable, expand, padded_shared_lens
 from octavo.runner.kv_tensors import KVTensors
 from octavo.runner.rows import Rows
 from octavo.runner.step_shapes import StepShape, StepShapes
@@ -55,14 +55,16 @@ class StepGraphs:
         self._padding_row = max_num_seqs
         self.shapes = shapes
         device = rows.device
-        # Rows: row number, start, count, whether it draws.
+        # Rows: row number, start, count, whether it draws, shared tokens.
         size = shapes.max_num_sequences
-        self._table = torch.zeros(4, size, dtype=torch.int64, device=device)
+        self._table = torch.zeros(5, size, dtype=torch.int64, device=device)
         self._drawn = torch.zeros(size, dtype=torch.int64, device=device)
         self._uploads = [
-            torch.zeros(4, size, dtype=torch.int64, pin_memory=device.type == "cuda")
+            torch.zeros(5, size, dtype=torch.int64, pin_memory=device.type == "cuda")
             for _ in range(_NUM_UPLOADS)
         ]
+        self._hidden: Tensor | None = None
+        """Where steps that draw later leave off."""
         self._num_runs = 0
         self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
         self._to_prepare = shapes.by_use()
@@ -118,13 +120,19 @@ class StepGraphs:
             self._graphs[shape] = self._capture(shape)
         return self._drawn[: shape.num_sequences]
 
+    def run_until_hidden(self, plan: BatchPlan, shape: StepShape) -> Tensor:
+        """The part of a step before its draw, for a shape of kind LATER; returns the last hidden
+        state of each place, ``[S, hidden_size]``, valid until the next run."""
+        self.run(plan, shape)
+        assert self._hidden is not None, "the step has run"
+        return self._hidden[: shape.num_sequences]
+
     def _upload(self, plan: BatchPlan, shape: StepShape) -> None:
         upload = self._uploads[self._num_runs % _NUM_UPLOADS]
         self._num_runs += 1
         size, begin = shape.num_sequences, plan.num_decodes
-        values = torch.tensor(
-            [plan.rows, plan.starts, plan.num_tokens, plan.samples], dtype=torch.int64
-        )
+        columns = [plan.rows, plan.starts, plan.num_tokens, plan.samples]
+        values = torch.tensor([*columns, padded_shared_lens(plan)], dtype=torch.int64)
         if len(plan.rows) < size:
             upload[:, :size] = 0
             upload[0, :size] = self._padding_row
@@ -151,7 +159,7 @@ class StepGraphs:
 
     def step(self, shape: StepShape) -> None:
         """The step itself on the uploaded table: what is captured."""
-        row, start, count, draws = self._table[:, : shape.num_sequences].unbind()
+        row, start, count, draws, shared_len = self._table[:, : shape.num_sequences].unbind()
         table = SequenceTable(
             row,
             start,
@@ -160,6 +168,7 @@ class StepGraphs:
             num_decodes=shape.num_decodes,
             max_query_len=1 if shape.is_decode else shape.num_tokens,
             max_context_len=self._max_model_len,
+            shared_len=shared_len if shape.shares else None,
         )
         token_ids, attention, token_row = expand(self._rows, table, self._padding_row)
         adapters = None
@@ -170,6 +179,11 @@ class StepGraphs:
         if not shape.is_decode:
             last = attention.query_starts[1:].long() - 1
             hidden = hidden[last.clamp_min(0)]
+        if shape.kind is DrawKind.LATER:
+            if self._hidden is None:  # every shape runs eagerly once before it is captured
+                self._hidden = hidden.new_zeros(self._table.shape[1], hidden.shape[1])
+            self._hidden[: shape.num_sequences] = hidden
+            return
         logits = self._model.logits(hidden)
         batch = self._sampler.gather(row, table.after.to(torch.int32), shape.kind)
         drawn = self._kernels.sample(logits, batch)

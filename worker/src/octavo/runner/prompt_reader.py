@@ -71,7 +71,7 @@ class PromptReader:
         slices = []
         for first in range(0, reading.num_scored, self._slice_len):
             count = min(self._slice_len, reading.num_scored - first)
-            logits = self._model.logits(hidden[first : first + count])
+            logits = self._model.logits(hidden[first : first + count]).float()
             at = start + first + 1
             following = self._rows.token_ids[reading.row, at : at + count].long()
             slices.append((score_tokens(logits, following, reading.num_top), count))

@@ -41,6 +41,8 @@ class StepShape:
     """Sequences of any number of tokens, after them."""
     num_tokens: int
     kind: DrawKind
+    shares: bool = False
+    """Whether decodes read blocks that they have in common once."""
     has_adapters: bool = False
     """Whether tokens may have adapters: a step without any costs what it would if there were
     none."""
@@ -83,7 +85,7 @@ class StepShapes:
             self._prefills[-1],
             self._tokens[-1],
             kind,
-            self._has_adapters,
+            has_adapters=self._has_adapters,
         )
 
     def shape_for(
@@ -93,7 +95,7 @@ class StepShapes:
         num_prefills = len(plan.rows) - plan.num_decodes
         if not num_prefills:
             size = _at_least(self._decodes, plan.num_decodes)
-            return StepShape(size, 0, size, kind, has_adapters)
+            return StepShape(size, 0, size, kind, bool(plan.shared_lens), has_adapters)
         num_decodes = _at_least(self._decodes_beside, plan.num_decodes)
         num_tokens = plan.total_tokens - plan.num_decodes + num_decodes
         if num_tokens > self._tokens[-1]:
@@ -103,6 +105,7 @@ class StepShapes:
             _at_least(self._prefills, num_prefills),
             _at_least(self._tokens, num_tokens),
             kind,
+            bool(plan.shared_lens),
             has_adapters,
         )
 

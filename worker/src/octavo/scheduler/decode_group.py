@@ -13,6 +13,7 @@ from typing import Any
 
 from octavo.batch import BatchPlan
 from octavo.request import Request
+from octavo.scheduler.prefix_sharers import PrefixSharers
 
 
 class DecodeGroup:
@@ -22,7 +23,7 @@ class DecodeGroup:
     computes next.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, block_size: int) -> None:
         self.requests: list[Request] = []
         self.rows: list[int] = []
         self.starts: list[int] = []
@@ -35,6 +36,9 @@ class DecodeGroup:
         self.steps_left = 0
         """A lower bound of the steps until some request may not draw any more."""
         self._leaving_rows: set[int] = set()
+        self._sharers = PrefixSharers(block_size)
+        self._shared_lens: list[int] | None = []
+        """None: not known since somebody joined or left."""
 
     def __contains__(self, request: Request) -> bool:
         return request.row in self.rows and request.row not in self._leaving_rows
@@ -51,6 +55,7 @@ class DecodeGroup:
         self.starts = [*self.starts, request.num_computed_tokens]
         # The token after position p is number p + 2 of its sequence.
         self.last_starts = [*self.last_starts, request.max_total_tokens - 2]
+        self._sharers.join(request)
         self._resize()
 
     def leave(self, row: int) -> None:
@@ -85,6 +90,9 @@ class DecodeGroup:
         plan.samples = self.trues if is_alone else self.trues + plan.samples
         plan.requests = self.requests if is_alone else self.requests + plan.requests
         plan.num_decodes += len(self.requests)
+        if self._shared_lens is None:
+            self._shared_lens = self._sharers.shared_lens(self.requests)
+        plan.shared_lens = self._shared_lens
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless lists agree with each other and with the requests."""
@@ -105,6 +113,7 @@ class DecodeGroup:
         if not indices:
             return
         columns: tuple[list[Any], ...] = (self.requests, self.rows, self.starts, self.last_starts)
+        self._sharers.leave({self.requests[i] for i in indices})
         columns = tuple(list(column) for column in columns)
         for i in reversed(indices):
             for column in columns:
@@ -113,6 +122,7 @@ class DecodeGroup:
         self._resize()
 
     def _resize(self) -> None:
+        self._shared_lens = None
         count = len(self.requests)
         if count != len(self.ones):
             self.ones = [1] * count

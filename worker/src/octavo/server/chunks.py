@@ -12,10 +12,11 @@ import msgspec
 
 from octavo.outputs import GenerationEvent
 from octavo.server.generation import Usage
-from octavo.server.logprobs import LogprobWriter
+from octavo.server.logprobs import LogprobWriter, TextOffsets
 from octavo.server.protocol.answers import (
     ChatChunkChoice,
     CompletionChoice,
+    CompletionLogprobs,
     Delta,
     UsageInfo,
 )
@@ -91,12 +92,14 @@ class ChunkWriter:
 class ChatChunks(ChunkWriter):
     """Chunks of ``/v1/chat/completions``."""
 
-    def role(self, index: int, prompt_token_ids: list[int] | None) -> bytes:
-        """The first chunk of a choice."""
-        more = b""
-        if self._return_token_ids and prompt_token_ids is not None:
-            more = b',"prompt_token_ids":' + _encode(prompt_token_ids)
+    def role(self, index: int, prompt: dict[str, Any]) -> bytes:
+        """The first chunk of a choice; ``prompt``: what is told of the prompt beside it."""
+        more = b"," + _encode(prompt)[1:-1] if prompt else b""
         return self._whole(ChatChunkChoice(index, Delta(role="assistant", content="")), more)
+
+    def echo(self, index: int, text: str) -> bytes:
+        """The message that the answer continues, as a chunk of its own."""
+        return self._whole(ChatChunkChoice(index, Delta(content=text)))
 
     def _text_head(self, index: int) -> bytes:
         return self._head + b',"choices":[{"index":%d,"delta":{"content":' % index
@@ -120,12 +123,15 @@ class CompletionChunks(ChunkWriter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._offsets = [0] * len(self._text_heads)
+        self._offsets: dict[int, TextOffsets] = {}
 
-    def echo(self, index: int, text: str) -> bytes:
+    def begin(self, index: int, offsets: TextOffsets) -> None:
+        """Say where the text of a choice begins; before its first token, with logprobs only."""
+        self._offsets[index] = offsets
+
+    def echo(self, index: int, text: str, logprobs: CompletionLogprobs | None) -> bytes:
         """The prompt, as a chunk of its own before the text."""
-        self._offsets[index] += len(text)
-        return self._whole(CompletionChoice(index, text))
+        return self._whole(CompletionChoice(index, text, logprobs))
 
     def _text_head(self, index: int) -> bytes:
         return self._head + b',"choices":[{"index":%d,"text":' % index
@@ -138,7 +144,6 @@ class CompletionChunks(ChunkWriter):
         choice = CompletionChoice(index, event.text)
         if self._logprobs is not None and event.logprobs:
             choice.logprobs = self._logprobs.completion(event.logprobs, self._offsets[index])
-        self._offsets[index] += len(event.text)
         if event.finish_reason is not None:
             choice.finish_reason, choice.stop_reason = event.api_finish()
         if self._return_token_ids:

@@ -13,7 +13,24 @@ from octavo.version import __version__
 
 SYSTEM_FINGERPRINT = f"octavo-{__version__}"
 """Changes when the same request with the same seed may get another answer."""
+_LEAST_LOGPROB = -9999.0
 Body = TypeVar("Body", bound=GenerationBody)
+
+
+@dataclass(slots=True)
+class AskedPrompt:
+    """What an answer tells of one prompt: its tokens, and their log probabilities if asked."""
+
+    token_ids: list[int] = field(default_factory=list)
+    scores: list[TokenLogprobs] = field(default_factory=list)
+    """Of the tokens from the second on."""
+
+    def take(self, event: GenerationEvent) -> None:
+        """What the event says of the prompt, if it does."""
+        if event.prompt_token_ids is not None:
+            self.token_ids = event.prompt_token_ids
+        if event.prompt_logprobs is not None:
+            self.scores = event.prompt_logprobs
 
 
 @dataclass(slots=True)
@@ -47,14 +64,22 @@ class GatheredChoice:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    embedding: bytes | None = None
 
     def add(self, event: GenerationEvent) -> None:
         """The choice's next event."""
         self.texts.append(event.text)
         self.token_ids += event.token_ids
         self.logprobs += event.logprobs or ()
+        self.embedding = self.embedding or event.embedding
         if event.finish_reason is not None:
             self.finish_reason, self.stop_reason = event.api_finish()
+
+    @property
+    def likelihood(self) -> float:
+        """The mean log probability of its tokens: what best_of ranks by."""
+        scores = [max(token.logprob, _LEAST_LOGPROB) for token in self.logprobs]
+        return sum(scores) / len(scores) if scores else _LEAST_LOGPROB
 
     @property
     def text(self) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from octavo.engine.interface import Engine
 from octavo.metrics import ChoiceRecord, ServerMetrics
 from octavo.outputs import GenerationEvent
+from octavo.pooling_params import PoolingParams
 from octavo.sampling_params import SamplingParams
 
 _PENDING_EVENTS = 64
@@ -30,6 +31,7 @@ class GenerationJob:
     priority: int = 0
     cache_salt: str | None = None
     timeout_s: float | None = None
+    pooling: PoolingParams | None = None
 
     @property
     def num_choices(self) -> int:
@@ -93,6 +95,7 @@ class Generation:
             priority=job.priority,
             timeout_s=job.timeout_s,
             cache_salt=job.cache_salt,
+            pooling=job.pooling,
         )
         async with aclosing(events):
             async for event in events:

@@ -9,11 +9,22 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-
-from octavo.tokenization.tokenizer import Tokenizer
+from typing import Protocol
 
 _MAX_CHARACTER_BYTES = 4
 _utf8_decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class TokenBytes(Protocol):
+    """The part of a tokenizer that is needed here."""
+
+    @property
+    def special_ids(self) -> frozenset[int]: ...
+
+    @property
+    def drops_first_space(self) -> bool: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
 
 
 class Detokenizer:
@@ -25,7 +36,7 @@ class Detokenizer:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: TokenBytes,
         prompt_token_ids: Sequence[int] = (),
         *,
         skip_special_tokens: bool = True,

@@ -12,12 +12,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 
 from octavo.errors import InvalidRequestError, ModelLoadError
 from octavo.gguf.container import GGUFContainer
+from octavo.grammar import Vocabulary
 from octavo.tokenization import gguf_tokenizer, gguf_vocabulary
 from octavo.tokenization.token_pieces import BYTES_OF_TOKEN, PieceStyle, Spelling, parse_decoder
 
@@ -32,6 +33,22 @@ class Framing:
 
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """How a prompt that is too long is made to fit."""
+
+    max_tokens: int
+    side: Literal["left", "right"] = "left"
+    """Where tokens are left out: a left truncation keeps the prompt's end."""
+
+    def cut(self, token_ids: list[int], num_around: int = 0) -> list[int]:
+        """What is kept of a prompt with ``num_around`` more tokens, which stay, around it."""
+        room = max(0, self.max_tokens - num_around)
+        if len(token_ids) <= room:
+            return token_ids
+        return token_ids[len(token_ids) - room :] if self.side == "left" else token_ids[:room]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +110,17 @@ class Tokenizer:
         """The id of ``eos_token``, if there is one. The model's own list is the checkpoint's."""
         return self._ids_of("eos_token")
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        truncation: Truncation | None = None,
+    ) -> list[int]:
         """Ids of a text; special tokens written out in it become their ids.
 
-        Raises InvalidRequestError for a text that is not Unicode: JSON can spell half of a
-        surrogate pair, which no UTF-8 text can hold.
+        A truncation counts the special tokens around the text, and keeps them. Raises
+        InvalidRequestError for a text that is not Unicode: JSON can spell half of a surrogate
+        pair, which no UTF-8 text can hold.
         """
         try:
             ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
@@ -105,9 +128,10 @@ class Tokenizer:
             raise InvalidRequestError(
                 f"The text cannot be encoded: {_surrogate(text)}; send valid Unicode."
             ) from exc
-        if not add_special_tokens:
-            return ids
-        return [*self._framing.before, *ids, *self._framing.after]
+        framing = self._framing if add_special_tokens else Framing()
+        if truncation is not None:
+            ids = truncation.cut(ids, len(framing.before) + len(framing.after))
+        return [*framing.before, *ids, *framing.after]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of these ids; bytes that are not UTF-8 become U+FFFD."""
@@ -127,6 +151,11 @@ class Tokenizer:
             known = b"" if token is None else BYTES_OF_TOKEN[self._style.spelling](token)
             self._bytes[token_id] = known
         return known
+
+    def vocabulary(self) -> Vocabulary:
+        """Every token's bytes, for grammars."""
+        tokens = [self.token_bytes(token_id) for token_id in range(self._vocab_size)]
+        return Vocabulary(tokens, sorted(self._special_ids))
 
     def token_text(self, token_id: int) -> str:
         """One token as text, for showing; parts of characters become U+FFFD."""

@@ -173,7 +173,7 @@ class CpuKernels:
         return out
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        logits = logits.contiguous()
+        logits = logits.float().contiguous()
         num_rows, vocab_size = logits.shape
         out = torch.empty(num_rows, dtype=torch.int64)
         self.library.sample(

@@ -9,14 +9,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.triton.launch import next_power_of_two
+from octavo.kernels.triton.launch import Machine, next_power_of_two
+from octavo.kernels.triton.overlap import wait_for_predecessors
 
 _MAX_BLOCK = 1024
 
 
 @triton.jit
-def _gated_program(gate_up, out, SIZE: tl.constexpr, BLOCK: tl.constexpr, IS_SILU: tl.constexpr):
+def _gated_program(
+    gate_up,
+    out,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    IS_SILU: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
     """One program for ``BLOCK`` columns of one row."""
+    wait_for_predecessors(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < SIZE
@@ -31,7 +40,7 @@ def _gated_program(gate_up, out, SIZE: tl.constexpr, BLOCK: tl.constexpr, IS_SIL
     tl.store(out + row * SIZE + columns, (activated * up).to(out.dtype.element_ty), mask=mask)
 
 
-def gated(gate_up: Tensor, is_silu: bool) -> Tensor:
+def gated(gate_up: Tensor, is_silu: bool, machine: Machine) -> Tensor:
     """``gate_up: [T, 2 * size]``, contiguous → ``[T, size]``; SiLU, or else GELU (tanh form)."""
     num_tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((num_tokens, size), dtype=gate_up.dtype, device=gate_up.device)
@@ -39,6 +48,12 @@ def gated(gate_up: Tensor, is_silu: bool) -> Tensor:
         return out
     block = min(_MAX_BLOCK, next_power_of_two(size))
     _gated_program[(num_tokens, triton.cdiv(size, block))](
-        gate_up.contiguous(), out, SIZE=size, BLOCK=block, IS_SILU=is_silu, num_warps=4
+        gate_up.contiguous(),
+        out,
+        SIZE=size,
+        BLOCK=block,
+        IS_SILU=is_silu,
+        num_warps=4,
+        **machine.launch_options,
     )
     return out

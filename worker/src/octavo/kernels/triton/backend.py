@@ -17,10 +17,10 @@ from octavo.kernels.interface import (
     SamplingBatch,
     WeightPart,
 )
-from octavo.kernels.reference import DenseLinear
 from octavo.kernels.triton.activation import gated
 from octavo.kernels.triton.decode_attention import decode_attention
 from octavo.kernels.triton.launch import Machine
+from octavo.kernels.triton.linear import TritonLinear
 from octavo.kernels.triton.norm import rms_norm
 from octavo.kernels.triton.prefill_attention import prefill_attention
 from octavo.kernels.triton.rope_cache import rope_and_cache
@@ -38,26 +38,26 @@ class TritonKernels:
     name = "triton"
     packed_kinds: frozenset[GGMLType] = frozenset()
 
-    def __init__(self, device: torch.device, num_multiprocessors: int | None = None) -> None:
-        """``num_multiprocessors`` stands for the device's where that is no GPU."""
-        self._machine = Machine.of(device, num_multiprocessors)
+    def __init__(self, device: torch.device, machine: Machine | None = None) -> None:
+        """``machine`` stands for the device where that is no GPU."""
+        self._machine = machine or Machine.of(device)
 
     def prepare_linear(
         self, parts: Sequence[WeightPart], bias: Tensor | None, dtype: torch.dtype
     ) -> Linear:
-        return DenseLinear.merge(parts, bias, dtype)
+        return TritonLinear.of(parts, bias, dtype, self._machine)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return rms_norm(x, None, weight, eps)
+        return rms_norm(x, None, weight, eps, self._machine)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return rms_norm(x, residual, weight, eps)
+        return rms_norm(x, residual, weight, eps, self._machine)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
-        return gated(gate_up, is_silu=True)
+        return gated(gate_up, is_silu=True, machine=self._machine)
 
     def gelu_tanh_mul(self, gate_up: Tensor) -> Tensor:
-        return gated(gate_up, is_silu=False)
+        return gated(gate_up, is_silu=False, machine=self._machine)
 
     def rope_and_cache(
         self,
@@ -72,7 +72,16 @@ class TritonKernels:
         eps: float,
     ) -> Tensor:
         return rope_and_cache(
-            qkv, cos_sin, key_cache, value_cache, batch, num_heads, q_norm, k_norm, eps
+            qkv,
+            cos_sin,
+            key_cache,
+            value_cache,
+            batch,
+            num_heads,
+            q_norm,
+            k_norm,
+            eps,
+            self._machine,
         )
 
     def paged_attention(

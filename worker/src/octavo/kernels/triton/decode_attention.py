@@ -22,7 +22,9 @@ from torch import Tensor
 
 from octavo.kernels.interface import AttentionBatch
 from octavo.kernels.triton.launch import INTERPRETED, MAX_ARRIVALS, Machine, next_power_of_two
+from octavo.kernels.triton.overlap import wait_for_predecessors
 from octavo.kernels.triton.pages import load_rows, locate_tokens, multiply
+from octavo.kernels.triton.shared_attention import shared_attention
 
 _MIN_GROUP_ROWS = 16  # the least number of rows of a matrix instruction
 _MAX_COMBINED_VALUES = 8192  # partial results held in registers at once while combining
@@ -125,9 +127,47 @@ def _combine(
     tl.store(pointers, result.to(out_rows.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _merge_shared(
+    shared_results,
+    shared_logsumexps,
+    first_row,
+    sequences_stride,
+    num_shared_splits,
+    rows,
+    dims,
+    inside,
+    GROUP_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """The online softmax's state after the common pages, from their splits' partial results."""
+    largest = tl.full([BLOCK_ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_ROWS], tl.float32)
+    result = tl.zeros([BLOCK_ROWS, BLOCK_DIM], tl.float32)
+    for split in range(num_shared_splits):
+        out_rows = first_row + split * sequences_stride + rows
+        logsumexp = tl.load(
+            shared_logsumexps + out_rows, mask=rows < GROUP_SIZE, other=-float("inf")
+        )
+        pointers = shared_results + out_rows[:, None] * HEAD_DIM + dims[None, :]
+        tile = tl.load(pointers, mask=inside, other=0.0)
+        new_largest = tl.maximum(largest, logsumexp)
+        # Rows past the group, and splits without tokens; keep their arithmetic finite.
+        base = tl.where(new_largest == -float("inf"), 0.0, new_largest)
+        weights = tl.exp2(logsumexp - base)
+        carried = tl.exp2(largest - base)
+        total = total * carried + weights
+        result = result * carried[:, None] + tile * weights[:, None]
+        largest = new_largest
+    # Rows past the group start as they would without common pages, but with a finite maximum.
+    return tl.where(largest == -float("inf"), 0.0, largest), total, result
+
+
 @triton.jit(
-    do_not_specialize=["table_stride", "num_splits"],
-    do_not_specialize_on_alignment=["context_lens", "block_tables"],
+    do_not_specialize=["table_stride", "num_splits", "num_sequences", "num_shared_splits"],
+    do_not_specialize_on_alignment=["context_lens", "block_tables", "shared_lens"],
 )
 def _decode_program(
     q,
@@ -139,6 +179,11 @@ def _decode_program(
     arrivals,
     context_lens,
     block_tables,
+    shared_lens,
+    shared_results,
+    shared_logsumexps,
+    num_sequences,
+    num_shared_splits,
     q_stride,
     table_stride,
     key_block_stride,
@@ -157,7 +202,9 @@ def _decode_program(
     MIN_SPLIT_TOKENS: tl.constexpr,
     COMBINED_HEADS: tl.constexpr,
     COMBINED_SPLITS: tl.constexpr,
+    HAS_SHARED: tl.constexpr,
     INTERPRETED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One program for one split of one pair of a sequence and a KV head.
 
@@ -166,11 +213,15 @@ def _decode_program(
     sequence = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
+    wait_for_predecessors(OVERLAP)
     length = tl.load(context_lens + sequence)
     # The query stands at length - 1 and sees positions begin_seen : length.
     begin_seen = length * 0
     if WINDOW > 0:
         begin_seen = tl.maximum(length - WINDOW, 0)
+    if HAS_SHARED:
+        # What lies in common pages is seen already.
+        begin_seen = tl.load(shared_lens + sequence)
     seen = length - begin_seen
     share = tl.cdiv(tl.cdiv(seen, num_splits), BLOCK_TOKENS) * BLOCK_TOKENS
     share = tl.maximum(share, MIN_SPLIT_TOKENS)
@@ -189,6 +240,14 @@ def _decode_program(
         largest = tl.full([BLOCK_ROWS], -float("inf"), tl.float32)
         total = tl.zeros([BLOCK_ROWS], tl.float32)
         result = tl.zeros([BLOCK_ROWS, BLOCK_DIM], tl.float32)
+        if HAS_SHARED:  # noqa: SIM102 - a compile-time condition around one of run time
+            if (split == 0) & (begin_seen > 0):
+                first_row = (sequence * NUM_KV_HEADS + kv_head) * GROUP_SIZE
+                largest, total, result = _merge_shared(
+                    shared_results, shared_logsumexps, first_row,
+                    num_sequences * NUM_KV_HEADS * GROUP_SIZE, num_shared_splits,
+                    rows, dims, inside, GROUP_SIZE, HEAD_DIM, BLOCK_ROWS, BLOCK_DIM,
+                )  # fmt: skip
         for first in range(begin, end, BLOCK_TOKENS):
             tokens = first + lanes
             mask = tokens < end
@@ -258,6 +317,12 @@ def decode_attention(
     max_seen = batch.max_context_len if window is None else min(batch.max_context_len, window)
     num_pairs = num_sequences * num_kv_heads
     splits = num_decode_splits(num_pairs, max_seen, machine.num_multiprocessors, config)
+    shared = batch.shared if window is None else None
+    partials = None
+    if shared is not None:
+        partials = shared_attention(
+            q, key_cache, value_cache, batch, shared, scale, machine, key_scale
+        )
     partial, logsumexp = machine.unused, machine.unused
     if splits > 1:
         shape = (num_pairs, splits, group_size)
@@ -275,6 +340,11 @@ def decode_attention(
         machine.arrivals,
         batch.context_lens,
         batch.block_tables,
+        batch.context_lens if shared is None else shared.lens,
+        machine.unused if partials is None else partials.results,
+        machine.unused if partials is None else partials.logsumexps,
+        num_sequences,
+        0 if partials is None else partials.num_splits,
         q.stride(0),
         batch.block_tables.stride(0),
         key_cache.stride(0),
@@ -295,7 +365,9 @@ def decode_attention(
         COMBINED_SPLITS=max(
             1, min(config.max_splits, _MAX_COMBINED_VALUES // (combined_heads * block_dim))
         ),
+        HAS_SHARED=partials is not None,
         INTERPRETED=INTERPRETED,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **machine.launch_options,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,9 @@ class Machine:
 
     Such cards also have twice the shared memory of the others, so tiles are larger.
     """
+    launch_options: Mapping[str, bool]
+    """Passed to every launch: whether its program overlaps its predecessor
+    (:mod:`octavo.kernels.triton.overlap`)."""
 
     @classmethod
     def of(
@@ -48,6 +51,7 @@ class Machine:
         device: torch.device,
         num_multiprocessors: int | None = None,
         has_warpgroup_products: bool = True,
+        can_overlap: bool = False,
     ) -> Machine:
         """Read what the device is; where it is no GPU, it is what the other arguments say."""
         num_multiprocessors = num_multiprocessors or _INTERPRETED_MULTIPROCESSORS
@@ -55,13 +59,20 @@ class Machine:
             properties = torch.cuda.get_device_properties(device)
             num_multiprocessors = properties.multi_processor_count
             has_warpgroup_products = properties.major in (9, 10)
+            can_overlap = properties.major >= 9
         return cls(
             device=device,
             num_multiprocessors=num_multiprocessors,
             arrivals=torch.zeros(MAX_ARRIVALS, dtype=torch.int32, device=device),
             unused=torch.zeros(16, dtype=torch.float32, device=device),
             has_warpgroup_products=has_warpgroup_products,
+            launch_options=_launch_options(can_overlap),
         )
+
+
+def _launch_options(can_overlap: bool) -> Mapping[str, bool]:
+    # The interpreter does not know launch_pdl.
+    return {"OVERLAP": True, "launch_pdl": True} if can_overlap else {"OVERLAP": False}
 
 
 def before_each_compilation(tell: Callable[[], object]) -> None:

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.triton.launch import next_power_of_two
+from octavo.kernels.triton.launch import Machine, next_power_of_two
+from octavo.kernels.triton.overlap import wait_for_predecessors
 
 
 @triton.jit
@@ -24,11 +25,14 @@ def _rms_norm_program(
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One program a row; the whole row stays in registers."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < SIZE
+    factors = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
+    wait_for_predecessors(OVERLAP)
     values = tl.load(x + row * x_stride + columns, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         pointers = residual + row * residual_stride + columns
@@ -37,13 +41,14 @@ def _rms_norm_program(
         rounded = values.to(residual.dtype.element_ty)
         tl.store(pointers, rounded, mask=mask)
         values = rounded.to(tl.float32)
-    factors = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(values * values, axis=0) / SIZE + eps)
     result = (values * scale * factors).to(out.dtype.element_ty)
     tl.store(out + row * SIZE + columns, result, mask=mask)
 
 
-def rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, machine: Machine
+) -> Tensor:
     """``x, residual: [..., size]``, last dimension contiguous; ``residual += x`` in place."""
     size = x.shape[-1]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -64,5 +69,6 @@ def rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> 
         BLOCK=block,
         HAS_RESIDUAL=residual is not None,
         num_warps=max(1, min(16, block // 512)),
+        **machine.launch_options,
     )
     return out

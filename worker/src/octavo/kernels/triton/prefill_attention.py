@@ -21,6 +21,7 @@ from torch import Tensor
 
 from octavo.kernels.interface import AttentionBatch
 from octavo.kernels.triton.launch import INTERPRETED, Machine, next_power_of_two
+from octavo.kernels.triton.overlap import wait_for_predecessors
 from octavo.kernels.triton.pages import load_rows, locate_tokens, multiply
 
 
@@ -163,11 +164,13 @@ def _prefill_program(
     BLOCK_DIM: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     INTERPRETED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One program for one tile of queries and one KV head."""
     kv_head = tl.program_id(0)
     # The last tiles of a sequence see most keys: start them first.
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    wait_for_predecessors(OVERLAP)
     sequence, tile = _find_sequence(
         query_starts, first_sequence, num_sequences, tile, BLOCK_QUERIES
     )
@@ -274,4 +277,5 @@ def prefill_attention(
         INTERPRETED=INTERPRETED,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **machine.launch_options,
     )

@@ -9,7 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.interface import AttentionBatch
-from octavo.kernels.triton.launch import next_power_of_two
+from octavo.kernels.triton.launch import Machine, next_power_of_two
+from octavo.kernels.triton.overlap import wait_for_predecessors
 
 _MAX_HEADS_PER_PROGRAM = 8
 
@@ -85,6 +86,7 @@ def _rope_and_cache_program(
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One program for ``BLOCK_HEADS`` heads of one token: of q, or of both k and v."""
     NUM_Q_TILES: tl.constexpr = (NUM_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
@@ -92,6 +94,7 @@ def _rope_and_cache_program(
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     row = qkv + token * qkv_stride
+    wait_for_predecessors(OVERLAP)
     angles = cos_sin + tl.load(positions + token).to(tl.int64) * ROTARY_DIM
     half = tl.arange(0, BLOCK_HALF)[None, :]
     rest = ROTARY_DIM + tl.arange(0, BLOCK_REST)[None, :]
@@ -148,6 +151,7 @@ def rope_and_cache(
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     eps: float,
+    machine: Machine,
     key_scale: float = 1.0,
     value_scale: float = 1.0,
 ) -> Tensor:
@@ -191,5 +195,6 @@ def rope_and_cache(
             BLOCK_REST=next_power_of_two(head_dim - rotary_dim),
             BLOCK_DIM=block_dim,
             num_warps=max(1, min(4, block_heads * block_dim // 256)),
+            **machine.launch_options,
         )
     return qkv[:, : num_heads * head_dim].view(num_tokens, num_heads, head_dim)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from octavo.kernels.interface import SamplingBatch
 from octavo.kernels.triton.launch import INTERPRETED, MAX_ARRIVALS, Machine
+from octavo.kernels.triton.overlap import wait_for_predecessors
 
 _MAX_CHUNKS = 64
 _PROGRAMS_PER_MULTIPROCESSOR = 4
@@ -95,10 +96,12 @@ def _draw_program(
     BLOCK: tl.constexpr,
     MAX_CHUNKS: tl.constexpr,
     ALL_GREEDY: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One program for one chunk of one row."""
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
+    wait_for_predecessors(OVERLAP)
     # Whole blocks, so that the compiler sees aligned loads.
     begin = chunk * blocks_per_chunk * BLOCK
     end = tl.minimum(begin + blocks_per_chunk * BLOCK, VOCAB_SIZE)
@@ -119,6 +122,7 @@ def _draw_program(
         ids = first + lanes
         mask = ids < VOCAB_SIZE
         scores = tl.load(logits + row * row_stride + ids, mask=mask, other=-float("inf"))
+        scores = scores.to(tl.float32)
         if mask_row >= 0:
             scores = _masked(scores, ids, masks, mask_row, VOCAB_SIZE)
         if not ALL_GREEDY and temperature > 0:
@@ -156,7 +160,7 @@ def _kth_largest(row_logits, temperature, k, VOCAB_SIZE: tl.constexpr, BLOCK: tl
         for first in range(0, VOCAB_SIZE, BLOCK):
             ids = first + lanes
             mask = ids < VOCAB_SIZE
-            x = tl.load(row_logits + ids, mask=mask, other=0.0)
+            x = tl.load(row_logits + ids, mask=mask, other=0.0).to(tl.float32)
             bits = tl.div_rn(x, temperature).to(tl.uint32, bitcast=True)
             # Unsigned keys in the order of the floats.
             is_negative = (bits >> 31) != 0
@@ -185,7 +189,7 @@ def _largest(row_logits, temperature, VOCAB_SIZE: tl.constexpr, BLOCK: tl.conste
     for first in range(0, VOCAB_SIZE, BLOCK):
         ids = first + lanes
         x = tl.load(row_logits + ids, mask=ids < VOCAB_SIZE, other=-float("inf"))
-        best = tl.maximum(best, x)
+        best = tl.maximum(best, x.to(tl.float32))
     return tl.div_rn(tl.max(best, axis=0), temperature)
 
 
@@ -205,7 +209,7 @@ def _mass(
     for first in range(0, VOCAB_SIZE, BLOCK):
         ids = first + lanes
         x = tl.load(row_logits + ids, mask=ids < VOCAB_SIZE, other=-float("inf"))
-        x = tl.div_rn(x, temperature)
+        x = tl.div_rn(x.to(tl.float32), temperature)
         sums += tl.where((x >= floor) & (x > pivot), tl.exp(x - largest), 0.0)
     return tl.sum(sums, axis=0)
 
@@ -229,7 +233,7 @@ def _best_above(
     for first in range(0, VOCAB_SIZE, BLOCK):
         ids = first + lanes
         x = tl.load(row_logits + ids, mask=ids < VOCAB_SIZE, other=-float("inf"))
-        x = tl.div_rn(x, temperature)
+        x = tl.div_rn(x.to(tl.float32), temperature)
         is_candidate = (x >= floor) & (x > pivot)
         # Filters leave most blocks without a candidate: spare those the noise.
         if tl.max(is_candidate.to(tl.int32), axis=0) > 0:
@@ -272,10 +276,12 @@ def _filtered_draw_program(
     row_stride,
     VOCAB_SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One program a row. Greedy rows pass through with every filter off."""
     row = tl.program_id(0).to(tl.int64)
     row_logits = logits + row * row_stride
+    wait_for_predecessors(OVERLAP)
     if has_masks != 0:
         mask_row = tl.load(mask_rows + row)
         if mask_row >= 0:
@@ -316,7 +322,7 @@ def _filtered_draw_program(
         )
         is_searching = False
         if has_top_p:
-            drawn = tl.div_rn(tl.load(row_logits + token_id), temperature)
+            drawn = tl.div_rn(tl.load(row_logits + token_id).to(tl.float32), temperature)
             above = _mass(row_logits, temperature, largest, floor, drawn, VOCAB_SIZE, BLOCK)
             # Rises at every round, so the search ends whatever the rounding.
             is_searching = (above >= allowed) & (drawn < largest) & (drawn > pivot)
@@ -355,6 +361,7 @@ def sample(logits: Tensor, batch: SamplingBatch, machine: Machine) -> Tensor:
             VOCAB_SIZE=vocab_size,
             BLOCK=_FILTERED_BLOCK,
             num_warps=16,
+            **machine.launch_options,
         )
         return out
     if num_rows > MAX_ARRIVALS:
@@ -382,6 +389,7 @@ def sample(logits: Tensor, batch: SamplingBatch, machine: Machine) -> Tensor:
         MAX_CHUNKS=_MAX_CHUNKS,
         ALL_GREEDY=batch.all_greedy,
         num_warps=8,
+        **machine.launch_options,
     )
     return out
 

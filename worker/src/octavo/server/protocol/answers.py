@@ -12,6 +12,16 @@ class PromptTokensDetails(msgspec.Struct):
     """How many of the prompt's tokens the prefix cache held."""
 
     cached_tokens: int
+    audio_tokens: int = 0
+
+
+class CompletionTokensDetails(msgspec.Struct):
+    """What the generated tokens were for."""
+
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
 
 
 class UsageInfo(msgspec.Struct):
@@ -21,6 +31,7 @@ class UsageInfo(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
     @classmethod
     def of(cls, usage: Usage) -> UsageInfo:
@@ -30,6 +41,7 @@ class UsageInfo(msgspec.Struct):
             usage.completion_tokens,
             usage.prompt_tokens + usage.completion_tokens,
             PromptTokensDetails(usage.cached_tokens),
+            CompletionTokensDetails(),
         )
 
 
@@ -60,9 +72,26 @@ class CompletionLogprobs(msgspec.Struct):
     """The tokens of a completion: four lists of equal length."""
 
     tokens: list[str] = []
-    token_logprobs: list[float] = []
-    top_logprobs: list[dict[str, float]] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] = []
     text_offset: list[int] = []
+
+    def followed_by(self, later: CompletionLogprobs) -> CompletionLogprobs:
+        """These tokens, then those."""
+        return CompletionLogprobs(
+            self.tokens + later.tokens,
+            self.token_logprobs + later.token_logprobs,
+            self.top_logprobs + later.top_logprobs,
+            self.text_offset + later.text_offset,
+        )
+
+
+class PromptLogprob(msgspec.Struct):
+    """One token at one place of a prompt (vLLM's shape)."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
 
 
 class Delta(msgspec.Struct, omit_defaults=True):
@@ -112,6 +141,8 @@ class ChatCompletion(msgspec.Struct):
     choices: list[ChatChoice]
     usage: UsageInfo
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_text: str | UnsetType = UNSET
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET
     object: str = "chat.completion"
 
 
@@ -125,6 +156,7 @@ class CompletionChoice(msgspec.Struct):
     stop_reason: int | str | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct):

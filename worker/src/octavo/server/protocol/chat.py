@@ -11,6 +11,7 @@ from octavo.server.protocol.fields import (
     GenerationBody,
     LogprobCount,
     PositiveCount,
+    RequestBody,
     StrictModel,
 )
 from octavo.server.protocol.unsupported import CHAT, MESSAGE, settle
@@ -18,6 +19,7 @@ from octavo.server.protocol.unsupported import CHAT, MESSAGE, settle
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
 MAX_TEMPLATE_KWARGS = 64
+MAX_DOCUMENTS = 256
 _OURS = frozenset(
     {
         "self",
@@ -67,24 +69,62 @@ class Message(StrictModel):
     ]
     name: str | None = Field(None, max_length=256, description="Given to the chat template.")
 
+    @property
+    def text(self) -> str:
+        """The content; its parts are joined by line breaks."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content)
+
     def for_template(self) -> dict[str, Any]:
-        """What chat templates read: a developer is a system, parts are joined by line breaks."""
-        text = self.content
-        if isinstance(text, list):
-            text = "\n".join(part.text for part in text)
+        """What chat templates read: a developer is a system."""
         role = "system" if self.role == "developer" else self.role
-        message: dict[str, Any] = {"role": role, "content": text}
+        message: dict[str, Any] = {"role": role, "content": self.text}
         if self.name is not None:
             message["name"] = self.name
         return message
 
 
-class ChatCompletionRequest(GenerationBody):
+class Conversation(RequestBody):
+    """Messages, and how the model's chat template makes a prompt of them."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    add_generation_prompt: bool = Field(
+        True, description="Let the prompt end where the assistant begins to speak."
+    )
+    continue_final_message: bool = Field(
+        False, description="Let the prompt end within the last message, to be continued."
+    )
+    add_special_tokens: bool = Field(
+        False, description="Add special tokens to those that the template writes."
+    )
+    chat_template_kwargs: (
+        Annotated[dict[TemplateVariable, Any], Field(max_length=MAX_TEMPLATE_KWARGS)] | None
+    ) = Field(None, description="More variables for the chat template, e.g. enable_thinking.")
+
+    @model_validator(mode="after")
+    def _template_fields_agree(self) -> Conversation:
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError(
+                "continue_final_message is true and add_generation_prompt is not false; they "
+                "exclude each other: set add_generation_prompt to false."
+            )
+        for name in sorted(_OURS & (self.chat_template_kwargs or {}).keys()):
+            raise ValueError(
+                f"chat_template_kwargs holds {name!r}, which the server sets itself; leave it out."
+            )
+        return self
+
+    def template_variables(self) -> dict[str, Any]:
+        """What the request gives the template to read beside the messages."""
+        return dict(self.chat_template_kwargs or {})
+
+
+class ChatCompletionRequest(Conversation, GenerationBody):
     """A conversation to be continued by the assistant."""
 
     unsupported: ClassVar = CHAT
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: PositiveCount | None = Field(
         None, description="Older name of max_completion_tokens."
     )
@@ -93,10 +133,16 @@ class ChatCompletionRequest(GenerationBody):
     )
     logprobs: bool | None = False
     top_logprobs: LogprobCount | None = None
-    add_generation_prompt: bool = True
-    chat_template_kwargs: (
-        Annotated[dict[TemplateVariable, Any], Field(max_length=MAX_TEMPLATE_KWARGS)] | None
-    ) = Field(None, description="More variables for the chat template, e.g. enable_thinking.")
+    echo: bool = Field(False, description="Let the text begin with the assistant's last message.")
+    documents: (
+        Annotated[list[dict[str, str]], Field(min_length=1, max_length=MAX_DOCUMENTS)] | None
+    ) = Field(None, description="For chat templates that read documents.")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
+        Field(None, description="For chat templates that read it.")
+    )
+    return_prompt_text: bool | None = Field(
+        False, description="Tell the prompt as the chat template made it."
+    )
 
     @classmethod
     def settle_unsupported(cls, document: dict[str, Any]) -> None:
@@ -121,16 +167,41 @@ class ChatCompletionRequest(GenerationBody):
                 f"max_tokens is {self.max_tokens} and max_completion_tokens is "
                 f"{self.max_completion_tokens}; they mean the same: send one of them."
             )
-        for name in sorted(_OURS & (self.chat_template_kwargs or {}).keys()):
+        if self.echo and self.messages[-1].role != "assistant":
             raise ValueError(
-                f"chat_template_kwargs holds {name!r}, which the server sets itself; leave it out."
+                f"echo is true and the last message is the {self.messages[-1].role}'s; only the "
+                "assistant's is echoed: leave echo out."
+            )
+        if self.reasoning_effort and "reasoning_effort" in (self.chat_template_kwargs or {}):
+            raise ValueError(
+                "reasoning_effort is set, and again in chat_template_kwargs; send one of them."
             )
         return self
+
+    def template_variables(self) -> dict[str, Any]:
+        """See :meth:`Conversation.template_variables`."""
+        variables = super().template_variables()
+        if self.reasoning_effort is not None:
+            variables["reasoning_effort"] = self.reasoning_effort
+        if self.documents is not None:
+            variables["documents"] = self.documents
+        return variables
+
+    @property
+    def echoed_text(self) -> str:
+        """What the answer begins with."""
+        return self.messages[-1].text if self.echo else ""
+
+    @property
+    def token_limit(self) -> int | None:
+        """Most tokens to generate; None: as many as the context holds."""
+        return self.max_completion_tokens or self.max_tokens
 
     def to_sampling_params(self, defaults: dict[str, float]) -> SamplingParams:
         """See :meth:`GenerationBody.sampling_params`."""
         return self.sampling_params(
             defaults,
-            max_tokens=self.max_completion_tokens or self.max_tokens,
+            max_tokens=self.token_limit,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            prompt_logprobs=self.prompt_logprobs,
         )

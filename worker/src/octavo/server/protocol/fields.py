@@ -7,18 +7,23 @@ default, as in OpenAI's API.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from octavo.sampling_params import MAX_LOGPROBS, MAX_N, SamplingParams
 from octavo.server.protocol.unsupported import STREAM_OPTIONS, Unsupported, settle
+from octavo.tokenization.tokenizer import Truncation
 
 MAX_INT32 = 2**31 - 1
 MAX_STOPS = 64
 MAX_STOP_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIASES = 4096
+MAX_ALLOWED_TOKEN_IDS = 16384
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD_CHARS = 256
+MAX_METADATA = 16
 
 
 def _as_list(value: object) -> object:
@@ -34,6 +39,11 @@ def _null_as_empty(value: object) -> object:
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+BadWord = Annotated[str, Field(pattern=r"\S", max_length=MAX_BAD_WORD_CHARS)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=MAX_METADATA),
+]
 LogprobCount = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 PositiveCount = Annotated[int, Field(ge=1, le=MAX_INT32)]
 
@@ -114,6 +124,29 @@ class GenerationBody(RequestBody):
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0, le=MAX_INT32)
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = Field(
+        True, description="Taken, and not used: special tokens are written as they are."
+    )
+    allowed_token_ids: (
+        Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS)] | None
+    ) = Field(None, description="The only token ids that may be generated.")
+    bad_words: Annotated[
+        list[BadWord],
+        Field(max_length=MAX_BAD_WORDS, description="Words that are not generated."),
+        BeforeValidator(_null_as_empty, json_schema_input_type=list[BadWord] | None),
+    ] = []
+    prompt_logprobs: LogprobCount | None = Field(
+        None, description="Tell the log probabilities of the prompt's tokens, so many of each."
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        le=MAX_INT32,
+        description="Keep so many tokens of the prompt; -1: as many as fit.",
+    )
+    truncation_side: Literal["left", "right"] | None = Field(
+        None, description="Where truncate_prompt_tokens leaves tokens out; left if left out."
+    )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     priority: int = Field(
@@ -126,9 +159,13 @@ class GenerationBody(RequestBody):
         description="Cached prompts are shared only between requests with the same salt.",
     )
     return_token_ids: bool | None = False
+    return_tokens_as_token_ids: bool | None = Field(
+        False, description="Write tokens as token_id:17 in log probabilities."
+    )
     request_id: str | None = Field(
         None, pattern=r"^[!-~]{1,128}$", description="Becomes part of the answer's id."
     )
+    metadata: Metadata | None = Field(None, description="Taken, and not used.")
     user: str | None = Field(None, max_length=1024, description="Taken, and not used.")
     safety_identifier: str | None = Field(None, max_length=1024, description="Taken, and not used.")
     prompt_cache_key: str | None = Field(
@@ -152,8 +189,37 @@ class GenerationBody(RequestBody):
             )
         return self
 
+    @model_validator(mode="after")
+    def _prompt_fields_agree(self) -> GenerationBody:
+        if self.truncation_side is not None and self.truncate_prompt_tokens is None:
+            raise ValueError(
+                f"truncation_side is {self.truncation_side!r} and truncate_prompt_tokens is not "
+                "set; send both or none."
+            )
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError(
+                f"prompt_logprobs is {self.prompt_logprobs} and stream is true; a stream does not "
+                "tell them: leave one of them out."
+            )
+        return self
+
+    def truncation(self, max_model_len: int, max_tokens: int | None) -> Truncation | None:
+        """How to cut the prompt, as the request asks."""
+        limit = self.truncate_prompt_tokens
+        if limit is None:
+            return None
+        if limit == -1:
+            limit = max(1, max_model_len - (1 if max_tokens is None else max_tokens))
+        return Truncation(limit, self.truncation_side or "left")
+
     def sampling_params(
-        self, defaults: Mapping[str, float], *, max_tokens: int | None, logprobs: int | None
+        self,
+        defaults: Mapping[str, float],
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None = None,
+        n: int | None = None,
     ) -> SamplingParams:
         """As the engine takes it. ``defaults`` are the model's, for what the request leaves out.
 
@@ -165,7 +231,7 @@ class GenerationBody(RequestBody):
             return defaults.get(name, otherwise) if value is None else value
 
         return SamplingParams(
-            n=self.n or 1,
+            n=n or self.n or 1,
             temperature=given("temperature", 1.0),
             top_p=given("top_p", 1.0),
             top_k=int(given("top_k", 0)),
@@ -183,4 +249,7 @@ class GenerationBody(RequestBody):
             min_tokens=self.min_tokens,
             skip_special_tokens=self.skip_special_tokens,
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            allowed_token_ids=self.allowed_token_ids or (),
+            bad_words=self.bad_words,
         )

@@ -39,18 +39,10 @@ _NOTHING_STORED = "this server stores no answers"
 BOTH: Mapping[str, Unsupported] = {
     "structured_outputs": Unsupported(_NOT_YET),
     "response_format": Unsupported(_NOT_YET, ({"type": "text"},)),
-    "truncate_prompt_tokens": Unsupported(_NOT_YET),
-    "truncation_side": Unsupported("truncate_prompt_tokens is not supported yet"),
-    "prompt_logprobs": Unsupported(_NOT_YET),
-    "allowed_token_ids": Unsupported(_NOT_YET),
-    "bad_words": Unsupported(_NOT_YET, ([],)),
     "repetition_detection": Unsupported(_NOT_YET),
     "thinking_token_budget": Unsupported(_NOT_YET),
     "use_beam_search": Unsupported("beam search is not offered; use n", (False,)),
     "length_penalty": Unsupported("it belongs to beam search, which is not offered", (1, 1.0)),
-    "best_of": Unsupported("choices are not ranked; use n", (1,)),
-    "spaces_between_special_tokens": Unsupported("special tokens are written as they are", (True,)),
-    "return_tokens_as_token_ids": Unsupported("use return_token_ids", (False,)),
     "kv_transfer_params": Unsupported("this server neither sends nor takes over KV caches"),
     "vllm_xargs": Unsupported("this server has no plugins that would read it", ({},)),
     "prompt_cache_retention": Unsupported(
@@ -59,7 +51,6 @@ BOTH: Mapping[str, Unsupported] = {
     "prompt_cache_options": Unsupported("equal prompts share their cache without options"),
     "moderation": Unsupported("answers are not moderated"),
     "store": Unsupported(_NOTHING_STORED, (False,)),
-    "metadata": Unsupported(_NOTHING_STORED, ({},)),
     "service_tier": Unsupported("there is one tier here; use priority", ("auto", "default")),
 }
 
@@ -76,30 +67,19 @@ CHAT: Mapping[str, Unsupported] = {
     "audio": Unsupported("only text is generated"),
     "prediction": Unsupported("predicted outputs are not offered"),
     "web_search_options": Unsupported("this server does not search the web"),
-    "reasoning_effort": Unsupported(
-        "models differ here; set what the chat template knows with chat_template_kwargs"
-    ),
     "verbosity": Unsupported("no model here knows it; ask in the prompt", ("medium",)),
     "include_reasoning": Unsupported("reasoning is not told from the answer yet", (True,)),
-    "echo": Unsupported("chat answers cannot start with the prompt; use /v1/completions", (False,)),
-    "continue_final_message": Unsupported(_NOT_YET, (False,)),
-    "add_special_tokens": Unsupported("the chat template writes all special tokens", (False,)),
-    "documents": Unsupported("pass what the chat template knows in chat_template_kwargs", ([],)),
     "chat_template": Unsupported(
         "templates come with the model, or from the server's --chat-template"
     ),
     "media_io_kwargs": Unsupported("only text is taken", ({},)),
     "mm_processor_kwargs": Unsupported("only text is taken", ({},)),
-    "return_prompt_text": Unsupported("use return_token_ids", (False,)),
 }
 
 COMPLETION: Mapping[str, Unsupported] = {
     **BOTH,
     "suffix": Unsupported("no model here fills in the middle", ("",)),
     "prompt_embeds": Unsupported("prompts are text or token ids"),
-    "add_special_tokens": Unsupported(
-        "send token ids to decide about special tokens yourself", (True,)
-    ),
 }
 
 MESSAGE: Mapping[str, Unsupported] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import cast
+from typing import Any, cast
 
 from fastapi import APIRouter
 from msgspec import UNSET
@@ -13,8 +13,8 @@ from octavo.engine.interface import ModelInfo
 from octavo.outputs import GenerationEvent
 from octavo.server.chunks import ChatChunks, ChunkWriter
 from octavo.server.context import ServerContext
-from octavo.server.errors import bad_request
-from octavo.server.exchange import Exchange, GatheredChoice
+from octavo.server.conversation import render_conversation
+from octavo.server.exchange import AskedPrompt, Exchange, GatheredChoice
 from octavo.server.generation import GenerationJob
 from octavo.server.logprobs import LogprobWriter
 from octavo.server.openapi import describe_generation
@@ -42,24 +42,15 @@ class ChatAnswer(GenerationAnswer[ChatCompletionRequest]):
 
     def __init__(self, context: ServerContext) -> None:
         super().__init__(context)
+        self._prompt = AskedPrompt()
         self._has_roles = False
 
     async def _job(self, body: ChatCompletionRequest, info: ModelInfo) -> GenerationJob:
-        engine = self._context.engine
-        if not engine.has_chat_template:
-            raise bad_request(
-                "This model has no chat template; use /v1/completions, "
-                "or start the server with --chat-template FILE.",
-                "messages",
-                "no_chat_template",
-            )
         params = body.to_sampling_params(info.sampling_defaults)
-        prompt = await engine.render_chat(
-            [message.for_template() for message in body.messages],
-            None,
-            add_generation_prompt=body.add_generation_prompt,
-            **(body.chat_template_kwargs or {}),
-        )
+        prompt = await render_conversation(self._context.engine, body)
+        truncation = body.truncation(info.max_model_len, params.max_tokens)
+        if truncation is not None:
+            prompt = truncation.cut(prompt)
         return GenerationJob([prompt], params, body.priority, body.cache_salt)
 
     def _chunks(self, exchange: Exchange[ChatCompletionRequest]) -> ChatChunks:
@@ -67,7 +58,7 @@ class ChatAnswer(GenerationAnswer[ChatCompletionRequest]):
         return ChatChunks(
             {"object": "chat.completion.chunk", **exchange.head("chatcmpl")},
             exchange.generation.usage,
-            LogprobWriter(self._context.engine.tokenizer) if body.logprobs else None,
+            self._logprob_writer(body) if body.logprobs else None,
             num_choices=exchange.job.num_choices,
             include_usage=bool(options and options.include_usage),
             continuous_usage=bool(options and options.continuous_usage_stats),
@@ -80,27 +71,35 @@ class ChatAnswer(GenerationAnswer[ChatCompletionRequest]):
         if self._has_roles:
             return b""
         self._has_roles = True
-        role = cast(ChatChunks, chunks).role
-        choices = range(exchange.job.num_choices)
-        return b"".join(role(index, event.prompt_token_ids) for index in choices)
+        self._prompt.take(event)
+        body, writer = exchange.body, cast(ChatChunks, chunks)
+        told: dict[str, Any] = {}
+        if body.return_token_ids:
+            told["prompt_token_ids"] = self._prompt.token_ids
+        if body.return_prompt_text:
+            told["prompt_text"] = self._prompt_text()
+        echoed, choices = body.echoed_text, range(exchange.job.num_choices)
+        opening = [writer.role(index, told) for index in choices]
+        if echoed:
+            opening += [writer.echo(index, echoed) for index in choices]
+        return b"".join(opening)
 
     async def _collect(
         self, events: AsyncIterator[GenerationEvent], exchange: Exchange[ChatCompletionRequest]
     ) -> ChatCompletion:
         gathered = [GatheredChoice() for _ in range(exchange.job.num_choices)]
-        prompt_ids: list[int] | None = None
         async for event in events:
             gathered[event.index].add(event)
-            prompt_ids = prompt_ids or event.prompt_token_ids
+            self._prompt.take(event)
         body = exchange.body
-        writer = LogprobWriter(self._context.engine.tokenizer) if body.logprobs else None
-        return ChatCompletion(
+        writer = self._logprob_writer(body)
+        whole = ChatCompletion(
             **exchange.head("chatcmpl"),
             choices=[
                 ChatChoice(
                     index,
-                    ChatMessage(choice.text),
-                    writer.chat(choice.logprobs) if writer else None,
+                    ChatMessage(body.echoed_text + choice.text),
+                    writer.chat(choice.logprobs) if body.logprobs else None,
                     choice.finish_reason,
                     choice.stop_reason,
                     choice.token_ids if body.return_token_ids else UNSET,
@@ -108,5 +107,20 @@ class ChatAnswer(GenerationAnswer[ChatCompletionRequest]):
                 for index, choice in enumerate(gathered)
             ],
             usage=UsageInfo.of(exchange.generation.usage),
-            prompt_token_ids=prompt_ids if body.return_token_ids and prompt_ids else UNSET,
         )
+        if body.return_token_ids:
+            whole.prompt_token_ids = self._prompt.token_ids
+        if body.return_prompt_text:
+            whole.prompt_text = self._prompt_text()
+        if body.prompt_logprobs is not None:
+            whole.prompt_logprobs = writer.prompt(self._prompt.scores, body.prompt_logprobs)
+        return whole
+
+    def _logprob_writer(self, body: ChatCompletionRequest) -> LogprobWriter:
+        as_token_ids = bool(body.return_tokens_as_token_ids)
+        return LogprobWriter(self._context.engine.tokenizer, as_token_ids=as_token_ids)
+
+    def _prompt_text(self) -> str:
+        tokenizer = self._context.engine.tokenizer
+        assert tokenizer is not None, "a conversation was rendered"
+        return tokenizer.decode(self._prompt.token_ids, skip_special_tokens=False)

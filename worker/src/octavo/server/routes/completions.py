@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import cast
 
 from fastapi import APIRouter
-from msgspec import UNSET
 from starlette.responses import Response
 
 from octavo.engine.interface import ModelInfo
@@ -14,11 +14,17 @@ from octavo.outputs import GenerationEvent
 from octavo.server.chunks import ChunkWriter, CompletionChunks
 from octavo.server.context import ServerContext
 from octavo.server.errors import bad_request
-from octavo.server.exchange import Exchange, GatheredChoice
+from octavo.server.exchange import AskedPrompt, Exchange, GatheredChoice
 from octavo.server.generation import GenerationJob
-from octavo.server.logprobs import LogprobWriter
+from octavo.server.logprobs import LogprobWriter, TextOffsets
 from octavo.server.openapi import describe_generation
-from octavo.server.protocol.answers import Completion, CompletionChoice, UsageInfo
+from octavo.server.prompts import encode_prompt
+from octavo.server.protocol.answers import (
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    UsageInfo,
+)
 from octavo.server.protocol.completion import CompletionRequest
 from octavo.server.streaming import GenerationAnswer
 
@@ -42,12 +48,22 @@ class CompletionAnswer(GenerationAnswer[CompletionRequest]):
 
     def __init__(self, context: ServerContext) -> None:
         super().__init__(context)
-        self._echoed: set[int] = set()
+        self._prompts: list[AskedPrompt] = []
+        self._opened: set[int] = set()
 
     async def _job(self, body: CompletionRequest, info: ModelInfo) -> GenerationJob:
         self._check_prompts(body, info)
         params = body.to_sampling_params(info.sampling_defaults)
-        return GenerationJob(body.prompt, params, body.priority, body.cache_salt)
+        truncation = body.truncation(info.max_model_len, params.max_tokens)
+        encode = partial(
+            encode_prompt,
+            self._context.engine,
+            add_special_tokens=body.add_special_tokens,
+            truncation=truncation,
+        )
+        prompts = [await encode(prompt) for prompt in body.prompt]
+        self._prompts = [AskedPrompt() for _ in prompts]
+        return GenerationJob(prompts, params, body.priority, body.cache_salt)
 
     def _check_prompts(self, body: CompletionRequest, info: ModelInfo) -> None:
         prompts: Sequence[str | list[int]] = body.prompt
@@ -75,7 +91,7 @@ class CompletionAnswer(GenerationAnswer[CompletionRequest]):
         return CompletionChunks(
             {"object": "text_completion", **exchange.head("cmpl")},
             exchange.generation.usage,
-            self._logprob_writer(body),
+            None if body.logprobs is None else self._logprob_writer(body),
             num_choices=exchange.job.num_choices,
             include_usage=bool(options and options.include_usage),
             continuous_usage=bool(options and options.continuous_usage_stats),
@@ -85,49 +101,103 @@ class CompletionAnswer(GenerationAnswer[CompletionRequest]):
     def _opening(
         self, event: GenerationEvent, chunks: ChunkWriter, exchange: Exchange[CompletionRequest]
     ) -> bytes:
-        if not exchange.body.echo or event.index in self._echoed:
+        prompt = self._prompts[event.index // exchange.job.params.n]
+        prompt.take(event)
+        body, index = exchange.body, event.index
+        is_opened = index in self._opened
+        if is_opened or (not body.echo and body.logprobs is None):
             return b""
-        self._echoed.add(event.index)
-        text = self._prompt_text(exchange.body, event.index)
-        return cast(CompletionChunks, chunks).echo(event.index, text)
+        self._opened.add(index)
+        writer = cast(CompletionChunks, chunks)
+        offsets = self._offsets(body, prompt)
+        writer.begin(index, offsets)
+        if not body.echo:
+            return b""
+        return writer.echo(
+            index, self._prompt_text(exchange, index), self._echoed(body, prompt, offsets)
+        )
 
     async def _collect(
         self, events: AsyncIterator[GenerationEvent], exchange: Exchange[CompletionRequest]
     ) -> Completion:
-        body = exchange.body
+        generated = exchange.job.params.n
         gathered = [GatheredChoice() for _ in range(exchange.job.num_choices)]
-        prompt_ids: dict[int, list[int]] = {}
         async for event in events:
             gathered[event.index].add(event)
-            if event.prompt_token_ids is not None:
-                prompt_ids[event.index // exchange.job.params.n] = event.prompt_token_ids
-        writer = self._logprob_writer(body)
-        choices = []
-        for index, choice in enumerate(gathered):
-            echo = self._prompt_text(body, index) if body.echo else ""
-            written = CompletionChoice(
-                index,
-                echo + choice.text,
-                writer.completion(choice.logprobs, 0) if writer else None,
-                choice.finish_reason,
-                choice.stop_reason,
-            )
-            if body.return_token_ids:
-                written.token_ids = choice.token_ids
-                written.prompt_token_ids = prompt_ids.get(index // exchange.job.params.n, UNSET)
-            choices.append(written)
+            self._prompts[event.index // generated].take(event)
+        indices = self._best(gathered, exchange)
+        choices = [self._choice(index, gathered[index], exchange) for index in indices]
+        for place, choice in enumerate(choices):
+            choice.index = place
         usage = UsageInfo.of(exchange.generation.usage)
         return Completion(**exchange.head("cmpl"), choices=choices, usage=usage)
 
-    def _logprob_writer(self, body: CompletionRequest) -> LogprobWriter | None:
+    def _best(
+        self, gathered: Sequence[GatheredChoice], exchange: Exchange[CompletionRequest]
+    ) -> list[int]:
+        """The choices to answer with: for each prompt the n likeliest of those generated."""
+        indices = list(range(len(gathered)))
+        if not exchange.body.is_ranked:
+            return indices
+        generated, best = exchange.job.params.n, []
+        for first in range(0, len(indices), generated):
+            own = indices[first : first + generated]
+            own.sort(key=lambda index: gathered[index].likelihood, reverse=True)
+            best += own[: exchange.body.n or 1]
+        return best
+
+    def _choice(
+        self, index: int, choice: GatheredChoice, exchange: Exchange[CompletionRequest]
+    ) -> CompletionChoice:
+        body, prompt = exchange.body, self._prompts[index // exchange.job.params.n]
+        echo = self._prompt_text(exchange, index) if body.echo else ""
+        written = CompletionChoice(
+            index,
+            echo + choice.text,
+            None if body.logprobs is None else self._logprobs(body, prompt, choice),
+            choice.finish_reason,
+            choice.stop_reason,
+        )
+        if body.return_token_ids:
+            written.token_ids = choice.token_ids
+            written.prompt_token_ids = prompt.token_ids
+        if body.prompt_logprobs is not None:
+            writer = self._logprob_writer(body)
+            written.prompt_logprobs = writer.prompt(prompt.scores, body.prompt_logprobs)
+        return written
+
+    def _logprobs(
+        self, body: CompletionRequest, prompt: AskedPrompt, choice: GatheredChoice
+    ) -> CompletionLogprobs:
+        offsets = self._offsets(body, prompt)
+        echoed = self._echoed(body, prompt, offsets) if body.echo else None
+        own = self._logprob_writer(body).completion(choice.logprobs, offsets)
+        return own if echoed is None else echoed.followed_by(own)
+
+    def _echoed(
+        self, body: CompletionRequest, prompt: AskedPrompt, offsets: TextOffsets
+    ) -> CompletionLogprobs | None:
         if body.logprobs is None:
             return None
-        return LogprobWriter(self._context.engine.tokenizer)
+        writer = self._logprob_writer(body)
+        return writer.echo(prompt.token_ids, prompt.scores, body.logprobs, offsets)
 
-    def _prompt_text(self, body: CompletionRequest, index: int) -> str:
-        prompt = body.prompt[index // (body.n or 1)]
+    def _offsets(self, body: CompletionRequest, prompt: AskedPrompt) -> TextOffsets:
+        return TextOffsets(
+            self._context.engine.tokenizer,
+            () if body.echo else prompt.token_ids,
+            skip_special_tokens=body.skip_special_tokens,
+        )
+
+    def _logprob_writer(self, body: CompletionRequest) -> LogprobWriter:
+        as_token_ids = bool(body.return_tokens_as_token_ids)
+        return LogprobWriter(self._context.engine.tokenizer, as_token_ids=as_token_ids)
+
+    def _prompt_text(self, exchange: Exchange[CompletionRequest], index: int) -> str:
+        """The prompt as it was sent, or the text of its ids."""
+        prompt = exchange.job.prompts[index // exchange.job.params.n]
         if isinstance(prompt, str):
             return prompt
         tokenizer = self._context.engine.tokenizer
         assert tokenizer is not None, "checked with the prompts"
-        return tokenizer.decode(prompt, skip_special_tokens=body.skip_special_tokens)
+        return tokenizer.decode(prompt, skip_special_tokens=exchange.body.skip_special_tokens)

@@ -1,0 +1,219 @@
+"""Products of few tokens with a weight matrix, bound by reading the weights.
+
+The weights are then read at the memory's rate whatever is done with them, so what counts is how
+early the reading starts and that no multiprocessor waits. One token needs no matrix instruction.
+Several do, with the weights as the left operand, because that side's least size is 64 rows and
+the other's 8. Nothing is split along the columns: a token's sum has one order whatever the number
+of tokens beside it, but for the program of one token. More tokens than
+:meth:`TritonLinear.serves` says go to the library, whose products are better there
+(``benchmarks/kernels.py --only linear``).
+"""
+# Programs are Triton's language, which no Python type checker knows.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from octavo.kernels.interface import WeightPart
+from octavo.kernels.reference import DenseLinear
+from octavo.kernels.triton.launch import INTERPRETED, Machine, next_power_of_two
+from octavo.kernels.triton.overlap import prefetch, wait_for_predecessors
+from octavo.kernels.triton.pages import multiply
+
+_TILE_ROWS = 64
+_MAX_TILE_TOKENS = 64
+_MIN_TILE_TOKENS = 16
+_MAX_TOKENS = 256
+_ONE_TOKEN_COLUMNS = 2048
+_LINE_ELEMENTS = 64
+"""Two-byte elements in a cache line of 128 bytes."""
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _one_token_program(
+    x,
+    weight,
+    bias,
+    out,
+    num_rows,
+    NUM_COLUMNS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """One program for ``BLOCK_ROWS`` rows of the weights."""
+    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    columns = tl.arange(0, BLOCK_COLUMNS)
+    row_mask = rows < num_rows
+    pointers = weight + rows.to(tl.int64)[:, None] * NUM_COLUMNS + columns[None, :]
+    mask = row_mask[:, None] & (columns < NUM_COLUMNS)[None, :]
+    # The first weights are on their way before the wait: they depend on nobody.
+    tile = tl.load(pointers, mask=mask, other=0.0)
+    wait_for_predecessors(OVERLAP)
+    values = tl.load(x + columns, mask=columns < NUM_COLUMNS, other=0.0)
+    sums = tile.to(tl.float32) * values.to(tl.float32)[None, :]
+    for first in range(BLOCK_COLUMNS, NUM_COLUMNS, BLOCK_COLUMNS):
+        here = first + columns < NUM_COLUMNS
+        tile = tl.load(pointers + first, mask=row_mask[:, None] & here[None, :], other=0.0)
+        values = tl.load(x + first + columns, mask=here, other=0.0)
+        sums += tile.to(tl.float32) * values.to(tl.float32)[None, :]
+    result = tl.sum(sums, axis=1)
+    if HAS_BIAS:
+        result += tl.load(bias + rows, mask=row_mask, other=0.0).to(tl.float32)
+    tl.store(out + rows, result.to(out.dtype.element_ty), mask=row_mask)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_rows"])
+def _few_tokens_program(
+    x_tiles,
+    weight_tiles,
+    weight,
+    bias,
+    out,
+    num_tokens,
+    num_rows,
+    NUM_COLUMNS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    PREFETCHED_LINES: tl.constexpr,
+    LINE_ELEMENTS: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """One program for ``BLOCK_ROWS`` rows of the weights and ``BLOCK_TOKENS`` tokens."""
+    # Tiles of the same rows run side by side, so the weights come from memory once.
+    first_token = tl.program_id(0) * BLOCK_TOKENS
+    first_row = tl.program_id(1) * BLOCK_ROWS
+    rows = first_row + tl.arange(0, BLOCK_ROWS)
+    row_offsets = tl.minimum(rows, num_rows - 1).to(tl.int64)[:, None] * NUM_COLUMNS
+    lines = tl.arange(0, PREFETCHED_LINES)[None, :] * LINE_ELEMENTS
+    prefetch(weight + row_offsets + lines, OVERLAP)
+    wait_for_predecessors(OVERLAP)
+    sums = tl.zeros([BLOCK_ROWS, BLOCK_TOKENS], tl.float32)
+    for column in range(0, NUM_COLUMNS, BLOCK_COLUMNS):
+        tile = weight_tiles.load([first_row, column])
+        values = x_tiles.load([first_token, column])
+        sums += multiply(tile, tl.trans(values), INTERPRETED)
+    tokens = first_token + tl.arange(0, BLOCK_TOKENS)
+    if HAS_BIAS:
+        added = tl.load(bias + rows, mask=rows < num_rows, other=0.0).to(tl.float32)
+        sums += added[:, None]
+    pointers = out + tokens.to(tl.int64)[:, None] * num_rows + rows[None, :]
+    mask = (tokens < num_tokens)[:, None] & (rows < num_rows)[None, :]
+    tl.store(pointers, tl.trans(sums).to(out.dtype.element_ty), mask=mask)
+
+
+class TritonLinear(DenseLinear):
+    """A dense product that chooses its program by the number of tokens."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, machine: Machine) -> None:
+        """``weight: [out_features, in_features]``; ``bias: [out_features]``, same dtype."""
+        super().__init__(weight, bias)
+        self._machine = machine
+        # Two bytes an element, and rows that start where the copy engine can read.
+        self._is_readable = (
+            machine.has_warpgroup_products
+            and weight.element_size() == 2
+            and weight.shape[1] % 8 == 0
+            and weight.data_ptr() % 16 == 0
+        )
+
+    @classmethod
+    def of(
+        cls,
+        parts: Sequence[WeightPart],
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        machine: Machine,
+    ) -> TritonLinear:
+        """Merge the parts' outputs; raises as :meth:`DenseLinear.merge`."""
+        dense = DenseLinear.merge(parts, bias, dtype)
+        return cls(dense.weight, dense.bias, machine)
+
+    def serves(self, num_tokens: int) -> bool:
+        """Whether the programs here take a product of so many tokens.
+
+        Up to one tile of tokens they do. Above, two and more tiles read the same weights, which
+        pays as long as every tile has a multiprocessor of its own: narrow matrices.
+        """
+        if not self._is_readable or not 0 < num_tokens <= _MAX_TOKENS:
+            return False
+        num_tiles = triton.cdiv(self.out_features, _TILE_ROWS) * triton.cdiv(
+            num_tokens, _MAX_TILE_TOKENS
+        )
+        return num_tokens <= _MAX_TILE_TOKENS or num_tiles <= self._machine.num_multiprocessors
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.serves(x.shape[0]):
+            return F.linear(x, self.weight, self.bias)
+        out = torch.empty((x.shape[0], self.out_features), dtype=x.dtype, device=x.device)
+        launch = _multiply_one_token if x.shape[0] == 1 else _multiply_few_tokens
+        launch(x.contiguous(), self.weight, self.bias, out, self._machine)
+        return out
+
+
+def _multiply_one_token(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, machine: Machine
+) -> None:
+    num_rows, num_columns = weight.shape
+    # Several short rows a program where there are many; one where the rows are few or long.
+    block_rows = 4 if num_columns <= 4096 <= num_rows else 1
+    _one_token_program[(triton.cdiv(num_rows, block_rows),)](
+        x,
+        weight,
+        weight if bias is None else bias,
+        out,
+        num_rows,
+        NUM_COLUMNS=num_columns,
+        HAS_BIAS=bias is not None,
+        BLOCK_ROWS=block_rows,
+        BLOCK_COLUMNS=min(_ONE_TOKEN_COLUMNS, next_power_of_two(num_columns)),
+        num_warps=4,
+        **machine.launch_options,
+    )
+
+
+def _multiply_few_tokens(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, machine: Machine
+) -> None:
+    num_tokens, num_columns = x.shape
+    num_rows = weight.shape[0]
+    block_tokens = min(_MAX_TILE_TOKENS, max(_MIN_TILE_TOKENS, next_power_of_two(num_tokens)))
+    # As many bytes of weights under way as shared memory holds beside the tokens' values.
+    block_columns, num_stages = {16: (256, 5), 32: (256, 4), 64: (128, 6)}[block_tokens]
+    num_tiles = (triton.cdiv(num_tokens, block_tokens), triton.cdiv(num_rows, _TILE_ROWS))
+    _few_tokens_program[num_tiles](
+        TensorDescriptor(
+            x, [num_tokens, num_columns], [num_columns, 1], [block_tokens, block_columns]
+        ),
+        TensorDescriptor(
+            weight, [num_rows, num_columns], [num_columns, 1], [_TILE_ROWS, block_columns]
+        ),
+        weight,
+        weight if bias is None else bias,
+        out,
+        num_tokens,
+        num_rows,
+        NUM_COLUMNS=num_columns,
+        HAS_BIAS=bias is not None,
+        BLOCK_TOKENS=block_tokens,
+        BLOCK_ROWS=_TILE_ROWS,
+        BLOCK_COLUMNS=block_columns,
+        PREFETCHED_LINES=1 << min(3, max(0, (num_columns // _LINE_ELEMENTS).bit_length() - 1)),
+        LINE_ELEMENTS=_LINE_ELEMENTS,
+        INTERPRETED=INTERPRETED,
+        num_warps=4,
+        num_stages=num_stages,
+        **machine.launch_options,
+    )
