@@ -78,15 +78,33 @@ class StepShapes:
         """Of any shape."""
         return self._decodes_beside[-1] + self._prefills[-1]
 
-    def largest(self, kind: DrawKind) -> StepShape:
-        """The shape that needs most memory."""
-        return StepShape(
-            self._decodes_beside[-1],
-            self._prefills[-1],
-            self._tokens[-1],
-            kind,
-            has_adapters=self._has_adapters,
-        )
+    def covering(self) -> list[StepShape]:
+        """Shapes that together need as much memory, and run every kernel, as any others do."""
+        num_decodes, num_prefills = self._decodes_beside[-1], self._prefills[-1]
+        num_tokens = max(self._tokens[-1], num_decodes + 1)
+        # Products of few tokens have kernels of their own for their numbers.
+        shapes = [StepShape(size, 0, size, DrawKind.GREEDY) for size in self._decodes]
+        for kind in _KINDS:
+            shapes += [
+                StepShape(num_decodes, num_prefills, num_tokens, kind),
+                StepShape(num_decodes, num_prefills, num_tokens, kind, shares=True),
+                StepShape(self._decodes[-1], 0, self._decodes[-1], kind),
+            ]
+        if self._has_adapters:
+            few, many = self._decodes[0], self._decodes[-1]
+            adapted = [StepShape(size, 0, size, DrawKind.GREEDY) for size in (few, many)]
+            adapted += [
+                StepShape(0, num_prefills, size, DrawKind.GREEDY)
+                for size in (512, 1024)
+                if num_prefills < size < num_tokens
+            ]
+            adapted += [
+                StepShape(num_decodes, num_prefills, num_tokens, kind, shares)
+                for kind in _KINDS
+                for shares in (False, True)
+            ]
+            shapes += [replace(shape, has_adapters=True) for shape in adapted]
+        return shapes
 
     def shape_for(
         self, plan: BatchPlan, kind: DrawKind, has_adapters: bool = False

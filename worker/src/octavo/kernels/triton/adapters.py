@@ -32,10 +32,10 @@ _BLOCK_K = 128
 _BLOCK_N = 128
 _GATED_BLOCK_N = {16: 128, 32: 128, 64: 64}
 """By tile: two sums are held at once."""
-_MAX_SPLITS = 8
-_WANTED_PROGRAMS = 64
-"""Shrinks are split along their input until there are so many. Not more: they have the time of
-the product beside them, and every expanding program reads all splits of its tokens."""
+_SPLITS = {16: 8, 32: 4, 64: 2}
+"""By tile: how often a shrink's input is split, for more programs. Not more often: shrinks have
+the time of the product beside them, and every expanding program reads all splits of its
+tokens."""
 
 
 @triton.jit
@@ -380,7 +380,7 @@ def shrink(x: Tensor, stack: AdapterStack, index: int, tiles: Tiles) -> Tensor:
     num_tokens, num_parts = x.shape[0], len(projection.names)
     block_r = min(next_power_of_two(stack.max_rank), _MAX_RANK_BLOCK)
     blocks = num_parts * triton.cdiv(_storage_rank(stack), block_r)
-    num_splits = _num_splits(projection, num_tokens, tiles, blocks)
+    num_splits = _num_splits(projection, tiles)
     width = num_parts * _storage_rank(stack)
     shrunk = torch.empty(num_splits, num_tokens, width, dtype=torch.float32, device=x.device)
     _shrink_program[(blocks, tiles.num_tiles, num_splits)](
@@ -491,8 +491,7 @@ def _storage_rank(stack: AdapterStack) -> int:
     return next_power_of_two(stack.max_rank)
 
 
-def _num_splits(projection: Projection, num_tokens: int, tiles: Tiles, blocks: int) -> int:
-    """Shares of the input: a power of two, so that few programs are compiled."""
-    busy = max(1, num_tokens // tiles.tile_size) * blocks
-    most = min(_WANTED_PROGRAMS // busy, -(-projection.in_features // _BLOCK_K))
-    return 1 << (max(1, min(most, _MAX_SPLITS)).bit_length() - 1)
+def _num_splits(projection: Projection, tiles: Tiles) -> int:
+    """Shares of the input; of a power of two, so that few programs are compiled."""
+    most = min(_SPLITS[tiles.tile_size], -(-projection.in_features // _BLOCK_K))
+    return 1 << (most.bit_length() - 1)
