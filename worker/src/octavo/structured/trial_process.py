@@ -56,8 +56,8 @@ def try_grammar(library: GrammarLibrary, text: str, eos_token_ids: list[int]) ->
         mask = matcher.compute_bitmask()
         seconds = time.thread_time() - started_s
         if matcher.is_error():
-            error = one_line(matcher.get_error())
-            return "no text can satisfy it" if error.startswith("NoExtension") else error
+            reason = one_line(matcher.get_error())
+            return "no text can satisfy it" if reason.startswith("NoExtension") else reason
         if seconds > MASK_LIMIT_S:
             return f"it is too complex: one token took {seconds:.1f} s"
         allowed = _allowed(mask)
