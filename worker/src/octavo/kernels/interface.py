@@ -263,7 +263,8 @@ class Kernels(Protocol):
         noise ``g = -log(-log(u))``, ``u = ((r >> 8) + 0.5) * 2**-24`` and ``r`` word number
         ``id // 16 % 4`` of Philox4x32-10 with key ``seed`` (low and high 32 bits) and counter
         ``(id // 64 * 16 + id % 16, position, 0, 0)`` for token ``id``: the draw depends on
-        nothing but the row's own logits, seed and position. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3".
+        nothing but the row's own logits, seed and position. Source: Salmon et al., "Parallel
+        random numbers: as easy as 1, 2, 3".
 
         Before all that, tokens that a row's mask leaves out get a logit of minus infinity; the
         logits of rows with a mask may be overwritten. Of a row where nothing is left some token

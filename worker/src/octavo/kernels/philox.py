@@ -52,7 +52,7 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, num_tokens: int) -> Tensor:
     position = positions.to(torch.int64)[:, None] & _WORD
     zero = torch.zeros((), dtype=torch.int64, device=seeds.device)
     words = philox4x32((counters, position, zero, zero), (key & _WORD, (key >> 32) & _WORD))
-    by_group = [word.unflatten(1, (num_groups, COUNTERS_PER_GROUP)) for word in words]
+    by_group = [word.view(-1, num_groups, COUNTERS_PER_GROUP) for word in words]
     word = torch.stack(by_group, dim=2).flatten(1)[:, :num_tokens]
     u = ((word >> 8).to(torch.float64) + 0.5) * 2.0**-24
     return -torch.log(-torch.log(u))
