@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from octavo.sampling_params import MAX_LOGPROBS, MAX_N, SamplingParams
+from octavo.server.limits import MAX_TIMEOUT_S
 from octavo.server.protocol.unsupported import STREAM_OPTIONS, Unsupported, settle
 from octavo.tokenization.tokenizer import Truncation
 
@@ -157,6 +158,13 @@ class GenerationBody(RequestBody):
         min_length=1,
         max_length=256,
         description="Cached prompts are shared only between requests with the same salt.",
+    )
+    timeout: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        description="Seconds for the whole answer, queueing included; what there is by then is "
+        "returned with stop_reason 'deadline'.",
     )
     return_token_ids: bool | None = False
     return_tokens_as_token_ids: bool | None = Field(
