@@ -9,11 +9,22 @@ from starlette.responses import Response
 
 from octavo.config import ServerConfig
 from octavo.engine.interface import Engine
+from octavo.errors import OctavoError
 from octavo.server.auth import ApiKeyAuth
 from octavo.server.boundary import RequestBoundary
 from octavo.server.context import ServerContext
-from octavo.server.errors import ApiError
-from octavo.server.routes import chat, completions, health, models, operations
+from octavo.server.disconnect import ClientGoneError
+from octavo.server.errors import ApiError, translate
+from octavo.server.routes import (
+    chat,
+    completions,
+    embeddings,
+    health,
+    models,
+    operations,
+    responses,
+    tokens,
+)
 from octavo.version import __version__
 
 
@@ -31,9 +42,11 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.context = context
-    for module in (chat, completions, models, health, operations):
+    for module in (chat, completions, responses, embeddings, tokens, models, health, operations):
         app.include_router(module.build_router(context))
     app.add_exception_handler(ApiError, _answer_api_error)
+    app.add_exception_handler(OctavoError, _answer_our_error)
+    app.add_exception_handler(ClientGoneError, _answer_nobody)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_middleware(ApiKeyAuth, api_keys=config.api_keys)
     app.add_middleware(RequestBoundary, context=context)
@@ -43,6 +56,19 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
 async def _answer_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error.to_response()
+
+
+async def _answer_our_error(request: Request, error: Exception) -> Response:
+    """What the engine refuses outside of a generation."""
+    answer = translate(error)
+    if answer is None:
+        raise error
+    return answer.to_response()
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    """The client has gone; what is said goes nowhere."""
+    return Response(status_code=499)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:

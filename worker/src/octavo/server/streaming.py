@@ -22,13 +22,13 @@ from octavo.engine.interface import ModelInfo
 from octavo.outputs import GenerationEvent
 from octavo.server.body import read_model
 from octavo.server.boundary import request_id_of
-from octavo.server.chunks import DONE, ChunkWriter
+from octavo.server.chunks import DONE, StreamWriter
 from octavo.server.context import ServerContext
 from octavo.server.disconnect import ClientGoneError, DisconnectWatch
 from octavo.server.errors import ApiError, internal_error, translate
 from octavo.server.exchange import Exchange
 from octavo.server.generation import Generation, GenerationJob
-from octavo.server.protocol.fields import GenerationBody
+from octavo.server.protocol.fields import EngineBody
 
 _logger = logging.getLogger("octavo.server")
 _SSE_HEADERS = [
@@ -36,7 +36,7 @@ _SSE_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-Body = TypeVar("Body", bound=GenerationBody)
+Body = TypeVar("Body", bound=EngineBody)
 
 
 class GenerationAnswer(Response, Generic[Body]):
@@ -72,7 +72,7 @@ class GenerationAnswer(Response, Generic[Body]):
         generation = Generation(self._context.engine, self._context.ready_metrics(info), job)
         exchange = Exchange(body, job, generation, model, body.request_id or request_id)
         async with aclosing(_checked(generation)) as events:
-            if body.stream:
+            if body.is_streamed:
                 self._is_stream = True
                 await self._stream(events, self._chunks(exchange), exchange, send)
             else:
@@ -83,15 +83,15 @@ class GenerationAnswer(Response, Generic[Body]):
     async def _job(self, body: Body, info: ModelInfo) -> GenerationJob:
         """What to ask of the engine."""
 
-    @abstractmethod
-    def _chunks(self, exchange: Exchange[Body]) -> ChunkWriter:
-        """What writes the chunks of a stream."""
+    def _chunks(self, exchange: Exchange[Body]) -> StreamWriter:
+        """What writes the chunks of a stream, where answers may be streamed."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _opening(
-        self, event: GenerationEvent, chunks: ChunkWriter, exchange: Exchange[Body]
+        self, event: GenerationEvent, chunks: StreamWriter, exchange: Exchange[Body]
     ) -> bytes:
         """Chunks that stand before an event's own; called for each event."""
+        raise NotImplementedError
 
     @abstractmethod
     async def _collect(
@@ -102,7 +102,7 @@ class GenerationAnswer(Response, Generic[Body]):
     async def _stream(
         self,
         events: AsyncIterator[GenerationEvent],
-        chunks: ChunkWriter,
+        chunks: StreamWriter,
         exchange: Exchange[Body],
         send: Send,
     ) -> None:
@@ -114,7 +114,7 @@ class GenerationAnswer(Response, Generic[Body]):
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         if not self._is_started:
             await self._start_stream(send)
-        await send({"type": "http.response.body", "body": chunks.usage_chunk() + DONE})
+        await send({"type": "http.response.body", "body": chunks.ending()})
 
     async def _start_stream(self, send: Send) -> None:
         self._is_started = True
@@ -138,8 +138,11 @@ class GenerationAnswer(Response, Generic[Body]):
             self._count_refusal(answer)
             await answer.to_response()(scope, receive, send)
         elif self._is_stream:
-            data = b"data: " + answer.to_json() + b"\n\n" + DONE
-            await send({"type": "http.response.body", "body": data})
+            await send({"type": "http.response.body", "body": self._failed(answer)})
+
+    def _failed(self, answer: ApiError) -> bytes:
+        """How a stream that has begun ends with an error."""
+        return b"data: " + answer.to_json() + b"\n\n" + DONE
 
     def _count_refusal(self, answer: ApiError) -> None:
         info = self._context.engine.info
