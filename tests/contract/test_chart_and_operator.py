@@ -39,7 +39,7 @@ def _container(objects: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _environment(objects: list[dict[str, Any]]) -> dict[str, str]:
-    return {item["name"]: item["value"] for item in _container(objects)["env"]}
+    return {item["name"]: item["value"] for item in _container(objects)["env"] if "value" in item}
 
 
 def test_chart_without_values_states_the_operators_own_defaults(
@@ -63,6 +63,8 @@ def test_every_variable_of_the_chart_reaches_a_setting(helm: Helm) -> None:
             "workerNetworkPolicy": {"enabled": False},
             "logLevel": "DEBUG",
             "metrics": {"port": 9100},
+            "activator": {"port": 20000, "holdSeconds": 60},
+            "prometheusUrl": "http://prometheus:9090",
             "probePort": 9101,
         },
     )
@@ -71,6 +73,9 @@ def test_every_variable_of_the_chart_reaches_a_setting(helm: Helm) -> None:
         worker_image="ghcr.io/org/worker:v9",
         worker_peers=None,
         log_level="DEBUG",
+        activator_port=20000,
+        activator_hold_s=60.0,
+        prometheus_url="http://prometheus:9090",
         metrics_port=9100,
         probe_port=9101,
     )

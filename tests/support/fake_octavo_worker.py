@@ -2,7 +2,8 @@
 
 Run as a script. Behaviour is set by variables: FAKE_LOAD_S (seconds until ready), FAKE_ANSWER_S
 (seconds an answer takes), FAKE_CRASH (a message to die with at start), FAKE_DOWNLOAD (a file name
-to leave in the download folder), FAKE_IGNORE_SIGTERM.
+to leave in the download folder), FAKE_IGNORE_SIGTERM,
+FAKE_IDLE_S (seconds to add to the idle time once it has answered).
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ class _Worker(ThreadingHTTPServer):
     served_name = ""
     answer_s = 0.0
     num_open = 0
+    num_answered = 0
     idle_since_s = time.monotonic()
 
     def load(self) -> dict[str, float]:
         idle_s = 0.0 if self.num_open else time.monotonic() - self.idle_since_s
+        if not self.num_open and self.num_answered:
+            idle_s += float(os.environ.get("FAKE_IDLE_S", "0"))
         return {"open_requests": self.num_open, "idle_s": idle_s}
 
 
@@ -55,6 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(self.server.answer_s)
         self._answer(200, {"model": self.server.served_name, "echo": body, "pid": os.getpid()})
         self.server.num_open -= 1
+        self.server.num_answered += 1
         self.server.idle_since_s = time.monotonic()
 
     def _answer(self, status: int, body: object) -> None:

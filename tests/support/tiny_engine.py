@@ -14,6 +14,7 @@ from octavo.batch import BatchPlan, Runner
 from octavo.config import SchedulerConfig
 from octavo.engine.core import EngineCore
 from octavo.engine.messages import RequestSpec
+from octavo.grammar import Grammar, Vocabulary
 from octavo.kernels.interface import Kernels
 from octavo.kernels.reference import ReferenceKernels
 from octavo.models import registry
@@ -27,7 +28,8 @@ from octavo.runner.step_shapes import StepShape, StepShapes
 from octavo.sampling.sampler import Sampler
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
-from tiny_models import make_tiny_model
+from octavo.structured.compiler import GrammarCompiler
+from tiny_models import EOS_TOKEN_ID, SPECIAL_TOKENS, VOCAB_SIZE, make_tiny_model
 
 MAX_MODEL_LEN = 128
 
@@ -67,6 +69,7 @@ class TinyEngine:
         graphs: type[StepGraphs] | None = None,
         enable_prefix_caching: bool = True,
         wrap_runner: Callable[[Runner], Runner] = lambda runner: runner,
+        grammars: GrammarCompiler | None = None,
     ) -> EngineCore:
         """A core with these limits."""
         kv = KVTensors(self.model, num_blocks, block_size, self.dtype, self.device)
@@ -94,7 +97,7 @@ class TinyEngine:
             max_num_batched_tokens_while_decoding=max_num_batched_tokens_while_decoding,
         )
         runner = ModelRunner(self.model, kv, rows, sampler, captured)
-        return EngineCore(Scheduler(limits), wrap_runner(runner), look_ahead)
+        return EngineCore(Scheduler(limits), wrap_runner(runner), look_ahead, grammars)
 
     def generate(
         self, prompts: Sequence[list[int]], params: SamplingParams, core: EngineCore
@@ -125,6 +128,15 @@ class UncapturedGraphs(StepGraphs):
         return Replay()  # type: ignore[return-value]
 
 
+def byte_grammars() -> GrammarCompiler:
+    """Grammars over the tiny models' vocabulary."""
+    special = dict(enumerate(SPECIAL_TOKENS, start=256))
+    tokens = [special.get(id, bytes([id % 256])) for id in range(260)]
+    pieces = [token.encode() if isinstance(token, str) else token for token in tokens]
+    vocabulary = Vocabulary(pieces, sorted(special))
+    return GrammarCompiler(lambda: vocabulary, VOCAB_SIZE, [EOS_TOKEN_ID])
+
+
 def request_spec(
     request_id: str,
     prompt: list[int],
@@ -134,6 +146,8 @@ def request_spec(
     leader_id: str | None = None,
     cache_key: bytes | None = b"tests",
     timeout_s: float | None = None,
+    grammar: Grammar | None = None,
+    eos_token_ids: Sequence[int] = (),
 ) -> RequestSpec:
     """A request as intake would prepare it, without its hashes (the scheduler adds them)."""
     return RequestSpec(
@@ -142,10 +156,11 @@ def request_spec(
         params=params,
         seed=seed,
         stop_token_ids=list(params.stop_token_ids),
-        eos_token_ids=[],
+        eos_token_ids=list(eos_token_ids),
         cache_key=cache_key,
         leader_id=leader_id,
         timeout_s=timeout_s,
+        grammar=grammar,
     )
 
 

@@ -17,6 +17,7 @@ from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers, parse_peer
 
 DEFAULT_WORKER_IMAGE: Final = f"ghcr.io/octavo-serving/octavo-worker:{__version__}"
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+NUM_ACTIVATOR_PORTS: Final = 1000
 LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 LOG_FORMATS: Final = ("text", "json")
 _EVERYBODY: Final = "everybody"
@@ -28,6 +29,11 @@ class OperatorSettings:
 
     namespaces: namespaces to watch; empty means all of them.
     worker_image: image of pods whose InferenceService names none.
+    prometheus_url: where KEDA asks for the workers' metrics; empty means an HPA is used instead.
+    pod_ip: address of the operator's own pod; empty means that no calls are held, so that no
+        service goes to zero.
+    activator_port: first of 1000 ports on which calls of services without pods are held.
+    activator_hold_s: longest time a call is held before it gets an HTTP 503.
     worker_peers: who may reach workers from outside their namespace, besides; None for all.
     version: the operator's own version, shown in conditions.
     resync_s: every resource is reconciled at least this often, whatever the watches say.
@@ -40,6 +46,10 @@ class OperatorSettings:
     namespaces: tuple[str, ...] = ()
     worker_image: str = DEFAULT_WORKER_IMAGE
     worker_peers: WorkerPeers | None = NAMESPACE_ONLY
+    prometheus_url: str = ""
+    pod_ip: str = ""
+    activator_port: int = 9000
+    activator_hold_s: float = 120.0
     version: str = __version__
     resync_s: float = 600.0
     request_timeout_s: float = 20.0
@@ -62,6 +72,10 @@ def operator_settings(
         namespaces=values.namespaces("namespaces"),
         worker_image=values.text("worker_image", DEFAULT_WORKER_IMAGE),
         worker_peers=values.peers("worker_peers"),
+        prometheus_url=values.text("prometheus_url", ""),
+        pod_ip=values.text("pod_ip", ""),
+        activator_port=int(values.number("activator_port", 9000, 1024, 64_000)),
+        activator_hold_s=values.number("activator_hold_s", 120.0, 1.0, 3600.0),
         resync_s=values.number("resync_s", 600.0, 10.0, 86_400.0),
         request_timeout_s=values.number("request_timeout_s", 20.0, 1.0, 300.0),
         probe_port=int(values.number("probe_port", 8081, 0, 65_535)),

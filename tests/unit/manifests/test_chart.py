@@ -30,6 +30,10 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "pod_monitor": {
         "metrics": {"port": 9100, "podMonitor": {"enabled": True, "labels": {"release": "prom"}}}
     },
+    "nothing_reaches_it": {
+        "networkPolicy": {"metricsFrom": []},
+        "activator": {"enabled": False},
+    },
     "nobody_reads_metrics": {"networkPolicy": {"metricsFrom": []}},
     "without_network_policy": {"networkPolicy": {"enabled": False}},
     "rbac_elsewhere": {
@@ -84,6 +88,7 @@ WORKLOAD_RIGHTS = {
     ("", "serviceaccounts"): OWNED,
     ("policy", "poddisruptionbudgets"): OWNED,
     ("autoscaling", "horizontalpodautoscalers"): OWNED,
+    ("discovery.k8s.io", "endpointslices"): OWNED,
     ("networking.k8s.io", "networkpolicies"): OWNED,
     ("keda.sh", "scaledobjects"): OWNED,
     ("leaderworkerset.x-k8s.io", "leaderworkersets"): OWNED,
@@ -139,7 +144,7 @@ def container(objects: Objects) -> dict[str, Any]:
 
 
 def environment(objects: Objects) -> dict[str, str]:
-    return {item["name"]: item["value"] for item in container(objects)["env"]}
+    return {item["name"]: item["value"] for item in container(objects)["env"] if "value" in item}
 
 
 def rights(role: Mapping[str, Any]) -> dict[tuple[str, str], frozenset[str]]:
@@ -255,6 +260,8 @@ def test_operator_is_started_with_its_settings(rendered: dict[str, Objects]) -> 
         "OCTAVO_NAMESPACES": "",
         "OCTAVO_WORKER_IMAGE": f"ghcr.io/octavo-serving/octavo-worker:{version}",
         "OCTAVO_WORKER_PEERS": json.dumps([OPERATOR_PEER, PROMETHEUS_PEER], **COMPACT),
+        "OCTAVO_ACTIVATOR_PORT": "9000",
+        "OCTAVO_ACTIVATOR_HOLD_S": "120",
         "OCTAVO_LOG_LEVEL": "INFO",
         "OCTAVO_METRICS_PORT": "8080",
         "OCTAVO_PROBE_PORT": "8081",
@@ -410,12 +417,14 @@ def test_crds_outlive_the_release_unless_told_otherwise(rendered: dict[str, Obje
     assert of_kind(rendered["without_crds"], "CustomResourceDefinition") == []
 
 
-def test_network_policy_opens_metrics_only(rendered: dict[str, Objects]) -> None:
+def test_network_policy_opens_metrics_and_held_calls_only(rendered: dict[str, Objects]) -> None:
     policy = the(rendered["defaults"], "NetworkPolicy")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
-    (rule,) = policy["ingress"]
-    assert rule["ports"] == [{"port": "metrics", "protocol": "TCP"}]
-    assert the(rendered["nobody_reads_metrics"], "NetworkPolicy")["spec"]["ingress"] == []
+    held, metrics = policy["ingress"]
+    assert held == {"ports": [{"port": 9000, "endPort": 9999, "protocol": "TCP"}]}
+    assert metrics["ports"] == [{"port": "metrics", "protocol": "TCP"}]
+    assert the(rendered["nobody_reads_metrics"], "NetworkPolicy")["spec"]["ingress"] == [held]
+    assert the(rendered["nothing_reaches_it"], "NetworkPolicy")["spec"]["ingress"] == []
     assert of_kind(rendered["without_network_policy"], "NetworkPolicy") == []
 
 

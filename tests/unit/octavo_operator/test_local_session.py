@@ -155,6 +155,25 @@ async def test_update_replaces_pods_without_a_failed_request(tmp_path: Path) -> 
     assert seen["argv"][seen["argv"].index("--max-model-len") + 1] == "4096"
 
 
+async def test_service_sleeps_when_nobody_calls_and_wakes_for_the_next_call(
+    tmp_path: Path,
+) -> None:
+    scaling = {"minReplicas": 0, "maxReplicas": 2, "cooldown": "10s"}
+    path = write(tmp_path, inference_service(replicas=None, scaling=scaling))
+    log = io.StringIO()
+    chosen = options(path, tmp_path, FAKE_IDLE_S="10")
+    async with (
+        serving(chosen, log) as session,
+        httpx.AsyncClient(timeout=60) as client,
+    ):
+        first = (await ask(client, session.base_url))["pid"]
+        await eventually(lambda: not is_alive(first))
+        await eventually(lambda: "Sleeping: no pod runs" in log.getvalue())
+        askers = [asyncio.create_task(ask(client, session.base_url)) for _ in range(3)]
+        pids = {(await asker)["pid"] for asker in askers}
+        assert first not in pids
+
+
 async def test_change_of_the_file_is_applied(tmp_path: Path) -> None:
     service = inference_service()
     path = write(tmp_path, service)

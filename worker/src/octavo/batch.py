@@ -35,6 +35,18 @@ class RowAdmission:
 
 
 @dataclass(frozen=True, slots=True)
+class MaskMemory:
+    """Host memory for token masks: ``[num_masks, num_words], uint32``, contiguous.
+
+    Bit ``i % 32`` of word ``i // 32`` is set where token ``i`` may be drawn.
+    """
+
+    pointer: int
+    num_masks: int
+    num_words: int
+
+
+@dataclass(frozen=True, slots=True)
 class PromptReading:
     """What a row's tokens of one step are read for, beside their keys and values."""
 
@@ -65,6 +77,9 @@ class BatchPlan:
     samples: list[bool] = field(default_factory=list)
     """Whether the row's last token of this step is followed by a draw."""
     num_decodes: int = 0
+    constrained: list[int] = field(default_factory=list)
+    """Positions in ``rows``, rising, of those that draw under a mask: the step's draw waits for
+    :meth:`StepHandle.draw`."""
     shared_lens: list[int] = field(default_factory=list)
     """Of the first rows, decodes all, the tokens whose blocks several of them hold in common:
     one number for all that do, 0 for the others. Empty: not worth a pass of their own."""
@@ -102,6 +117,13 @@ class StepResult:
 class StepHandle(Protocol):
     """A step under way."""
 
+    def draw(self, mask_rows: dict[int, int]) -> None:
+        """Let a step with constrained rows draw, now that the masks lie in the mask memory.
+
+        ``mask_rows``: position in the plan's ``rows`` → mask. Constrained rows that are not in it
+        are nobody's any more. Called once, before :meth:`result`, and only for such a step.
+        """
+
     def result(self) -> StepResult:
         """Wait for the device and return what was drawn."""
 
@@ -117,6 +139,9 @@ class Runner(Protocol):
 
         False when nothing is left to prepare. Only while no step is under way.
         """
+
+    def mask_memory(self) -> MaskMemory:
+        """Where the masks of constrained rows are to be written before a step draws."""
 
     def close(self) -> None:
         """Release device memory."""

@@ -25,6 +25,7 @@ from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import RequestSpec
 from octavo.engine.text import ChoiceText
 from octavo.errors import InvalidRequestError, QueueFullError, RequestFailedError
+from octavo.grammar import Vocabulary
 from octavo.outputs import CompletionOutput, EngineStats, RequestOutput, RequestUpdate
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.chat_template import ChatTemplate
@@ -42,9 +43,10 @@ class LLM:
     ``octavo serve``.
     """
 
-    def __init__(self, model: str, **options: Any) -> None:
+    def __init__(self, model: str, *, vocabulary: Vocabulary | None = None, **options: Any) -> None:
+        """``vocabulary``: lets grammars work without a tokenizer, for measurements."""
         config = EngineConfig(model=model, **options)
-        self._engine = build_engine(config)
+        self._engine = build_engine(config, vocabulary=vocabulary)
         self._tokenizer = self._engine.open_tokenizer()
         self._intake = Intake(self._engine.info, config.seed, self._tokenizer)
         self._chat_template: ChatTemplate | None = None

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import enum
 import math
+from typing import Protocol
 
 import msgspec
 
@@ -41,6 +42,27 @@ class FinishReason(enum.StrEnum):
     ABORT = "abort"
     DEADLINE = "deadline"
     ERROR = "error"
+
+
+class TokenConstraint(Protocol):
+    """What a request's output must follow, as the scheduler sees it."""
+
+    has_ended: bool
+    """Whether an end-of-text token was taken in where one is allowed."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the request may run; until then it waits and holds nobody up."""
+
+    @property
+    def error(self) -> str | None:
+        """Once ready: why it can never run."""
+
+    def accept(self, token_id: int) -> bool:
+        """Take in a drawn token; False if it may not stand here."""
+
+    def release(self) -> None:
+        """The request has ended."""
 
 
 _ALLOWED = {
@@ -77,6 +99,7 @@ class Request:
         "finish_reason",
         "first_scheduled_s",
         "first_token_s",
+        "grammar",
         "id",
         "is_follower",
         "leader",
@@ -118,6 +141,7 @@ class Request:
         leader: Request | None = None,
         tenant: Tenant = EVERYONE,
         pooling: PoolingParams | None = None,
+        grammar: TokenConstraint | None = None,
     ) -> None:
         self.id = id
         self.params = params
@@ -136,6 +160,8 @@ class Request:
         """Key of the prefix hashes (tenant salt, adapter); None: blocks are not shared."""
         self.block_hashes = block_hashes if block_hashes is not None else []
         """Hash of each full block known so far; the prompt's come with the request."""
+        self.grammar = grammar
+        """What its output must follow; let go of when it ends."""
         self.leader = leader
         """For n > 1: the sibling that computes the prompt; this one waits for its blocks."""
         self.is_follower = leader is not None

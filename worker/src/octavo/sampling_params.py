@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from octavo.errors import InvalidRequestError
+from octavo.grammar import StructuredOutputs
 
 MAX_N = 128
 """Choices per prompt; OpenAI's limit."""
@@ -79,6 +80,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Whether the text keeps the stop string that ended it."""
     detokenize: bool = True
     """Whether to produce text at all."""
+    structured_outputs: StructuredOutputs | None = None
+    """What the text must follow; None: anything."""
 
     def __post_init__(self) -> None:
         self._store_sequences()

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+from octavo_operator.cluster.activator import CallHolder
 from octavo_operator.cluster.child_index import ChildIndex
+from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.cluster.interface import Cluster
 from octavo_operator.cluster.reconciler import Reconciler
 from octavo_operator.cluster.work_queue import WorkQueue
@@ -24,7 +26,10 @@ _RESYNC_SPREAD: Final = 0.2
 
 
 class Follower:
-    """Owns the index, the queue and the reconciler of a set of namespaces (empty: all)."""
+    """Owns the index, the queue and the reconciler of a set of namespaces (empty: all).
+
+    `holder` makes what holds the calls of services without pods, from this follower's index.
+    """
 
     def __init__(
         self,
@@ -35,12 +40,15 @@ class Follower:
         *,
         worker_peers: WorkerPeers | None = NAMESPACE_ONLY,
         workers: WorkerClient | None = None,
+        holder: Callable[[Follower], CallHolder] | None = None,
+        prometheus_url: str | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_done: Callable[[float, ClusterError | None], None] = lambda seconds, error: None,
     ) -> None:
         self._cluster = cluster
         self._scopes: Sequence[str | None] = namespaces or (None,)
         self._resync_s = resync_s
+        self._holder = holder(self) if holder is not None else None
         self.index = ChildIndex(cluster, namespaces, self._poke)
         self.reconciler = Reconciler(
             cluster,
@@ -48,6 +56,9 @@ class Follower:
             default_image,
             worker_peers=worker_peers,
             workers=workers,
+            holder=self._holder,
+            prometheus_url=prometheus_url,
+            look_later=self._look_later,
             clock=clock,
             on_done=on_done,
         )
@@ -55,10 +66,14 @@ class Follower:
 
     async def run(self) -> None:
         """Until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.index.run(), name="child index")
-            tasks.create_task(self.queue.run(), name="work queue")
-            tasks.create_task(self._resync(), name="resync")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.index.run(), name="child index")
+                tasks.create_task(self.queue.run(), name="work queue")
+                tasks.create_task(self._resync(), name="resync")
+        finally:
+            if self._holder is not None:
+                await self._holder.close_all()
 
     async def _resync(self) -> None:
         while True:
@@ -72,6 +87,9 @@ class Follower:
                         self.queue.add((metadata["namespace"], metadata["name"]))
             except ClusterError as error:
                 logger.warning("resync put off: %s", error)
+
+    def _look_later(self, service: ServiceKey, delay_s: float) -> None:
+        self.queue.add_later(service, delay_s)
 
     def _poke(self, service: tuple[str, str]) -> None:
         if service[1]:

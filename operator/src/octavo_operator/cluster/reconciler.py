@@ -10,10 +10,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+from octavo_operator.cluster.activator import CallHolder
 from octavo_operator.cluster.child_index import ChildIndex
+from octavo_operator.cluster.demand import DemandReader
 from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.cluster.interface import Cluster
 from octavo_operator.cluster.startup_reports import StartupReports
@@ -27,6 +30,7 @@ from octavo_operator.errors import (
 from octavo_operator.manifests.kinds import INFERENCE_SERVICE, Kind, kind_of
 from octavo_operator.reconcile.observed import LiveObject, Observed
 from octavo_operator.reconcile.plan import Apply, Plan, plan
+from octavo_operator.reconcile.replicas import NO_DEMAND, Demand
 from octavo_operator.reconcile.status import Obstacle
 from octavo_operator.worker_client import WorkerClient
 from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers
@@ -37,9 +41,18 @@ MAX_ATTEMPTS: Final = 3
 """Passes within one call when somebody else keeps writing to the resource at the same time."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What workers and callers say, asked once a pass."""
+
+    phases_s: Mapping[str, Mapping[str, float]]
+    demand: Demand
+
+
 class Reconciler:
-    """`workers` is how workers are asked about their start, None for not at all; `on_done` is told
-    the seconds each pass took and its error, None for success."""
+    """`workers` is how workers are asked about themselves, None for not at all; `holder` holds the
+    calls of services without pods; `look_later` has a service looked at again after some seconds;
+    `on_done` is told the seconds each pass took and its error, None for success."""
 
     def __init__(
         self,
@@ -49,6 +62,9 @@ class Reconciler:
         *,
         worker_peers: WorkerPeers | None = NAMESPACE_ONLY,
         workers: WorkerClient | None = None,
+        holder: CallHolder | None = None,
+        prometheus_url: str | None = None,
+        look_later: Callable[[ServiceKey, float], None] = lambda service, delay_s: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_done: Callable[[float, ClusterError | None], None] = lambda seconds, error: None,
     ) -> None:
@@ -57,6 +73,9 @@ class Reconciler:
         self._default_image = default_image
         self._worker_peers = worker_peers
         self._reports = StartupReports(workers) if workers is not None else None
+        self._demand = DemandReader(holder, workers) if holder and workers else None
+        self._prometheus_url = prometheus_url
+        self._look_later = look_later
         self._clock = clock
         self._on_done = on_done
         self._locks: dict[ServiceKey, asyncio.Lock] = {}
@@ -90,6 +109,8 @@ class Reconciler:
             except NotFoundError:
                 # Its children go by their owner references.
                 self._locks.pop(service, None)
+                if self._demand is not None:
+                    await self._demand.forget(service)
                 return
             try:
                 await self._pass(service, resource)
@@ -102,17 +123,22 @@ class Reconciler:
         if self._served_kinds is None:
             await self.refresh_served_kinds()
         pods = self._index.pods_of(service)
-        phases_s = await self._reports.of(pods) if self._reports is not None else {}
-        first = self._plan(service, resource, phases_s, None)
+        told = _Told(
+            await self._reports.of(pods) if self._reports is not None else {},
+            await self._demand.read(service, resource, pods) if self._demand else NO_DEMAND,
+        )
+        first = self._plan(service, resource, told, None)
         failure = await self._write(service, resource, first)
         status = first.status
         if first.applies or first.deletes:
             obstacle = _obstacle(failure) if failure is not None else None
-            status = self._plan(service, resource, phases_s, obstacle).status
+            status = self._plan(service, resource, told, obstacle).status
         if status is not None:
             await self._cluster.write_status(
                 INFERENCE_SERVICE, *service, status, resource["metadata"]["resourceVersion"]
             )
+        if first.look_again_s is not None:
+            self._look_later(service, first.look_again_s)
         if isinstance(failure, ForbiddenError):
             # A right or a quota may be granted without any change that we would be told of.
             raise failure
@@ -121,7 +147,7 @@ class Reconciler:
         self,
         service: ServiceKey,
         resource: LiveObject,
-        phases_s: Mapping[str, Mapping[str, float]],
+        told: _Told,
         obstacle: Obstacle | None,
     ) -> Plan:
         observed = Observed(
@@ -130,7 +156,9 @@ class Reconciler:
             pods=self._index.pods_of(service),
             served_kinds=self._served_kinds or frozenset(),
             worker_peers=self._worker_peers,
-            startup_phases_s=phases_s,
+            startup_phases_s=told.phases_s,
+            demand=told.demand,
+            prometheus_url=self._prometheus_url,
         )
         return plan(observed, self._default_image, self._clock(), obstacle)
 

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import kopf
 
+from octavo_operator.cluster.activator import Activator, CallHolder
 from octavo_operator.cluster.adapter_reporter import AdapterReporter
 from octavo_operator.cluster.follower import Follower
 from octavo_operator.cluster.informer import ServiceKey
@@ -21,7 +22,7 @@ from octavo_operator.handlers.kopf_settings import configure_kopf
 from octavo_operator.handlers.kopf_thread import run_kopf
 from octavo_operator.handlers.liveness import register_liveness
 from octavo_operator.handlers.metrics import OperatorMetrics
-from octavo_operator.settings import OperatorSettings
+from octavo_operator.settings import NUM_ACTIVATOR_PORTS, OperatorSettings
 from octavo_operator.worker_client import WorkerClient
 
 logger = logging.getLogger(__name__)
@@ -41,12 +42,30 @@ async def run_operator(
             settings.resync_s,
             worker_peers=settings.worker_peers,
             workers=WorkerClient(),
+            holder=_activator(settings) if settings.pod_ip else None,
+            prometheus_url=settings.prometheus_url or None,
             on_done=metrics.note_reconcile,
         )
         metrics.watch_pods(follower.index.all_pods)
         reporter = AdapterReporter(cluster)
         metrics.watch_adapters(reporter.all_adapters)
         await _run_until_first_ends(follower, reporter, settings, stop_flag or asyncio.Event())
+
+
+def _activator(settings: OperatorSettings) -> Callable[[Follower], CallHolder]:
+    """Makes the activator of a follower: it looks for pods there, and tells of calls there."""
+    ports = range(settings.activator_port, settings.activator_port + NUM_ACTIVATOR_PORTS)
+
+    def make(follower: Follower) -> CallHolder:
+        return Activator(
+            settings.pod_ip,
+            ports,
+            settings.activator_hold_s,
+            pods=lambda service: follower.index.pods_of(service),
+            on_call=lambda service: follower.queue.add(service),
+        )
+
+    return make
 
 
 async def _run_until_first_ends(

@@ -8,21 +8,13 @@ from __future__ import annotations
 
 import errno
 import socket
-from dataclasses import dataclass
 from typing import Final
 
+from octavo_operator.address import Address
 from octavo_operator.errors import LocalError
 
 _FIRST: Final = 1
 _LAST: Final = 250
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where one pod listens."""
-
-    host: str
-    port: int
 
 
 class AddressPool:

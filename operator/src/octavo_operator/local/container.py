@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from octavo_operator.address import Address
 from octavo_operator.errors import LocalError
 from octavo_operator.labels import WORKER_CONTAINER
-from octavo_operator.local.addresses import Address
 from octavo_operator.local.resource_file import Secrets
 from octavo_operator.manifests.worker_command import CACHE_MOUNT
 

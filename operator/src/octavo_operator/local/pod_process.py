@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from octavo_operator.address import Address
 from octavo_operator.errors import LocalError, WorkerFailedError
 from octavo_operator.labels import WORKER_CONTAINER
-from octavo_operator.local.addresses import Address, AddressPool
+from octavo_operator.local.addresses import AddressPool
 from octavo_operator.local.container import Machine, local_container, worker_of
 from octavo_operator.local.probe import is_well
 from octavo_operator.local.worker_process import WorkerProcess

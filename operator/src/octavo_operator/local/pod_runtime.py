@@ -8,10 +8,11 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
+from octavo_operator.address import Address
 from octavo_operator.cluster.interface import EventType
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.errors import ClusterError, WorkerFailedError
-from octavo_operator.local.addresses import Address, AddressPool
+from octavo_operator.local.addresses import AddressPool
 from octavo_operator.local.container import Machine
 from octavo_operator.local.pod_process import PodEvents, PodProcess
 from octavo_operator.manifests.kinds import POD

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from octavo_operator.local.addresses import Address
+from octavo_operator.address import Address
 from octavo_operator.worker_client import get
 
 

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from octavo_operator.address import Address
 from octavo_operator.cluster.follower import Follower
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.errors import LocalError, OctavoOperatorError, WorkerFailedError
-from octavo_operator.local.addresses import Address
+from octavo_operator.holding_proxy import HoldingProxy
 from octavo_operator.local.container import Machine
 from octavo_operator.local.deployment_controller import DeploymentController
 from octavo_operator.local.pod_runtime import PodRuntime
 from octavo_operator.local.progress import Progress
+from octavo_operator.local.proxy_holder import ProxyHolder
 from octavo_operator.local.resource_file import ResourceFile, explain_ignored, read_resource_file
-from octavo_operator.local.service_proxy import ServiceProxy
 from octavo_operator.manifests.kinds import INFERENCE_SERVICE
 from octavo_operator.reconcile.conditions import FEATURES_READY, READY
 from octavo_operator.resources.inference_service import parse_inference_service
@@ -58,13 +59,23 @@ class LocalSession:
         self._on_ready = on_ready
         self._store = ObjectStore()
         self._follower = Follower(
-            self._store, (), "local-worker", resync_s=3600.0, workers=WorkerClient()
+            self._store,
+            (),
+            "local-worker",
+            resync_s=3600.0,
+            workers=WorkerClient(),
+            holder=lambda follower: ProxyHolder(options.host, lambda: self._proxy),
         )
         self._runtime = PodRuntime(
             self._store, options.machine, on_line=self._on_line, on_failed=self._on_failed
         )
         self._controller = DeploymentController(self._store)
-        self._proxy = ServiceProxy(options.host, options.port, self._endpoints)
+        self._proxy = HoldingProxy(
+            options.host,
+            options.port,
+            self._endpoints,
+            on_call=lambda: self._follower.queue.add(self._service),
+        )
         self._service = ("", "")
         self._stopping = asyncio.Event()
         self._failure: WorkerFailedError | None = None

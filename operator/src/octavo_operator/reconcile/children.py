@@ -10,19 +10,29 @@ from typing import Any, Final
 
 from octavo_operator.labels import ANNOTATION_REPLICAS_OWNER, ANNOTATION_STRIDE
 from octavo_operator.manifests.deployment import deployment
+from octavo_operator.manifests.endpoint_slice import activator_slice
+from octavo_operator.manifests.horizontal_pod_autoscaler import horizontal_pod_autoscaler
 from octavo_operator.manifests.inference_pool import inference_pool
-from octavo_operator.manifests.kinds import INFERENCE_POOL, POD_MONITOR, PROMETHEUS_RULE, Kind
+from octavo_operator.manifests.kinds import (
+    INFERENCE_POOL,
+    POD_MONITOR,
+    PROMETHEUS_RULE,
+    SCALED_OBJECT,
+)
 from octavo_operator.manifests.metadata import sealed
 from octavo_operator.manifests.network_policy import network_policy
 from octavo_operator.manifests.pod_disruption_budget import pod_disruption_budget
 from octavo_operator.manifests.pod_monitor import pod_monitor
 from octavo_operator.manifests.prometheus_rule import prometheus_rule
+from octavo_operator.manifests.scaled_object import scaled_object
 from octavo_operator.manifests.service import service_manifest
 from octavo_operator.manifests.service_account import service_account
+from octavo_operator.reconcile.observed import Observed
+from octavo_operator.reconcile.replicas import scales_to_zero, scaling_floor
 from octavo_operator.reconcile.rollback import Revision
 from octavo_operator.reconcile.stride import Stride
+from octavo_operator.reconcile.workload import Workload
 from octavo_operator.resources.inference_service import InferenceService
-from octavo_operator.worker_peers import WorkerPeers
 
 OPERATOR: Final = "operator"
 AUTOSCALER: Final = "autoscaler"
@@ -32,13 +42,16 @@ def wanted_children(
     service: InferenceService,
     revision: Revision,
     stride: Stride,
-    served_kinds: frozenset[Kind],
-    peers: WorkerPeers | None,
+    workload: Workload,
+    observed: Observed,
+    *,
+    is_loading: bool,
 ) -> list[dict[str, Any]]:
-    """All children of `service` in a cluster that has `served_kinds`, each sealed with its hash.
+    """All children of `service` in the cluster as `observed`, each sealed with its hash.
 
-    peers: who may reach the pods from outside their namespace; None leaves them open to all.
+    is_loading: pods are still coming up, so that none of them may be scaled away.
     """
+    served_kinds, peers = observed.served_kinds, observed.worker_peers
     annotations = {
         **revision.annotations,
         ANNOTATION_REPLICAS_OWNER: OPERATOR if service.scaling is None else AUTOSCALER,
@@ -51,6 +64,7 @@ def wanted_children(
         deployment(service, revision.template, stride.rollout, annotations),
         pod_disruption_budget(service),
     ]
+    manifests += _scaling(service, workload, observed, is_loading=is_loading)
     if peers is not None:
         manifests.append(network_policy(service, peers))
     if service.monitoring.pod_monitor and POD_MONITOR in served_kinds:
@@ -60,3 +74,21 @@ def wanted_children(
     if service.inference_pool and INFERENCE_POOL in served_kinds:
         manifests.append(inference_pool(service))
     return [sealed(manifest) for manifest in manifests]
+
+
+def _scaling(
+    service: InferenceService, workload: Workload, observed: Observed, *, is_loading: bool
+) -> list[dict[str, Any]]:
+    """The autoscaler, and the endpoint that holds calls while there is no pod."""
+    if service.scaling is None:
+        return []
+    floor = scaling_floor(service.scaling, workload, is_loading=is_loading)
+    url = observed.prometheus_url
+    # KEDA would want to have zero for itself; there the activator knows of callers at once.
+    if SCALED_OBJECT in observed.served_kinds and url and not scales_to_zero(service):
+        return [scaled_object(service, service.scaling, floor, url)]
+    manifests = [horizontal_pod_autoscaler(service, service.scaling, floor)]
+    activator = observed.demand.activator
+    if scales_to_zero(service) and activator is not None and not workload.ready:
+        manifests.append(activator_slice(service, activator))
+    return manifests

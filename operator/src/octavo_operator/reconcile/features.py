@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from octavo_operator.address import Address
 from octavo_operator.manifests.kinds import INFERENCE_POOL, POD_MONITOR, PROMETHEUS_RULE, Kind
+from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.replicas import scales_to_zero
 from octavo_operator.resources.inference_service import InferenceService
 from octavo_operator.resources.model_uri import BucketModel
 
@@ -25,11 +28,19 @@ class FeatureReport:
     notes: tuple[str, ...]
 
 
-def report_features(service: InferenceService, served_kinds: frozenset[Kind]) -> FeatureReport:
-    """What of `service` is not in effect, in a cluster that has `served_kinds`."""
+def report_features(
+    service: InferenceService,
+    served_kinds: frozenset[Kind],
+    autoscaler: LiveObject | None,
+    activator: Address | None,
+) -> FeatureReport:
+    """What of `service` is not in effect, in a cluster that has `served_kinds`.
+
+    `autoscaler` is its HorizontalPodAutoscaler as it is now, `activator` who holds its calls.
+    """
     return FeatureReport(
         blocking=_blocking(service),
-        missing=_missing(service, served_kinds),
+        missing=(*_missing(service, served_kinds), *_scaling(service, autoscaler, activator)),
         notes=_notes(service, served_kinds),
     )
 
@@ -52,11 +63,6 @@ def _blocking(service: InferenceService) -> tuple[str, ...]:
 
 def _missing(service: InferenceService, served_kinds: frozenset[Kind]) -> tuple[str, ...]:
     sentences = []
-    if service.scaling is not None:
-        sentences.append(
-            "spec.scaling: no autoscaler is created yet; the number of pods is left to one that "
-            f"you attach to the Deployment {service.name}"
-        )
     if service.parallelism.tensor is None:
         sentences.append("spec.parallelism.tensor: Auto means 1 for now; give a number")
     if service.engine.speculative:
@@ -72,6 +78,25 @@ def _missing(service: InferenceService, served_kinds: frozenset[Kind]) -> tuple[
         )
     if service.unknown_fields:
         sentences.append(f"fields unknown to this operator: {', '.join(service.unknown_fields)}")
+    return tuple(sentences)
+
+
+def _scaling(
+    service: InferenceService, autoscaler: LiveObject | None, activator: Address | None
+) -> tuple[str, ...]:
+    sentences = []
+    if scales_to_zero(service) and activator is None:
+        sentences.append(
+            "spec.scaling.minReplicas: 0 means 1, since this operator has no activator to hold "
+            "calls for a service without pods (chart value activator.enabled)"
+        )
+    for item in ((autoscaler or {}).get("status") or {}).get("conditions") or ():
+        is_off = item.get("reason") == "ScalingDisabled"
+        if item.get("type") == "ScalingActive" and item.get("status") == "False" and not is_off:
+            sentences.append(
+                f"spec.scaling: the autoscaler cannot read its metric ({item.get('message')}); "
+                f"serve it as docs/scaling.md says"
+            )
     return tuple(sentences)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from octavo_operator.manifests.kinds import Kind, kind_of
+from octavo_operator.reconcile.replicas import NO_DEMAND, Demand
 from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers
 
 LiveObject: TypeAlias = Mapping[str, Any]
@@ -23,6 +24,8 @@ class Observed:
     served_kinds: those of the optional kinds that the cluster has.
     startup_phases_s: what a pod's worker says of its start, by the pod's uid; pods that were not
         asked, or did not answer, are absent.
+    demand: what is known of the callers.
+    prometheus_url: where autoscalers may ask for metrics, None where there is no Prometheus.
     worker_peers: who in the cluster may reach workers of other namespaces; None for everybody.
     """
 
@@ -32,6 +35,8 @@ class Observed:
     served_kinds: frozenset[Kind]
     worker_peers: WorkerPeers | None = NAMESPACE_ONLY
     startup_phases_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    demand: Demand = NO_DEMAND
+    prometheus_url: str | None = None
 
     @property
     def uid(self) -> str:

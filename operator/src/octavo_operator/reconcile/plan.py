@@ -13,13 +13,14 @@ from typing import Any, Final
 
 from octavo_operator.errors import ResourceError
 from octavo_operator.labels import ANNOTATION_REPLICAS_OWNER, FIELD_MANAGER
-from octavo_operator.manifests.kinds import DEPLOYMENT, Kind, kind_of
+from octavo_operator.manifests.kinds import DEPLOYMENT, HORIZONTAL_POD_AUTOSCALER, Kind, kind_of
 from octavo_operator.reconcile.children import OPERATOR, wanted_children
 from octavo_operator.reconcile.drift import is_applied
 from octavo_operator.reconcile.features import report_features
 from octavo_operator.reconcile.observed import LiveObject, Observed
 from octavo_operator.reconcile.pinning import pin_template, worker_image
 from octavo_operator.reconcile.pod_problems import PodProblem, pod_problems
+from octavo_operator.reconcile.replicas import SWITCH_MANAGER, Demand, next_look_s, switch
 from octavo_operator.reconcile.rollback import choose_revision
 from octavo_operator.reconcile.startup import startup_status
 from octavo_operator.reconcile.status import (
@@ -57,11 +58,15 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Writes, in order; `status` is None when the present one is right."""
+    """Writes, in order; `status` is None when the present one is right.
+
+    look_again_s: when time alone may change what is due; None when only events can.
+    """
 
     applies: tuple[Apply, ...] = ()
     deletes: tuple[Delete, ...] = ()
     status: Mapping[str, Any] | None = None
+    look_again_s: float | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -91,7 +96,10 @@ def plan(
         return _with_status(
             observed, Plan(), invalid_status(observed.resource, workload, str(error), now)
         )
-    features = report_features(service, observed.served_kinds)
+    autoscaler = observed.child(HORIZONTAL_POD_AUTOSCALER, name)
+    features = report_features(
+        service, observed.served_kinds, autoscaler, observed.demand.activator
+    )
     obstacle = obstacle or _namesake(observed, service)
     workload = read_workload(service, live)
     problems = pod_problems(service, observed.pods)
@@ -108,6 +116,7 @@ def plan(
         image=worker_image(revision.template),
         refusal=revision.refusal,
         stride=stride,
+        has_activator=observed.demand.activator is not None,
         startup=startup_status(
             observed.pods,
             observed.startup_phases_s,
@@ -116,12 +125,20 @@ def plan(
     )
     writes = Plan()
     if obstacle is None and not features.blocking:
+        is_loading = (
+            workload.ready < workload.wanted and not problems and not workload.deadline_message
+        )
         wanted = wanted_children(
-            service, revision, stride, observed.served_kinds, observed.worker_peers
+            service, revision, stride, workload, observed, is_loading=is_loading
         )
         writes = Plan(
-            applies=(*_handover(service, live), *_due(wanted, observed)),
+            applies=(
+                *_handover(service, live),
+                *_switch(service, live, workload, observed.demand),
+                *_due(wanted, observed),
+            ),
             deletes=_leftovers(wanted, observed),
+            look_again_s=next_look_s(service, workload, observed.demand),
         )
     return _with_status(observed, writes, service_status(observed.resource, findings, now))
 
@@ -172,6 +189,13 @@ def _namesake(observed: Observed, service: InferenceService) -> Obstacle | None:
                 f"or give the InferenceService another name",
             )
     return None
+
+
+def _switch(
+    service: InferenceService, live: LiveObject | None, workload: Workload, demand: Demand
+) -> tuple[Apply, ...]:
+    manifest = switch(service, live, workload, demand)
+    return () if manifest is None else (Apply(manifest, SWITCH_MANAGER),)
 
 
 def _handover(service: InferenceService, live: LiveObject | None) -> tuple[Apply, ...]:

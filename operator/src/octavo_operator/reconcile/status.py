@@ -45,6 +45,7 @@ class Findings:
 
     obstacle: the API or a namesake stands in the way; pods are left as they are.
     newer: what an upgrade would bring, None if nothing. image: the worker image in use.
+    has_activator: calls are held while there is no pod.
     startup: how long the latest pod took to come up, None while that is not known.
     refusal: why the last change was rolled back, None when it was not. stride: how rollouts go.
     """
@@ -58,6 +59,7 @@ class Findings:
     image: str
     refusal: str | None
     stride: Stride
+    has_activator: bool
     startup: Mapping[str, Any] | None
 
 
@@ -215,6 +217,9 @@ def _ready(findings: Findings) -> Condition:
             f"{workload.ready} of {workload.wanted} pods answer requests",
         )
     if findings.obstacle is None and workload.exists and workload.wanted == 0:
+        if findings.service.scaling is not None and findings.has_activator:
+            message = "no pod runs, since nobody has called; the next request starts one"
+            return Condition(READY, "False", "Sleeping", message)
         return Condition(READY, "False", "ScaledToZero", "no pod is wanted, so none answers")
     cause = _workload_ready(findings)
     return Condition(READY, "False", cause.reason, cause.message)

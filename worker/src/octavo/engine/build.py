@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 
 from octavo.batch import BatchPlan, RowAdmission
@@ -21,6 +22,7 @@ from octavo.engine.core import EngineCore
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import FilesFound, FromEngine, PhaseFinished, PhaseStarted
 from octavo.errors import ConfigError, InvalidRequestError
+from octavo.grammar import Vocabulary
 from octavo.kernels.interface import Kernels
 from octavo.kernels.select import select_kernels
 from octavo.loading.checkpoint import Checkpoint, open_checkpoint
@@ -37,6 +39,7 @@ from octavo.runner.step_shapes import StepShapes
 from octavo.sampling.sampler import Sampler
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
+from octavo.structured.compiler import GrammarCompiler
 from octavo.tokenization.chat_template import ChatTemplate
 from octavo.tokenization.tokenizer import Tokenizer
 
@@ -70,9 +73,12 @@ class Engine:
         return None if path is None else ChatTemplate.open(path, tokenizer)
 
 
-def build_engine(config: EngineConfig, report: Report | None = None) -> Engine:
+def build_engine(
+    config: EngineConfig, report: Report | None = None, vocabulary: Vocabulary | None = None
+) -> Engine:
     """Load the model and everything around it.
 
+    ``vocabulary``: what grammars are matched against, where the model's tokenizer is not opened.
     ``report`` is told of phases as they begin and end. Raises errors of
     :mod:`octavo.errors` that say what is wrong with the model, the options or the memory.
     """
@@ -106,10 +112,13 @@ def build_engine(config: EngineConfig, report: Report | None = None) -> Engine:
         _warm_up(runner, limits, device)
         warm_up_s = time.perf_counter() - started_s
     scheduler = Scheduler(limits)
-    core = EngineCore(scheduler, runner, limits.max_tokens_in_flight)
+    info = _model_info(config, checkpoint, family, model, kernels, limits, dtype, device)
+    grammars = _grammars(info, checkpoint, vocabulary)
+    if grammars is not None:
+        info = msgspec.structs.replace(info, can_constrain=True)
+    core = EngineCore(scheduler, runner, limits.max_tokens_in_flight, grammars)
     if device.type == "cpu":  # elsewhere most of it was compiling
         core.pace.record(1, warm_up_s)
-    info = _model_info(config, checkpoint, family, model, kernels, limits, dtype, device)
     return Engine(core, info, checkpoint)
 
 
@@ -280,6 +289,22 @@ def _warm_up(runner: ModelRunner, limits: SchedulerConfig, device: torch.device)
     runner.execute(BatchPlan(released_rows=[0])).result()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _grammars(
+    info: ModelInfo, checkpoint: Checkpoint, vocabulary: Vocabulary | None
+) -> GrammarCompiler | None:
+    """None where there is no vocabulary, or no token that could end a text. Nothing is loaded
+    before the first grammar comes."""
+
+    def from_tokenizer() -> Vocabulary:
+        assert checkpoint.tokenizer_path is not None
+        return Tokenizer.open(checkpoint.tokenizer_path).vocabulary()
+
+    if not info.eos_token_ids or not (info.has_tokenizer or vocabulary):
+        return None
+    source = from_tokenizer if vocabulary is None else lambda: vocabulary
+    return GrammarCompiler(source, info.vocab_size, info.eos_token_ids)
 
 
 def _model_info(

@@ -9,6 +9,7 @@ from collections import deque
 from octavo.batch import BatchPlan, Runner, StepHandle
 from octavo.engine.messages import RequestSpec
 from octavo.engine.step_pace import SHORTEST_LIMIT_S, StepPace
+from octavo.errors import InvalidRequestError
 from octavo.outputs import (
     SCHEDULER_STEP_BUCKETS,
     STEP_TOKEN_BUCKETS,
@@ -19,6 +20,12 @@ from octavo.outputs import (
 )
 from octavo.request import Request, RequestStatus
 from octavo.scheduler.scheduler import Scheduler
+from octavo.structured.compiler import GrammarCompiler
+from octavo.structured.follower import GrammarFollower
+from octavo.structured.masks import MaskFiller
+
+_NAP_S = 0.0005
+"""Between looks at a grammar that is being compiled, with nothing else to do."""
 
 
 class EngineCore:
@@ -27,9 +34,18 @@ class EngineCore:
     Not thread-safe: one loop calls it.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, look_ahead: int) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        look_ahead: int,
+        grammars: GrammarCompiler | None = None,
+    ) -> None:
+        """``grammars``: None refuses constrained requests."""
         self._scheduler = scheduler
         self._runner = runner
+        self._grammars = grammars
+        self._masks: MaskFiller | None = None
         self._look_ahead = look_ahead
         self.pace = StepPace()
         self._planned: tuple[BatchPlan, int] | None = None
@@ -57,8 +73,14 @@ class EngineCore:
         group: dict[str, Request] = {}
         for spec in specs:
             leader = None if spec.leader_id is None else group[spec.leader_id]
-            group[spec.id] = _to_request(spec, now_s, leader)
-        self._scheduler.add_group(list(group.values()))
+            group[spec.id] = _to_request(spec, now_s, leader, self._follower(spec))
+        try:
+            self._scheduler.add_group(list(group.values()))
+        except BaseException:
+            for request in group.values():
+                if request.grammar is not None:
+                    request.grammar.release()
+            raise
         self._open |= group
 
     def abort(self, request_ids: list[str]) -> None:
@@ -98,19 +120,27 @@ class EngineCore:
         return limit_s
 
     def advance(self) -> list[RequestUpdate]:
-        """Start the step just planned, then commit the oldest one that is due."""
+        """Start the step just planned, then commit the oldest one that is due.
+
+        What a constrained row may draw follows from its token before: a step with such rows
+        computes its hidden states, and draws when the steps before it are committed and the masks
+        made, which the host does while the device computes.
+        """
         started_s = time.perf_counter()
         planned, self._planned = self._planned, None
+        updates: list[RequestUpdate] = []
         if planned is not None:
             plan, num_tokens = planned
-            self._under_way.append((plan, num_tokens, self._runner.execute(plan)))
-        updates: list[RequestUpdate] = []
+            handle = self._runner.execute(plan)
+            self._under_way.append((plan, num_tokens, handle))
+            if plan.constrained:
+                while len(self._under_way) > 1:
+                    updates += self._commit_timed(started_s)
+                self._draw(plan, handle)
+        elif not self._under_way and self._scheduler.has_work():
+            time.sleep(_NAP_S)  # a grammar is compiled in its thread
         if self._under_way and (planned is None or len(self._under_way) > self._look_ahead):
-            num_tokens = self._under_way[0][1]
-            updates = self._commit()
-            seconds = time.perf_counter() - started_s
-            self.pace.record(num_tokens, seconds)
-            self._step_seconds += seconds + self._scheduled_s
+            updates += self._commit_timed(started_s)
         updates += self._aborted + self._scheduler.take_updates()
         self._aborted = []
         for update in updates:
@@ -163,10 +193,50 @@ class EngineCore:
         """Release the device."""
         self._under_way.clear()
         self._runner.close()
+        if self._grammars is not None:
+            self._grammars.close()
 
     def check_integrity(self) -> None:
-        """Assert that no block, row or request is lost."""
+        """Assert that no block, row, request or grammar is lost."""
         self._scheduler.check_integrity()
+        num_constrained = sum(request.grammar is not None for request in self._open.values())
+        num_followers = 0 if self._grammars is None else self._grammars.num_open
+        assert num_constrained == num_followers, f"{num_followers - num_constrained} grammars leak"
+
+    def _follower(self, spec: RequestSpec) -> GrammarFollower | None:
+        if spec.grammar is None:
+            return None
+        if self._grammars is None:
+            raise InvalidRequestError(
+                "This engine has no vocabulary to match a grammar against; leave it out.",
+                "structured_outputs",
+            )
+        return self._grammars.follow(spec.grammar, spec.eos_token_ids, spec.params.min_tokens)
+
+    def _draw(self, plan: BatchPlan, handle: StepHandle) -> None:
+        """Make the masks of a step's constrained rows and let it draw."""
+        if self._masks is None:
+            assert self._grammars is not None, "somebody follows a grammar"
+            self._masks = MaskFiller(self._grammars, self._runner.mask_memory())
+        followers: list[GrammarFollower] = []
+        mask_rows: dict[int, int] = {}
+        for i in plan.constrained:
+            grammar = plan.requests[i].grammar
+            if grammar is not None:  # else its request has just ended
+                assert isinstance(grammar, GrammarFollower)
+                mask_rows[i] = len(followers)
+                followers.append(grammar)
+        self._masks.fill(followers)
+        handle.draw(mask_rows)
+
+    def _commit_timed(self, started_s: float) -> list[RequestUpdate]:
+        """Commit the oldest step, ``started_s`` being when the turn of the loop began."""
+        num_tokens = self._under_way[0][1]
+        updates = self._commit()
+        seconds = time.perf_counter() - started_s
+        self.pace.record(num_tokens, seconds)
+        self._step_seconds += seconds + self._scheduled_s
+        return updates
 
     def _commit(self) -> list[RequestUpdate]:
         plan, num_tokens, handle = self._under_way.popleft()
@@ -217,7 +287,9 @@ def _state(request: Request, now_s: float) -> RequestState:
     )
 
 
-def _to_request(spec: RequestSpec, now_s: float, leader: Request | None) -> Request:
+def _to_request(
+    spec: RequestSpec, now_s: float, leader: Request | None, grammar: GrammarFollower | None
+) -> Request:
     eos_token_ids = frozenset(spec.eos_token_ids)
     return Request(
         spec.id,
@@ -232,6 +304,7 @@ def _to_request(spec: RequestSpec, now_s: float, leader: Request | None) -> Requ
         cache_key=spec.cache_key,
         block_hashes=spec.block_hashes,
         leader=leader,
+        grammar=grammar,
         tenant=spec.tenant,
         pooling=spec.pooling,
     )

@@ -17,9 +17,11 @@ from octavo.cache.prefix_index import hash_blocks
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import RequestSpec
 from octavo.errors import InvalidRequestError, PromptTooLongError
+from octavo.grammar import Grammar, ReasoningSpan
 from octavo.pooling_params import PoolingParams
 from octavo.request import EVERYONE, Tenant
 from octavo.sampling_params import SamplingParams
+from octavo.structured.translate import translate
 from octavo.tokenization.tokenizer import Tokenizer
 
 _MAX_SEED = 2**63
@@ -46,8 +48,11 @@ class Intake:
         cache_salt: str | None = None,
         tenant: Tenant = EVERYONE,
         pooling: PoolingParams | None = None,
+        reasoning: ReasoningSpan | None = None,
     ) -> list[RequestSpec]:
         """One spec for each of the n choices; the first computes the prompt for all.
+
+        ``reasoning``: thoughts that come before what ``structured_outputs`` constrain.
 
         Raises InvalidRequestError naming the field, the value, the limit and the remedy.
         """
@@ -55,6 +60,9 @@ class Intake:
         self._check_tokens(tokens, params)
         params = self._limit_length(len(tokens), params)
         self._check_something_is_left(params)
+        grammar = self.grammar_of(params, reasoning)
+        if grammar is not None:
+            params = msgspec.structs.replace(params, structured_outputs=None)
         cache_key = self._cache_key(request_id, params.n, tenant.name, cache_salt)
         hashes = [] if cache_key is None else hash_blocks(tokens, self._info.block_size, cache_key)
         seed = self._seed(params)
@@ -77,9 +85,27 @@ class Intake:
                     leader_id=specs[0].id if specs else None,
                     tenant=tenant,
                     pooling=pooling,
+                    grammar=grammar,
                 )
             )
         return specs
+
+    def grammar_of(
+        self, params: SamplingParams, reasoning: ReasoningSpan | None = None
+    ) -> Grammar | None:
+        """The grammar a request's output must follow; None for none.
+
+        Raises InvalidRequestError for what cannot be honoured, as far as the text tells.
+        """
+        if params.structured_outputs is None:
+            return None
+        if not self._info.can_constrain:
+            raise InvalidRequestError(
+                "structured_outputs need the model's tokenizer and an end-of-text token, which "
+                "this engine was started without; leave them out.",
+                "structured_outputs",
+            )
+        return translate(params.structured_outputs, reasoning)
 
     def spell_bad_words(self, params: SamplingParams) -> SamplingParams:
         """``bad_words`` as the token ids that would spell them; may run in any thread."""

@@ -71,6 +71,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: int = 0
     max_num_seqs: int = 0
     enable_prefix_caching: bool = True
+    can_constrain: bool = False
+    """Whether output can be made to follow a grammar."""
 
 
 @dataclass(frozen=True, slots=True)

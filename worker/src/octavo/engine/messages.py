@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from octavo.engine.interface import EngineStats, ModelInfo
+from octavo.grammar import Grammar
 from octavo.outputs import RequestState, RequestUpdate
 from octavo.pooling_params import PoolingParams
 from octavo.request import EVERYONE, Tenant
@@ -41,6 +42,7 @@ class RequestSpec(msgspec.Struct, array_like=True):
     leader_id: str | None = None
     tenant: Tenant = EVERYONE
     pooling: PoolingParams | None = None
+    grammar: Grammar | None = None
 
 
 class Submit(msgspec.Struct, tag=True, array_like=True):

@@ -60,6 +60,8 @@ class StepGraphs:
             torch.zeros(5, size, dtype=torch.int64, pin_memory=device.type == "cuda")
             for _ in range(_NUM_UPLOADS)
         ]
+        self._hidden: Tensor | None = None
+        """Where steps that draw later leave off."""
         self._num_runs = 0
         self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
         self._to_prepare = shapes.by_use()
@@ -113,6 +115,13 @@ class StepGraphs:
             self._graphs[shape] = self._capture(shape)
         return self._drawn[: shape.num_sequences]
 
+    def run_until_hidden(self, plan: BatchPlan, shape: StepShape) -> Tensor:
+        """The part of a step before its draw, for a shape of kind LATER; returns the last hidden
+        state of each place, ``[S, hidden_size]``, valid until the next run."""
+        self.run(plan, shape)
+        assert self._hidden is not None, "the step has run"
+        return self._hidden[: shape.num_sequences]
+
     def _upload(self, plan: BatchPlan, shape: StepShape) -> None:
         upload = self._uploads[self._num_runs % _NUM_UPLOADS]
         self._num_runs += 1
@@ -161,6 +170,11 @@ class StepGraphs:
         if not shape.is_decode:
             last = attention.query_starts[1:].long() - 1
             hidden = hidden[last.clamp_min(0)]
+        if shape.kind is DrawKind.LATER:
+            if self._hidden is None:  # every shape runs eagerly once before it is captured
+                self._hidden = hidden.new_zeros(self._table.shape[1], hidden.shape[1])
+            self._hidden[: shape.num_sequences] = hidden
+            return
         logits = self._model.logits(hidden)
         batch = self._sampler.gather(row, table.after.to(torch.int32), shape.kind)
         drawn = self._kernels.sample(logits, batch)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from octavo.batch import BatchPlan, StepHandle, StepResult
+from octavo.batch import BatchPlan, MaskMemory, StepHandle, StepResult
+from octavo.kernels.upload import upload
 from octavo.models.interface import CausalLM
 from octavo.runner.batch_tensors import expand, sequence_table
 from octavo.runner.cuda_graphs import StepGraphs
 from octavo.runner.kv_tensors import KVTensors
+from octavo.runner.mask_tensors import MaskTensors
 from octavo.runner.prompt_reader import PendingRead, PromptReader
 from octavo.runner.rows import Rows
 from octavo.runner.step_shapes import StepShape
-from octavo.sampling.sampler import SampledTokens, Sampler
+from octavo.sampling.sampler import DrawKind, SampledTokens, Sampler
 
 
 class ModelRunner:
@@ -36,6 +40,7 @@ class ModelRunner:
         self._rows = rows
         self._sampler = sampler
         self._graphs = graphs
+        self._masks: MaskTensors | None = None
         self._prompts = PromptReader(model, rows)
 
     @torch.inference_mode()
@@ -45,11 +50,18 @@ class ModelRunner:
         if not plan.rows:
             return _Nothing()
         if self._graphs is not None and not plan.readings:
-            kind = self._sampler.kind_of(plan.rows)
+            kind = DrawKind.LATER if plan.constrained else self._sampler.kind_of(plan.rows)
             shape = None if kind is None else self._graphs.shape_for(plan, kind)
             if shape is not None:
                 return self._replay(self._graphs, plan, shape)
         return self._execute_eagerly(plan)
+
+    def mask_memory(self) -> MaskMemory:
+        """See :meth:`octavo.batch.Runner.mask_memory`; allocated when first asked for."""
+        if self._masks is None:
+            rows = self._rows
+            self._masks = MaskTensors(len(rows.token_ids), self._model.vocab_size, rows.device)
+        return self._masks.memory
 
     @torch.inference_mode()
     def prepare_next(self) -> bool:
@@ -78,11 +90,29 @@ class ModelRunner:
             )
 
     def _replay(self, graphs: StepGraphs, plan: BatchPlan, shape: StepShape) -> StepHandle:
+        if shape.kind is DrawKind.LATER:
+            return self._replay_until_hidden(graphs, plan, shape)
         drawn = graphs.run(plan, shape)
         if all(plan.samples) and shape.place_of(len(plan.rows) - 1, plan) == len(plan.rows) - 1:
             return _Step(SampledTokens(drawn[: len(plan.rows)], None))
         places = [shape.place_of(i, plan) for i, draws in enumerate(plan.samples) if draws]
         return _Step(SampledTokens(drawn, None), places)
+
+    def _replay_until_hidden(
+        self, graphs: StepGraphs, plan: BatchPlan, shape: StepShape
+    ) -> StepHandle:
+        hidden = graphs.run_until_hidden(plan, shape)
+        drawing = [index for index, draws in enumerate(plan.samples) if draws]
+        places, rows, after = upload(
+            [
+                [shape.place_of(index, plan) for index in drawing],
+                [plan.rows[index] for index in drawing],
+                [plan.starts[index] + plan.num_tokens[index] for index in drawing],
+            ],
+            torch.int64,
+            hidden.device,
+        ).unbind()
+        return _HeldStep(self, plan, _Draw(hidden[places], rows, after, drawing))
 
     def _execute_eagerly(self, plan: BatchPlan) -> StepHandle:
         table = sequence_table(plan, self._rows.device)
@@ -94,15 +124,63 @@ class ModelRunner:
             return _Nothing(reads)
         if not table.is_decode:
             hidden = hidden[attention.query_starts[1:].long() - 1]
-        row, after, rows = table.row, table.after, plan.rows
+        row, after = table.row, table.after
         if len(drawing) < len(plan.rows):
             chosen = torch.tensor(drawing, dtype=torch.int64, device=hidden.device)
             hidden, row, after = hidden[chosen], row[chosen], after[chosen]
-            rows = [plan.rows[index] for index in drawing]
-        logits = self._model.logits(hidden)
-        sampled = self._sampler.sample(logits, rows, after, self._rows.token_ids)
-        self._rows.token_ids[row, after] = sampled.token_ids.to(torch.int32)
-        return _Step(sampled, reads=reads)
+        draw = _Draw(hidden, row, after, drawing, reads)
+        return _HeldStep(self, plan, draw) if plan.constrained else self.finish(plan, draw)
+
+    @torch.inference_mode()
+    def finish(
+        self, plan: BatchPlan, draw: _Draw, mask_rows: dict[int, int] | None = None
+    ) -> _Step:
+        """Draw from a step's hidden states and write the tokens to their rows.
+
+        ``mask_rows``: see :meth:`octavo.batch.StepHandle.draw`.
+        """
+        masks = None
+        if mask_rows:
+            assert self._masks is not None, "the masks have been filled"
+            chosen = [mask_rows.get(index, -1) for index in draw.drawing]
+            masks = (
+                self._masks.upload(len(mask_rows)),
+                upload(chosen, torch.int32, self._rows.device),
+            )
+        rows = [plan.rows[index] for index in draw.drawing]
+        logits = self._model.logits(draw.hidden)
+        sampled = self._sampler.sample(logits, rows, draw.after, self._rows.token_ids, masks)
+        self._rows.token_ids[draw.row, draw.after] = sampled.token_ids.to(torch.int32)
+        return _Step(sampled, reads=draw.reads)
+
+
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """What a step's draw starts from: one entry for each row that draws."""
+
+    hidden: Tensor
+    row: Tensor
+    after: Tensor
+    """The position of the token to be drawn."""
+    drawing: list[int]
+    """Their positions in the plan's rows."""
+    reads: Sequence[PendingRead] = ()
+    """What the step was asked of its prompts."""
+
+
+class _HeldStep:
+    """A step whose draw waits for masks."""
+
+    def __init__(self, runner: ModelRunner, plan: BatchPlan, draw: _Draw) -> None:
+        self._runner, self._plan, self._draw = runner, plan, draw
+        self._step: _Step | None = None
+
+    def draw(self, mask_rows: dict[int, int]) -> None:
+        self._step = self._runner.finish(self._plan, self._draw, mask_rows)
+
+    def result(self) -> StepResult:
+        assert self._step is not None, "its draw still waits for masks"
+        return self._step.result()
 
 
 class _Nothing:
@@ -110,6 +188,9 @@ class _Nothing:
 
     def __init__(self, reads: Sequence[PendingRead] = ()) -> None:
         self._reads = reads
+
+    def draw(self, mask_rows: dict[int, int]) -> None:
+        raise AssertionError("nothing to draw")
 
     def result(self) -> StepResult:
         return StepResult([], prompts=[read.result() for read in self._reads])
@@ -137,6 +218,9 @@ class _Step:
             self._ids.copy_(sampled.token_ids, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
+
+    def draw(self, mask_rows: dict[int, int]) -> None:
+        raise AssertionError("it has drawn")
 
     def result(self) -> StepResult:
         if self._event is not None:

@@ -33,6 +33,9 @@ class DrawKind(enum.Enum):
     RANDOM = "random"
     FILTERED = "filtered"
     """Random, and some row uses top-k, top-p or min-p."""
+    LATER = "later"
+    """Not in the captured step, which ends with the hidden states: rows are constrained, or want
+    more than a draw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,18 +155,20 @@ class Sampler:
         rows: Sequence[int],
         positions: Tensor | Sequence[int],
         history: Tensor | None = None,
+        masks: tuple[Tensor, Tensor] | None = None,
     ) -> SampledTokens:
         """Draw one token for each of R different rows.
 
         ``logits: [R, vocab]`` of any float dtype, overwritten. ``positions: [R]``: the index each
         drawn token will have in its sequence (tokens before it), the row's random counter.
         ``history: [num_rows, max_len], int32``: tokens of every row up to its position; needed
-        where a row has bad words.
+        where a row has bad words. ``masks``: what constrained rows may draw: masks, and which of
+        them each row obeys (see :class:`octavo.kernels.interface.SamplingBatch`).
         """
         composition = self._compose(tuple(rows))
-        if composition.is_plain and composition.sampling.all_greedy:
+        if composition.is_plain and composition.sampling.all_greedy and masks is None:
             return SampledTokens(self._kernels.sample(logits, composition.sampling), None)
-        return self._sample(logits, composition, self._as_positions(positions), history)
+        return self._sample(logits, composition, self._as_positions(positions), history, masks)
 
     def kind_of(self, rows: Sequence[int]) -> DrawKind | None:
         """The kind of these rows' draws; None if some row wants more than a draw."""
@@ -197,6 +202,7 @@ class Sampler:
         composition: _Composition,
         positions: Tensor,
         history: Tensor | None,
+        masks: tuple[Tensor, Tensor] | None,
     ) -> SampledTokens:
         if not composition.is_plain:
             logits = logits.float()
@@ -207,7 +213,7 @@ class Sampler:
             composition.edits.apply(logits, positions, history)
         if composition.penalties is not None:
             self._penalties.apply(logits, composition.penalties)
-        token_ids = self._kernels.sample(logits, _at(composition.sampling, positions))
+        token_ids = self._kernels.sample(logits, _at(composition.sampling, positions, masks))
         if composition.penalties is not None:
             self._penalties.record(token_ids, composition.penalties)
         if composition.logprobs is None or raw is None:
@@ -283,8 +289,10 @@ class Sampler:
         return upload(values, torch.int64, self._device)
 
 
-def _at(batch: SamplingBatch, positions: Tensor) -> SamplingBatch:
-    """The same rows at other positions."""
+def _at(
+    batch: SamplingBatch, positions: Tensor, masks: tuple[Tensor, Tensor] | None
+) -> SamplingBatch:
+    """The same rows at other positions, under masks."""
     return SamplingBatch(
         batch.temperature,
         batch.top_k,
@@ -294,6 +302,7 @@ def _at(batch: SamplingBatch, positions: Tensor) -> SamplingBatch:
         positions,
         batch.all_greedy,
         batch.any_filter,
+        *(masks or (None, None)),
     )
 
 

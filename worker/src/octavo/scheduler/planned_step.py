@@ -33,7 +33,8 @@ class StepDraft:
             num_cached_tokens=request.num_computed_tokens,
             params=request.params,
             seed=request.seed,
-            stop_token_ids=request.stop_token_ids,
+            # Where a grammar holds, its masks say when the text may end.
+            stop_token_ids=frozenset() if request.grammar else request.stop_token_ids,
             block_ids=list(request.block_ids),
         )
         self.admissions.append(admission)
@@ -99,7 +100,7 @@ def _reading(request: Request, row: int, start: int, end: int) -> PromptReading:
 class PlannedStep:
     """A plan whose result is not known yet."""
 
-    __slots__ = ("last_starts", "left", "may_reach_limit", "num_grouped", "plan")
+    __slots__ = ("constrained", "last_starts", "left", "may_reach_limit", "num_grouped", "plan")
 
     def __init__(self, plan: BatchPlan, last_starts: list[int], *, may_reach_limit: bool) -> None:
         self.plan = plan
@@ -109,6 +110,8 @@ class PlannedStep:
         """For each of them the position whose draw is its request's last by length."""
         self.may_reach_limit = may_reach_limit
         """Whether one of them may start there."""
+        self.constrained = {i for i in plan.constrained if i < self.num_grouped}
+        """Grouped rows whose tokens a grammar must take in."""
         self.left: set[Request] = set()
         """Requests that lost their row since: their blocks are somebody else's."""
 
@@ -118,7 +121,7 @@ class PlannedStep:
         ``token_ids`` begins with those of the grouped rows, all of which draw.
         """
         grouped = token_ids[: self.num_grouped]
-        special: set[int] = set()
+        special: set[int] = set(self.constrained)
         if not stop_ids.isdisjoint(grouped):
             special.update(i for i, token_id in enumerate(grouped) if token_id in stop_ids)
         if self.may_reach_limit:

@@ -82,6 +82,10 @@ class Scheduler:
         long as it stands first nobody of worse priority can start. A longer prefix that turns
         up meanwhile is found then."""
         self._in_flight: deque[PlannedStep] = deque()
+        self._unready: list[Request] = []
+        """Waiting requests whose grammar was not compiled when last looked at."""
+        self._num_constrained = 0
+        """Open requests with a grammar."""
         self._deadlines = Deadlines()
         self._updates: list[RequestUpdate] = []
         self._stop_ids: frozenset[int] = frozenset()
@@ -155,6 +159,8 @@ class Scheduler:
                 self._end(request_id, FinishReason.DEADLINE)
         if len(self._in_flight) > self.config.max_tokens_in_flight:
             return None
+        if self._unready:
+            self._look_after_unready()
         self._decodes.settle()
         draft = StepDraft(self._budget())
         is_short = self._extend_decodes(draft)
@@ -229,7 +235,7 @@ class Scheduler:
 
     def _is_ready(self, request: Request) -> bool:
         """Not while its own tokens are in flight, nor its leader computes the prompt they share."""
-        if request.num_in_flight:
+        if request.num_in_flight or (self._unready and request in self._unready):
             return False
         leader = request.leader
         if leader is None:
@@ -276,6 +282,18 @@ class Scheduler:
         draft.budget += num_decodes - len(self._decodes.requests)
         return prefix
 
+    def _look_after_unready(self) -> None:
+        """See whose grammar is compiled by now, and end those whose cannot be."""
+        unready, self._unready = self._unready, []
+        for request in unready:
+            grammar = request.grammar
+            if grammar is None:
+                continue  # ended meanwhile
+            if not grammar.is_ready:
+                self._unready.append(request)
+            elif grammar.error is not None:
+                self._end(request.id, FinishReason.ERROR, grammar.error)
+
     def _runs_worse_than(self, request: Request) -> bool:
         return any(other.priority > request.priority for other in self._running)
 
@@ -304,6 +322,12 @@ class Scheduler:
         self._released_rows = []
         if num_grouped:
             group.put_first_in(plan)
+        if self._num_constrained:
+            plan.constrained = [
+                i
+                for i, request in enumerate(plan.requests)
+                if request.grammar is not None and plan.samples[i]
+            ]
         step = PlannedStep(plan, group.last_starts, may_reach_limit=group.steps_left <= 1)
         self._in_flight.append(step)
         group.advance()
@@ -422,7 +446,16 @@ class Scheduler:
         request.token_ids.append(token_id)
         update = RequestUpdate(request.id, [token_id], None if logprobs is None else [logprobs])
         num_outputs = request.num_output_tokens
-        if token_id in request.stop_token_ids and num_outputs >= request.params.min_tokens:
+        grammar = request.grammar
+        if grammar is not None and not grammar.accept(token_id):
+            self._finish(request, FinishReason.ERROR)
+            update.error = (
+                f"No token could follow the grammar after {num_outputs - 1} tokens: it ends there "
+                "or is too complex, or other parameters bar every token that it allows."
+            )
+        elif grammar is not None and grammar.has_ended:
+            self._finish(request, FinishReason.STOP)
+        elif token_id in request.stop_token_ids and num_outputs >= request.params.min_tokens:
             is_own = token_id not in request.eos_token_ids
             self._finish(request, FinishReason.STOP, token_id if is_own else None)
         elif len(request.token_ids) >= request.max_total_tokens:
@@ -446,6 +479,9 @@ class Scheduler:
         request.order = (request.priority, deadline_s, request.arrival_s, self._num_added)
         self.kv_cache.prepare(request)
         self._requests[request.id] = request
+        if request.grammar is not None:
+            self._num_constrained += 1
+            self._unready.append(request)
         self._waiting.add(request)
         if request.deadline_s is not None:
             self._deadlines.add(deadline_s, request.id, self._num_added)
@@ -476,6 +512,10 @@ class Scheduler:
         request.finish_reason = reason
         request.stop_reason = stop_reason
         request.leader = None
+        if request.grammar is not None:
+            request.grammar.release()
+            request.grammar = None
+            self._num_constrained -= 1
         del self._requests[request.id]
 
     def _preempt(self, request: Request, draft: StepDraft) -> None:
@@ -536,6 +576,8 @@ class Scheduler:
         rows = [*self._free_rows, *(r.row for r in self._running if r.row is not None)]
         assert sorted(rows) == list(range(self._num_rows)), "a row is lost or shared"
         assert sorted(self._prefills, key=_ORDER) == self._prefills, "prefills are out of order"
+        num_constrained = sum(r.grammar is not None for r in self._requests.values())
+        assert num_constrained == self._num_constrained, "a grammar is lost"
         for request in self._running:
             assert request.status is RequestStatus.RUNNING, f"{request} has a row"
             assert self._requests.get(request.id) is request, f"{request} is not registered"

@@ -124,6 +124,8 @@ class Lifecycle:
         finally:
             loading.cancel()
         self._listener.loading(self._engine.progress())
+        # Nobody could ask before; an idle server must not look as if it had waited for calls.
+        self._context.idle_since_s = time.monotonic()
         self._listener.ready(self._context.model_names()[0])
         return True
 

@@ -18,6 +18,7 @@ import tokenizers
 
 from octavo.errors import InvalidRequestError, ModelLoadError
 from octavo.gguf.container import GGUFContainer
+from octavo.grammar import Vocabulary
 from octavo.tokenization import gguf_tokenizer, gguf_vocabulary
 from octavo.tokenization.token_pieces import BYTES_OF_TOKEN, PieceStyle, Spelling, parse_decoder
 
@@ -150,6 +151,11 @@ class Tokenizer:
             known = b"" if token is None else BYTES_OF_TOKEN[self._style.spelling](token)
             self._bytes[token_id] = known
         return known
+
+    def vocabulary(self) -> Vocabulary:
+        """Every token's bytes, for grammars."""
+        tokens = [self.token_bytes(token_id) for token_id in range(self._vocab_size)]
+        return Vocabulary(tokens, sorted(self._special_ids))
 
     def token_text(self, token_id: int) -> str:
         """One token as text, for showing; parts of characters become U+FFFD."""

@@ -1,7 +1,9 @@
-"""The Service of this machine: a TCP proxy over the ready pods, taken in turn.
+"""A TCP proxy over the ready pods of one service, that can hold callers until there is one.
 
-Bytes pass untouched, so streams stream. A connection stays with its pod until it ends; a pod that
-leaves gets no new ones. With no pod ready, the answer is an HTTP 503 in OpenAI's shape.
+The Service of local mode, and in a cluster what answers for a service that is scaled to zero. Bytes
+pass untouched, so streams stream. A connection stays with its pod until it ends; a pod that leaves
+gets no new ones. With no pod ready, callers wait for `hold_s` at most; then, or when too many wait
+already, the answer is an HTTP 503 in OpenAI's shape that says when to come back.
 """
 
 from __future__ import annotations
@@ -13,11 +15,16 @@ import json
 from collections.abc import Callable
 from typing import Final
 
+from octavo_operator.address import Address
 from octavo_operator.errors import LocalError, PortInUseError
-from octavo_operator.local.addresses import Address
 
 _CHUNK: Final = 65_536
 _CONNECT_TIMEOUT_S: Final = 2.0
+HELD_POLL_S: Final = 0.1
+MAX_HELD: Final = 1000
+"""Connections that wait at a time, each with a file descriptor and little else."""
+
+RETRY_AFTER_S: Final = 10
 _UNAVAILABLE: Final = json.dumps(
     {
         "error": {
@@ -30,13 +37,24 @@ _UNAVAILABLE: Final = json.dumps(
 ).encode()
 
 
-class ServiceProxy:
-    """`endpoints` is asked anew for each connection."""
+class HoldingProxy:
+    """`endpoints` is asked anew for each connection; `on_call` is told when one has to wait."""
 
-    def __init__(self, host: str, port: int, endpoints: Callable[[], tuple[Address, ...]]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        endpoints: Callable[[], tuple[Address, ...]],
+        *,
+        hold_s: float = 0.0,
+        on_call: Callable[[], None] = lambda: None,
+    ) -> None:
         self._host = host
         self._port = port
         self._endpoints = endpoints
+        self.hold_s = hold_s
+        self._on_call = on_call
+        self.num_held = 0
         self._turn = 0
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -87,6 +105,8 @@ class ServiceProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream = await self._connect()
+        if upstream is None and self.hold_s > 0 and self.num_held < MAX_HELD:
+            upstream = await self._hold(reader)
         if upstream is None:
             await _refuse(reader, writer)
             return
@@ -97,6 +117,25 @@ class ServiceProxy:
             pod_writer.close()
             with contextlib.suppress(OSError):
                 await pod_writer.wait_closed()
+
+    async def _hold(
+        self, reader: asyncio.StreamReader
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """Wait for a pod; None when there is none in time, or the caller has gone."""
+        self.num_held += 1
+        self._on_call()
+        try:
+            async with asyncio.timeout(self.hold_s):
+                while not reader.at_eof():
+                    upstream = await self._connect()
+                    if upstream is not None:
+                        return upstream
+                    await asyncio.sleep(HELD_POLL_S)
+        except TimeoutError:
+            pass
+        finally:
+            self.num_held -= 1
+        return None
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         """A connection to the next pod that takes one; nothing is sent yet, so any will do."""
@@ -144,7 +183,8 @@ async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
             await reader.read(_CHUNK)
     writer.write(
         b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
-        b"Retry-After: 2\r\nConnection: close\r\n"
+        b"Retry-After: %d\r\nConnection: close\r\n"
+        % RETRY_AFTER_S
         + f"Content-Length: {len(_UNAVAILABLE)}\r\n\r\n".encode()
         + _UNAVAILABLE
     )

@@ -1,0 +1,13 @@
+"""Where something listens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """A host (an IP, in a cluster) and a TCP port."""
+
+    host: str
+    port: int

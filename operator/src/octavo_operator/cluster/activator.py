@@ -1,0 +1,116 @@
+"""Holds the calls of services that have no pods, one listening port a service.
+
+The ports are how a call tells which service it is for: whatever name it came by, the EndpointSlice
+of that service has led it here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from octavo_operator.address import Address
+from octavo_operator.cluster.informer import ServiceKey
+from octavo_operator.errors import LocalError
+from octavo_operator.holding_proxy import HoldingProxy
+from octavo_operator.manifests.worker_command import WORKER_PORT
+from octavo_operator.reconcile.observed import LiveObject
+
+logger = logging.getLogger(__name__)
+
+
+class CallHolder(Protocol):
+    """Who holds calls of services without pods."""
+
+    async def open(self, service: ServiceKey) -> Address | None:
+        """Where calls for `service` go, from now on; None when there is no room."""
+        ...
+
+    async def close(self, service: ServiceKey) -> None:
+        """Hold no more calls for `service`; those there are dropped."""
+        ...
+
+    async def close_all(self) -> None:
+        """Hold no calls any more."""
+        ...
+
+    def num_held(self, service: ServiceKey) -> int:
+        """Calls that wait for a pod of `service`."""
+        ...
+
+
+class Activator:
+    """A `CallHolder` in the operator's process, reached at the operator's own pod IP.
+
+    pods: the worker pods of a service. on_call: told when a call begins to wait. ports: those that
+    may be listened on; empty means any free one.
+    """
+
+    def __init__(
+        self,
+        pod_ip: str,
+        ports: range,
+        hold_s: float,
+        pods: Callable[[ServiceKey], tuple[LiveObject, ...]],
+        on_call: Callable[[ServiceKey], None],
+    ) -> None:
+        self._pod_ip = pod_ip
+        self._ports = ports
+        self._hold_s = hold_s
+        self._pods = pods
+        self._on_call = on_call
+        self._proxies: dict[ServiceKey, HoldingProxy] = {}
+
+    async def open(self, service: ServiceKey) -> Address | None:
+        proxy = self._proxies.get(service) or await self._listen(service)
+        if proxy is None:
+            logger.warning("%s/%s: no port is left to hold its calls on", *service)
+            return None
+        self._proxies[service] = proxy
+        return Address(self._pod_ip, proxy.port)
+
+    async def close(self, service: ServiceKey) -> None:
+        proxy = self._proxies.pop(service, None)
+        if proxy is not None:
+            proxy.close()
+            await proxy.finish()
+
+    async def close_all(self) -> None:
+        for service in list(self._proxies):
+            await self.close(service)
+
+    def num_held(self, service: ServiceKey) -> int:
+        proxy = self._proxies.get(service)
+        return proxy.num_held if proxy is not None else 0
+
+    async def _listen(self, service: ServiceKey) -> HoldingProxy | None:
+        taken = {proxy.port for proxy in self._proxies.values()}
+        for port in self._ports or (0,):
+            if port in taken:
+                continue
+            proxy = HoldingProxy(
+                self._pod_ip,
+                port,
+                lambda: ready_addresses(self._pods(service)),
+                hold_s=self._hold_s,
+                on_call=lambda: self._on_call(service),
+            )
+            try:
+                await proxy.start()
+            except LocalError:
+                continue
+            return proxy
+        return None
+
+
+def ready_addresses(pods: tuple[LiveObject, ...]) -> tuple[Address, ...]:
+    """Where those of `pods` listen that are ready and not on their way out."""
+    found = []
+    for pod in pods:
+        status = pod.get("status") or {}
+        conditions = status.get("conditions") or ()
+        is_ready = any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+        if is_ready and status.get("podIP") and not pod["metadata"].get("deletionTimestamp"):
+            found.append(Address(str(status["podIP"]), WORKER_PORT))
+    return tuple(found)

@@ -1,0 +1,154 @@
+"""Which JSON schemas can be honoured: bounds on their size, and what the library would only half
+honour.
+
+The grammar library refuses most of what it does not know, with a reason. Here is what it would let
+pass: keywords of older drafts that it takes for annotations, options of its own that would loosen
+the check, and the one keyword that duplicate keys could get around.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from octavo.errors import InvalidRequestError
+from octavo.structured.regex_size import check_regex
+
+MAX_SCHEMA_CHARS = 262_144
+MAX_DEPTH = 64
+"""Levels of objects and lists. Schemas that people write stay below twenty."""
+MAX_REFERENCES = 1_000
+MAX_MULTIPLE_OF = 10_000
+"""Divisibility by n takes an automaton of about n states."""
+
+_OTHER_DRAFTS = {
+    "additionalItems": "use prefixItems for the first items and items for the rest",
+    "divisibleBy": "use multipleOf",
+    "disallow": "it has no equivalent that can be honoured",
+    "extends": "use allOf",
+    "$recursiveAnchor": "use $ref",
+    "x-guidance": "it is set by the server",
+}
+_SUBSCHEMAS = ("items", "additionalProperties")
+_LISTS_OF_SUBSCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_MAPS_OF_SUBSCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
+
+
+def check_schema(schema: object, param: str = "response_format") -> None:
+    """Raise InvalidRequestError, with the reason and the place, for what cannot be honoured.
+
+    What passes may still be refused by the library, which is asked when the grammar is tried.
+    """
+    if not isinstance(schema, (Mapping, bool)):
+        raise _refused("a schema must be an object", "", param)
+    try:
+        size = len(json.dumps(schema))
+    except RecursionError:
+        size, depth = 0, MAX_DEPTH + 1
+    else:
+        depth = _depth(schema)
+    if size > MAX_SCHEMA_CHARS:
+        raise _refused(f"it has {size} characters; the limit is {MAX_SCHEMA_CHARS}", "", param)
+    if depth > MAX_DEPTH:
+        raise _refused(
+            f"it is nested more than {MAX_DEPTH} levels deep; move inner schemas to $defs",
+            "",
+            param,
+        )
+    num_references = 0
+    for path, part in _subschemas(schema, "#"):
+        num_references += "$ref" in part
+        _check_keywords(path, part, param)
+    if num_references > MAX_REFERENCES:
+        raise _refused(
+            f"it has {num_references} $ref; at most {MAX_REFERENCES} are allowed", "", param
+        )
+
+
+def closed(schema: object) -> object:
+    """The schema with ``additionalProperties: false`` where an object lists its properties."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    inner: dict[str, Any] = {
+        key: value if key in ("enum", "const", "default", "examples") else closed(value)
+        for key, value in schema.items()
+    }
+    if isinstance(inner.get("properties"), Mapping):
+        inner.setdefault("additionalProperties", False)
+    return inner
+
+
+def _check_keywords(path: str, schema: Mapping[str, Any], param: str) -> None:
+    for name in _OTHER_DRAFTS.keys() & schema.keys():
+        raise _refused(f"{name!r} is not of draft 2020-12: {_OTHER_DRAFTS[name]}", path, param)
+    if isinstance(schema.get("items"), list):
+        raise _refused("'items' is a list, as in older drafts: use prefixItems", path, param)
+    for name in ("exclusiveMinimum", "exclusiveMaximum", "required"):
+        if isinstance(schema.get(name), bool):
+            raise _refused(f"{name!r} is true or false, as in older drafts", path, param)
+    pattern = schema.get("pattern")
+    patterns = [pattern] if isinstance(pattern, str) else []
+    by_pattern = schema.get("patternProperties")
+    if isinstance(by_pattern, Mapping):
+        patterns += by_pattern
+    for each in patterns:
+        check_regex(each, f"{param} ({path}/pattern)")
+    _check_least_properties(path, schema, param)
+    divisor = schema.get("multipleOf")
+    if isinstance(divisor, (int, float)) and divisor > MAX_MULTIPLE_OF:
+        raise _refused(f"multipleOf is {divisor}; at most {MAX_MULTIPLE_OF} works", path, param)
+
+
+def _check_least_properties(path: str, schema: Mapping[str, Any], param: str) -> None:
+    """A grammar cannot keep a model from writing one free key twice, which is one property: only
+    one more than the required ones is sure to be reached."""
+    least, required = schema.get("minProperties"), schema.get("required")
+    if not isinstance(least, int):
+        return
+    num_required = len(set(required)) if isinstance(required, list) else 0
+    if least > num_required + 1:
+        raise _refused(
+            f"minProperties is {least} and {num_required} properties are required: with more than "
+            "one free key the same key could be written twice; name them in required",
+            path,
+            param,
+        )
+
+
+def _subschemas(schema: object, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every schema in it, by place. What is data (enum, const, default) is not looked into."""
+    if not isinstance(schema, Mapping):
+        return
+    yield path, schema
+    for name in _SUBSCHEMAS:
+        yield from _subschemas(schema.get(name), f"{path}/{name}")
+    for name in _LISTS_OF_SUBSCHEMAS:
+        parts = schema.get(name)
+        for index, part in enumerate(parts if isinstance(parts, list) else ()):
+            yield from _subschemas(part, f"{path}/{name}/{index}")
+    for name in _MAPS_OF_SUBSCHEMAS:
+        named = schema.get(name)
+        for key, part in named.items() if isinstance(named, Mapping) else ():
+            yield from _subschemas(part, f"{path}/{name}/{key}")
+
+
+def _depth(value: object) -> int:
+    """Levels of objects and lists, without recursion."""
+    depth, level = 0, [value]
+    while level := [inner for outer in level for inner in _children(outer)]:
+        depth += 1
+    return depth
+
+
+def _children(value: object) -> list[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _refused(reason: str, path: str, param: str) -> InvalidRequestError:
+    where = f" at {path[:200]}" if path else ""
+    return InvalidRequestError(f"The JSON schema cannot be honoured{where}: {reason}.", param)
