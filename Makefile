@@ -10,7 +10,7 @@ NATIVE := $(wildcard worker/src/octavo/kernels/cpu/csrc/*.c worker/src/octavo/ke
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test check format test-gpu bench images clean
+.PHONY: help run serve test check format test-gpu e2e bench images clean
 
 help: ## List what there is
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | awk -F':.*?## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ format: $(VENV)/dev.stamp ## Rewrite the sources in the project's format
 
 test-gpu: ## Tests and parity checks on a CUDA device, with the Python that is active
 	$(PYTHON) -m pytest -c tests/gpu/pytest.ini -p no:cacheprovider -m gpu tests/gpu
+
+e2e: $(VENV)/dev.stamp ## User stories on the cluster that OCTAVO_E2E_CONTEXT names (e2e/README.md)
+	$(BIN)/python -m pytest -c e2e/pytest.ini e2e
 
 bench: $(VENV)/run.stamp ## Offline throughput of the demo model on this machine
 	$(BIN)/python benchmarks/offline.py --model $(DEMO_MODEL)

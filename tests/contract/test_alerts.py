@@ -51,7 +51,7 @@ OPERATOR_LABELS = {"inferenceservice_namespace": "models", "inferenceservice": "
 
 
 def ended(reason: str, labels: str = POD) -> str:
-    return f'octavo_requests_ended_total{{{labels},reason="{reason}"}}'
+    return f'octavo_requests_total{{{labels},outcome="{reason}"}}'
 
 
 def pods(state: str) -> str:

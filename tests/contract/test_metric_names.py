@@ -9,9 +9,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fake_engine import FakeEngine
 from octavo.config import ServerConfig
-from octavo.metrics import ENDINGS, length_buckets
+from octavo.metrics import length_buckets
 from octavo.outputs import EngineStats
 from octavo.server.app import create_app
+from octavo.server.requests import Outcome
 
 PLAIN = {"model_name", "engine"}
 # Name as queried (a counter's without _total), type, labels beside bucket bounds.
@@ -46,7 +47,11 @@ VLLM = [
     ("vllm:cache_config_info", "gauge", {"engine", "block_size", "num_gpu_blocks"}),
 ]
 OWN = [
-    ("octavo_requests_ended", "counter", PLAIN | {"reason"}),
+    ("octavo_requests", "counter", PLAIN | {"outcome"}),
+    ("octavo_requests_open", "gauge", PLAIN),
+    ("octavo_choices_cut_by_deadline", "counter", PLAIN),
+    ("octavo_waiting_prompt_tokens", "gauge", PLAIN),
+    ("octavo_scheduler_step_seconds", "histogram", PLAIN),
     ("octavo_requests_refused", "counter", PLAIN | {"code"}),
     ("octavo_client_disconnects", "counter", PLAIN),
     ("octavo_kv_blocks", "gauge", PLAIN | {"state"}),
@@ -54,6 +59,7 @@ OWN = [
     ("octavo_step_seconds", "counter", PLAIN),
     ("octavo_last_progress_age_seconds", "gauge", PLAIN),
     ("octavo_startup_phase_seconds", "gauge", PLAIN | {"phase"}),
+    ("octavo_startup_seconds", "gauge", PLAIN),
     ("process_resident_memory_bytes", "gauge", set()),
 ]
 
@@ -64,6 +70,10 @@ async def page() -> str:
     engine = FakeEngine()
     engine.counters = EngineStats(
         num_waiting=3,
+        num_deferred=1,
+        num_waiting_tokens=77,
+        scheduler_step_counts=[3, 1, *[0] * 13],
+        scheduler_seconds=0.0001,
         num_blocks=100,
         num_owned_blocks=25,
         num_cached_blocks=10,
@@ -127,6 +137,10 @@ def test_nothing_else_is_exposed_under_vllms_name(page: str) -> None:
 
 def test_engine_statistics_are_told_as_they_are(page: str) -> None:
     assert value(page, "vllm:num_requests_waiting") == 3
+    assert value(page, "vllm:num_requests_waiting_by_reason", reason="capacity") == 2
+    assert value(page, "vllm:num_requests_waiting_by_reason", reason="deferred") == 1
+    assert value(page, "octavo_waiting_prompt_tokens") == 77
+    assert value(page, "octavo_scheduler_step_seconds_bucket", le="5e-05") == 4
     assert value(page, "vllm:kv_cache_usage_perc") == 0.25
     assert value(page, "octavo_kv_blocks", state="free") == 65
     assert value(page, "vllm:prompt_tokens_total") == 50
@@ -142,8 +156,10 @@ def test_every_request_is_counted_once(page: str) -> None:
     assert value(page, "vllm:request_success_total", finished_reason="length") == 5
     assert value(page, "vllm:request_success_total", finished_reason="stop") == 1
     assert value(page, "vllm:request_success_total", finished_reason="abort") == 0
-    assert value(page, "octavo_requests_ended_total", reason="finished") == 6
-    assert value(page, "octavo_requests_ended_total", reason="refused") == 1
+    # Of HTTP requests, whatever the number of their choices.
+    assert value(page, "octavo_requests_total", outcome="finished") == 4
+    assert value(page, "octavo_requests_total", outcome="refused") == 1
+    assert value(page, "octavo_requests_total") == 5
     assert value(page, "octavo_requests_refused_total", code="invalid_value") == 1
     assert value(page, "vllm:e2e_request_latency_seconds_count") == 6
     assert value(page, "vllm:time_to_first_token_seconds_count") == 6
@@ -178,9 +194,7 @@ async def test_failure_and_disconnect_are_counted_as_such() -> None:
         engine.max_open = 0
         await client.post("/v1/completions", json={"prompt": "ab"})
         page = (await client.get("/metrics")).text
-    ended = {
-        reason: value(page, "octavo_requests_ended_total", reason=reason) for reason in ENDINGS
-    }
+    ended = {str(each): value(page, "octavo_requests_total", outcome=each) for each in Outcome}
     assert ended == {"finished": 0, "failed": 1, "aborted": 1, "deadline": 1, "refused": 1}
     assert value(page, "octavo_requests_refused_total", code="queue_full") == 1
     assert value(page, "vllm:request_success_total", finished_reason="error") == 1

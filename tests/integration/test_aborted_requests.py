@@ -178,7 +178,7 @@ def test_ten_thousand_aborted_requests_leak_nothing(watched: Watched) -> None:
     assert after.objects - before.objects < 2_000
     assert after.server_bytes - before.server_bytes < 16 << 20
     assert after.engine_bytes - before.engine_bytes < 16 << 20
-    ended = watched.served.metric("octavo_requests_ended_total", reason="aborted")
+    ended = watched.served.metric("octavo_requests_total", outcome="aborted")
     assert ended > NUM_REQUESTS / 4  # most got so far as to be generated for
     assert generate() == expected
     assert watched.served.stop() == 0

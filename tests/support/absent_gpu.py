@@ -31,6 +31,7 @@ from triton.runtime.jit import JITFunction
 from octavo.kernels.interface import AttentionBatch, SamplingBatch, SharedPrefix
 from octavo.kernels.triton import TritonKernels, penalties, rope_cache
 from octavo.kernels.triton.decode_attention import decode_attention
+from octavo.kernels.triton.fixed_product import fixed_product
 from octavo.kernels.triton.launch import Machine
 from octavo.kernels.triton.prefill_attention import prefill_attention
 
@@ -215,6 +216,11 @@ def activation(dtype: torch.dtype, size: int, num_tokens: int = 5) -> None:
     kernels.gelu_tanh_mul(gate_up)
 
 
+def product(dtype: torch.dtype, num_inputs: int, num_outputs: int, num_rows: int) -> None:
+    x, weight = torch.empty(num_rows, num_inputs), torch.empty(num_outputs, num_inputs)
+    fixed_product(x.to(dtype), weight.to(dtype), torch.empty(num_outputs, dtype=dtype))
+
+
 def sampling(vocab_size: int, all_greedy: bool, any_filter: bool, num_rows: int = 5) -> None:
     kernels = _kernels()
     floats = torch.empty(num_rows)
@@ -274,6 +280,12 @@ CASES: dict[str, list[Case]] = {
         partial(prefill, FP32, 64, 3, None),
         partial(prefill, FP32, 256, 4, 512),
         partial(prefill, BF16, 128, 1, None, cache_dtype=FP8),
+    ],
+    "product": [
+        partial(product, BF16, 4096, 6144, 1),
+        partial(product, BF16, 4096, 28672, 64),
+        partial(product, BF16, 4096, 6144, 2048),
+        partial(product, FP32, 576, 1536, 64),
     ],
     "sampling": [
         partial(sampling, 151936, True, False),

@@ -182,7 +182,7 @@ class FakeEngine:
     def progress(self) -> LoadProgress:
         if self._state is EngineState.LOADING:
             return LoadProgress("weights", "model.safetensors", 0.5, {"files": 0.25})
-        return LoadProgress(finished={"files": 0.25, "weights": 1.5})
+        return LoadProgress(finished={"files": 0.25, "weights": 1.5}, ready_s=2.5)
 
     async def generate(
         self,

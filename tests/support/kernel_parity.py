@@ -482,6 +482,70 @@ def penalties(trial: Trial, counts_dtype: torch.dtype, vocab_size: int) -> None:
     assert torch.equal(counts, before)
 
 
+# Batch invariance
+
+
+def _invariant(trial: Trial) -> Any:
+    from octavo.kernels.triton.invariant import InvariantTritonKernels
+
+    return InvariantTritonKernels(trial.device)
+
+
+def _assert_same_bits(trial: Trial, actual: Tensor, expected: Tensor, what: object) -> None:
+    """The interpreter multiplies by a library whose sums depend on a row's place in its tile."""
+    if trial.device.type == "cuda":
+        assert torch.equal(actual, expected), what
+    else:
+        trial.assert_close(actual, expected)
+
+
+def products(trial: Trial, num_inputs: int, num_outputs: int, num_rows: int) -> None:
+    """Right, and the same bits for a row whatever rows are beside it."""
+    weight = trial.randn(num_outputs, num_inputs) / num_inputs**0.5
+    bias, x = trial.randn(num_outputs), trial.randn(num_rows, num_inputs)
+    for one_bias in (None, bias):
+        linear = _invariant(trial).prepare_linear([weight], one_bias, trial.dtype)
+        with poisoned_memory():
+            whole = linear(x)
+        wide = torch.nn.functional.linear(
+            x.double(), weight.double(), None if one_bias is None else one_bias.double()
+        )
+        trial.assert_close(whole, wide.to(trial.dtype))
+        for count in {1, 2, 63, 64, 65, 200, 256, 257, num_rows - 1}:
+            if count <= num_rows:
+                for first in (0, num_rows - count):
+                    part = linear(x[first : first + count])
+                    _assert_same_bits(trial, part, whole[first : first + count], (count, first))
+
+
+def attention_in_chunks(
+    trial: Trial, length: int, head_dim: int = 64, window: int | None = None
+) -> None:
+    """A token's attention has the same bits computed alone, in a chunk, or in one prefill."""
+    shape = AttentionShape(((0, length), (0, 9)), 0, head_dim=head_dim, window=window)
+    batch, num_blocks = attention_batch(trial, shape)
+    keys, values = paged_cache(trial, shape, batch, num_blocks)
+    q = trial.randn(length + 9, 4, head_dim)
+    kernels = _invariant(trial)
+    whole = kernels.paged_attention(q, keys, values, batch, 0.3, window)[:length]
+    for sizes in ((1, 30, 1, 17), (5, 64, 2)):
+        end = length
+        for size in sizes:
+            start, end = end - size, end
+            chunk = replace(
+                batch,
+                query_starts=trial.ints([0, size]),
+                context_lens=trial.ints([end]),
+                block_tables=batch.block_tables[:1],
+                num_decodes=int(size == 1),
+                max_query_len=size,
+                max_context_len=end,
+            )
+            part = kernels.paged_attention(q[start:end], keys, values, chunk, 0.3, window)
+            _assert_same_bits(trial, part, whole[start:end], (size, end))
+            end = start
+
+
 # What the host decides
 
 
@@ -580,6 +644,14 @@ def _cases() -> dict[str, Run]:
     cases["sampling-odd-vocab"] = lambda t: sampling(t, 777, 2, SAMPLING_BATCHES["mixed"])
     cases["sampling-noise"] = lambda t: noise(t, 8, 2048)
     cases["sampling-gumbel"] = gumbel
+    for inputs, outputs, rows in [(64, 48, 70), (100, 33, 5)]:
+        cases[f"products-{rows}x{inputs}x{outputs}"] = partial(
+            products, num_inputs=inputs, num_outputs=outputs, num_rows=rows
+        )
+    for window in [None, 20]:
+        cases[f"attention-in-chunks-window{window}"] = partial(
+            attention_in_chunks, length=110, window=window
+        )
     cases["fp8-cache"] = fp8_cache
     cases["splits"] = splits
     cases["chunks"] = chunks

@@ -77,6 +77,7 @@ class StoreBehindKmock(kmock.KubernetesScaffold):  # type: ignore[misc]  # kmock
 
     async def _watch(self, request: kmock.Request) -> AsyncIterator[Any]:
         yield b""
+        _check_watch_timeout(request)
         kind = _kind(request)
         if kind is None:
             return
@@ -145,6 +146,15 @@ def _known(request: kmock.Request) -> Kind:
     if kind is None or request.namespace is None or request.name is None:
         raise kmock.KubernetesError(status=404, reason="NotFound", message=str(request.url))
     return kind
+
+
+def _check_watch_timeout(request: kmock.Request) -> None:
+    """As a real server does: a whole number or HTTP 400."""
+    text = request.params.get("timeoutSeconds", "0")
+    if not text.isdecimal():
+        raise kmock.KubernetesError(
+            status=400, reason="BadRequest", message=f"not a number: {text}"
+        )
 
 
 def _labels(request: kmock.Request) -> dict[str, str]:

@@ -72,19 +72,6 @@ class TinyEngine:
         grammars: GrammarCompiler | None = None,
     ) -> EngineCore:
         """A core with these limits."""
-        kv = KVTensors(self.model, num_blocks, block_size, self.dtype, self.device)
-        rows = Rows(max_num_seqs + 1, MAX_MODEL_LEN, block_size, self.device)
-        sampler = Sampler(self.kernels, self.model.vocab_size, max_num_seqs + 1, self.device)
-        captured = graphs and graphs(
-            self.model,
-            self.kernels,
-            kv,
-            rows,
-            sampler,
-            StepShapes(max_num_seqs, max_num_batched_tokens),
-            max_num_seqs,
-            MAX_MODEL_LEN,
-        )
         limits = SchedulerConfig(
             max_model_len=MAX_MODEL_LEN,
             max_num_seqs=max_num_seqs,
@@ -96,8 +83,26 @@ class TinyEngine:
             max_tokens_in_flight=look_ahead,
             max_num_batched_tokens_while_decoding=max_num_batched_tokens_while_decoding,
         )
-        runner = ModelRunner(self.model, kv, rows, sampler, captured)
+        runner = self.runner(limits, graphs)
         return EngineCore(Scheduler(limits), wrap_runner(runner), look_ahead, grammars)
+
+    def runner(self, limits: SchedulerConfig, graphs: type[StepGraphs] | None) -> ModelRunner:
+        """A runner with memory of its own."""
+        num_rows = limits.max_num_seqs + 1
+        kv = KVTensors(self.model, limits.num_blocks, limits.block_size, self.dtype, self.device)
+        rows = Rows(num_rows, limits.max_model_len, limits.block_size, self.device)
+        sampler = Sampler(self.kernels, self.model.vocab_size, num_rows, self.device)
+        captured = graphs and graphs(
+            self.model,
+            self.kernels,
+            kv,
+            rows,
+            sampler,
+            StepShapes(limits.max_num_seqs, limits.max_num_batched_tokens),
+            limits.max_num_seqs,
+            limits.max_model_len,
+        )
+        return ModelRunner(self.model, kv, rows, sampler, captured)
 
     def generate(
         self, prompts: Sequence[list[int]], params: SamplingParams, core: EngineCore

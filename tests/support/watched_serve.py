@@ -31,9 +31,9 @@ async def _tell(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
 def _add_door(path: str) -> None:
     run = Lifecycle.run
 
-    async def run_with_door(lifecycle: Lifecycle, listener: socket.socket) -> int:
+    async def run_with_door(lifecycle: Lifecycle, *sockets: socket.socket) -> int:
         async with await asyncio.start_unix_server(_tell, path):
-            return await run(lifecycle, listener)
+            return await run(lifecycle, *sockets)
 
     Lifecycle.run = run_with_door  # type: ignore[method-assign]
 

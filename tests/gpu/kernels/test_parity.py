@@ -67,6 +67,18 @@ LARGE: dict[str, kernel_parity.Run] = {
         for name, batch in kernel_parity.SAMPLING_BATCHES.items()
         for vocab_size, num_rows in [(128256, 64), (262144, 5)]
     },
+    **{
+        f"products-{rows}x{inputs}x{outputs}": partial(
+            kernel_parity.products, num_inputs=inputs, num_outputs=outputs, num_rows=rows
+        )
+        for inputs, outputs, rows in [
+            (4096, 6144, 600), (14336, 4096, 300), (4096, 28672, 130), (1000, 777, 301)
+        ]
+    },
+    "chunks-8b": partial(kernel_parity.attention_in_chunks, length=3000, head_dim=128),
+    "chunks-gemma": partial(
+        kernel_parity.attention_in_chunks, length=1500, head_dim=256, window=512
+    ),
     "noise-128256": partial(kernel_parity.noise, num_rows=64, vocab_size=128256),
 }  # fmt: skip
 

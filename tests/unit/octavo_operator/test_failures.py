@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -48,6 +49,18 @@ def test_response(
     assert type(found) is error
     assert found.retry_after_s == retry_after_s
     assert str(found) == f"GET /x: HTTP {status}: the reason"
+
+
+def test_manifest_that_fits_no_schema_is_rejected_whatever_the_code() -> None:
+    """What Kubernetes 1.36 answers to server-side apply with a field that does not exist."""
+    message = (
+        "failed to create typed patch object (models/chat; apps/v1, Kind=Deployment): "
+        ".spec.template.spec.nodeSelectr: field not declared in schema"
+    )
+    body = json.dumps({"kind": "Status", "message": message, "code": 500}).encode()
+    found = response_error("PATCH /x", 500, {}, body)
+    assert type(found) is RejectedError
+    assert "nodeSelectr" in str(found)
 
 
 def test_answer_that_is_no_status_is_quoted() -> None:

@@ -68,6 +68,11 @@ class EngineConfig:
     """CPU threads of the engine process; None: all cores it may use."""
     enforce_eager: bool = False
     """Run every step eagerly instead of replaying CUDA graphs; for debugging."""
+    kernel_cache_dir: str | None = None
+    """Where compiled kernels are kept and found (CUDA only); None: where Triton keeps them,
+    ``TRITON_CACHE_DIR`` or a folder in the user's home."""
+    batch_invariant: bool = False
+    """Give a request the same bits whatever else is in the batch, at some cost of speed."""
     log_format: str = "text"
     """Of the engine process's log lines: text or json."""
     log_level: str = "info"
@@ -140,7 +145,22 @@ class ServerConfig:
     served_model_names: tuple[str, ...] = ()
     """Names clients may use; the first is the one answers carry. Empty: the model as given."""
     api_keys: tuple[str, ...] = ()
-    """Accepted bearer tokens; empty: no key is asked for."""
+    """Accepted bearer tokens; with no file either, none is asked for."""
+    admin_keys: tuple[str, ...] = ()
+    """Bearer tokens that open the routes of administrators, too."""
+    api_key_files: tuple[str, ...] = ()
+    """Files of keys, or folders of such files; read again when they change."""
+    admin_port: int | None = None
+    """Port of the routes of administrators; None: they are on the main one."""
+    admin_host: str = "127.0.0.1"
+    """Address of that port. Another one opens it to whoever reaches it and, where there is an
+    admin key, has that."""
+    metrics_on_admin_port: bool = False
+    """Whether /metrics is on the admin port only."""
+    trust_request_chat_template: bool = False
+    """Whether a request may bring a chat template of its own."""
+    log_prompts: bool = False
+    """Whether prompts, and messages of unexpected errors, which may quote them, are logged."""
     chat_template: str | None = None
     """A file that replaces the model's own chat template."""
     shutdown_timeout_s: float = 30.0

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import traceback
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 import msgspec
@@ -17,14 +19,22 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def configure_logging(
-    log_format: str = "text", level: str = "info", stream: TextIO | None = None
+    log_format: str = "text",
+    level: str = "info",
+    stream: TextIO | None = None,
+    *,
+    withholds_messages: bool = False,
 ) -> None:
     """Send all log lines of this process to ``stream`` (standard error), in one format.
+
+    ``withholds_messages``: of exceptions that are not ours tell the kind and the place only, since
+    what they say may quote a request. For a process that holds prompts.
 
     uvicorn's own lines join in from warnings up: what it says at the info level, we say better.
     """
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
-    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    kind = JsonFormatter if log_format == "json" else TextFormatter
+    handler.setFormatter(kind(withholds_messages))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -39,7 +49,18 @@ def log_event(
         logger.log(level, event, extra={"fields": fields})
 
 
-class TextFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    def __init__(self, withholds_messages: bool = False) -> None:
+        super().__init__()
+        self._withholds_messages = withholds_messages
+
+    def formatException(self, ei: Any) -> str:
+        if not self._withholds_messages:
+            return super().formatException(ei)
+        return "".join(_without_messages(ei[1])).rstrip()
+
+
+class TextFormatter(_Formatter):
     """``12:03:04.250 INFO model ready seconds=1.9``."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -54,7 +75,7 @@ class TextFormatter(logging.Formatter):
         return line
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(_Formatter):
     """One object a line: time (seconds since 1970), level, logger, event, then the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -68,6 +89,23 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return msgspec.json.encode(entry, enc_hook=str).decode()
+
+
+def _without_messages(error: BaseException | None) -> Iterator[str]:
+    """A traceback, causes first, that names what was raised where, and nothing it says."""
+    seen: set[int] = set()
+    chain: list[BaseException] = []
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        chain.append(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    for each in reversed(chain):
+        yield "Traceback (most recent call last):\n"
+        yield from traceback.format_tb(each.__traceback__)
+        yield f"{type(each).__qualname__} (what it says is withheld; --log-prompts shows it)\n"
+        if isinstance(each, BaseExceptionGroup):
+            for inner in each.exceptions:
+                yield from _without_messages(inner)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

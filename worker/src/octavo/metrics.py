@@ -19,7 +19,12 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from octavo.outputs import STEP_TOKEN_BUCKETS, EngineStats, RequestTimings
+from octavo.outputs import (
+    SCHEDULER_STEP_BUCKETS,
+    STEP_TOKEN_BUCKETS,
+    EngineStats,
+    RequestTimings,
+)
 
 # fmt: off
 _TTFT_BUCKETS = (
@@ -37,15 +42,6 @@ _REQUEST_BUCKETS = (
 # fmt: on
 _N_BUCKETS = (1, 2, 5, 10, 20)
 _VLLM_REASONS = ("stop", "length", "abort", "error")
-ENDINGS = ("finished", "deadline", "aborted", "refused", "failed")
-"""Every request ends in exactly one of these."""
-_ENDING_OF = {
-    "stop": "finished",
-    "length": "finished",
-    "deadline": "deadline",
-    "abort": "aborted",
-    "error": "failed",
-}
 Labels = Mapping[str, str]
 
 
@@ -175,8 +171,7 @@ class ServerMetrics:
         )
         self.n_asked = Histogram("vllm:request_params_n", "n asked for.", _N_BUCKETS)
         self._reasons = dict.fromkeys(_VLLM_REASONS, 0)
-        self._ends = dict.fromkeys(ENDINGS, 0)
-        self._refusals: dict[str, int] = {}
+        self._num_deadlines = 0
         self.num_disconnects = 0
 
     def start_choice(self, arrived_s: float) -> ChoiceRecord:
@@ -185,13 +180,8 @@ class ServerMetrics:
 
     def count_end(self, reason: str) -> None:
         """A choice ended for a :class:`octavo.request.FinishReason`."""
-        self._ends[_ENDING_OF[reason]] += 1
+        self._num_deadlines += reason == "deadline"
         self._reasons[reason if reason in self._reasons else "abort"] += 1
-
-    def count_refusal(self, code: str) -> None:
-        """A request was refused before it ran; ``code`` is the error's."""
-        self._ends["refused"] += 1
-        self._refusals[code] = self._refusals.get(code, 0) + 1
 
     def collect(self, stats: EngineStats) -> Iterator[Metric]:
         """Everything, with the engine's part as ``stats`` has it."""
@@ -207,19 +197,12 @@ class ServerMetrics:
         for histogram in vars(self).values():
             if isinstance(histogram, Histogram):
                 yield histogram.family(self._labels)
-        yield _by_label(
-            "octavo_requests_ended",
-            "Requests by how they ended.",
+        yield _one(
+            CounterMetricFamily,
+            "octavo_choices_cut_by_deadline",
+            "Choices whose time was up, with or without tokens.",
             self._labels,
-            "reason",
-            self._ends,
-        )
-        yield _by_label(
-            "octavo_requests_refused",
-            "Requests refused, by the code of the error.",
-            self._labels,
-            "code",
-            self._refusals,
+            self._num_deadlines,
         )
         yield _one(
             CounterMetricFamily,
@@ -239,6 +222,11 @@ def _gauges(stats: EngineStats, labels: Labels) -> Iterator[Metric]:
     for name, documentation, value in (
         ("vllm:num_requests_running", "Requests in the batch.", stats.num_running),
         ("vllm:num_requests_waiting", "Requests waiting.", stats.num_waiting),
+        (
+            "octavo_waiting_prompt_tokens",
+            "Prompt tokens of waiting requests.",
+            stats.num_waiting_tokens,
+        ),
         ("vllm:kv_cache_usage_perc", "Share of the KV cache in use; 1 is all of it.", usage),
         (
             "octavo_last_progress_age_seconds",
@@ -252,7 +240,7 @@ def _gauges(stats: EngineStats, labels: Labels) -> Iterator[Metric]:
         "Requests waiting, by reason.",
         labels,
         "reason",
-        {"capacity": stats.num_waiting, "deferred": 0},
+        {"capacity": stats.num_waiting - stats.num_deferred, "deferred": stats.num_deferred},
         GaugeMetricFamily,
     )
     free = stats.num_blocks - stats.num_owned_blocks - stats.num_cached_blocks
@@ -298,6 +286,29 @@ def _counters(stats: EngineStats, labels: Labels) -> Iterator[Metric]:
         counts,
         stats.step_token_sum,
     )
+    yield _histogram(
+        "octavo_scheduler_step_seconds",
+        "Time spent on deciding, by engine step.",
+        labels,
+        SCHEDULER_STEP_BUCKETS,
+        stats.scheduler_step_counts or [0] * (len(SCHEDULER_STEP_BUCKETS) + 1),
+        stats.scheduler_seconds,
+    )
+
+
+def request_outcomes(
+    outcomes: Mapping[str, int], refusals: Mapping[str, int], num_open: int, labels: Labels
+) -> Iterator[Metric]:
+    """How requests ended, each counted once, and how many have not yet."""
+    yield _by_label("octavo_requests", "Requests by how they ended.", labels, "outcome", outcomes)
+    yield _by_label(
+        "octavo_requests_refused",
+        "Requests refused, by the code of the error.",
+        labels,
+        "code",
+        refusals,
+    )
+    yield _one(GaugeMetricFamily, "octavo_requests_open", "Requests under way.", labels, num_open)
 
 
 def info_gauge(name: str, documentation: str, facts: Labels) -> Metric:
@@ -307,9 +318,11 @@ def info_gauge(name: str, documentation: str, facts: Labels) -> Metric:
     return family
 
 
-def startup_seconds(phases: Mapping[str, float], labels: Labels) -> Metric:
-    """How long each phase of loading took."""
-    return _by_label(
+def startup_seconds(
+    phases: Mapping[str, float], ready_s: float | None, labels: Labels
+) -> Iterator[Metric]:
+    """How long each phase of loading took, and all of it from the process's start."""
+    yield _by_label(
         "octavo_startup_phase_seconds",
         "Duration of each phase of loading.",
         labels,
@@ -317,6 +330,14 @@ def startup_seconds(phases: Mapping[str, float], labels: Labels) -> Metric:
         phases,
         GaugeMetricFamily,
     )
+    if ready_s is not None:
+        yield _one(
+            GaugeMetricFamily,
+            "octavo_startup_seconds",
+            "From process start until requests were taken.",
+            labels,
+            ready_s,
+        )
 
 
 class MetricsPage:

@@ -20,8 +20,9 @@ def configure_kopf(target: kopf.OperatorSettings, settings: OperatorSettings) ->
     target.networking.connect_timeout = 10.0
     target.networking.error_backoffs = (1, 2, 4, 8, 15, 30)
     target.networking.enforce_retry_after = True
-    # The server ends a watch before a load balancer forgets it.
-    target.watching.server_timeout = 290.0
+    # The server ends a watch before a load balancer forgets it. An integer: kopf writes it into the
+    # URL as it is, and an API server refuses "290.0".
+    target.watching.server_timeout = 290
     target.watching.client_timeout = 320.0
     target.watching.connect_timeout = 10.0
     target.watching.reconnect_backoff = 1.0

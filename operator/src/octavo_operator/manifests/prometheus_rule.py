@@ -66,9 +66,9 @@ def _alerts(service: InferenceService) -> tuple[_Alert, ...]:
             "critical",
             "2m",
             f"octavo_last_progress_age_seconds{{{worker}}} > {STALLED_S}\n"
-            f'or (sum by (pod) (rate(octavo_requests_ended_total{{{worker},reason="failed"}}[5m]))'
+            f'or (sum by (pod) (rate(octavo_requests_total{{{worker},outcome="failed"}}[5m]))'
             f" > 0 unless sum by (pod) "
-            f'(rate(octavo_requests_ended_total{{{worker},reason="finished"}}[5m])) > 0)',
+            f'(rate(octavo_requests_total{{{worker},outcome="finished"}}[5m])) > 0)',
             "A pod is up but answers nothing",
             f"Pod {{{{ $labels.pod }}}} of {service.name} is up, yet has made no step for "
             f"{STALLED_S} s while requests wait, or fails every request.",

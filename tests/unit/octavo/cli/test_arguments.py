@@ -13,6 +13,7 @@ from octavo.cli.parser import parse_arguments
 from octavo.cli.values import count, count_or_auto
 from octavo.config import EngineConfig, ServerConfig
 from octavo.errors import ConfigError
+from octavo.server.keys import KeyRing
 
 
 def parse(*arguments: str) -> argparse.Namespace:
@@ -121,7 +122,31 @@ def test_keys_come_from_flags_environment_files_and_folders(tmp_path: Path) -> N
     (folder / "a").write_text("key-5")
     parsed = parse("--api-key", "key-1", "key-1", "--api-key-file", str(file), str(folder))
     config = server_config(parsed, {"OCTAVO_API_KEY": "key-2"})
-    assert config.api_keys == ("key-1", "key-2", "key-3", "key-4", "key-5", "key-6")
+    assert config.api_keys == ("key-1", "key-2")
+    assert config.api_key_files == (str(file), str(folder))
+    keys = KeyRing(config.api_keys, config.admin_keys, config.api_key_files)
+    assert all(keys.find(f"key-{number}".encode()) for number in range(1, 7))
+    assert keys.find(b"not-a-key") is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--admin-port", "70000"], "--admin-port is 70000"),
+        (["--metrics-on-admin-port"], "needs an --admin-port"),
+    ],
+)
+def test_admin_flags_that_make_no_sense_are_refused(flags: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        server_config(parse(*flags), {})
+
+
+def test_admin_settings_reach_the_server() -> None:
+    flags = ["--admin-port", "9000", "--admin-host", "0.0.0.0", "--metrics-on-admin-port"]
+    config = server_config(parse(*flags), {"OCTAVO_ADMIN_KEY": "root"})
+    assert (config.admin_port, config.admin_host) == (9000, "0.0.0.0")
+    assert config.metrics_on_admin_port
+    assert config.admin_keys == ("root",)
 
 
 def test_key_file_without_a_key_does_not_open_the_door(tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ module_loop = pytest.mark.asyncio(loop_scope="module")
 async def test_it_generates_what_it_is_asked(engine: AsyncEngine) -> None:
     assert engine.info is not None
     assert (engine.info.max_model_len, engine.info.vocab_size) == (128, 272)
-    assert set(engine.progress().finished) == {"files", "weights", "kv_cache", "warmup"}
+    progress = engine.progress()
+    assert list(progress.finished) == ["import", "files", "weights", "kv_cache", "warmup"]
+    assert progress.ready_s is not None
     params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
     first = await collect(engine.generate("hello", params, request_id="a"))
     again = await collect(engine.generate(list(b"hello"), params, request_id="b"))

@@ -47,8 +47,8 @@ async def test_disconnect_aborts(stream: bool, is_queued: bool, prompt: Any) -> 
         assert "octavo_client_disconnects_total{" in page
         line = next(x for x in page.splitlines() if x.startswith("octavo_client_disconnects_total"))
         assert line.endswith(" 1.0")
-        labels = 'engine="0",model_name="toy/bytes",reason="aborted"'
-        assert f"octavo_requests_ended_total{{{labels}}} {num_prompts}.0" in page
+        labels = 'engine="0",model_name="toy/bytes",outcome="aborted"'
+        assert f"octavo_requests_total{{{labels}}} 1.0" in page
         assert (await client.post("/v1/completions", json=BODY)).status_code == 200
 
 

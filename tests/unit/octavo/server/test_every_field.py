@@ -147,6 +147,7 @@ BOTH: dict[str, Row] = {
     "add_special_tokens": Works(True, lambda seen: seen.prompt[0] == EOS),
     "priority": extra("priority", 3),
     "cache_salt": extra("cache_salt", "tenant"),
+    "timeout": Works(60.0, lambda seen: 0 < (seen.extras["timeout_s"] or 0) <= 60.0),
     "request_id": Works("mine", lambda seen: seen.answer["id"].endswith("-mine")),
     "return_token_ids": Works(True, lambda seen: len(seen.choice.get("token_ids", ())) == 6),
     "return_tokens_as_token_ids": Works(

@@ -191,7 +191,7 @@ HAS_A_TEST_ABOVE = {"input", "instructions", "include", "top_logprobs", "stream"
 HAS_A_TEST_ABOVE |= {"request_id"}
 UNUSED = {"user": "x", "safety_identifier": "x", "prompt_cache_key": "x"}
 UNUSED |= {"spaces_between_special_tokens": False}
-OTHERS = {"model", "priority", "cache_salt", "reasoning", "chat_template_kwargs"}
+OTHERS = {"model", "priority", "timeout", "cache_salt", "reasoning", "chat_template_kwargs"}
 
 
 def test_no_field_is_without_a_test() -> None:
@@ -235,6 +235,7 @@ async def test_other_fields_do_what_they_say(client: httpx.AsyncClient, engine: 
             model="toy/bytes",
             priority=3,
             cache_salt="t",
+            timeout=60,
             reasoning={"effort": "low"},
             chat_template_kwargs={"enable_thinking": True},
             **UNUSED,
@@ -242,6 +243,7 @@ async def test_other_fields_do_what_they_say(client: httpx.AsyncClient, engine: 
     ).json()
     assert answer["output"][0]["content"][0]["text"] == plain
     assert (engine.seen[-1][2]["priority"], engine.seen[-1][2]["cache_salt"]) == (3, "t")
+    assert 0 < (engine.seen[-1][2]["timeout_s"] or 0) <= 60
     assert engine.template_kwargs["reasoning_effort"] == "low"
     assert engine.template_kwargs["enable_thinking"] is True
     assert answer["reasoning"]["effort"] == "low"

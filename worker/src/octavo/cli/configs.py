@@ -8,9 +8,10 @@ from pathlib import Path
 
 from octavo.config import EngineConfig, ServerConfig
 from octavo.errors import ConfigError
+from octavo.server.keys import KeyRing
 
 API_KEY_VARIABLE = "OCTAVO_API_KEY"
-_MAX_KEY_FILE_BYTES = 1024 * 1024
+ADMIN_KEY_VARIABLE = "OCTAVO_ADMIN_KEY"
 _SAME_NAMES = (
     "model",
     "revision",
@@ -33,6 +34,8 @@ _SAME_NAMES = (
     "seed",
     "num_threads",
     "enforce_eager",
+    "kernel_cache_dir",
+    "batch_invariant",
     "log_format",
     "log_level",
 )
@@ -55,6 +58,12 @@ def server_config(parsed: argparse.Namespace, environment: Mapping[str, str]) ->
     """Raises ConfigError for values that cannot be served."""
     if not 0 <= parsed.port <= 65535:
         raise ConfigError(f"--port is {parsed.port}; ports go from 0 (any free one) to 65535.")
+    if parsed.admin_port is not None and not 0 <= parsed.admin_port <= 65535:
+        raise ConfigError(
+            f"--admin-port is {parsed.admin_port}; ports go from 0 (any free one) to 65535."
+        )
+    if parsed.metrics_on_admin_port and parsed.admin_port is None:
+        raise ConfigError("--metrics-on-admin-port needs an --admin-port; give one.")
     for flag in ("shutdown_timeout", "shutdown_delay"):
         if not getattr(parsed, flag) >= 0:
             raise ConfigError(
@@ -70,6 +79,13 @@ def server_config(parsed: argparse.Namespace, environment: Mapping[str, str]) ->
         port=parsed.port,
         served_model_names=tuple(parsed.served_model_name),
         api_keys=_api_keys(parsed, environment),
+        admin_keys=_given(environment, ADMIN_KEY_VARIABLE),
+        api_key_files=_key_files(parsed),
+        admin_port=parsed.admin_port,
+        admin_host=parsed.admin_host,
+        metrics_on_admin_port=parsed.metrics_on_admin_port,
+        trust_request_chat_template=parsed.trust_request_chat_template,
+        log_prompts=parsed.log_prompts,
         chat_template=parsed.chat_template,
         shutdown_timeout_s=parsed.shutdown_timeout,
         shutdown_delay_s=parsed.shutdown_delay,
@@ -96,43 +112,22 @@ def _load_format(parsed: argparse.Namespace) -> str:
 
 
 def _api_keys(parsed: argparse.Namespace, environment: Mapping[str, str]) -> tuple[str, ...]:
-    keys = list(parsed.api_key)
-    if environment.get(API_KEY_VARIABLE):
-        keys.append(environment[API_KEY_VARIABLE])
-    for path in parsed.api_key_file:
-        keys += _keys_in(Path(path))
-    for key in keys:
+    keys = tuple(dict.fromkeys([*parsed.api_key, *_given(environment, API_KEY_VARIABLE)]))
+    for key in (*keys, *_given(environment, ADMIN_KEY_VARIABLE)):
         if not key or not key.isascii() or not key.isprintable() or " " in key:
             raise ConfigError(
                 "An API key is empty or holds a space or a character that HTTP headers cannot "
                 "carry; use printable ASCII characters."
             )
-    return tuple(dict.fromkeys(keys))
-
-
-def _keys_in(path: Path) -> list[str]:
-    """Keys of one file, or of all files in a folder (as a Kubernetes Secret is mounted).
-
-    No key in it is an error: whoever names a file means to lock the door.
-    """
-    try:
-        files = _visible_files(path) if path.is_dir() else [path]
-        keys = [key for file in files for key in _keys_of_file(file)]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ConfigError(f"--api-key-file {path} cannot be read: {reason}.") from None
-    if not keys:
-        raise ConfigError(f"--api-key-file {path} holds no key; write one a line.")
     return keys
 
 
-def _visible_files(folder: Path) -> list[Path]:
-    """Without the dot-files among which Kubernetes keeps the versions of a Secret."""
-    return sorted(file for file in folder.iterdir() if file.name[0] != "." and file.is_file())
+def _given(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
+    return (environment[name],) if environment.get(name) else ()
 
 
-def _keys_of_file(path: Path) -> list[str]:
-    if path.stat().st_size > _MAX_KEY_FILE_BYTES:
-        raise ConfigError(f"--api-key-file {path} is larger than 1 MiB; list keys only.")
-    lines = (line.strip() for line in path.read_text("utf-8").splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+def _key_files(parsed: argparse.Namespace) -> tuple[str, ...]:
+    """The paths, once it is known that they can be read and hold keys."""
+    paths = tuple(parsed.api_key_file)
+    KeyRing(paths=paths)
+    return paths

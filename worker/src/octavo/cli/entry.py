@@ -41,6 +41,10 @@ def _run(parsed: argparse.Namespace) -> int:
             from octavo.cli import fetch
 
             return fetch.run(parsed)
+        case "warm-kernels":
+            from octavo.cli import warm_kernels
+
+            return warm_kernels.run(parsed)
         case _:
             print(f"octavo {__version__}")
             return 0

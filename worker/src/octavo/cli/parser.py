@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_serve_flags(serve)
     _add_chat(commands)
     _add_fetch(commands)
+    _add_warm_kernels(commands)
     commands.add_parser("version", help="print the version", allow_abbrev=False)
     return parser
 
@@ -114,3 +115,22 @@ def _add_fetch(commands: _Commands[argparse.ArgumentParser]) -> None:
     )
     fetch.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     add_source_flags(fetch)
+
+
+def _add_warm_kernels(commands: _Commands[argparse.ArgumentParser]) -> None:
+    warm = commands.add_parser(
+        "warm-kernels",
+        help="compile a model's GPU kernels ahead, with or without a GPU",
+        description="Compile the GPU kernels that a model will run, into --kernel-cache-dir: in "
+        "an image or a volume, so that a server on a fresh machine need not. Takes the flags of "
+        "serve; of the model only the configuration is fetched.",
+        allow_abbrev=False,
+    )
+    add_serve_flags(warm)
+    warm.add_argument(
+        "--compute-capability",
+        default="9.0",
+        metavar="X.Y",
+        help="the card's: 9.0 for an H100 or H200, 8.9 for an L4, 8.0 for an A100 "
+        "(default: %(default)s)",
+    )

@@ -14,9 +14,12 @@ _logger = logging.getLogger("octavo.serve")
 _BAR_WIDTH = 24
 _ERASE_LINE = "\r\x1b[K"
 _DESCRIPTIONS = {
+    "import": "Starting",
     "files": "Finding files",
     "weights": "Loading weights",
+    "kernels": "Preparing kernels",
     "kv_cache": "Reserving the KV cache",
+    "graphs": "Capturing steps",
     "warmup": "Warming up",
 }
 

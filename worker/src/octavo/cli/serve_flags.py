@@ -14,8 +14,8 @@ from octavo.logs import LOG_FORMATS, LOG_LEVELS
 
 QUANTIZATIONS = ("auto", "none", "gguf")
 MODEL_HELP = (
-    "a folder with config.json, a .gguf file, ORG/NAME on the Hugging Face hub, or demo://NAME "
-    "for a small model to try things with (demo://smollm2-135m-instruct)"
+    "a folder with config.json, a .gguf file, ORG/NAME on the Hugging Face hub, s3://BUCKET/PREFIX "
+    "or demo://NAME for a small model to try things with (demo://smollm2-135m-instruct)"
 )
 _ENGINE = EngineConfig(model="")
 _SERVER = ServerConfig()
@@ -130,7 +130,33 @@ def _add_http_flags(group: argparse._ActionsContainer) -> None:
         action="extend",
         default=[],
         metavar="PATH",
-        help="files with one key a line, or folders of such files",
+        help="files with one key a line, or folders of such files; options such as name=TEAM, "
+        "max-running=N, tokens-per-minute=N or admin may follow a key; read again on change",
+    )
+    group.add_argument(
+        "--admin-port",
+        type=int,
+        metavar="PORT",
+        help="port for /v1/requests, cancelling and adapters; 0: any free one (default: they are "
+        "on the main port, behind the key in the environment variable OCTAVO_ADMIN_KEY or one "
+        "marked admin, and for this machine only where there is none)",
+    )
+    group.add_argument(
+        "--admin-host",
+        default=_SERVER.admin_host,
+        metavar="HOST",
+        help="address of the admin port; any other than this machine's own opens it to whoever "
+        "can reach it, so set an admin key (default: %(default)s)",
+    )
+    group.add_argument(
+        "--metrics-on-admin-port",
+        action="store_true",
+        help="serve /metrics on the admin port only (default: on both)",
+    )
+    group.add_argument(
+        "--trust-request-chat-template",
+        action="store_true",
+        help="let requests bring a chat template of their own (default: refused)",
     )
     group.add_argument(
         "--shutdown-timeout",
@@ -253,6 +279,17 @@ def _add_device_flags(group: argparse._ActionsContainer) -> None:
         help="run every step eagerly instead of replaying CUDA graphs, for debugging",
     )
     group.add_argument(
+        "--kernel-cache-dir",
+        metavar="DIR",
+        help="where compiled kernels are kept and found (default: $TRITON_CACHE_DIR, or a folder "
+        "in the user's home)",
+    )
+    group.add_argument(
+        "--batch-invariant",
+        action="store_true",
+        help="give a request the same bits whatever else is computed with it; slower",
+    )
+    group.add_argument(
         "--kernels",
         choices=KERNELS,
         default="auto",
@@ -275,4 +312,10 @@ def _add_log_flags(group: argparse._ActionsContainer) -> None:
         action=argparse.BooleanOptionalAction,
         default=_SERVER.log_requests,
         help="log a line a request, never its prompt or answer (default: off)",
+    )
+    group.add_argument(
+        "--log-prompts",
+        action="store_true",
+        help="log the body of every request, and what unexpected errors say, which may quote it; "
+        "for debugging (default: off)",
     )

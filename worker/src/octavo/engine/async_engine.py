@@ -45,6 +45,7 @@ from octavo.engine.messages import (
     frame,
 )
 from octavo.engine.open_generation import OpenGeneration
+from octavo.engine.process_age import seconds_since_process_start
 from octavo.engine.text import ChoiceText
 from octavo.engine.watchdog import TICK_S, Watchdog
 from octavo.errors import (
@@ -80,6 +81,7 @@ class AsyncEngine:
         self.chat_template: ChatTemplate | None = None
         self._phase = PhaseStarted("")
         self._finished_phases: dict[str, float] = {}
+        self._ready_s: float | None = None
         self._info: ModelInfo | None = None
         self._intake: Intake | None = None
         self._stats = EngineStats()
@@ -109,7 +111,11 @@ class AsyncEngine:
     def progress(self) -> LoadProgress:
         """How far loading is, now."""
         return LoadProgress(
-            self._phase.name, self._phase.detail, self._phase.fraction, dict(self._finished_phases)
+            self._phase.name,
+            self._phase.detail,
+            self._phase.fraction,
+            dict(self._finished_phases),
+            self._ready_s,
         )
 
     async def start(self) -> None:
@@ -409,6 +415,7 @@ class AsyncEngine:
         self._intake = Intake(info, self._config.seed, self.tokenizer)
         if self.state is EngineState.LOADING:
             self.state = EngineState.READY
+            self._ready_s = seconds_since_process_start()
             self._ready.set_result(None)
         elif not self._ready.done():
             self._ready.set_exception(EngineDeadError(_UNREADY[self.state]))

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ import torch
 
 from octavo.batch import BatchPlan, RowAdmission
 from octavo.config import EngineConfig, SchedulerConfig
+from octavo.engine.compiler_process import CompilerProcess, CompileTask, use_kernel_cache
 from octavo.engine.core import EngineCore
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import FilesFound, FromEngine, PhaseFinished, PhaseStarted
@@ -29,6 +30,7 @@ from octavo.loading.checkpoint import Checkpoint, open_checkpoint
 from octavo.models import registry
 from octavo.models.family import ModelFamily
 from octavo.models.interface import CausalLM
+from octavo.runner.card_memory import CardMemory, CudaMemory, explained_shortage
 from octavo.runner.cgroup import num_usable_cpus
 from octavo.runner.cuda_graphs import StepGraphs
 from octavo.runner.kv_tensors import KVTensors
@@ -36,6 +38,7 @@ from octavo.runner.memory import kv_budget
 from octavo.runner.model_runner import ModelRunner
 from octavo.runner.rows import Rows
 from octavo.runner.step_shapes import StepShapes
+from octavo.runner.trial_steps import CardUse, try_steps
 from octavo.sampling.sampler import Sampler
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
@@ -45,9 +48,11 @@ from octavo.tokenization.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
+_NUM_GRAPHS_AT_START = 6
+"""One decode and one short prompt, for each kind of draw."""
 Report = Callable[[FromEngine], None]
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-_DTYPES = {
+DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -85,6 +90,7 @@ def build_engine(
     phases = _Phases(report or (lambda message: None))
     device = _resolve_device(config)
     _set_threads(config, device)
+    use_kernel_cache(config)
     with phases("files", config.model):
         checkpoint = open_checkpoint(
             config.model,
@@ -96,18 +102,38 @@ def build_engine(
         )
         family = registry.resolve(checkpoint.hf_config)
     phases.tell(FilesFound(None if config.skip_tokenizer_init else checkpoint.tokenizer_path))
-    dtype = _resolve_dtype(config, checkpoint, device)
-    kernels = select_kernels(device, config.kernels)
-    max_model_len = _resolve_max_model_len(config, family)
-    with phases("weights", f"{config.model} as {dtype} on {device}"):
+    dtype = resolve_dtype(config, checkpoint, device)
+    max_model_len = resolve_max_model_len(config, family)
+    compiler = CompilerProcess(
+        _compile_task(config, checkpoint, dtype, max_model_len) if device.type == "cuda" else None
+    )
+    kernels = select_kernels(device, config.kernels, config.batch_invariant)
+    card = CudaMemory(device) if device.type == "cuda" else None
+    with (
+        phases("weights", f"{config.model} as {dtype} on {device}"),
+        explained_shortage(card, "the model's weights", "serve a smaller or a packed model"),
+    ):
         model = _load_model(family, checkpoint, kernels, dtype, device, max_model_len)
     # On the CPU activations, and so keys and values, are float32 whatever the weights' dtype.
     kv_dtype = torch.float32 if device.type == "cpu" else dtype
-    limits = _resolve_limits(config, model, kv_dtype, device, max_model_len)
-    with phases("kv_cache", f"{limits.num_blocks} blocks of {limits.block_size} tokens"):
-        use_graphs = device.type == "cuda" and not config.enforce_eager
-        runner = _make_runner(model, kernels, limits, kv_dtype, device, use_graphs)
-    with phases("warmup"):
+    limits = step_limits(config, device, max_model_len)
+    use_graphs = device.type == "cuda" and not config.enforce_eager
+
+    def runner_of(limits: SchedulerConfig) -> ModelRunner:
+        return make_runner(model, kernels, limits, kv_dtype, device, use_graphs)
+
+    use = None
+    if card is not None:
+        with phases("kernels", f"steps of {limits.max_num_batched_tokens} tokens"):
+            compiler.wait()
+            use = try_steps(lambda: runner_of(limits), limits, card)
+    limits = _with_kv_cache(limits, config, model, kv_dtype, card, use)
+    with (
+        phases("kv_cache", f"{limits.num_blocks} blocks of {limits.block_size} tokens"),
+        explained_shortage(card, "the KV cache", "lower --gpu-memory-utilization"),
+    ):
+        runner = runner_of(limits)
+    with phases("graphs" if use_graphs else "warmup"):
         started_s = time.perf_counter()
         _warm_up(runner, limits, device)
         warm_up_s = time.perf_counter() - started_s
@@ -155,18 +181,20 @@ def _set_threads(config: EngineConfig, device: torch.device) -> None:
         torch.set_num_threads(num_usable_cpus())
 
 
-def _resolve_dtype(
+def resolve_dtype(
     config: EngineConfig, checkpoint: Checkpoint, device: torch.device
 ) -> torch.dtype:
+    """How dense weights are stored on a device."""
     if config.dtype != "auto":
-        return _DTYPES[config.dtype]
+        return DTYPES[config.dtype]
     if device.type == "cpu":
         return torch.float32
     # float32 checkpoints are training artefacts: served in bfloat16, as everywhere.
     return torch.bfloat16 if checkpoint.dtype is torch.float32 else checkpoint.dtype
 
 
-def _resolve_max_model_len(config: EngineConfig, family: ModelFamily) -> int:
+def resolve_max_model_len(config: EngineConfig, family: ModelFamily) -> int:
+    """Most tokens of a request, as far as the model goes. Raises ConfigError past that."""
     longest = family.config.context_len
     if config.max_model_len == 1:
         raise ConfigError(
@@ -183,6 +211,17 @@ def _resolve_max_model_len(config: EngineConfig, family: ModelFamily) -> int:
     return config.max_model_len
 
 
+def _compile_task(
+    config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, max_model_len: int
+) -> CompileTask | None:
+    """What this card needs compiled; None where it runs none of Triton's programs."""
+    if config.kernels not in ("auto", "triton"):
+        return None
+    name = str(dtype).removeprefix("torch.")
+    capability = torch.cuda.get_device_capability()
+    return CompileTask(config, checkpoint.hf_config, name, max_model_len, capability)
+
+
 def _load_model(
     family: ModelFamily,
     checkpoint: Checkpoint,
@@ -197,24 +236,43 @@ def _load_model(
     return model
 
 
-def _resolve_limits(
+def step_limits(config: EngineConfig, device: torch.device, max_model_len: int) -> SchedulerConfig:
+    """All limits but the cache's: it has one block yet, enough to try steps with."""
+    is_cuda = device.type == "cuda"
+    look_ahead = is_cuda if config.look_ahead is None else config.look_ahead
+    return SchedulerConfig(
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs or (256 if is_cuda else 64),
+        max_num_batched_tokens=config.max_num_batched_tokens or (8192 if is_cuda else 1024),
+        max_num_waiting=config.max_num_waiting,
+        max_queue_tokens=config.max_queue_tokens,
+        block_size=config.block_size,
+        num_blocks=1,
+        enable_prefix_caching=config.enable_prefix_caching,
+        max_tokens_in_flight=int(look_ahead),
+        max_num_batched_tokens_while_decoding=config.max_num_batched_tokens_while_decoding,
+    )
+
+
+def _with_kv_cache(
+    limits: SchedulerConfig,
     config: EngineConfig,
     model: CausalLM,
     kv_dtype: torch.dtype,
-    device: torch.device,
-    max_model_len: int,
+    card: CardMemory | None,
+    use: CardUse | None,
 ) -> SchedulerConfig:
-    is_cuda = device.type == "cuda"
-    max_num_seqs = config.max_num_seqs or (256 if is_cuda else 64)
+    """The limits with the cache's size, and what follows from it and from the steps tried."""
     budget = kv_budget(
         config,
         model,
         dtype=kv_dtype,
-        device=device,
-        max_model_len=max_model_len,
-        max_num_seqs=max_num_seqs,
+        max_model_len=limits.max_model_len,
+        max_num_seqs=limits.max_num_seqs,
+        card=card,
+        use=use,
     )
-    capacity = budget.num_blocks * config.block_size
+    max_model_len, capacity = limits.max_model_len, budget.num_blocks * config.block_size
     if config.max_model_len is None and capacity < max_model_len:
         _log.warning(
             "max_model_len is reduced from %d to %d: the KV cache holds no more. "
@@ -223,24 +281,18 @@ def _resolve_limits(
             capacity,
         )
         max_model_len = capacity
-    look_ahead = is_cuda if config.look_ahead is None else config.look_ahead
-    return SchedulerConfig(
-        max_model_len=max_model_len,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens or (8192 if is_cuda else 1024),
-        max_num_waiting=config.max_num_waiting,
-        max_queue_tokens=config.max_queue_tokens,
-        block_size=config.block_size,
+    while_decoding = limits.max_num_batched_tokens_while_decoding
+    if while_decoding is None and use is not None:
+        while_decoding = use.budget_while_decoding()
+    return replace(
+        limits,
         num_blocks=budget.num_blocks,
-        enable_prefix_caching=config.enable_prefix_caching,
-        max_tokens_in_flight=int(look_ahead),
-        max_num_batched_tokens_while_decoding=(
-            config.max_num_batched_tokens_while_decoding or (2048 if is_cuda else None)
-        ),
+        max_model_len=max_model_len,
+        max_num_batched_tokens_while_decoding=while_decoding,
     )
 
 
-def _make_runner(
+def make_runner(
     model: CausalLM,
     kernels: Kernels,
     limits: SchedulerConfig,
@@ -248,6 +300,7 @@ def _make_runner(
     device: torch.device,
     use_graphs: bool,
 ) -> ModelRunner:
+    """A runner and all its tensors on the device."""
     kv = KVTensors(model, limits.num_blocks, limits.block_size, kv_dtype, device)
     # One row more than requests can have: padding lanes of captured steps run on it.
     num_rows = limits.max_num_seqs + 1
@@ -270,7 +323,8 @@ def _make_runner(
 
 
 def _warm_up(runner: ModelRunner, limits: SchedulerConfig, device: torch.device) -> None:
-    """One small step: first calls pay for lazy set-up that no request should wait for."""
+    """One small step, and the first captured ones: first calls pay for lazy set-up that no
+    request should wait for. The other graphs are captured when the engine is idle."""
     length = min(2, limits.max_model_len - 1)
     admission = RowAdmission(
         row=0,
@@ -287,6 +341,8 @@ def _warm_up(runner: ModelRunner, limits: SchedulerConfig, device: torch.device)
     )
     runner.execute(plan).result()
     runner.execute(BatchPlan(released_rows=[0])).result()
+    for _ in range(_NUM_GRAPHS_AT_START):
+        runner.prepare_next()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

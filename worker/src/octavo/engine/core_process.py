@@ -30,6 +30,8 @@ from octavo.engine.messages import (
     EngineChannel,
     Inspect,
     Inspected,
+    PhaseFinished,
+    PhaseStarted,
     Ready,
     ServerGoneError,
     Shutdown,
@@ -37,6 +39,7 @@ from octavo.engine.messages import (
     Submit,
     ToEngine,
 )
+from octavo.engine.process_age import seconds_since_process_start
 from octavo.engine.step_pace import COMPILATION_LIMIT_S, SHORTEST_LIMIT_S
 from octavo.errors import OctavoError, RequestFailedError
 from octavo.logs import configure_logging
@@ -61,9 +64,11 @@ def main() -> int:
     configure_logging(config.log_format, config.log_level)
     channel = EngineChannel(connection)
     try:
+        channel.send(PhaseStarted("import", "torch"))
         # Not at the top: torch takes seconds, in which signals and the parent's end must count.
         from octavo.engine.build import build_engine
 
+        channel.send(PhaseFinished("import", seconds_since_process_start()))
         engine = build_engine(config, channel.send)
     except ServerGoneError:
         return 0  # the server was stopped while we loaded

@@ -80,12 +80,15 @@ class LoadProgress:
     """How far loading is."""
 
     phase: str = ""
-    """The phase under way (files, weights, kv_cache, warmup); empty: none."""
+    """The phase under way (as :class:`octavo.engine.messages.PhaseStarted` names them); empty:
+    none."""
     detail: str = ""
     fraction: float | None = None
     """Share of the phase that is done, where that is known."""
     finished: Mapping[str, float] = field(default_factory=dict)
     """Phases that ended, in their order, and the seconds each took."""
+    ready_s: float | None = None
+    """From the server process's start until it could serve; None until then."""
 
 
 class TokenReader(Protocol):

@@ -69,7 +69,10 @@ class Shutdown(msgspec.Struct, tag=True, array_like=True):
 
 
 class PhaseStarted(msgspec.Struct, tag=True, array_like=True):
-    """Loading is in a phase (files, weights, kv_cache, warmup); sent again as it moves on."""
+    """Loading is in a phase; sent again as it moves on.
+
+    In order: import, files, weights, kernels (CUDA), kv_cache, graphs (CUDA) or warmup.
+    """
 
     name: str
     detail: str = ""

@@ -15,22 +15,67 @@ from octavo.kernels.interface import Kernels
 
 logger = logging.getLogger(__name__)
 
+_MULTIPROCESSORS = 132
+"""Of a card that is not here: an H100's. No program is compiled for their number."""
 _fallbacks_logged: set[str] = set()
 
 
-def select_kernels(device: torch.device, name: str | None = None) -> Kernels:
+def select_kernels(
+    device: torch.device, name: str | None = None, batch_invariant: bool = False
+) -> Kernels:
     """The kernels of this name, or with None or "auto" the best ones for the device.
+
+    ``batch_invariant``: those whose results for a token have the same bits whatever else is
+    computed with it, in however many steps the tokens before it were computed: slower.
 
     Where the C library of the CPU kernels is missing, "auto" falls back to the reference
     kernels and says so once. Raises :class:`octavo.errors.ConfigError` for an unknown name, a
     device without kernels, or an explicit choice that cannot be had.
     """
+    if batch_invariant:
+        return _select_invariant(device, name)
     if name is None or name == "auto":
         return _select_for(device)
     if name not in KERNELS:
         raise ConfigError(f"kernels '{name}' do not exist: choose one of {', '.join(KERNELS)}")
     kernels = _load(name, device)
     logger.info("Kernels for %s: %s (asked for)", device.type, kernels.name)
+    return kernels
+
+
+def select_absent_kernels(capability: tuple[int, int], batch_invariant: bool) -> Kernels:
+    """Triton's kernels for a card that need not be here, on tensors without memory."""
+    from octavo.kernels.triton import TritonKernels
+    from octavo.kernels.triton.invariant import InvariantTritonKernels
+    from octavo.kernels.triton.launch import Machine
+
+    major = capability[0]
+    device = torch.device("meta")
+    machine = Machine.of(device, _MULTIPROCESSORS, major in (9, 10), can_overlap=major >= 9)
+    return (InvariantTritonKernels if batch_invariant else TritonKernels)(device, machine)
+
+
+def _select_invariant(device: torch.device, name: str | None) -> Kernels:
+    if name is None or name == "auto":
+        name = "triton" if device.type == "cuda" else "cpu"
+    kernels: Kernels
+    try:
+        if name == "cpu":
+            from octavo.kernels.cpu.invariant import InvariantCpuKernels
+
+            kernels = InvariantCpuKernels()
+        elif name == "triton":
+            from octavo.kernels.triton.invariant import InvariantTritonKernels
+
+            kernels = InvariantTritonKernels(device)
+        else:
+            raise ConfigError(
+                f"the {name} kernels have no batch-invariant form: use --kernels cpu or triton, "
+                "or leave --batch-invariant out"
+            )
+    except ImportError as error:
+        raise ConfigError(f"the {name} kernels cannot be used here: {error}") from error
+    logger.info("Kernels for %s: %s, batch-invariant", device.type, kernels.name)
     return kernels
 
 

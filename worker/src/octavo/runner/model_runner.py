@@ -71,6 +71,13 @@ class ModelRunner:
         """
         return self._graphs is not None and self._graphs.prepare_next()
 
+    @torch.inference_mode()
+    def run_covering(self) -> None:
+        """Run on padding alone what needs most memory, and every kernel, of captured steps."""
+        if self._graphs is not None:
+            for shape in self._graphs.shapes.covering():
+                self._graphs.run_padding(shape)
+
     def close(self) -> None:
         """Drop the device's memory; may be called twice."""
         self.__dict__.clear()

@@ -72,9 +72,19 @@ class StepShapes:
         """Of any shape."""
         return self._decodes_beside[-1] + self._prefills[-1]
 
-    def largest(self, kind: DrawKind) -> StepShape:
-        """The shape that needs most memory."""
-        return StepShape(self._decodes_beside[-1], self._prefills[-1], self._tokens[-1], kind)
+    def covering(self) -> list[StepShape]:
+        """Shapes that together need as much memory, and run every kernel, as any others do."""
+        num_decodes, num_prefills = self._decodes_beside[-1], self._prefills[-1]
+        num_tokens = max(self._tokens[-1], num_decodes + 1)
+        # Products of few tokens have kernels of their own for their numbers.
+        shapes = [StepShape(size, 0, size, DrawKind.GREEDY) for size in self._decodes]
+        for kind in _KINDS:
+            shapes += [
+                StepShape(num_decodes, num_prefills, num_tokens, kind),
+                StepShape(num_decodes, num_prefills, num_tokens, kind, shares=True),
+                StepShape(self._decodes[-1], 0, self._decodes[-1], kind),
+            ]
+        return shapes
 
     def shape_for(self, plan: BatchPlan, kind: DrawKind) -> StepShape | None:
         """The shape that serves a plan; None if it is too large for any."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,11 +10,12 @@ from starlette.responses import Response
 from octavo.config import ServerConfig
 from octavo.engine.interface import Engine
 from octavo.errors import OctavoError
-from octavo.server.auth import ApiKeyAuth
+from octavo.server.auth import ApiKeyAuth, admin_only
 from octavo.server.boundary import RequestBoundary
 from octavo.server.context import ServerContext
 from octavo.server.disconnect import ClientGoneError
 from octavo.server.errors import ApiError, translate
+from octavo.server.keys import KeyRing
 from octavo.server.routes import (
     chat,
     completions,
@@ -22,6 +23,7 @@ from octavo.server.routes import (
     health,
     models,
     operations,
+    requests,
     responses,
     tokens,
 )
@@ -33,7 +35,35 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
 
     ``app.state.context`` is the :class:`octavo.server.context.ServerContext` of its routes.
     """
-    context = ServerContext(engine, config)
+    keys = KeyRing(config.api_keys, config.admin_keys, config.api_key_files)
+    context = ServerContext(engine, config, keys)
+    app = _bare_app(context)
+    for module in (chat, completions, responses, embeddings, tokens, models, health):
+        app.include_router(module.build_router(context))
+    has_metrics = config.admin_port is None or not config.metrics_on_admin_port
+    app.include_router(operations.build_router(context, has_metrics=has_metrics))
+    if config.admin_port is None:
+        _include_admin_routes(app, context, is_open_port=False)
+    _surround(app, context, keys)
+    return app
+
+
+def create_admin_app(context: ServerContext) -> FastAPI:
+    """The application of the admin port, beside the one that made ``context``.
+
+    Keys of clients mean nothing here: it takes an admin key, or none where there is none.
+    """
+    app = _bare_app(context)
+    for module in (health, operations):
+        app.include_router(module.build_router(context))
+    host = context.config.admin_host
+    is_open_port = host not in ("127.0.0.1", "::1", "localhost")
+    _include_admin_routes(app, context, is_open_port=is_open_port)
+    _surround(app, context, context.keys if context.keys.has_admin else KeyRing())
+    return app
+
+
+def _bare_app(context: ServerContext) -> FastAPI:
     app = FastAPI(
         title="Octavo",
         version=__version__,
@@ -42,15 +72,23 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.context = context
-    for module in (chat, completions, responses, embeddings, tokens, models, health, operations):
-        app.include_router(module.build_router(context))
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(OctavoError, _answer_our_error)
     app.add_exception_handler(ClientGoneError, _answer_nobody)
     app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_middleware(ApiKeyAuth, api_keys=config.api_keys)
-    app.add_middleware(RequestBoundary, context=context)
     return app
+
+
+def _include_admin_routes(app: FastAPI, context: ServerContext, *, is_open_port: bool) -> None:
+    """What only administrators may do: on their own port if there is one, else beside the rest."""
+    check = admin_only(context.keys, is_open_port=is_open_port)
+    for module in (requests,):
+        app.include_router(module.build_router(context), dependencies=[Depends(check)])
+
+
+def _surround(app: FastAPI, context: ServerContext, keys: KeyRing) -> None:
+    app.add_middleware(ApiKeyAuth, keys=keys)
+    app.add_middleware(RequestBoundary, context=context)
 
 
 async def _answer_api_error(request: Request, error: Exception) -> Response:

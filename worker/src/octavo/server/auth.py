@@ -1,17 +1,20 @@
-"""Who may ask: a bearer token on every route but health and metrics.
+"""Who may ask: a bearer token on every route but health and metrics, an admin's on some.
 
-Deny by default: a route is open only when it is named here. Keys are compared in constant time,
-all of them every time.
+Deny by default: a route is open only when it is named here, and one is an admin's by being
+included with :func:`admin_only`. Where there is no admin key, those answer this machine only.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+import ipaddress
+import math
+from collections.abc import Awaitable, Callable
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.server.errors import ApiError
+from octavo.server.keys import NO_KEY, ApiKey, KeyRing
 
 OPEN_PATHS = frozenset(
     {
@@ -26,41 +29,101 @@ OPEN_PATHS = frozenset(
 )
 """What a probe or a scraper, which has no key, must be able to ask (vLLM's are open too). They
 tell numbers and the model's name, nothing of what was asked."""
+_FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"origin"})
+"""Headers that say that somebody else asks through this machine."""
 
 
 class ApiKeyAuth:
     """Refuses with 401 what brings none of the keys; with no keys configured lets all through."""
 
-    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self._app = app
-        self._digests = [_digest(key.encode()) for key in api_keys]
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._digests or scope["path"] in OPEN_PATHS:
-            await self._app(scope, receive, send)
-            return
-        refusal = self._refusal(scope)
-        if refusal is None:
-            await self._app(scope, receive, send)
-        else:
-            await refusal.to_response()(scope, receive, send)
+        if scope["type"] == "http":
+            try:
+                self._identify(scope)
+            except ApiError as refusal:
+                if "octavo.record" in scope:
+                    scope["octavo.record"].code = refusal.code
+                await refusal.to_response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> ApiError | None:
+    def _identify(self, scope: Scope) -> None:
+        """Note who asks, or raise ApiError."""
+        key = NO_KEY
+        if not self._keys.is_empty and scope["path"] not in OPEN_PATHS:
+            key = self._key(scope)
+        scope["octavo.key"] = key
+        record = scope.get("octavo.record")
+        if record is None:
+            return
+        record.key = key.name
+        wait_s = self._keys.wait_s(key, record)
+        if wait_s > 0:
+            raise ApiError(
+                429,
+                f"The API key {key.name!r} has used its {key.tokens_per_minute} tokens a minute; "
+                f"try again in {wait_s:.1f} s.",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": str(max(1, math.ceil(wait_s)))},
+            )
+
+    def _key(self, scope: Scope) -> ApiKey:
         token = _bearer_token(scope)
         if token is None:
-            return _unauthorised(
-                "No API key was sent; send the header 'Authorization: Bearer KEY'."
-            )
-        if not self._is_known(token):
-            return _unauthorised("The API key is not one this server knows; check the key.")
-        return None
+            raise _unauthorised("No API key was sent; send the header 'Authorization: Bearer KEY'.")
+        key = self._keys.find(token)
+        if key is None:
+            raise _unauthorised("The API key is not one this server knows; check the key.")
+        return key
 
-    def _is_known(self, token: bytes) -> bool:
-        digest = _digest(token)
-        known = False
-        for accepted in self._digests:
-            known |= hmac.compare_digest(digest, accepted)
-        return known
+
+def key_of(scope: Scope) -> ApiKey:
+    """Who asks."""
+    key: ApiKey = scope["octavo.key"]
+    return key
+
+
+def admin_only(
+    keys: KeyRing, *, is_open_port: bool = False
+) -> Callable[[Request], Awaitable[None]]:
+    """A dependency of routes that let only administrators through.
+
+    ``is_open_port``: the port is one that its owner has opened to a network of his choice, so
+    that where there is no admin key, everyone who reaches it is one.
+    """
+
+    async def check(request: Request) -> None:
+        if key_of(request.scope).is_admin:
+            return
+        if keys.has_admin:
+            raise ApiError(
+                403,
+                "This route takes an admin key only; send one in the Authorization header.",
+                code="admin_key_required",
+            )
+        if not is_open_port and not _is_of_this_machine(request.scope):
+            raise ApiError(
+                403,
+                "This route answers this machine only, since the server has no admin key; "
+                "set OCTAVO_ADMIN_KEY, or start the server with --admin-port.",
+                code="admin_key_required",
+            )
+
+    return check
+
+
+def _is_of_this_machine(scope: Scope) -> bool:
+    client = scope.get("client")
+    if client is None or any(name in _FORWARDED for name, _ in scope["headers"]):
+        return False
+    try:
+        return ipaddress.ip_address(client[0]).is_loopback
+    except ValueError:
+        return False
 
 
 def _bearer_token(scope: Scope) -> bytes | None:
@@ -70,11 +133,6 @@ def _bearer_token(scope: Scope) -> bytes | None:
             if scheme.lower() == b"bearer" and token.strip():
                 return bytes(token.strip())
     return None
-
-
-def _digest(key: bytes) -> bytes:
-    """Of one length for all keys, so that a comparison tells nothing of a key's length."""
-    return hashlib.sha256(key).digest()
 
 
 def _unauthorised(message: str) -> ApiError:

@@ -5,6 +5,7 @@ Knows limits and formats; knows nothing of what a field means.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from octavo.server.disconnect import ClientGoneError
 from octavo.server.errors import ApiError, bad_request
+from octavo.server.limits import BODY_TIMEOUT_S, MAX_JSON_DEPTH, json_depth
 from octavo.server.protocol.fields import RequestBody
 from octavo.server.validation import explain
 
@@ -63,11 +65,19 @@ async def _read(request: Request, max_bytes: int) -> bytes:
         raise _too_large(f"{int(declared)} bytes", max_bytes)
     chunks, size = [], 0
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > max_bytes:
-                raise _too_large(f"more than {max_bytes} bytes", max_bytes)
-            chunks.append(chunk)
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    raise _too_large(f"more than {max_bytes} bytes", max_bytes)
+                chunks.append(chunk)
+    except TimeoutError:
+        raise ApiError(
+            408,
+            f"The request body was not complete after {BODY_TIMEOUT_S:.0f} s; send it faster.",
+            code="body_timeout",
+            headers={"Connection": "close"},
+        ) from None
     except ClientDisconnect:
         raise ClientGoneError from None
     return b"".join(chunks)
@@ -88,10 +98,7 @@ def _decode(raw: bytes) -> dict[str, Any]:
     try:
         document = msgspec.json.decode(raw)
     except RecursionError:
-        raise bad_request(
-            "The request body is nested too deeply; send a flatter JSON object.",
-            code="invalid_json",
-        ) from None
+        raise _too_deep() from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise bad_request(
             f"The request body is not valid JSON ({error}); send a JSON object in UTF-8.",
@@ -102,7 +109,17 @@ def _decode(raw: bytes) -> dict[str, Any]:
             f"The request body is a JSON {_json_kind(document)}; send a JSON object.",
             code="invalid_json",
         )
+    if json_depth(document) > MAX_JSON_DEPTH:
+        raise _too_deep()
     return document
+
+
+def _too_deep() -> ApiError:
+    return bad_request(
+        f"The request body is nested too deeply, more than {MAX_JSON_DEPTH} objects and lists "
+        "inside each other; send a flatter JSON object.",
+        code="invalid_json",
+    )
 
 
 def _json_kind(document: object) -> str:

@@ -1,4 +1,5 @@
-"""The outermost layer: every request gets an id, every failure an answer, if asked a log line.
+"""The outermost layer: every request gets an id, every failure an answer, every one that asks for
+work a record with exactly one end, if asked a log line, and where there is a collector a trace.
 
 Knows HTTP only. A pure ASGI layer, so that streamed chunks pass through without a copy.
 """
@@ -9,17 +10,18 @@ import logging
 import re
 import time
 import uuid
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.logs import log_event
 from octavo.server.auth import OPEN_PATHS
 from octavo.server.context import ServerContext
-from octavo.server.errors import internal_error
+from octavo.server.errors import ApiError, internal_error
+from octavo.server.limits import MAX_HEADER_BYTES
+from octavo.server.requests import COUNTED_PATHS, RequestRecord
 
 _logger = logging.getLogger("octavo.server")
-_ASKED_ALL_THE_TIME = OPEN_PATHS | {"/metrics"}
-"""By probes and Prometheus; their lines would hide the others."""
 _USABLE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -38,48 +40,125 @@ class RequestBoundary:
     def __init__(self, app: ASGIApp, context: ServerContext) -> None:
         self._app = app
         self._context = context
+        self._ledger = context.ledger
         self._log_requests = context.config.log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _incoming_id(scope) or uuid.uuid4().hex
+        headers = scope["headers"]
+        request_id = _incoming_id(headers) or uuid.uuid4().hex
         scope["octavo.request_id"] = request_id
+        if scope["method"] != "POST" or scope["path"] not in COUNTED_PATHS:
+            started_s = time.monotonic()
+            status = await self._answer(scope, receive, send, request_id, None)
+            if self._log_requests:
+                self._log(scope, request_id, status, time.monotonic() - started_s)
+            return
+        record = RequestRecord(request_id, scope["path"], _traceparent(headers))
+        scope["octavo.record"] = record
+        number = self._ledger.enter(record)
+        try:
+            await self._answer(scope, receive, send, request_id, record)
+        finally:
+            self._ledger.leave(number)
+            if self._log_requests:
+                self._log(scope, request_id, record.status, record.age_s, **_told(record))
+
+    async def _answer(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        request_id: str,
+        record: RequestRecord | None,
+    ) -> int:
+        """Pass the request on; returns the status of its answer, 0 if none was begun."""
         status = 0
-        started_s = time.monotonic()
+        id_header = (b"x-request-id", request_id.encode())
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                if record is not None:
+                    record.status = status
+                headers = [*message.get("headers", ()), id_header]
                 if self._context.is_leaving:
                     headers.append((b"connection", b"close"))
                 message = {**message, "headers": headers}
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+                await _headers_too_large().to_response()(scope, receive, send_with_id)
+            else:
+                await self._app(scope, receive, send_with_id)
         except Exception:
             _logger.exception("request failed id=%s path=%s", request_id, scope["path"])
+            if record is not None:
+                record.end_in_error(500, "internal_error")
             if status == 0:
                 await internal_error().to_response()(scope, receive, send_with_id)
-        if self._log_requests:
-            log_event(
-                _logger,
-                "request",
-                level=logging.DEBUG if scope["path"] in _ASKED_ALL_THE_TIME else logging.INFO,
-                id=request_id,
-                method=scope["method"],
-                path=scope["path"],
-                status=status,
-                seconds=round(time.monotonic() - started_s, 4),
-            )
+        return status
+
+    def _log(
+        self, scope: Scope, request_id: str, status: int, seconds: float, **more: object
+    ) -> None:
+        log_event(
+            _logger,
+            "request",
+            # Probes and Prometheus ask all the time; their lines would hide the others.
+            level=logging.DEBUG if scope["path"] in OPEN_PATHS else logging.INFO,
+            id=request_id,
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            seconds=round(seconds, 4),
+            **more,
+        )
 
 
-def _incoming_id(scope: Scope) -> str | None:
-    for name, value in scope["headers"]:
+def _told(record: RequestRecord) -> dict[str, Any]:
+    """What a log line tells of a request: numbers and names, nothing of what was asked."""
+    fields: dict[str, Any] = {"outcome": str(record.outcome), "key": record.key}
+    if record.code is not None:
+        fields["code"] = record.code
+    if record.usage is not None:
+        fields["prompt_tokens"] = record.usage.prompt_tokens
+        fields["completion_tokens"] = record.usage.completion_tokens
+    if record.timings is not None:
+        fields["queue_s"] = round(record.timings.queue_s, 4)
+        fields["prefill_s"] = round(record.timings.prefill_s, 4)
+        fields["decode_s"] = round(record.timings.decode_s, 4)
+    if record.traceparent is not None:
+        fields["traceparent"] = record.traceparent
+    return fields
+
+
+def _headers_too_large() -> ApiError:
+    return ApiError(
+        431,
+        f"The request headers are larger than {MAX_HEADER_BYTES} bytes; send fewer.",
+        code="headers_too_large",
+        headers={"Connection": "close"},
+    )
+
+
+def _incoming_id(headers: list[tuple[bytes, bytes]]) -> str | None:
+    for name, value in headers:
         if name == b"x-request-id" and _USABLE_ID.fullmatch(value):
+            return bytes(value).decode("ascii")
+    return None
+
+
+_TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def _traceparent(headers: list[tuple[bytes, bytes]]) -> str | None:
+    """W3C Trace Context, version 00; anything else is as good as nothing."""
+    for name, value in headers:
+        if name == b"traceparent" and _TRACEPARENT.fullmatch(value):
             return bytes(value).decode("ascii")
     return None

@@ -13,6 +13,8 @@ from octavo.engine.interface import Engine, EngineState, ModelInfo
 from octavo.errors import UnknownModelError
 from octavo.metrics import ServerMetrics
 from octavo.server.errors import ApiError
+from octavo.server.keys import KeyRing
+from octavo.server.requests import RequestLedger
 
 _LOADING_RETRY_S = 5
 
@@ -23,6 +25,8 @@ class ServerContext:
 
     engine: Engine
     config: ServerConfig
+    keys: KeyRing = field(default_factory=KeyRing)
+    ledger: RequestLedger = field(default_factory=RequestLedger)
     metrics: ServerMetrics | None = None
     num_open: int = 0
     """Generation requests being answered now."""

@@ -17,7 +17,10 @@ from octavo.engine.interface import Engine
 from octavo.metrics import ChoiceRecord, ServerMetrics
 from octavo.outputs import GenerationEvent
 from octavo.pooling_params import PoolingParams
+from octavo.request import EVERYONE, Tenant
 from octavo.sampling_params import SamplingParams
+from octavo.server.requests import RequestRecord
+from octavo.server.service_level import deadline_exceeded
 
 _PENDING_EVENTS = 64
 
@@ -30,7 +33,6 @@ class GenerationJob:
     params: SamplingParams
     priority: int = 0
     cache_salt: str | None = None
-    timeout_s: float | None = None
     pooling: PoolingParams | None = None
 
     @property
@@ -51,13 +53,22 @@ class Usage:
 class Generation:
     """Runs a job and keeps its accounts."""
 
-    def __init__(self, engine: Engine, metrics: ServerMetrics, job: GenerationJob) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: ServerMetrics,
+        job: GenerationJob,
+        request: RequestRecord,
+        tenant: Tenant = EVERYONE,
+    ) -> None:
         self._engine = engine
         self._metrics = metrics
         self._job = job
+        self._request = request
+        self._tenant = tenant
         self._id = uuid.uuid4().hex
         """The engine's id for it: ours, so that no client can make two requests collide."""
-        arrived_s = time.monotonic()
+        arrived_s = request.arrived_s
         self._records: list[ChoiceRecord | None] = [
             metrics.start_choice(arrived_s) for _ in range(job.num_choices)
         ]
@@ -65,6 +76,10 @@ class Generation:
         self._cached_tokens = [0] * len(job.prompts)
         self._longest = [0] * len(job.prompts)
         self.usage = Usage()
+        request.usage, request.engine_id = self.usage, self._id
+        request.num_prompts, request.num_choices = len(job.prompts), job.num_choices
+        request.max_tokens = job.params.max_tokens
+        request.temperature, request.top_p = job.params.temperature, job.params.top_p
         metrics.n_asked.observe(job.params.n)
 
     async def events(self) -> AsyncGenerator[GenerationEvent, None]:
@@ -77,6 +92,7 @@ class Generation:
         try:
             async with aclosing(source) as events:
                 async for event in events:
+                    self._request.is_accepted = True
                     self._account(event)
                     yield event
         except Exception:
@@ -88,13 +104,17 @@ class Generation:
     async def _of_prompt(self, number: int) -> AsyncGenerator[GenerationEvent, None]:
         job = self._job
         first_index = number * job.params.n
+        timeout_s = self._request.remaining_s(time.monotonic())
+        if timeout_s is not None and timeout_s <= 0:
+            raise deadline_exceeded()
         events = self._engine.generate(
             job.prompts[number],
             job.params,
             request_id=f"{self._id}-{number}",
-            priority=job.priority,
-            timeout_s=job.timeout_s,
+            priority=self._request.priority,
+            timeout_s=timeout_s,
             cache_salt=job.cache_salt,
+            tenant=self._tenant,
             pooling=job.pooling,
         )
         async with aclosing(events):
@@ -147,14 +167,18 @@ class Generation:
         if record is None:
             return
         if event.token_ids:
+            now_s = time.monotonic()
+            if not self.usage.completion_tokens:
+                self._request.first_token_s = now_s
             self.usage.completion_tokens += len(event.token_ids)
-            record.tokens(len(event.token_ids), time.monotonic())
+            record.tokens(len(event.token_ids), now_s)
         if event.finish_reason is not None:
             self._finish(record, event, prompt)
 
     def _finish(self, record: ChoiceRecord, event: GenerationEvent, prompt: int) -> None:
         assert event.finish_reason is not None
         self._records[event.index] = None
+        self._request.end_choice(event.finish_reason, event.timings)
         record.finished(
             event.finish_reason,
             time.monotonic(),

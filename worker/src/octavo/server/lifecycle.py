@@ -17,16 +17,19 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import uvicorn
+from fastapi import FastAPI
 
 from octavo.config import ServerConfig
 from octavo.engine.interface import Engine, EngineState, LoadProgress
 from octavo.logs import log_event
-from octavo.server.app import create_app
+from octavo.server.app import create_admin_app, create_app
 from octavo.server.context import ServerContext
+from octavo.server.http_protocol import BoundedHttpProtocol
 
 _logger = logging.getLogger("octavo.server")
 _LOADING_POLL_S = 0.1
 _STATE_POLL_S = 0.2
+_KEY_POLL_S = 2.0
 _FLUSH_LIMIT_S = 5.0
 """How long answers may take to leave after their generation has ended."""
 _KEEP_ALIVE_S = 75
@@ -47,13 +50,20 @@ class Listener(Protocol):
         """Shutdown has begun."""
 
 
-def run(engine: Engine, config: ServerConfig, socket_: socket.socket, listener: Listener) -> int:
+def run(
+    engine: Engine,
+    config: ServerConfig,
+    socket_: socket.socket,
+    listener: Listener,
+    admin_socket: socket.socket | None = None,
+) -> int:
     """Serve until a signal; returns the exit status: 0, or 1 when the engine died.
 
+    ``admin_socket`` is for the routes of administrators, where the config gives them a port.
     Raises what stopped the engine from loading. A second signal ends the process at once.
     """
     with asyncio.Runner(loop_factory=_new_event_loop) as runner:
-        return runner.run(Lifecycle(engine, config, listener).run(socket_))
+        return runner.run(Lifecycle(engine, config, listener).run(socket_, admin_socket))
 
 
 class Lifecycle:
@@ -66,26 +76,20 @@ class Lifecycle:
         self._stop = asyncio.Event()
         app = create_app(engine, config)
         self._context: ServerContext = app.state.context
-        self._http = _HttpServer(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=int(_FLUSH_LIMIT_S),
-            )
-        )
+        self._http = _http_server(app)
+        self._admin_http = _http_server(create_admin_app(self._context))
 
-    async def run(self, socket_: socket.socket) -> int:
+    async def run(self, socket_: socket.socket, admin_socket: socket.socket | None = None) -> int:
         """See :func:`run`."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_log_lost_exception)
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._on_signal, number)
         http = asyncio.create_task(self._http.serve(sockets=[socket_]), name="http")
+        others = [asyncio.create_task(self._watch_keys(), name="keys")]
+        if admin_socket is not None:
+            serving = self._admin_http.serve(sockets=[admin_socket])
+            others.append(asyncio.create_task(serving, name="admin-http"))
         stop = asyncio.create_task(self._stop.wait(), name="stop")
         try:
             await self._engine.start()
@@ -95,8 +99,9 @@ class Lifecycle:
         finally:
             stop.cancel()
             await self._engine.close()
-            self._http.should_exit = True
-            await http
+            self._http.should_exit = self._admin_http.should_exit = True
+            others[0].cancel()
+            await asyncio.gather(http, *others, return_exceptions=True)
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
 
@@ -143,6 +148,12 @@ class Lifecycle:
             log_event(_logger, "the engine has died; the server exits", level=logging.ERROR)
         await self._flush()
 
+    async def _watch_keys(self) -> None:
+        """Take up changes of the files of keys."""
+        while self._config.api_key_files:
+            await asyncio.sleep(_KEY_POLL_S)
+            await asyncio.to_thread(self._context.keys.reload_if_changed)
+
     async def _leave(self, http: asyncio.Task[None]) -> None:
         """Serve on while requests still find their way here, and let go of every connection.
 
@@ -176,6 +187,30 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
+
+
+def _log_lost_exception(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    """An exception nobody waits for. asyncio's own line would show the task and what it holds."""
+    error = context.get("exception")
+    _logger.error(
+        "%s", context.get("message"), exc_info=error if isinstance(error, Exception) else None
+    )
+
+
+def _http_server(app: FastAPI) -> _HttpServer:
+    return _HttpServer(
+        uvicorn.Config(
+            app,
+            http=BoundedHttpProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(_FLUSH_LIMIT_S),
+        )
+    )
 
 
 class _HttpServer(uvicorn.Server):

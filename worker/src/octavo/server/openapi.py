@@ -28,18 +28,21 @@ _ERROR = {
 _MEANINGS = {
     400: "The request cannot be served as asked.",
     401: "No API key, or a wrong one.",
-    404: "No such model.",
+    403: "The key is not an administrator's.",
+    404: "No such model, or nothing of that name.",
+    408: "The body did not come in time.",
     413: "The body is too large.",
     415: "The body is not JSON.",
     429: "The queue is full; Retry-After says when to come back.",
+    431: "The headers are too large.",
     500: "Our fault.",
     503: "Loading, shutting down, or broken.",
     504: "The request's time was up before its first token.",
 }
 
 
-_FOR_ALL = (401, 500)
-_FOR_BODIES = (400, 404, 413, 415, 429, 503, 504)
+_FOR_ALL = (401, 403, 429, 431, 500)
+_FOR_BODIES = (400, 404, 408, 413, 415, 503, 504)
 _STREAM = {"type": "string", "description": "Server-sent events, each with a JSON object."}
 
 

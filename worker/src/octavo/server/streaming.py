@@ -19,7 +19,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from octavo.engine.interface import ModelInfo
+from octavo.logs import log_event
 from octavo.outputs import GenerationEvent
+from octavo.server.auth import key_of
 from octavo.server.body import read_model
 from octavo.server.boundary import request_id_of
 from octavo.server.chunks import DONE, StreamWriter
@@ -29,6 +31,8 @@ from octavo.server.errors import ApiError, internal_error, translate
 from octavo.server.exchange import Exchange
 from octavo.server.generation import Generation, GenerationJob
 from octavo.server.protocol.fields import EngineBody
+from octavo.server.requests import Outcome, record_of
+from octavo.server.service_level import deadline_exceeded, least_timeout, own_priority
 
 _logger = logging.getLogger("octavo.server")
 _SSE_HEADERS = [
@@ -53,6 +57,7 @@ class GenerationAnswer(Response, Generic[Body]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read, generate, send; whatever happens ends as an answer."""
+        record = record_of(scope)
         try:
             info = self._context.ready_model()
             body = await read_model(
@@ -60,17 +65,28 @@ class GenerationAnswer(Response, Generic[Body]):
             )
             with self._context.track_request():
                 async with DisconnectWatch(receive):
-                    await self._answer(body, info, request_id_of(scope), send)
+                    await self._answer(body, info, scope, send)
+            record.end_answered()
         except ClientGoneError:
+            record.outcome = Outcome.ABORTED
             self._count_disconnect()
         except Exception as error:
             await self._fail(error, scope, receive, send)
 
-    async def _answer(self, body: Body, info: ModelInfo, request_id: str, send: Send) -> None:
+    async def _answer(self, body: Body, info: ModelInfo, scope: Scope, send: Send) -> None:
         model = self._context.resolve_model(body.model)
+        record, key = record_of(scope), key_of(scope)
+        record.model, record.stream = model, body.is_streamed
+        record.answer_id = body.request_id or record.id
+        record.timeout_s = least_timeout(scope, body.timeout)
+        record.priority = own_priority(key, body.priority, "priority" in body.model_fields_set)
+        if self._context.config.log_prompts:
+            asked = body.model_dump_json(exclude_unset=True)
+            log_event(_logger, "prompt", id=record.id, body=asked)
         job = await self._job(body, info)
-        generation = Generation(self._context.engine, self._context.ready_metrics(info), job)
-        exchange = Exchange(body, job, generation, model, body.request_id or request_id)
+        metrics = self._context.ready_metrics(info)
+        generation = Generation(self._context.engine, metrics, job, record, key.tenant)
+        exchange = Exchange(body, job, generation, model, record.answer_id)
         async with aclosing(_checked(generation)) as events:
             if body.is_streamed:
                 self._is_stream = True
@@ -107,10 +123,10 @@ class GenerationAnswer(Response, Generic[Body]):
         send: Send,
     ) -> None:
         async for event in events:
-            if not self._is_started:
-                await self._start_stream(send)
             data = self._opening(event, chunks, exchange) + chunks.write(event)
             if data:
+                if not self._is_started:
+                    await self._start_stream(send)
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         if not self._is_started:
             await self._start_stream(send)
@@ -134,8 +150,8 @@ class GenerationAnswer(Response, Generic[Body]):
         if answer is None:
             _logger.error("generation failed id=%s", request_id_of(scope), exc_info=error)
             answer = internal_error()
+        record_of(scope).end_in_error(answer.status, answer.code)
         if not self._is_started:
-            self._count_refusal(answer)
             await answer.to_response()(scope, receive, send)
         elif self._is_stream:
             await send({"type": "http.response.body", "body": self._failed(answer)})
@@ -143,11 +159,6 @@ class GenerationAnswer(Response, Generic[Body]):
     def _failed(self, answer: ApiError) -> bytes:
         """How a stream that has begun ends with an error."""
         return b"data: " + answer.to_json() + b"\n\n" + DONE
-
-    def _count_refusal(self, answer: ApiError) -> None:
-        info = self._context.engine.info
-        if info is not None and answer.status not in (500, 504):
-            self._context.ready_metrics(info).count_refusal(answer.code or str(answer.status))
 
     def _count_disconnect(self) -> None:
         if self._context.metrics is not None:
@@ -158,11 +169,14 @@ async def _checked(generation: Generation) -> AsyncGenerator[GenerationEvent, No
     """The events; an end before anything was generated is an error."""
     async with aclosing(generation.events()) as events:
         async for event in events:
-            if event.finish_reason == "deadline" and not generation.usage.completion_tokens:
-                raise ApiError(
-                    504,
-                    "The request's time was up before its first token; "
-                    "allow more time or retry when the server is less busy.",
-                    code="deadline_exceeded",
-                )
+            if not generation.usage.completion_tokens:
+                if event.finish_reason == "deadline":
+                    raise deadline_exceeded()
+                if event.finish_reason == "abort":
+                    raise ApiError(
+                        503,
+                        "The request was cancelled before its first token, by the server's "
+                        "operator or its shutdown; ask again, maybe another replica.",
+                        code="request_aborted",
+                    )
             yield event

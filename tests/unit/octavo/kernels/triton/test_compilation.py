@@ -87,6 +87,15 @@ def test_prefill_attention_uses_hoppers_matrix_instructions(
     assert all(p["async_copies"] > 0 for p in half_precision)
 
 
+def test_products_run_on_warpgroup_instructions_whatever_their_tile(
+    programs: list[dict[str, Any]],
+) -> None:
+    half_precision = [p for p in _of(programs, "product") if p["wgmma"]]
+    # Three tile shapes; that all sum in the same order rests on it.
+    assert len(half_precision) == 3
+    assert all(p["async_copies"] > 0 for p in half_precision)
+
+
 def test_decode_attention_reads_ahead_and_leaves_room_for_two_more_programs(
     programs: list[dict[str, Any]],
 ) -> None:

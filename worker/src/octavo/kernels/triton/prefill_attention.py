@@ -197,7 +197,8 @@ def _prefill_program(
         if WINDOW > 0:
             # With a window every tile is masked; what lies before it may be anything.
             begin_seen = tl.maximum(first_position - WINDOW + 1, 0)
-            clear = begin_seen
+            # Whole tiles, so that a row is summed alike whatever chunk it came in.
+            clear = begin_seen // BLOCK_TOKENS * BLOCK_TOKENS
         table = block_tables + sequence.to(tl.int64) * table_stride
         largest = tl.full([BLOCK_ROWS], -float("inf"), tl.float32)
         total = tl.zeros([BLOCK_ROWS], tl.float32)

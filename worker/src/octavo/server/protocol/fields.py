@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from octavo.sampling_params import MAX_LOGPROBS, MAX_N, SamplingParams
+from octavo.server.limits import MAX_TIMEOUT_S
 from octavo.server.protocol.unsupported import STREAM_OPTIONS, Unsupported, settle
 from octavo.tokenization.tokenizer import Truncation
 
@@ -102,6 +103,13 @@ class EngineBody(RequestBody):
         min_length=1,
         max_length=256,
         description="Cached prompts are shared only between requests with the same salt.",
+    )
+    timeout: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        description="Seconds for the whole answer, queueing included; what there is by then is "
+        "returned with stop_reason 'deadline'.",
     )
     request_id: str | None = Field(
         None, pattern=r"^[!-~]{1,128}$", description="Becomes part of the answer's id."

@@ -10,7 +10,7 @@ from prometheus_client.core import Metric
 from starlette.responses import Response
 
 from octavo.engine.interface import ModelInfo
-from octavo.metrics import MetricsPage, info_gauge, startup_seconds
+from octavo.metrics import MetricsPage, info_gauge, request_outcomes, startup_seconds
 from octavo.server.context import ServerContext
 from octavo.server.openapi import describe_answer, describe_text
 from octavo.version import __version__
@@ -24,8 +24,8 @@ class ServerVersion(msgspec.Struct):
     version: str
 
 
-def build_router(context: ServerContext) -> APIRouter:
-    """The routes, bound to ``context``."""
+def build_router(context: ServerContext, *, has_metrics: bool = True) -> APIRouter:
+    """The routes, bound to ``context``; ``/metrics`` may be another port's."""
     router = APIRouter()
     page = MetricsPage(lambda: _metrics(context))
 
@@ -35,10 +35,12 @@ def build_router(context: ServerContext) -> APIRouter:
         body = msgspec.json.encode(ServerVersion(__version__))
         return Response(body, media_type="application/json")
 
-    @router.get("/metrics", **describe_text())
-    async def metrics() -> Response:
-        """Everything measured, for Prometheus. While loading, only how that goes."""
-        return Response(page.render(), headers={"content-type": _CONTENT_TYPE})
+    if has_metrics:
+
+        @router.get("/metrics", **describe_text())
+        async def metrics() -> Response:
+            """Everything measured, for Prometheus. While loading, only how that goes."""
+            return Response(page.render(), headers={"content-type": _CONTENT_TYPE})
 
     return router
 
@@ -47,7 +49,11 @@ def _metrics(context: ServerContext) -> Iterator[Metric]:
     engine = context.engine
     names = context.model_names()
     labels = {"model_name": names[0] if names else "", "engine": "0"}
-    yield startup_seconds(engine.progress().finished, labels)
+    progress = engine.progress()
+    yield from startup_seconds(progress.finished, progress.ready_s, labels)
+    ledger = context.ledger
+    num_open = len(list(ledger.open))
+    yield from request_outcomes(ledger.outcomes, ledger.refusals, num_open, labels)
     if engine.info is None:
         return
     yield info_gauge("vllm:cache_config_info", "The KV cache.", _cache_facts(engine.info))

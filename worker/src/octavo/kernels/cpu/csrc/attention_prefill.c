@@ -89,7 +89,12 @@ static void fold_key_tile(const attention *a, const prefill_task *t, int64_t fir
     int64_t num_rows = t->num_tokens * group;
     const int32_t *table = a->block_tables + t->sequence * a->max_blocks;
     int64_t offsets[KEY_TILE];
-    key_offsets(a, table, t->kv_head, first, KEY_TILE, first + count - 1, offsets);
+    /* Keys before the first that anybody sees may be anything, NaN among it: that one is read in
+     * their place, and no row gives it weight there. */
+    int64_t skip = max_of(first_key(a, t->position) - first, 0);
+    key_offsets(a, table, t->kv_head, first + skip, KEY_TILE - skip, first + count - 1,
+                offsets + skip);
+    for (int64_t j = 0; j < skip; j++) offsets[j] = offsets[skip];
     for (int64_t j = 0; j < count; j += PANEL) {
         transpose_keys(a->key_cache, offsets + j, size, tiles);
         micro_rows(num_rows, rows, tiles, size, no_bias, 0, rows + SCORES_AT + j, ROW_STRIDE);
@@ -125,8 +130,8 @@ static void run_task(const attention *a, const prefill_task *t) {
         largest[r] = -INFINITY, total[r] = 0;
     }
     int64_t end = t->position + t->num_tokens;
-    /* Not rounded down to a tile: keys that nobody sees may be anything, NaN among it. */
-    int64_t first = first_key(a, t->position);
+    /* Whole tiles, wherever a window begins: a row's sums must not depend on its task. */
+    int64_t first = first_key(a, t->position) / KEY_TILE * KEY_TILE;
     for (; first < end; first += KEY_TILE)
         fold_key_tile(a, t, first, min_of(end - first, KEY_TILE), rows, largest, total, tiles);
     for (int64_t r = 0; r < num_rows; r++) {

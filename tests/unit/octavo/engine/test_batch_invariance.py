@@ -1,0 +1,104 @@
+"""With batch-invariant kernels a request's bits depend on nothing but the request."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from octavo.errors import ConfigError
+from octavo.kernels.cpu.invariant import InvariantCpuKernels
+from octavo.kernels.interface import Kernels
+from octavo.kernels.select import select_kernels
+from octavo.outputs import TokenLogprobs
+from octavo.sampling_params import SamplingParams
+from tiny_engine import TinyEngine, UncapturedGraphs, request_spec, run_to_end
+
+_DRAW = random.Random(1)
+_SHARED = [_DRAW.randrange(256) for _ in range(40)]
+PROMPTS = [
+    *([_DRAW.randrange(256) for _ in range(_DRAW.randrange(1, 90))] for _ in range(7)),
+    *([*_SHARED, *(_DRAW.randrange(256) for _ in range(_DRAW.randrange(1, 40)))] for _ in range(3)),
+]
+WIDE = {"hidden_size": 160, "intermediate_size": 352, "num_attention_heads": 8, "head_dim": 32}
+DRAWS = {
+    "greedy": SamplingParams(temperature=0, max_tokens=16, logprobs=5),
+    "random": SamplingParams(temperature=1.0, max_tokens=16, logprobs=5),
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "batched": {"max_num_seqs": 16, "max_num_batched_tokens": 512},
+    "few-at-once": {"max_num_seqs": 3},
+    "small-chunks": {"max_num_batched_tokens": 7},
+    "one-step-ahead": {"max_num_seqs": 8, "look_ahead": 1},
+    "preempted": {"num_blocks": 9, "max_num_seqs": 8},
+    "no-prefix-cache": {"enable_prefix_caching": False, "max_num_seqs": 5},
+}
+
+Bits = list[tuple[list[int], list[TokenLogprobs]]]
+
+
+def bits_of(engine: TinyEngine, params: SamplingParams, **options: Any) -> Bits:
+    """Tokens and log probabilities of each prompt: equal only if every logit is."""
+    core = engine.core(**options)
+    for index, prompt in enumerate(PROMPTS):
+        core.submit([request_spec(str(index), prompt, params, seed=index)])
+    bits: Bits = [([], []) for _ in PROMPTS]
+    for update in run_to_end(core):
+        tokens, logprobs = bits[int(update.request_id)]
+        tokens += update.new_token_ids
+        logprobs += [one for one in update.logprobs or [] if one is not None]
+    core.check_integrity()
+    assert all(len(logprobs) == len(tokens) == 16 for tokens, logprobs in bits)
+    return bits
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "gemma3"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyEngine:
+    folder = tmp_path_factory.mktemp(request.param)
+    return TinyEngine(folder, request.param, InvariantCpuKernels(), **WIDE)
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_the_company_changes_no_bit(engine: TinyEngine, draw: str) -> None:
+    alone = bits_of(engine, DRAWS[draw], max_num_seqs=1, enable_prefix_caching=False)
+    for way, options in WAYS.items():
+        assert bits_of(engine, DRAWS[draw], **options) == alone, way
+
+
+def test_padding_changes_no_token(engine: TinyEngine) -> None:
+    params = SamplingParams(temperature=1.0, max_tokens=16)
+    alone = engine.generate(PROMPTS, params, engine.core(max_num_seqs=1))
+    padded = engine.core(graphs=UncapturedGraphs, max_num_seqs=7, look_ahead=1)
+    assert engine.generate(PROMPTS, params, padded) == alone
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_products_of_any_number_of_rows_have_the_same_bits(
+    dtype: torch.dtype, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        kernels: Kernels = InvariantCpuKernels()
+        weight, bias = torch.randn(200, 333).to(dtype), torch.randn(200)
+        linear = kernels.prepare_linear([weight], bias, dtype)
+        x = torch.randn(70, 333)
+        whole = linear(x)
+        for num_rows in (1, 2, 3, 8, 15, 16, 17, 33, 69):
+            for first in (0, 1, 70 - num_rows):
+                part = linear(x[first : first + num_rows])
+                assert torch.equal(part, whole[first : first + num_rows]), (num_rows, first)
+    finally:
+        torch.set_num_threads(before)
+    expected = torch.nn.functional.linear(x, weight.float(), bias)
+    torch.testing.assert_close(whole, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_kernels_without_such_a_form_refuse(tmp_path: Path) -> None:
+    assert isinstance(select_kernels(torch.device("cpu"), None, True), InvariantCpuKernels)
+    with pytest.raises(ConfigError, match="reference kernels have no batch-invariant form"):
+        select_kernels(torch.device("cpu"), "reference", True)

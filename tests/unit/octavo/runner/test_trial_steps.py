@@ -1,0 +1,94 @@
+"""The largest steps are tried as they may come, and what they hold is put to the right account."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from octavo.batch import BatchPlan, StepHandle
+from octavo.config import SchedulerConfig
+from octavo.runner.model_runner import ModelRunner
+from octavo.runner.trial_steps import try_steps
+from tiny_engine import TinyEngine, UncapturedGraphs
+
+LIMITS = SchedulerConfig(
+    max_model_len=128,
+    max_num_seqs=6,
+    max_num_batched_tokens=50,
+    max_num_waiting=10,
+    block_size=16,
+    num_blocks=1,
+    enable_prefix_caching=True,
+)
+
+
+class Meter:
+    """Memory of 1,000 bytes of weights where building takes 100 and each run peaks as told."""
+
+    total_bytes = 10_000
+
+    def __init__(self, peaks: list[int]) -> None:
+        self._peaks = peaks
+        self._own = [1000, 1100]
+
+    def own_bytes(self) -> int:
+        return self._own.pop(0)
+
+    def free_bytes(self) -> int:
+        return 0
+
+    def peak_of(self, run: Callable[[], None]) -> int:
+        run()
+        return self._peaks.pop(0)
+
+
+class Watched(ModelRunner):
+    """Keeps the plans it carries out."""
+
+    plans: list[BatchPlan]
+
+    def execute(self, plan: BatchPlan) -> StepHandle:
+        self.plans.append(plan)
+        return super().execute(plan)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyEngine:
+    return TinyEngine(tmp_path_factory.mktemp("tiny"))
+
+
+def test_the_largest_steps_run_and_their_memory_is_told_apart(tiny: TinyEngine) -> None:
+    plans: list[BatchPlan] = []
+
+    def make_runner() -> ModelRunner:
+        runner = tiny.runner(LIMITS, UncapturedGraphs)
+        runner.__class__ = Watched
+        runner.plans = plans  # type: ignore[attr-defined]
+        return runner
+
+    use = try_steps(make_runner, LIMITS, Meter([1700, 4100]))
+    assert (use.weights_bytes, use.graphs_bytes, use.step_bytes) == (1000, 600, 3100)
+    assert use.us_per_token > 0
+    steps = [plan for plan in plans if plan.rows]
+    assert len(steps) == 2  # one for its memory, one for its time
+    for plan in steps:
+        assert plan.total_tokens == 50
+        assert len(plan.rows) == 6
+        assert all(plan.samples)
+
+
+def test_a_short_context_bounds_the_trial(tiny: TinyEngine) -> None:
+    limits = replace(LIMITS, max_model_len=2)
+    plans: list[BatchPlan] = []
+
+    def make_runner() -> ModelRunner:
+        runner = tiny.runner(limits, None)
+        runner.__class__ = Watched
+        runner.plans = plans  # type: ignore[attr-defined]
+        return runner
+
+    try_steps(make_runner, limits, Meter([1100, 1100]))
+    assert plans[0].num_tokens == [1] * 6
+    assert plans[0].num_decodes == 6

@@ -1,0 +1,109 @@
+"""The largest steps an engine will ever run, tried before memory is shared out.
+
+They compile every kernel, and tell how much memory a step needs beside weights and cache, and
+how long a token of a long step takes. Knows plans and bytes; the model is the runner's affair.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from octavo.batch import BatchPlan, RowAdmission, Runner
+from octavo.config import SchedulerConfig
+from octavo.runner.card_memory import CardMemory, explained_shortage
+from octavo.sampling_params import SamplingParams
+
+TARGET_STEP_MS = 60.0
+"""How long a step beside decodes may take: they all wait for it."""
+_BUDGETS = (256, 512, 768, 1024, 1536, 2048)
+"""Token budgets beside decodes. More than the last gains no throughput on any card: its products
+run at full speed by then, and larger steps are not captured."""
+# What costs most memory at each row: filters, penalties and log probabilities.
+_DEMANDING = SamplingParams(temperature=1.0, top_k=50, top_p=0.9, presence_penalty=1.0, logprobs=20)
+
+
+class TriedRunner(Runner, Protocol):
+    """A runner as it is tried."""
+
+    def run_covering(self) -> None:
+        """Run on padding alone what needs most memory, and every kernel, of captured steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class CardUse:
+    """What an engine needs of its card beside the KV cache, in bytes; and how fast it is."""
+
+    weights_bytes: int
+    step_bytes: int
+    """Rows, and the workspace of the largest eager step."""
+    graphs_bytes: int
+    """What captured steps keep for themselves."""
+    us_per_token: float
+    """Of a step with max_num_batched_tokens."""
+
+    def budget_while_decoding(self) -> int:
+        """Tokens of a step that ends within the target, as one of a few round numbers."""
+        fitting = [b for b in _BUDGETS if b * self.us_per_token <= 1e3 * TARGET_STEP_MS]
+        return fitting[-1] if fitting else _BUDGETS[0]
+
+
+def try_steps(
+    make_runner: Callable[[], TriedRunner], limits: SchedulerConfig, memory: CardMemory
+) -> CardUse:
+    """Build a runner, try its largest steps and drop it.
+
+    ``make_runner`` is called once, for a cache of one block. Raises
+    :class:`octavo.errors.OutOfMemoryError` with what to lower when a step does not fit.
+    """
+    weights_bytes = memory.own_bytes()
+    what = f"a step of {limits.max_num_batched_tokens} tokens and {limits.max_num_seqs} requests"
+    with explained_shortage(memory, what, "lower --max-num-batched-tokens or --max-num-seqs"):
+        runner = make_runner()
+        before_bytes = memory.own_bytes()
+        graphs_bytes = memory.peak_of(runner.run_covering) - before_bytes
+        plan = _largest_plan(limits)
+        step_bytes = memory.peak_of(lambda: _run(runner, plan)) - weights_bytes
+        started_s = time.perf_counter()
+        _run(runner, plan)
+        elapsed_s = time.perf_counter() - started_s
+    runner.close()
+    return CardUse(weights_bytes, step_bytes, graphs_bytes, 1e6 * elapsed_s / plan.total_tokens)
+
+
+def _run(runner: Runner, plan: BatchPlan) -> None:
+    """Returns when the device has done it."""
+    runner.execute(plan).result()
+    runner.execute(BatchPlan(released_rows=plan.rows))
+
+
+def _largest_plan(limits: SchedulerConfig) -> BatchPlan:
+    """As many tokens and as many draws as a step can have; keys and values go to one block."""
+    num_rows = min(limits.max_num_seqs, limits.max_num_batched_tokens)
+    num_tokens = min(limits.max_num_batched_tokens, num_rows * (limits.max_model_len - 1))
+    ends = [num_tokens * (row + 1) // num_rows for row in range(num_rows)]
+    counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    counts.sort()
+    admissions = [
+        RowAdmission(
+            row=row,
+            token_ids=[0] * count,
+            num_prompt_tokens=count,
+            num_cached_tokens=0,
+            params=_DEMANDING,
+            seed=row,
+            stop_token_ids=frozenset(),
+            block_ids=[0],
+        )
+        for row, count in enumerate(counts)
+    ]
+    return BatchPlan(
+        admissions=admissions,
+        rows=list(range(num_rows)),
+        starts=[0] * num_rows,
+        num_tokens=counts,
+        samples=[True] * num_rows,
+        num_decodes=counts.count(1),
+    )

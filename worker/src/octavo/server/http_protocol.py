@@ -1,0 +1,85 @@
+"""uvicorn's HTTP/1.1, with bounds on what it buffers before a request is one.
+
+It buffers headers without a limit and waits for them without a time: both would let one client
+hold memory and connections. Delete what uvicorn's own limits come to cover for httptools.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from octavo.server.limits import HEADER_TIMEOUT_S, MAX_HEADER_BYTES
+
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
+    b"connection: close\r\ncontent-length: %d\r\n\r\n%s"
+)
+_BODY = (
+    b'{"error":{"message":"The request headers are larger than %d bytes; send fewer.",'
+    b'"type":"invalid_request_error","param":null,"code":"headers_too_large"}}' % MAX_HEADER_BYTES
+)
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._num_header_bytes = 0
+        """Received since the last request ended, of one whose headers are not complete."""
+        self._num_field_bytes = 0
+        self._is_in_body = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(HEADER_TIMEOUT_S, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._is_in_body:
+            self._num_header_bytes += len(data)
+            if self._timer is None:
+                self._timer = self.loop.call_later(HEADER_TIMEOUT_S, self._give_up)
+        super().data_received(data)
+        if not self._is_in_body and self._num_header_bytes > MAX_HEADER_BYTES:
+            if not self.transport.is_closing():
+                self.transport.write(_TOO_LARGE % (len(_BODY), _BODY))
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        self._num_field_bytes = 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers come after the headers are complete, and would be kept without a bound.
+        self._num_field_bytes += len(name) + len(value)
+        if self._num_field_bytes > 2 * MAX_HEADER_BYTES:
+            self.transport.close()
+        else:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._stop_timer()
+        self._num_header_bytes, self._is_in_body = 0, True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._is_in_body = False
+        super().on_message_complete()
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if not self._is_in_body and not self.transport.is_closing():
+            self.transport.close()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
