@@ -11,6 +11,7 @@ import pytest
 from openai.types.responses import response_create_params
 
 from fake_engine import FakeEngine, expected_text, render
+from octavo.grammar import StructuredOutputs
 from octavo.server.protocol.responses import ResponseRequest
 
 PATH = "/v1/responses"
@@ -250,9 +251,51 @@ async def test_other_fields_do_what_they_say(client: httpx.AsyncClient, engine: 
     assert (answer["user"], answer["prompt_cache_key"]) == ("x", "x")
 
 
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("body", "structure"),
+    [
+        ({"text": {"format": {"type": "text"}}}, None),
+        ({"text": {"format": {"type": "json_object"}}}, StructuredOutputs(json_object=True)),
+        (
+            {
+                "text": {
+                    "format": {
+                        "type": "json_schema",
+                        "name": "x",
+                        "schema": SCHEMA,
+                        "strict": True,
+                    }
+                }
+            },
+            StructuredOutputs(json=SCHEMA),
+        ),
+        ({"structured_outputs": {"regex": "a+"}}, StructuredOutputs(regex="a+")),
+    ],
+    ids=["text", "object", "schema", "regex"],
+)
+async def test_structure_reaches_the_engine(
+    client: httpx.AsyncClient,
+    engine: FakeEngine,
+    body: dict[str, Any],
+    structure: StructuredOutputs | None,
+) -> None:
+    answer = await post(client, **body)
+    assert answer.status_code == 200, answer.text
+    assert engine.seen[-1][1].structured_outputs == structure
+    assert answer.json()["text"] == body.get("text", {"format": {"type": "text"}})
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "schema belongs to type"),
+        (
+            {"text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}},
+            "leave the other out",
+        ),
         ({"input": []}, "input is empty"),
         ({"input": 5}, "input is 5"),
         ({"input": [{"type": "function_call"}]}, "'function_call'"),

@@ -48,11 +48,11 @@ class Intake:
         cache_salt: str | None = None,
         tenant: Tenant = EVERYONE,
         pooling: PoolingParams | None = None,
-        reasoning: ReasoningSpan | None = None,
+        grammar: Grammar | None = None,
     ) -> list[RequestSpec]:
         """One spec for each of the n choices; the first computes the prompt for all.
 
-        ``reasoning``: thoughts that come before what ``structured_outputs`` constrain.
+        ``grammar``: what :meth:`grammar_of` made of the parameters, where that was asked before.
 
         Raises InvalidRequestError naming the field, the value, the limit and the remedy.
         """
@@ -60,7 +60,7 @@ class Intake:
         self._check_tokens(tokens, params)
         params = self._limit_length(len(tokens), params)
         self._check_something_is_left(params)
-        grammar = self.grammar_of(params, reasoning)
+        grammar = grammar or self.grammar_of(params)
         if grammar is not None:
             params = msgspec.structs.replace(params, structured_outputs=None)
         cache_key = self._cache_key(request_id, params.n, tenant.name, cache_salt)

@@ -14,6 +14,7 @@ from octavo.server.protocol.fields import (
     RequestBody,
     StrictModel,
 )
+from octavo.server.protocol.structured import ConstrainedBody
 from octavo.server.protocol.unsupported import CHAT, MESSAGE, settle
 
 MAX_MESSAGES = 4096
@@ -135,7 +136,7 @@ class Conversation(RequestBody):
         return dict(self.chat_template_kwargs or {})
 
 
-class ChatCompletionRequest(Conversation, GenerationBody):
+class ChatCompletionRequest(Conversation, ConstrainedBody, GenerationBody):
     """A conversation to be continued by the assistant."""
 
     unsupported: ClassVar = CHAT
@@ -214,10 +215,11 @@ class ChatCompletionRequest(Conversation, GenerationBody):
 
     def to_sampling_params(self, defaults: dict[str, float]) -> SamplingParams:
         """See :meth:`GenerationBody.sampling_params`."""
-        return self.sampling_params(
+        params = self.sampling_params(
             defaults,
             max_tokens=self.token_limit,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             prompt_logprobs=self.prompt_logprobs,
             n=self.n or 1,
         )
+        return self.constrain(params)

@@ -14,6 +14,7 @@ from octavo.server.protocol.fields import (
     LogprobCount,
 )
 from octavo.server.protocol.prompts import Prompts, as_prompts
+from octavo.server.protocol.structured import ConstrainedBody
 from octavo.server.protocol.unsupported import COMPLETION
 
 MAX_PROMPTS = 1024
@@ -22,7 +23,7 @@ MAX_CHOICES = 1024
 DEFAULT_MAX_TOKENS = 16
 
 
-class CompletionRequest(GenerationBody):
+class CompletionRequest(ConstrainedBody, GenerationBody):
     """Text, or token ids, to be continued."""
 
     unsupported: ClassVar = COMPLETION
@@ -82,13 +83,14 @@ class CompletionRequest(GenerationBody):
 
     def to_sampling_params(self, defaults: dict[str, float]) -> SamplingParams:
         """See :meth:`GenerationBody.sampling_params`."""
-        return self.sampling_params(
+        params = self.sampling_params(
             defaults,
             max_tokens=DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens,
             logprobs=0 if self.is_ranked and self.logprobs is None else self.logprobs,
             prompt_logprobs=self._num_prompt_logprobs(),
             n=self.num_generated,
         )
+        return self.constrain(params)
 
     def _num_prompt_logprobs(self) -> int | None:
         """For what echo and prompt_logprobs tell."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
+import msgspec
 from pydantic import BeforeValidator, Field, model_validator
 
+from octavo.grammar import StructuredOutputs
 from octavo.sampling_params import SamplingParams
 from octavo.server.protocol.chat import (
     MAX_MESSAGES,
@@ -18,6 +20,7 @@ from octavo.server.protocol.chat import (
     refuse_media,
 )
 from octavo.server.protocol.fields import LogprobCount, PositiveCount, SamplingBody, StrictModel
+from octavo.server.protocol.structured import StructuredOutputsBody
 from octavo.server.protocol.unsupported import (
     RESPONSE,
     RESPONSE_MESSAGE,
@@ -30,7 +33,6 @@ _LOGPROBS = "message.output_text.logprobs"
 _ITEM_TYPES = frozenset({"message"})
 _TEXT: dict[str, Unsupported] = {
     "verbosity": Unsupported("no model here knows it; ask in the prompt", ("medium",)),
-    "format": Unsupported("only text is written yet", ({"type": "text"},)),
 }
 _REASONING: dict[str, Unsupported] = {
     "summary": Unsupported("reasoning is not summarised"),
@@ -98,8 +100,36 @@ class Reasoning(StrictModel):
     )
 
 
+class OutputFormat(StrictModel):
+    """What the text must be; the Responses API's way to say it."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    description: str | None = Field(None, max_length=8192, description="Not shown to the model.")
+    schema_: dict[str, Any] | bool | None = Field(
+        None, alias="schema", description="Draft 2020-12; for type json_schema only."
+    )
+    strict: bool | None = Field(None, description="Schemas are always followed strictly.")
+
+    @model_validator(mode="after")
+    def _has_what_its_type_needs(self) -> OutputFormat:
+        if (self.type == "json_schema") != (self.schema_ is not None):
+            raise ValueError(
+                f"type is {self.type!r}; schema belongs to type 'json_schema', and must be there."
+            )
+        return self
+
+    def to_structured_outputs(self) -> StructuredOutputs | None:
+        """The same in the engine's terms; None where any text will do."""
+        if self.type == "json_object":
+            return StructuredOutputs(json_object=True)
+        return None if self.schema_ is None else StructuredOutputs(json=self.schema_)
+
+
 class TextOptions(StrictModel):
     """How the answer is written."""
+
+    format: OutputFormat | None = None
 
 
 class ResponseStreamOptions(StrictModel):
@@ -124,6 +154,7 @@ class ResponseRequest(SamplingBody):
     )
     top_logprobs: LogprobCount | None = Field(None, description=f"Needs {_LOGPROBS!r} in include.")
     text: TextOptions | None = None
+    structured_outputs: StructuredOutputsBody | None = None
     reasoning: Reasoning | None = None
     stream_options: ResponseStreamOptions | None = None
     chat_template_kwargs: TemplateKwargs = None
@@ -155,6 +186,11 @@ class ResponseRequest(SamplingBody):
                 f"top_logprobs is {self.top_logprobs} and include does not hold {_LOGPROBS!r}; "
                 "set it, or leave top_logprobs out."
             )
+        if self.structured_outputs is not None and self.output_format is not None:
+            raise ValueError(
+                "text.format and structured_outputs are both set; an answer can follow one of "
+                "them: leave the other out."
+            )
         check_template_kwargs(self.chat_template_kwargs)
         effort = self.reasoning and self.reasoning.effort
         if effort and "reasoning_effort" in (self.chat_template_kwargs or {}):
@@ -172,6 +208,12 @@ class ResponseRequest(SamplingBody):
     def tells_logprobs(self) -> bool:
         """Whether log probabilities are part of the answer."""
         return _LOGPROBS in (self.include or ())
+
+    @property
+    def output_format(self) -> OutputFormat | None:
+        """What the text must be; None for any text."""
+        asked = None if self.text is None else self.text.format
+        return None if asked is None or asked.type == "text" else asked
 
     def conversation(self) -> Conversation:
         """The messages that the chat template is given."""
@@ -191,11 +233,15 @@ class ResponseRequest(SamplingBody):
 
     def to_sampling_params(self, defaults: dict[str, float]) -> SamplingParams:
         """See :meth:`SamplingBody.sampling_params`."""
-        return self.sampling_params(
+        params = self.sampling_params(
             defaults,
             max_tokens=self.max_output_tokens,
             logprobs=(self.top_logprobs or 0) if self.tells_logprobs else None,
         )
+        asked = self.structured_outputs or self.output_format
+        if asked is None:
+            return params
+        return msgspec.structs.replace(params, structured_outputs=asked.to_structured_outputs())
 
 
 def _settle_item(item: dict[str, Any], path: str) -> None:

@@ -37,8 +37,6 @@ _NOT_YET = "it is not supported yet"
 _NOTHING_STORED = "this server stores no answers"
 
 BOTH: Mapping[str, Unsupported] = {
-    "structured_outputs": Unsupported(_NOT_YET),
-    "response_format": Unsupported(_NOT_YET, ({"type": "text"},)),
     "repetition_detection": Unsupported(_NOT_YET),
     "thinking_token_budget": Unsupported(_NOT_YET),
     "use_beam_search": Unsupported("beam search is not offered; use n", (False,)),
@@ -52,6 +50,24 @@ BOTH: Mapping[str, Unsupported] = {
     "moderation": Unsupported("answers are not moderated"),
     "store": Unsupported(_NOTHING_STORED, (False,)),
     "service_tier": Unsupported("there is one tier here; use priority", ("auto", "default")),
+}
+
+_OLDER_NAMES = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "guided_whitespace_pattern": "whitespace_pattern",
+}
+BOTH = {
+    **BOTH,
+    **{
+        name: Unsupported(f"use structured_outputs.{field}, its name today")
+        for name, field in _OLDER_NAMES.items()
+    },
+    "guided_json_object": Unsupported("use response_format {'type': 'json_object'}", (False,)),
+    "guided_decoding_backend": Unsupported("there is one library for grammars here"),
+    "structural_tag": Unsupported("use structured_outputs.structural_tag"),
 }
 
 CHAT: Mapping[str, Unsupported] = {
@@ -97,7 +113,6 @@ RESPONSE: Mapping[str, Unsupported] = {
             "moderation",
             "prompt_cache_retention",
             "prompt_cache_options",
-            "structured_outputs",
             "vllm_xargs",
             "kv_transfer_params",
         )

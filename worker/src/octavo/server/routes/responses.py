@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -25,6 +25,7 @@ from octavo.server.protocol.response_answers import (
     ResponseAnswer,
     ResponseReasoning,
     ResponseUsage,
+    TextFormat,
 )
 from octavo.server.protocol.responses import ResponseRequest
 from octavo.server.response_events import ResponseEvents, message_of
@@ -122,6 +123,7 @@ class ResponseOfModel(GenerationAnswer[ResponseRequest]):
             prompt_cache_key=body.prompt_cache_key,
             reasoning=ResponseReasoning(body.reasoning.effort if body.reasoning else None),
             safety_identifier=body.safety_identifier,
+            text=TextFormat(_format_of(body)),
             top_logprobs=body.top_logprobs or 0,
             user=body.user,
         )
@@ -141,6 +143,13 @@ class ResponseOfModel(GenerationAnswer[ResponseRequest]):
         return [
             OutputLogprob(one.token, one.logprob, one.bytes, one.top_logprobs) for one in content
         ]
+
+
+def _format_of(body: ResponseRequest) -> dict[str, Any]:
+    asked = body.output_format
+    if asked is None:
+        return {"type": "text"}
+    return asked.model_dump(by_alias=True, exclude_none=True)
 
 
 def _why_incomplete(choice: GatheredChoice) -> str:
