@@ -239,4 +239,5 @@ def test_instructor(client: openai.OpenAI) -> None:
         temperature=0,
         max_retries=0,
     )
-    assert found == Person(name="Jason", age=25)
+    # (Its model is made from ours: equal in every field, of another class.)
+    assert found.model_dump() == {"name": "Jason", "age": 25}
