@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from octavo import quantization
+from octavo.kernels.adapters import AdapterStep, Projection
 from octavo.kernels.interface import AttentionBatch, Kernels, Linear, PackedTensor, WeightPart
 from octavo.layers.rotary import Rope, cos_sin_table
 from octavo.models.decoder_config import Activation, DecoderConfig
@@ -88,13 +89,29 @@ class Decoder:
     def weights_size_bytes(self) -> int:
         return self._size_bytes
 
+    @property
+    def projections(self) -> Sequence[Projection]:
+        return projections_of(self._config)
+
     def forward(
-        self, token_ids: Tensor, kv_caches: Sequence[tuple[Tensor, Tensor]], batch: AttentionBatch
+        self,
+        token_ids: Tensor,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        batch: AttentionBatch,
+        adapters: AdapterStep | None = None,
+        is_last_only: bool = False,
     ) -> Tensor:
         residual = self._embed(token_ids)
         hidden = self._rms_norm(residual, self._first_norm, self._config.norm_eps)
-        for layer, (key_cache, value_cache) in zip(self._layers, kv_caches, strict=True):
-            hidden = layer.forward(hidden, residual, key_cache, value_cache, batch)
+        is_last_only = is_last_only and not batch.is_decode
+        # With adapters all go on, because what an adapter adds is laid out by the step's tokens.
+        ends = LastTokens.of(batch) if is_last_only and adapters is None else None
+        final = len(self._layers) - 1
+        for index, (layer, caches) in enumerate(zip(self._layers, kv_caches, strict=True)):
+            kept = ends if index == final else None
+            hidden = layer.forward(hidden, residual, *caches, batch, adapters, kept)
+        if is_last_only and ends is None:
+            hidden = hidden[batch.last_tokens]
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -103,6 +120,20 @@ class Decoder:
     def _embed(self, token_ids: Tensor) -> Tensor:
         rows = self._embedding.rows(token_ids).to(self._dtype)
         return rows if self._embedding_scale == 1.0 else rows * self._embedding_scale
+
+
+@dataclass(frozen=True, slots=True)
+class LastTokens:
+    """The last token of each sequence: all that the last layer need compute, past its keys."""
+
+    index: Tensor
+    """``[S], int64``: which of the step's tokens they are."""
+    batch: AttentionBatch
+    """The same sequences, each with that token alone."""
+
+    @classmethod
+    def of(cls, batch: AttentionBatch) -> LastTokens:
+        return cls(batch.last_tokens, batch.of_last_tokens())
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +165,7 @@ class DecoderLayer:
         kernels: Kernels,
     ) -> None:
         self._weights = weights
+        self._first_projection = _PROJECTIONS_PER_LAYER * index
         self._cos_sin = cos_sin
         self._kernels = kernels
         self._num_heads = config.heads.num_heads
@@ -141,6 +173,7 @@ class DecoderLayer:
         self._window = config.windows[index]
         self._scale = config.attention_scale
         self._eps = config.norm_eps
+        self._is_silu = config.activation is Activation.SILU
         self._activate = _activation(kernels, config.activation)
 
     def forward(
@@ -150,11 +183,17 @@ class DecoderLayer:
         key_cache: Tensor,
         value_cache: Tensor,
         batch: AttentionBatch,
+        adapters: AdapterStep | None = None,
+        kept: LastTokens | None = None,
     ) -> Tensor:
-        """``hidden, residual: [T, hidden_size]`` → the next ``hidden``; adds to ``residual``."""
+        """``hidden, residual: [T, hidden_size]`` → the next ``hidden``; adds to ``residual``.
+
+        ``kept``: tokens to go on with once all keys and values are written; None: all.
+        """
         kernels, weights, eps = self._kernels, self._weights, self._eps
+        qkv = self._project(0, weights.qkv, hidden, adapters)
         q = kernels.rope_and_cache(
-            weights.qkv(hidden),
+            qkv,
             self._cos_sin,
             key_cache,
             value_cache,
@@ -164,17 +203,58 @@ class DecoderLayer:
             weights.k_norm,
             eps,
         )
+        if kept is not None:
+            q, residual, batch = q[kept.index], residual[kept.index], kept.batch
         attended = kernels.paged_attention(
-            q, key_cache, value_cache, batch, self._scale, self._window
+            q, key_cache, value_cache, batch, self._scale, self._window, qkv
         )
-        hidden = weights.output(attended.view(-1, self._query_size))
+        attended = attended.view(-1, self._query_size)
+        hidden = self._project(1, weights.output, attended, adapters)
         if weights.post_attention_norm is not None:
             hidden = kernels.rms_norm(hidden, weights.post_attention_norm, eps)
         hidden = kernels.add_rms_norm(hidden, residual, weights.mlp_norm, eps)
-        hidden = weights.down(self._activate(weights.gate_up(hidden)))
+        hidden = self._project(3, weights.down, self._gate(hidden, adapters), adapters)
         if weights.post_mlp_norm is not None:
             hidden = kernels.rms_norm(hidden, weights.post_mlp_norm, eps)
         return kernels.add_rms_norm(hidden, residual, weights.next_norm, eps)
+
+    def _project(
+        self, number: int, linear: Linear, x: Tensor, adapters: AdapterStep | None
+    ) -> Tensor:
+        """``number``: which of the layer's projections it is."""
+        if adapters is None:
+            return linear(x)
+        return adapters.project(self._first_projection + number, linear, x)
+
+    def _gate(self, x: Tensor, adapters: AdapterStep | None) -> Tensor:
+        linear = self._weights.gate_up
+        if adapters is None:
+            return self._activate(linear(x))
+        return adapters.project_gated(self._first_projection + 2, linear, x, self._is_silu)
+
+
+_PROJECTIONS_PER_LAYER = 4
+
+
+def projections_of(config: DecoderConfig) -> list[Projection]:
+    """What adapters may change: q/k/v, output, gate/up and down of every layer."""
+    heads, size, inner = config.heads, config.hidden_size, config.intermediate_size
+    merged: list[tuple[tuple[str, ...], int, tuple[int, ...]]] = [
+        (
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            size,
+            (heads.query_size, heads.kv_size, heads.kv_size),
+        ),
+        (("self_attn.o_proj",), heads.query_size, (size,)),
+        (("mlp.gate_proj", "mlp.up_proj"), size, (inner, inner)),
+        (("mlp.down_proj",), inner, (size,)),
+    ]
+    assert len(merged) == _PROJECTIONS_PER_LAYER
+    return [
+        Projection(layer, names, in_features, out_features)
+        for layer in range(config.num_layers)
+        for names, in_features, out_features in merged
+    ]
 
 
 def _activation(kernels: Kernels, activation: Activation) -> Callable[[Tensor], Tensor]:
