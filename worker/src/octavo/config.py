@@ -117,11 +117,6 @@ class EngineConfig:
                 f"block_size is {self.block_size}; it must be 8, 16, 32, 64 or 128 "
                 "(leave it out for 16)."
             )
-        if self.batch_invariant and self.enable_lora:
-            raise ConfigError(
-                "batch_invariant and enable_lora are both on; adapters' products depend on the "
-                "batch, so leave one of them out."
-            )
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(
                 f"gpu_memory_utilization is {self.gpu_memory_utilization}; "

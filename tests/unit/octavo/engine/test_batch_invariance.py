@@ -106,5 +106,5 @@ def test_kernels_without_such_a_form_refuse(tmp_path: Path) -> None:
 
 
 def test_adapters_beside_it_are_refused() -> None:
-    with pytest.raises(ConfigError, match="leave one of them out"):
+    with pytest.raises(ConfigError, match="Leave one of them out"):
         EngineConfig(model="m", batch_invariant=True, enable_lora=True)
