@@ -74,7 +74,7 @@ def test_the_largest_shapes_are_at_least_as_large_as_those_captured_ahead() -> N
     largest = shapes.largest()
     ahead = list(shapes.by_use())
     assert len(ahead) == len(set(ahead)) < 100
-    # A step that draws later needs no more than one that draws.
+    # A step that draws later runs the kernels of the others, and needs less.
     assert {shape.kind for shape in largest} == set(DrawKind) - {DrawKind.LATER}
     for shape in ahead:
         assert any(
