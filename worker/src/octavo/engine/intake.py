@@ -107,6 +107,7 @@ class Intake:
                 "this engine was started without; leave them out.",
                 "structured_outputs",
             )
+        _check_grammar_alone_bars(params)
         return translate(params.structured_outputs, reasoning)
 
     def spell_bad_words(self, params: SamplingParams) -> SamplingParams:
@@ -216,6 +217,18 @@ class Intake:
         if n > 1:
             return hashlib.blake2b(request_id.encode(), digest_size=16, person=b"group").digest()
         return None
+
+
+def _check_grammar_alone_bars(params: SamplingParams) -> None:
+    """A grammar says what may be drawn; who bars more may leave it with nothing."""
+    spelt = params.bad_words or params.bad_word_token_ids
+    for name, value in (("allowed_token_ids", params.allowed_token_ids), ("bad_words", spelt)):
+        if value:
+            raise InvalidRequestError(
+                f"{name} bars tokens, and the output must follow a grammar, which may then be "
+                f"left with none; leave {name} out, and say it in the grammar.",
+                name,
+            )
 
 
 def _spellings(word: str, tokenizer: Tokenizer) -> list[list[int]]:
