@@ -7,7 +7,7 @@ and words its errors. It is imported only when something must be fetched, as it 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,27 +99,41 @@ def _damaged(path: Path, notes: Path) -> list[Path]:
 def _download(model: HubModel, download_dir: str | None, needs_weights: bool) -> Path:
     import huggingface_hub
 
+    if model.file is None:
+        patterns = [*_SMALL_FILES, *(_WEIGHT_FILES if needs_weights else ())]
+        return fetch_files(model, download_dir, patterns, _NEVER)
     endpoint = _endpoint()
-    patterns = [*_SMALL_FILES, *(_WEIGHT_FILES if needs_weights else ())]
     with _worded(model, endpoint):
-        if model.file is not None:
-            return Path(
-                huggingface_hub.hf_hub_download(
-                    model.repository,
-                    model.file,
-                    revision=model.revision,
-                    cache_dir=download_dir,
-                    endpoint=endpoint,
-                )
+        return Path(
+            huggingface_hub.hf_hub_download(
+                model.repository,
+                model.file,
+                revision=model.revision,
+                cache_dir=download_dir,
+                endpoint=endpoint,
             )
+        )
+
+
+def fetch_files(
+    model: HubModel,
+    download_dir: str | None,
+    patterns: Sequence[str],
+    never: Sequence[str] = (),
+) -> Path:
+    """The folder of the repository's files of these patterns; otherwise as :func:`fetch`."""
+    import huggingface_hub
+
+    endpoint = _endpoint()
+    with _worded(model, endpoint):
         return Path(
             huggingface_hub.snapshot_download(
                 model.repository,
                 revision=model.revision,
                 cache_dir=download_dir,
                 endpoint=endpoint,
-                allow_patterns=patterns,
-                ignore_patterns=list(_NEVER),
+                allow_patterns=list(patterns),
+                ignore_patterns=list(never),
             )
         )
 
