@@ -46,6 +46,8 @@ class Tool:
 
 Rule = Callable[[object], str]
 """Makes a rule in a grammar's notation of a JSON schema."""
+Mark = Callable[[str], str | None]
+"""A special token in a grammar's notation; None for a text that is none."""
 
 
 class CallFormat(enum.Enum):
@@ -77,34 +79,55 @@ class CallFormat(enum.Enum):
             return "".join(secrets.choice(_ALPHANUMERIC) for _ in range(9))
         return f"call_{secrets.token_hex(12)}"
 
-    def grammar(self, tools: Sequence[Tool], rule: Rule, *, is_parallel: bool) -> str:
-        """Lark: one call, or with ``is_parallel`` one or more, and nothing else."""
-        calls = [self._call(tool, rule) for tool in tools]
-        lines = [f"call{number}: {call}" for number, call in enumerate(calls)]
-        lines.append("call: " + " | ".join(f"call{number}" for number in range(len(calls))))
+    def grammar(
+        self,
+        tools: Sequence[Tool],
+        rule: Rule,
+        mark: Mark,
+        *,
+        is_parallel: bool,
+        answer: object = None,
+    ) -> str:
+        """Lark: one call, or with ``is_parallel`` one or more, and nothing else; with ``answer``,
+        calls or a document of that JSON schema."""
+        lines = self._call_rules(tools, rule, mark, is_parallel=is_parallel)
+        if answer is None:
+            return "\n".join(["start: calls", *lines])
+        return "\n".join(["start: calls | answer", f"answer: {rule(answer)}", *lines])
+
+    def free_grammar(self, tools: Sequence[Tool], rule: Rule, mark: Mark) -> str:
+        """Lark: text, in which calls of strict tools follow their schemas."""
+        if self is CallFormat.HERMES:
+            begin = mark(hermes.BEGIN)
+            head = f"head: TEXT {begin}" if begin else f"head[lazy]: TEXT {_text(hermes.BEGIN)}"
+            inside = [
+                f"call{n}: {_object(tool, 'arguments', rule)}" for n, tool in enumerate(tools)
+            ]
+            tail = f'"\\n" {_mark(hermes.END, mark)}'
+            lines = [r"TEXT: /(.|\n)*/", head, f"call: {_any(len(tools))}", *inside]
+            return "\n".join(["start: (tag)* TEXT", f'tag: head "\\n" call {tail}', *lines])
+        # Elsewhere a call is the whole answer, and its first character tells it from text.
+        first = "{" if self is CallFormat.LLAMA3_JSON else "\\["
+        lines = self._call_rules(tools, rule, mark, is_parallel=True)
+        return "\n".join(["start: calls | TEXT", rf"TEXT: /([^{first}\s](.|\n)*)?/", *lines])
+
+    def _call_rules(
+        self, tools: Sequence[Tool], rule: Rule, mark: Mark, *, is_parallel: bool
+    ) -> list[str]:
         begin, separator, end = _AROUND[self]
         several = f" ({_text(separator)} call)*" if is_parallel else ""
-        start = " ".join(filter(None, [_mark(begin), f"call{several}", _mark(end)]))
-        return "\n".join([f"start: {start}", *lines])
+        parts = [_mark(begin, mark), _text("[") if end else "", f"call{several}", _mark(end, mark)]
+        return [
+            "calls: " + " ".join(filter(None, parts)),
+            f"call: {_any(len(tools))}",
+            *(f"call{n}: {self._call(tool, rule, mark)}" for n, tool in enumerate(tools)),
+        ]
 
-    def free_grammar(self, tools: Sequence[Tool], rule: Rule) -> str | None:
-        """Lark: any text, in which calls of these tools follow their schemas; None where the
-        format has no mark that tells a call from text."""
-        if self is not CallFormat.HERMES:
-            return None
-        lines = [r"TEXT: /(.|\n)*/", f"head[lazy]: TEXT {_text(hermes.BEGIN)}"]
-        lines.append("call: " + " | ".join(f"call{number}" for number in range(len(tools))))
-        for number, tool in enumerate(tools):
-            body = _object(tool, "arguments", rule)
-            lines.append(f"call{number}: {body}")
-        tail = _text("\n" + hermes.END)
-        return "\n".join(["start: (tag)* TEXT", f'tag: head "\\n" call {tail}', *lines])
-
-    def _call(self, tool: Tool, rule: Rule) -> str:
+    def _call(self, tool: Tool, rule: Rule, mark: Mark) -> str:
         match self:
             case CallFormat.HERMES:
-                body = _object(tool, "arguments", rule)
-                return f"{_text(hermes.BEGIN + chr(10))} {body} {_text(chr(10) + hermes.END)}"
+                begin, end = _mark(hermes.BEGIN, mark), _mark(hermes.END, mark)
+                return f'{begin} "\\n" {_object(tool, "arguments", rule)} "\\n" {end}'
             case CallFormat.LLAMA3_JSON:
                 return _object(tool, "parameters", rule)
             case CallFormat.MISTRAL:
@@ -122,8 +145,8 @@ _MARKS = {
 _AROUND = {
     CallFormat.HERMES: ("", "\n", ""),
     CallFormat.LLAMA3_JSON: ("", "; ", ""),
-    CallFormat.MISTRAL: (mistral.MARK + "[", ", ", "]"),
-    CallFormat.PYTHONIC: ("[", ", ", "]"),
+    CallFormat.MISTRAL: (mistral.MARK, ", ", "]"),
+    CallFormat.PYTHONIC: ("", ", ", "]"),
 }
 
 
@@ -131,8 +154,12 @@ def _text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _mark(text: str) -> str:
-    return _text(text) if text else ""
+def _mark(text: str, mark: Mark) -> str:
+    return (mark(text) or _text(text)) if text else ""
+
+
+def _any(count: int) -> str:
+    return " | ".join(f"call{number}" for number in range(count))
 
 
 def _object(tool: Tool, key: str, rule: Rule) -> str:
@@ -166,12 +193,15 @@ def _keywords(tool: Tool, rule: Rule) -> str:
     return " ".join([parts, *(f"({_text(', ')} {keyword(name)})?" for name in optional)])
 
 
-CALL_FORMATS = tuple(each.value for each in CallFormat)
-REASONING_FORMATS: Mapping[str, tuple[str, str]] = {
-    "think": ("<think>", "</think>"),
+_THINK = ("<think>", "</think>")
+REASONING_FORMATS: Mapping[str, tuple[str, str] | None] = {
+    "think": _THINK,
     "magistral": ("[THINK]", "[/THINK]"),
+    "qwen3": _THINK,
+    "deepseek_r1": _THINK,
+    "none": None,
 }
-"""What opens and what closes thoughts."""
+"""What opens and what closes thoughts, by the names of ``--reasoning-parser``."""
 _TEMPLATE_MARKS = (
     ("[TOOL_CALLS]", CallFormat.MISTRAL),
     ("<tool_call>", CallFormat.HERMES),
@@ -198,8 +228,8 @@ class MessageFormat:
         found = next((kind for mark, kind in _TEMPLATE_MARKS if mark in template), None)
         kind = CallFormat(calls) if calls is not None else found or CallFormat.HERMES
         if reasoning is not None:
-            return cls(kind, REASONING_FORMATS.get(reasoning))
-        marks = (pair for pair in REASONING_FORMATS.values() if pair[1] in template)
+            return cls(kind, REASONING_FORMATS[reasoning])
+        marks = (pair for pair in REASONING_FORMATS.values() if pair and pair[1] in template)
         return cls(kind, next(marks, None))
 
     def parser(self, names: Sequence[str] | None, *, is_thinking: bool | None) -> MessageParser:
