@@ -338,9 +338,9 @@ class FakeEngine:
                 first.prompt_logprobs = [
                     _scored(id_, params.prompt_logprobs, -2.0) for id_ in ids[1:]
                 ]
-            if pooling is not None:
+            if pooling is not None and self.finish_with is None:
                 first.embedding = fake_embedding(ids, pooling)
-            if params.max_tokens == 0:
+            if params.max_tokens == 0 and self.finish_with is None:
                 first.finish_reason = "length"
             mailbox.put(first)
         if self.finish_with is not None:

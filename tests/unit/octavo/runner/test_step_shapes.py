@@ -74,7 +74,8 @@ def test_the_covering_shapes_are_at_least_as_large_as_those_captured_ahead() -> 
     largest = shapes.covering()
     ahead = list(shapes.by_use())
     assert len(ahead) == len(set(ahead)) < 100
-    assert {shape.kind for shape in largest} == set(DrawKind)
+    # A step that draws later runs the kernels of the others, and needs less.
+    assert {shape.kind for shape in largest} == set(DrawKind) - {DrawKind.LATER}
     for shape in ahead:
         assert any(
             shape.num_tokens <= other.num_tokens and shape.num_sequences <= other.num_sequences

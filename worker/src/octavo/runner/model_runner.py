@@ -132,13 +132,15 @@ class ModelRunner:
         adapters = None
         if self._adapters is not None and self._rows.has_adapters(plan):
             adapters = self._adapters.step(self._rows.adapter_slots[token_row])
-        hidden = self._model.forward(token_ids, self._kv.layers, attention, adapters)
+        # Who reads a prompt wants the hidden states of all its tokens.
+        is_last_only = not plan.readings
+        hidden = self._model.forward(token_ids, self._kv.layers, attention, adapters, is_last_only)
         drawing = [index for index, draws in enumerate(plan.samples) if draws]
         reads = self._prompts.read(plan, hidden) if plan.readings else []
         if not drawing:
             return _Nothing(reads)
-        if not table.is_decode:
-            hidden = hidden[attention.query_starts[1:].long() - 1]
+        if not is_last_only:
+            hidden = hidden[attention.last_tokens]
         row, after = table.row, table.after
         if len(drawing) < len(plan.rows):
             chosen = torch.tensor(drawing, dtype=torch.int64, device=hidden.device)

@@ -36,8 +36,20 @@ _OURS = frozenset(
 )
 """Template variables that the server sets itself, or that are fields of their own."""
 TemplateVariable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+TemplateKwargs = Annotated[
+    Annotated[dict[TemplateVariable, Any], Field(max_length=MAX_TEMPLATE_KWARGS)] | None,
+    Field(description="More variables for the chat template, e.g. enable_thinking."),
+]
 _KINDS_OF_MEDIA = frozenset(
-    {"image_url", "input_image", "input_audio", "audio_url", "video_url", "file"}
+    {
+        "image_url",
+        "input_image",
+        "input_audio",
+        "audio_url",
+        "video_url",
+        "file",
+        "input_file",
+    }
 )
 
 
@@ -48,7 +60,7 @@ class TextPart(StrictModel):
     text: str
 
 
-def _refuse_media(parts: object) -> object:
+def refuse_media(parts: object) -> object:
     """Name what is not text, so that the answer is not a mere 'wrong type'."""
     if isinstance(parts, list):
         for part in parts:
@@ -67,14 +79,15 @@ class Message(StrictModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
         str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)] | None,
-        BeforeValidator(_refuse_media, json_schema_input_type=str | list[TextPart] | None),
+        BeforeValidator(refuse_media, json_schema_input_type=str | list[TextPart] | None),
     ] = None
     name: str | None = Field(None, max_length=256, description="Given to the chat template.")
     tool_calls: Annotated[list[MessageToolCall], Field(max_length=MAX_CALLS)] | None = None
-    tool_call_id: str | None = Field(None, min_length=1, max_length=256)
-    reasoning_content: str | None = Field(
-        None, description="Given to the chat template; most leave earlier thoughts out."
-    )
+    tool_call_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    reasoning_content: Annotated[
+        str | None,
+        Field(description="Given to the chat template; most leave earlier thoughts out."),
+    ] = None
 
     @model_validator(mode="after")
     def _fields_belong_to_the_role(self) -> Message:
@@ -117,6 +130,14 @@ class Message(StrictModel):
         return message
 
 
+def check_template_kwargs(variables: dict[str, Any] | None) -> None:
+    """Raise ValueError for a variable that is not a request's to set."""
+    for name in sorted(_OURS & (variables or {}).keys()):
+        raise ValueError(
+            f"chat_template_kwargs holds {name!r}, which the server sets itself; leave it out."
+        )
+
+
 class Conversation(RequestBody):
     """Messages, and how the model's chat template makes a prompt of them."""
 
@@ -130,9 +151,7 @@ class Conversation(RequestBody):
     add_special_tokens: bool = Field(
         False, description="Add special tokens to those that the template writes."
     )
-    chat_template_kwargs: (
-        Annotated[dict[TemplateVariable, Any], Field(max_length=MAX_TEMPLATE_KWARGS)] | None
-    ) = Field(None, description="More variables for the chat template, e.g. enable_thinking.")
+    chat_template_kwargs: TemplateKwargs = None
 
     @model_validator(mode="after")
     def _template_fields_agree(self) -> Conversation:
@@ -141,10 +160,7 @@ class Conversation(RequestBody):
                 "continue_final_message is true and add_generation_prompt is not false; they "
                 "exclude each other: set add_generation_prompt to false."
             )
-        for name in sorted(_OURS & (self.chat_template_kwargs or {}).keys()):
-            raise ValueError(
-                f"chat_template_kwargs holds {name!r}, which the server sets itself; leave it out."
-            )
+        check_template_kwargs(self.chat_template_kwargs)
         return self
 
     def template_variables(self) -> dict[str, Any]:
@@ -236,5 +252,6 @@ class ChatCompletionRequest(Conversation, ToolsBody, ConstrainedBody, Generation
             max_tokens=self.token_limit,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             prompt_logprobs=self.prompt_logprobs,
+            n=self.n or 1,
         )
         return self.constrain(params)

@@ -86,6 +86,56 @@ CHAT: Mapping[str, Unsupported] = {
     "mm_processor_kwargs": Unsupported("only text is taken", ({},)),
 }
 
+TOKENIZE_CHAT: Mapping[str, Unsupported] = {
+    name: CHAT[name]
+    for name in ("tools", "chat_template", "media_io_kwargs", "mm_processor_kwargs")
+}
+
+EMBEDDING: Mapping[str, Unsupported] = {
+    "messages": Unsupported("render them with /tokenize and send the token ids as input"),
+    "embed_dtype": Unsupported("vectors are float32", ("float32",)),
+    "endianness": Unsupported("vectors are little-endian", ("native", "little")),
+    "additional_data": Unsupported("this server has no plugins that would read it"),
+    "use_activation": Unsupported("use normalize", (True,)),
+}
+
+RESPONSE: Mapping[str, Unsupported] = {
+    **{
+        name: BOTH[name]
+        for name in (
+            "service_tier",
+            "moderation",
+            "prompt_cache_retention",
+            "prompt_cache_options",
+            "vllm_xargs",
+            "kv_transfer_params",
+        )
+    },
+    **{name: CHAT[name] for name in ("media_io_kwargs", "mm_processor_kwargs")},
+    "tools": Unsupported("tool calls are not supported yet", ([],)),
+    "tool_choice": Unsupported("tool calls are not supported yet", ("none", "auto")),
+    "parallel_tool_calls": Unsupported("tool calls are not supported yet", (True, False)),
+    "max_tool_calls": Unsupported("no tools are run here"),
+    "store": Unsupported(_NOTHING_STORED, (False,)),
+    "previous_response_id": Unsupported(
+        f"{_NOTHING_STORED}; send the earlier items with the input"
+    ),
+    "conversation": Unsupported(f"{_NOTHING_STORED}; send the earlier items with the input"),
+    "prompt": Unsupported("this server stores no prompts"),
+    "background": Unsupported("answers are not made in the background", (False,)),
+    "background_options": Unsupported("answers are not made in the background"),
+    "context_management": Unsupported("contexts are not compacted"),
+    "truncation": Unsupported("inputs are taken whole", ("disabled",)),
+    "image": Unsupported("only text is taken"),
+    "access_programs": Unsupported("there are no programs here"),
+    "enable_response_messages": Unsupported("use return_token_ids of /v1/completions", (False,)),
+    "previous_input_messages": Unsupported("send the earlier items with the input"),
+}
+
+RESPONSE_MESSAGE: Mapping[str, Unsupported] = {
+    "phase": Unsupported("no model here knows it"),
+}
+
 COMPLETION: Mapping[str, Unsupported] = {
     **BOTH,
     "suffix": Unsupported("no model here fills in the middle", ("",)),

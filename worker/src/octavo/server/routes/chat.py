@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from octavo.engine.interface import ModelInfo
 from octavo.outputs import GenerationEvent
-from octavo.server.chunks import ChatChunks, ChunkWriter
+from octavo.server.chunks import ChatChunks, StreamWriter
 from octavo.server.context import ServerContext
 from octavo.server.conversation import render_conversation
 from octavo.server.exchange import AskedPrompt, Exchange, GatheredChoice
@@ -19,7 +19,7 @@ from octavo.server.generation import GenerationJob
 from octavo.server.logprobs import LogprobWriter
 from octavo.server.message_plan import MessagePlan
 from octavo.server.message_reader import MessageReader
-from octavo.server.openapi import describe_generation
+from octavo.server.openapi import describe
 from octavo.server.protocol.answers import ChatChoice, ChatCompletion, ChatMessage, UsageInfo
 from octavo.server.protocol.chat import ChatCompletionRequest
 from octavo.server.streaming import GenerationAnswer
@@ -30,7 +30,10 @@ def build_router(context: ServerContext) -> APIRouter:
     """The route, bound to ``context``."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", **describe_generation(ChatCompletionRequest))
+    @router.post(
+        "/v1/chat/completions",
+        **describe(ChatCompletionRequest, answer=ChatCompletion, is_streamable=True),
+    )
     async def create_chat_completion() -> Response:
         """Continue a conversation."""
         return ChatAnswer(context)
@@ -92,7 +95,10 @@ class ChatAnswer(GenerationAnswer[ChatCompletionRequest]):
         )
 
     def _opening(
-        self, event: GenerationEvent, chunks: ChunkWriter, exchange: Exchange[ChatCompletionRequest]
+        self,
+        event: GenerationEvent,
+        chunks: StreamWriter,
+        exchange: Exchange[ChatCompletionRequest],
     ) -> bytes:
         if self._has_roles:
             return b""
