@@ -69,9 +69,9 @@ def test_a_step_past_the_largest_shape_has_none() -> None:
     assert shapes.shape_for(plan_of(0, [2113]), GREEDY) is None
 
 
-def test_the_covering_shapes_are_at_least_as_large_as_those_captured_ahead() -> None:
+def test_the_largest_shapes_are_at_least_as_large_as_those_captured_ahead() -> None:
     shapes = StepShapes(256, 2048)
-    largest = shapes.covering()
+    largest = shapes.largest()
     ahead = list(shapes.by_use())
     assert len(ahead) == len(set(ahead)) < 100
     # A step that draws later runs the kernels of the others, and needs less.

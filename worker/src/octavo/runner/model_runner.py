@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,12 +76,20 @@ class ModelRunner:
         """
         return self._graphs is not None and self._graphs.prepare_next()
 
-    @torch.inference_mode()
-    def run_covering(self) -> None:
-        """Run on padding alone what needs most memory, and every kernel, of captured steps."""
+    def run_largest(self) -> None:
+        """Run on padding alone the captured steps that need most memory."""
         if self._graphs is not None:
-            for shape in self._graphs.shapes.covering():
-                self._graphs.run_padding(shape)
+            self._run_padding(self._graphs, self._graphs.shapes.largest())
+
+    def run_covering(self) -> None:
+        """Run on padding alone steps that together run every kernel of captured ones."""
+        if self._graphs is not None:
+            self._run_padding(self._graphs, self._graphs.shapes.covering())
+
+    @torch.inference_mode()
+    def _run_padding(self, graphs: StepGraphs, shapes: Iterable[StepShape]) -> None:
+        for shape in shapes:
+            graphs.run_padding(shape)
 
     def close(self) -> None:
         """Drop the device's memory; may be called twice."""
@@ -100,6 +108,7 @@ class ModelRunner:
                 admission.token_ids[admission.num_prompt_tokens :],
                 admission.stop_token_ids,
             )
+        self._sampler.write_admitted()
 
     def _replay(self, graphs: StepGraphs, plan: BatchPlan, shape: StepShape) -> StepHandle:
         if shape.kind is DrawKind.LATER:
