@@ -36,7 +36,7 @@ def test_first_call_wakes_a_service_that_sleeps(stage: Stage) -> None:
     scaling = {"minReplicas": 0, "maxReplicas": 1, "cooldown": "15s"}
     stage.apply(stage.manifest(NAME, replicas=None, scaling=scaling))
     stage.wait_ready(NAME)
-    stage.wait_condition(NAME, "Ready", "False", "ScaledToZero")
+    stage.wait_condition(NAME, "Ready", "False", "Sleeping")
     wait_for("no pod is left", lambda: stage.pods(NAME), lambda pods: not pods)
     slices = wait_for(
         "callers are sent to the activator",
