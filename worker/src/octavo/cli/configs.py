@@ -36,6 +36,10 @@ _SAME_NAMES = (
     "enforce_eager",
     "kernel_cache_dir",
     "batch_invariant",
+    "enable_lora",
+    "max_loras",
+    "max_lora_rank",
+    "max_cpu_loras",
     "log_format",
     "log_level",
 )
@@ -50,7 +54,10 @@ def engine_config(parsed: argparse.Namespace) -> EngineConfig:
             "Run more replicas, or choose a model that fits one GPU."
         )
     return EngineConfig(
-        load_format=_load_format(parsed), **{name: getattr(parsed, name) for name in _SAME_NAMES}
+        load_format=_load_format(parsed),
+        lora_modules=tuple(parsed.lora_modules),
+        lora_wait_s=parsed.lora_wait_timeout,
+        **{name: getattr(parsed, name) for name in _SAME_NAMES},
     )
 
 

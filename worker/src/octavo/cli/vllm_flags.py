@@ -16,7 +16,6 @@ ALWAYS_SO = (
 tokens, answers carry X-Request-Id, a model may call the tools it is given, there are no
 documentation pages."""
 
-_NO_LORA = "LoRA adapters are not supported yet"
 _ONE_DEVICE = "one device serves a model; run more replicas instead"
 _PROXY = "put a proxy in front of the server for it"
 _OWN_TOKENIZER = "the tokenizer comes with the model"
@@ -24,13 +23,8 @@ _REASONS = {
     "--model": "give the model as the first argument",
     "--trust-remote-code": "code from a model's folder is never run; leave it out",
     "--code-revision": "code from a model's folder is never run; leave it out",
-    "--enable-lora": _NO_LORA,
-    "--max-loras": _NO_LORA,
-    "--max-lora-rank": _NO_LORA,
-    "--max-cpu-loras": _NO_LORA,
-    "--lora-dtype": _NO_LORA,
-    "--lora-modules": _NO_LORA,
-    "--fully-sharded-loras": _NO_LORA,
+    "--lora-dtype": "adapters have the dtype of the model",
+    "--fully-sharded-loras": _ONE_DEVICE,
     "--pipeline-parallel-size": _ONE_DEVICE,
     "--data-parallel-size": _ONE_DEVICE,
     "--enable-expert-parallel": _ONE_DEVICE,

@@ -10,7 +10,6 @@ import hashlib
 import operator
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -20,21 +19,12 @@ from octavo.engine.messages import RequestSpec
 from octavo.errors import InvalidRequestError, PromptTooLongError
 from octavo.grammar import Grammar, ReasoningSpan
 from octavo.pooling_params import PoolingParams
-from octavo.request import EVERYONE, Tenant
+from octavo.request import EVERYONE, AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.structured.translate import translate
 from octavo.tokenization.tokenizer import Tokenizer
 
 _MAX_SEED = 2**63
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterGeneration:
-    """A LoRA adapter as it was loaded once: the same name loaded again is another one."""
-
-    id: int
-    digest: str
-    """Of its files' contents."""
 
 
 class Intake:

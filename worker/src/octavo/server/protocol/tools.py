@@ -82,10 +82,13 @@ class MessageToolCall(StrictModel):
     index: int | None = Field(None, ge=0, le=MAX_CALLS, description="Of a streamed call; not used.")
 
 
+Tools = Annotated[list[ChatTool], Field(max_length=MAX_TOOLS)] | None
+
+
 class ToolsBody(StrictModel):
     """The fields that say which tools may be called."""
 
-    tools: Annotated[list[ChatTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Tools = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = Field(
         None, description="auto if there are tools, none if there are not."
     )

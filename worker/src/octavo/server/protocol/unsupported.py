@@ -87,8 +87,7 @@ CHAT: Mapping[str, Unsupported] = {
 }
 
 TOKENIZE_CHAT: Mapping[str, Unsupported] = {
-    name: CHAT[name]
-    for name in ("tools", "chat_template", "media_io_kwargs", "mm_processor_kwargs")
+    name: CHAT[name] for name in ("chat_template", "media_io_kwargs", "mm_processor_kwargs")
 }
 
 EMBEDDING: Mapping[str, Unsupported] = {
