@@ -106,16 +106,22 @@ def _path(location: tuple[int | str, ...]) -> str:
     """``("messages", 0, "content", "str")`` as ``messages[0].content``; the names that pydantic
     gives to the branches of a union are left out."""
     path = ""
-    for step in location:
+    for before, step in zip((None, *location), location, strict=False):
         if isinstance(step, int):
             path += f"[{step}]"
-        elif step in _BRANCHES or step.endswith("]"):
+        elif (
+            step in _BRANCHES
+            or step.endswith("]")
+            or (step in _ITEM_KINDS and isinstance(before, int))
+        ):
             continue
         else:
             path += f".{step}" if path else step
     return path
 
 
+_ITEM_KINDS = frozenset({"message", "function_call", "function_call_output", "reasoning"})
+"""Of the Responses API's items; other things have such names too, but not after an index."""
 _BRANCHES = frozenset({"str", "int", "float", "bool", "[key]"})
 
 
