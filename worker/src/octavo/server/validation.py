@@ -120,9 +120,9 @@ def _path(location: tuple[int | str, ...]) -> str:
     return path
 
 
-_ITEM_KINDS = frozenset({"message", "function_call", "function_call_output", "reasoning"})
-"""Of the Responses API's items; other things have such names too, but not after an index."""
 _BRANCHES = frozenset({"str", "int", "float", "bool", "[key]"})
+_ITEM_KINDS = _BRANCHES | {"message", "function_call", "function_call_output", "reasoning"}
+"""Also of the Responses API's items: other things have such names, but not after an index."""
 
 
 def shown(value: Any) -> str:
