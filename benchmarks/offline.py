@@ -30,6 +30,7 @@ _ENGINE_OPTIONS = (
     "max_num_seqs",
     "max_num_batched_tokens",
     "max_num_batched_tokens_while_decoding",
+    "batch_invariant",
 )
 
 
@@ -50,6 +51,8 @@ def main() -> None:
         "dtype": llm.info.dtype,
         "kernels": llm.info.kernels,
     }
+    if arguments.batch_invariant:
+        details["batch_invariant"] = True
     if arguments.scale != 1.0:
         details["scale"] = arguments.scale
     recorder.figure("start", "seconds", time.perf_counter() - started, "s", **details)
@@ -172,6 +175,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--max-num-seqs", type=int)
     parser.add_argument("--max-num-batched-tokens", type=int)
     parser.add_argument("--max-num-batched-tokens-while-decoding", type=int)
+    parser.add_argument("--batch-invariant", action="store_true")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""What the deciding wing costs the host per step: schedule and commit, no device.
+"""What a step costs the host: schedule, commit, and the message to the server; no device.
 
 Run alone on a quiet core::
 
@@ -6,8 +6,9 @@ Run alone on a quiet core::
 
 ``steady``: every request decodes, none arrives, none ends; each step one in ``block_size`` of
 them starts a new block. ``churn``: the same, and requests end and arrive at the rate that
-keeps the batch full. Times are host microseconds per step, the best of several rounds, since
-whatever else the machine does can only add to them.
+keeps the batch full. ``message_us`` is encoding the step's updates into one frame. Times are
+processor time of the one thread, in microseconds per step, the best of several rounds: whatever
+else the machine does can only add to them.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ import random
 import statistics
 import time
 
+import msgspec
+
 from octavo.batch import BatchPlan, StepResult
 from octavo.config import SchedulerConfig
+from octavo.engine.messages import StepReport, frame
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
 
 GOAL_US = 300.0
-"""Host work per step for 256 decoding requests, of which schedule and commit are a part."""
+"""Host work per step for 256 decoding requests."""
 
 
 def main() -> None:
@@ -43,22 +47,25 @@ def main() -> None:
                 _measure(options.num_seqs, options.steps, output_len, look_ahead)
                 for _ in range(options.rounds)
             ]
-            schedule_us, commit_us = min(rounds, key=sum)
+            schedule_us, commit_us, message_us = min(rounds, key=sum)
             line = {
                 "workload": name,
                 "num_seqs": options.num_seqs,
                 "look_ahead": look_ahead,
                 "schedule_us": round(schedule_us, 1),
                 "commit_us": round(commit_us, 1),
-                "step_us": round(schedule_us + commit_us, 1),
+                "message_us": round(message_us, 1),
+                "step_us": round(schedule_us + commit_us + message_us, 1),
                 "median_step_us": round(statistics.median(map(sum, rounds)), 1),
                 "goal_us": GOAL_US,
             }
             print(json.dumps(line), flush=True)
 
 
-def _measure(num_seqs: int, steps: int, output_len: int, look_ahead: int) -> tuple[float, float]:
-    """Mean microseconds of schedule() and of commit() over ``steps`` steps."""
+def _measure(
+    num_seqs: int, steps: int, output_len: int, look_ahead: int
+) -> tuple[float, float, float]:
+    """Mean microseconds of schedule(), of commit() and of the message over ``steps`` steps."""
     rng = random.Random(0)
     scheduler = Scheduler(
         SchedulerConfig(
@@ -95,27 +102,31 @@ def _measure(num_seqs: int, steps: int, output_len: int, look_ahead: int) -> tup
     for _ in range(num_seqs):
         arrive()
     pending: list[BatchPlan] = []
-    schedule_s = commit_s = 0.0
+    encoder = msgspec.msgpack.Encoder()
+    schedule_s = commit_s = message_s = 0.0
     for step in range(-30, steps):
-        started_s = time.perf_counter()
+        started_s = time.thread_time()
         plan = scheduler.schedule()
-        scheduled_s = time.perf_counter()
+        scheduled_s = time.thread_time()
         if plan is not None:
             pending.append(plan)
         if plan is not None and len(pending) <= look_ahead:
             continue
         due = pending.pop(0)
         result = StepResult([100 + step] * sum(due.samples))
-        ready_s = time.perf_counter()
+        ready_s = time.thread_time()
         updates = scheduler.commit(due, result)
-        committed_s = time.perf_counter()
+        committed_s = time.thread_time()
+        frame(encoder, StepReport(updates))
+        framed_s = time.thread_time()
         if step >= 0:
             schedule_s += scheduled_s - started_s
             commit_s += committed_s - ready_s
+            message_s += framed_s - committed_s
         for update in updates:
             if update.finish_reason is not None:
                 arrive()
-    return schedule_s / steps * 1e6, commit_s / steps * 1e6
+    return schedule_s / steps * 1e6, commit_s / steps * 1e6, message_s / steps * 1e6
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import asyncio
 import json
 import random
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -27,8 +28,6 @@ from urllib.parse import urlsplit
 
 from record import Recorder
 from shapes import SHAPES, model_folder
-
-_PORT = 8765
 
 
 @dataclass(slots=True)
@@ -123,7 +122,9 @@ class Server:
 
     def __init__(self, arguments: argparse.Namespace, extra: list[str]) -> None:
         model = model_folder(arguments.shape) if arguments.shape else arguments.model
-        command = [sys.executable, "-m", "octavo", "serve", model, "--port", str(_PORT)]
+        self._port = _free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        command = [sys.executable, "-m", "octavo", "serve", model, "--port", str(self._port)]
         command += ["--served-model-name", "bench", *extra]
         if arguments.shape:
             command += ["--load-format", "dummy", "--skip-tokenizer-init"]
@@ -144,7 +145,7 @@ class Server:
             if self._process.poll() is not None:
                 raise SystemExit("octavo serve ended before it was ready; its output says why.")
             try:
-                reader, writer = await asyncio.open_connection("127.0.0.1", _PORT)
+                reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
                 writer.write(
                     b"GET /health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
                 )
@@ -157,6 +158,13 @@ class Server:
             await asyncio.sleep(0.02)
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def main() -> None:
     """Start a server unless given one, then load it with each number of clients."""
     arguments, extra = _parse()
@@ -166,14 +174,13 @@ def main() -> None:
         return
     with Server(arguments, extra) as server:
         asyncio.run(server.wait_ready())
-        url = f"http://127.0.0.1:{_PORT}"
-        first = Client(url, "bench", 8, 1, arguments.vocab_size)
+        first = Client(server.url, "bench", 8, 1, arguments.vocab_size)
         asyncio.run(first.run(Load(), 1, seed=0))
         recorder.figure(
             "start", "first_token", time.perf_counter() - server.started, "s",
             model=arguments.shape or arguments.model,
         )  # fmt: skip
-        asyncio.run(_measure(arguments, recorder, url, "bench"))
+        asyncio.run(_measure(arguments, recorder, server.url, "bench"))
 
 
 async def _measure(arguments: argparse.Namespace, recorder: Recorder, url: str, model: str) -> None:

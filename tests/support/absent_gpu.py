@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import triton
@@ -28,8 +28,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from octavo.kernels.interface import AttentionBatch, SamplingBatch, SharedPrefix
+from octavo.kernels.adapters import AdapterStack, Projection
+from octavo.kernels.interface import AttentionBatch, Linear, SamplingBatch, SharedPrefix
 from octavo.kernels.triton import TritonKernels, penalties, rope_cache
+from octavo.kernels.triton.adapters import TritonAdapters
 from octavo.kernels.triton.decode_attention import decode_attention
 from octavo.kernels.triton.fixed_product import fixed_product
 from octavo.kernels.triton.launch import Machine
@@ -244,6 +246,29 @@ def penalty(vocab_size: int, counts_dtype: torch.dtype, num_rows: int = 5) -> No
     penalties.count_tokens(counts, _ints(num_rows), torch.zeros(num_rows, dtype=torch.int64))
 
 
+def adapters(
+    dtype: torch.dtype, max_rank: int, num_slots: int, num_tokens: int, size: int = 4096
+) -> None:
+    shapes = [
+        Projection(0, ("q", "k", "v"), size, (size, size // 4, size // 4)),
+        Projection(0, ("gate", "up"), size, (size, size)),
+        Projection(0, ("down",), size, (size,)),
+    ]
+    stack = AdapterStack.allocate(shapes, num_slots, max_rank, dtype, torch.device("cpu"))
+    step = TritonAdapters(stack).step(_ints(num_tokens))
+    x = torch.empty(num_tokens, size, dtype=dtype)
+    for index, projection in enumerate(shapes):
+        out_features = sum(projection.out_features)
+
+        def linear(x: Tensor, out_features: int = out_features) -> Tensor:
+            return torch.empty(x.shape[0], out_features, dtype=x.dtype)
+
+        if len(projection.names) == 2:
+            step.project_gated(index, cast(Linear, linear), x, True)
+        else:
+            step.project(index, cast(Linear, linear), x)
+
+
 BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
 
 Case = Callable[[], None]
@@ -291,6 +316,11 @@ CASES: dict[str, list[Case]] = {
         partial(sampling, 151936, True, False),
         partial(sampling, 128256, False, False),
         partial(sampling, 128256, False, True),
+    ],
+    "adapters": [
+        *[partial(adapters, BF16, 16, 8, tokens) for tokens in [1, 256, 8192]],
+        partial(adapters, BF16, 64, 64, 256),
+        partial(adapters, BF16, 256, 4, 256),
     ],
     "penalties": [partial(penalty, 128256, dtype) for dtype in [torch.int16, torch.int32]],
     # The largest tiles, for cards with less shared memory.

@@ -20,6 +20,7 @@ from octavo.errors import (
     QueueFullError,
     RequestFailedError,
 )
+from octavo.grammar import ReasoningSpan
 from octavo.outputs import (
     EngineStats,
     GenerationEvent,
@@ -195,6 +196,8 @@ class FakeEngine:
         cache_salt: str | None = None,
         pooling: PoolingParams | None = None,
         tenant: Tenant = EVERYONE,
+        reasoning: ReasoningSpan | None = None,
+        shown_special: Sequence[str] = (),
     ) -> AsyncGenerator[GenerationEvent, None]:
         extras = {
             "priority": priority,
@@ -253,6 +256,8 @@ class FakeEngine:
         if truncation is not None:
             ids = truncation.cut(ids, int(add_special_tokens))
         return [EOS, *ids] if add_special_tokens else ids
+
+    chat_template_source = ""
 
     def template_reads(self, variable: str) -> bool:
         return variable in TEMPLATE_VARIABLES
@@ -333,9 +338,9 @@ class FakeEngine:
                 first.prompt_logprobs = [
                     _scored(id_, params.prompt_logprobs, -2.0) for id_ in ids[1:]
                 ]
-            if pooling is not None:
+            if pooling is not None and self.finish_with is None:
                 first.embedding = fake_embedding(ids, pooling)
-            if params.max_tokens == 0:
+            if params.max_tokens == 0 and self.finish_with is None:
                 first.finish_reason = "length"
             mailbox.put(first)
         if self.finish_with is not None:

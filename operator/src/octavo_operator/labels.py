@@ -16,6 +16,7 @@ FIELD_MANAGER: Final = "octavo-operator"
 """Owner of every field the operator applies; never changes, or old fields would be orphaned."""
 
 WORKER_CONTAINER: Final = "worker"
+FETCH_CONTAINER: Final = "fetch"
 HTTP_PORT_NAME: Final = "http"
 
 LABEL_NAME: Final = "app.kubernetes.io/name"

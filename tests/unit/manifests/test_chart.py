@@ -34,6 +34,7 @@ BRANCHES: dict[str, dict[str, Any]] = {
         "networkPolicy": {"metricsFrom": []},
         "activator": {"enabled": False},
     },
+    "dashboard": {"dashboard": {"enabled": True, "annotations": {"grafana_folder": "LLM"}}},
     "nobody_reads_metrics": {"networkPolicy": {"metricsFrom": []}},
     "without_network_policy": {"networkPolicy": {"enabled": False}},
     "rbac_elsewhere": {
@@ -448,6 +449,15 @@ def test_pod_monitor_is_there_when_asked_for(rendered: dict[str, Objects]) -> No
     assert monitor["spec"]["podMetricsEndpoints"] == [
         {"port": "metrics", "path": "/metrics", "interval": "30s"}
     ]
+
+
+def test_dashboard_is_the_file_of_the_repository(rendered: dict[str, Objects]) -> None:
+    assert of_kind(rendered["defaults"], "ConfigMap") == []
+    shipped = the(rendered["dashboard"], "ConfigMap")
+    (text,) = shipped["data"].values()
+    file = CHART / "files" / "dashboards" / "inference-service.json"
+    assert json.loads(text) == json.loads(file.read_text(encoding="utf-8"))
+    assert shipped["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
 def test_resource_in_the_notes_is_one_a_cluster_accepts() -> None:

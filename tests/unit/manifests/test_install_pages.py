@@ -15,7 +15,10 @@ from crd_schema import REPOSITORY, Schema, crd_of_kind, root_schema
 from helm_binary import Helm
 
 DOCS = REPOSITORY / "docs"
-PAGES = ("install.md", "inference-service.md")
+PAGES = (
+    *("install.md", "inference-service.md", "monitoring.md", "gitops.md", "runbooks/README.md"),
+    *sorted(f"runbooks/{path.name}" for path in (DOCS / "runbooks").glob("*-*.md")),
+)
 
 
 def snippets(page: str) -> list[dict[str, Any]]:
@@ -68,4 +71,4 @@ def _rows(node: Schema, prefix: str = "") -> Iterator[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files_of_the_repository(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", (DOCS / page).read_text(encoding="utf-8")):
-        assert (DOCS / target).resolve().exists(), target
+        assert ((DOCS / page).parent / target).resolve().exists(), target

@@ -251,7 +251,7 @@ async def test_port_in_use_is_said_in_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ({"model": {"uri": "s3://bucket/prefix"}}, "s3://bucket/prefix cannot be fetched yet"),
+        ({"parallelism": {"tensor": 2, "pipeline": 2}}, "is not possible yet"),
         ({"replicas": 0}, "no pod is wanted"),
     ],
 )

@@ -186,7 +186,6 @@ async def test_stopping_pod_is_no_problem() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"model": {"uri": "s3://bucket/model"}}, "cannot be fetched yet"),
         ({"parallelism": {"tensor": 2, "pipeline": 2, "nodes": 2}}, "pipeline 2 over 2 nodes"),
     ],
 )

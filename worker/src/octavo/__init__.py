@@ -1,8 +1,8 @@
 """Octavo: a paged-attention LLM inference engine with an OpenAI-compatible server.
 
-Public face: :class:`LLM` for offline inference and :class:`SamplingParams`. Both are
-imported on first use, so that ``import octavo`` costs nothing to a program that only
-wants the version (the server's process, for one, never imports torch).
+Public face: :class:`LLM` for offline inference, :class:`SamplingParams` and
+:class:`LoRARequest`. They are imported on first use, so that ``import octavo`` costs nothing to a
+program that only wants the version (the server's process, for one, never imports torch).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from octavo.version import __version__
 
 if TYPE_CHECKING:
     from octavo.llm import LLM
+    from octavo.lora.request import LoRARequest
     from octavo.sampling_params import SamplingParams
 
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "LoRARequest", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> object:
@@ -23,6 +24,10 @@ def __getattr__(name: str) -> object:
         from octavo.llm import LLM
 
         return LLM
+    if name == "LoRARequest":
+        from octavo.lora.request import LoRARequest
+
+        return LoRARequest
     if name == "SamplingParams":
         from octavo.sampling_params import SamplingParams
 

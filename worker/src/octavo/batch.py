@@ -32,6 +32,8 @@ class RowAdmission:
     stop_token_ids: frozenset[int]
     block_ids: list[int]
     """Blocks it holds already, prefix hits first; a copy."""
+    adapter_slot: int | None = None
+    """Where its adapter lies on the device; None: it uses none."""
 
 
 @dataclass(frozen=True, slots=True)

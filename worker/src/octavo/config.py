@@ -14,6 +14,8 @@ LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 KERNELS = ("auto", "reference", "cpu", "triton")
+MAX_LORA_RANK = 256
+MAX_LORA_WAIT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,18 @@ class EngineConfig:
     """debug, info, warning or error."""
     look_ahead: bool | None = None
     """Plan a step while the device runs the one before; None: on CUDA only."""
+    enable_lora: bool = False
+    """Take LoRA adapters. Costs the memory of max_loras of them; steps without one cost the
+    same."""
+    max_loras: int = 8
+    """Adapters on the device at once: so many different ones can be in a batch."""
+    max_lora_rank: int = 16
+    """Adapters of a larger rank are refused; 1 to 256. Memory on the device grows with it."""
+    max_cpu_loras: int | None = None
+    """Adapters kept in host memory, ready to be copied to the device; None: twice max_loras.
+    Others are read from their files again when a request asks for them."""
+    lora_wait_s: float = 30.0
+    """How long a request waits for an adapter that is not loaded yet; then HTTP 503."""
 
     def __post_init__(self) -> None:
         self._check_choice("load_format", self.load_format, LOAD_FORMATS)
@@ -96,6 +110,8 @@ class EngineConfig:
         self._check_at_least_one("max_num_waiting", self.max_num_waiting)
         self._check_at_least_one("max_queue_tokens", self.max_queue_tokens)
         self._check_at_least_one("kv_cache_memory_bytes", self.kv_cache_memory_bytes)
+        self._check_at_least_one("max_loras", self.max_loras)
+        self._check_adapters()
         if self.block_size not in (8, 16, 32, 64, 128):
             raise ConfigError(
                 f"block_size is {self.block_size}; it must be 8, 16, 32, 64 or 128 "
@@ -105,6 +121,27 @@ class EngineConfig:
             raise ConfigError(
                 f"gpu_memory_utilization is {self.gpu_memory_utilization}; "
                 "it is a share of the card's memory, above 0 and at most 1."
+            )
+
+    def _check_adapters(self) -> None:
+        if self.enable_lora and self.batch_invariant:
+            raise ConfigError(
+                "enable_lora and batch_invariant are both on; what an adapter adds is summed in "
+                "an order that depends on the batch. Leave one of them out."
+            )
+        if not 1 <= self.max_lora_rank <= MAX_LORA_RANK:
+            raise ConfigError(
+                f"max_lora_rank is {self.max_lora_rank}; it must be 1 to {MAX_LORA_RANK}."
+            )
+        if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
+            raise ConfigError(
+                f"max_cpu_loras is {self.max_cpu_loras}, fewer than max_loras, which is "
+                f"{self.max_loras}; raise it, or leave it out for twice max_loras."
+            )
+        if not 0 < self.lora_wait_s <= MAX_LORA_WAIT_S:
+            raise ConfigError(
+                f"lora_wait_s is {self.lora_wait_s}; it is seconds, above 0 and at most "
+                f"{MAX_LORA_WAIT_S:.0f}."
             )
 
     @staticmethod
@@ -132,6 +169,8 @@ class SchedulerConfig:
     max_queue_tokens: int = 4 * 1024 * 1024
     max_tokens_in_flight: int = 1
     """Steps planned ahead of the one whose result is known; 0: none (CPU)."""
+    num_adapter_slots: int = 0
+    """Adapters on the device at once; 0: none are taken."""
     max_num_batched_tokens_while_decoding: int | None = None
     """The token budget of a step in which some request decodes; None: the same as any other."""
 

@@ -7,6 +7,8 @@
     │   └── UnsupportedModelError    the architecture or a feature of the checkpoint is unknown
     ├── ModelLoadError           a model's files cannot be found, fetched or read
     │   └── WeightError              a tensor is missing, left over, or of the wrong shape
+    ├── AdapterError             a LoRA adapter cannot be served with this model, ever (HTTP 400)
+    ├── AdapterNotReadyError     an adapter is not loaded in time (HTTP 503, try again)
     ├── OutOfMemoryError         weights or KV cache do not fit
     ├── InvalidRequestError      one request cannot be served as asked (HTTP 400)
     │   ├── PromptTooLongError
@@ -39,6 +41,18 @@ class ModelLoadError(OctavoError):
 
 class WeightError(ModelLoadError):
     """A tensor is missing, left over, or has another shape than the architecture says."""
+
+
+class AdapterError(OctavoError):
+    """A LoRA adapter that this model cannot serve as it is: trying again is of no use."""
+
+
+class AdapterNotReadyError(OctavoError):
+    """An adapter is known and not loaded. ``retry_after_s``: when it is worth another try."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class OutOfMemoryError(OctavoError):

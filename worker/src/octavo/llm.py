@@ -14,18 +14,20 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from octavo.config import EngineConfig
 from octavo.engine.build import build_engine
-from octavo.engine.intake import Intake
+from octavo.engine.carried_errors import from_adapter_failure
+from octavo.engine.intake import AdapterGeneration, Intake
 from octavo.engine.interface import ModelInfo
-from octavo.engine.messages import RequestSpec
+from octavo.engine.messages import AdapterOpened, Refused, RequestSpec
 from octavo.engine.text import ChoiceText
 from octavo.errors import InvalidRequestError, QueueFullError, RequestFailedError
 from octavo.grammar import Vocabulary
+from octavo.lora.request import LoRARequest
 from octavo.outputs import CompletionOutput, EngineStats, RequestOutput, RequestUpdate
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.chat_template import ChatTemplate
@@ -51,6 +53,9 @@ class LLM:
         self._intake = Intake(self._engine.info, config.seed, self._tokenizer)
         self._chat_template: ChatTemplate | None = None
         self._ids = itertools.count()
+        self._adapters: dict[str, tuple[str, AdapterGeneration]] = {}
+        """Name → path and what was loaded from there."""
+        self._generations = itertools.count(1)
 
     @property
     def info(self) -> ModelInfo:
@@ -84,21 +89,50 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Complete every prompt; results in the prompts' order.
 
-        ``sampling_params``: one for all, or one for each prompt. Raises InvalidRequestError
-        before anything runs when one of them cannot be served. Whatever ends it early (Ctrl-C
-        too) ends all its requests; the next call starts from nothing.
+        ``sampling_params`` and ``lora_request``: one for all, or one for each prompt (None there:
+        the base model). Adapters are loaded when first named (``enable_lora=True``); a name given
+        with another path is loaded anew. Raises InvalidRequestError before anything runs when one
+        of them cannot be served, AdapterError or ModelLoadError for an adapter. Whatever ends it
+        early (Ctrl-C too) ends all its requests; the next call starts from nothing.
         """
         if isinstance(prompts, str | Mapping):
             prompts = [prompts]
         if sampling_params is None:
             sampling_params = SamplingParams()
-        params = _one_each(sampling_params, len(prompts))
-        batch = _OfflineBatch(self, prompts, params)
+        params = _one_each(sampling_params, len(prompts), "sampling_params", "sampling parameters")
+        requests = _one_each(lora_request, len(prompts), "lora_request", "adapters")
+        adapters = [None if request is None else self.load_lora(request) for request in requests]
+        batch = _OfflineBatch(self, prompts, params, adapters)
         return batch.run(use_tqdm)
+
+    def load_lora(self, request: LoRARequest) -> AdapterGeneration:
+        """Load an adapter, unless it is; raises AdapterError or ModelLoadError."""
+        known = self._adapters.get(request.lora_name)
+        if known is not None and known[0] == request.path:
+            return known[1]
+        core, generation = self._engine.core, next(self._generations)
+        core.open_adapter(generation, request.path)
+        while not (events := core.take_adapter_events()):
+            core.step()
+        (event,) = events
+        if not isinstance(event, AdapterOpened):
+            assert not isinstance(event, Refused), "no request is open"
+            raise from_adapter_failure(event)
+        self.unload_lora(request.lora_name)
+        adapter = AdapterGeneration(generation, event.digest)
+        self._adapters[request.lora_name] = (request.path, adapter)
+        return adapter
+
+    def unload_lora(self, name: str) -> None:
+        """Forget an adapter; names that are not loaded are ignored."""
+        known = self._adapters.pop(name, None)
+        if known is not None:
+            self._engine.core.close_adapter(known[1].id)
 
     def chat(
         self,
@@ -131,17 +165,23 @@ class _OfflineBatch:
     """One call of generate: its requests, their texts, a progress bar."""
 
     def __init__(
-        self, llm: LLM, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
+        self,
+        llm: LLM,
+        prompts: Sequence[Prompt],
+        params: Sequence[SamplingParams],
+        adapters: Sequence[AdapterGeneration | None],
     ) -> None:
         self._core = llm._engine.core
         self._tokenizer = llm._tokenizer
         self._outputs: list[RequestOutput] = []
         self._choices: dict[str, tuple[RequestOutput, CompletionOutput, ChoiceText]] = {}
         self._specs: list[list[RequestSpec]] = []
-        for prompt, one in zip(prompts, params, strict=True):
+        for prompt, one, adapter in zip(prompts, params, adapters, strict=True):
             text, ids = self._tokens(prompt)
             request_id = str(next(llm._ids))
-            specs = llm._intake.prepare(request_id, ids, llm._intake.spell_bad_words(one))
+            specs = llm._intake.prepare(
+                request_id, ids, llm._intake.spell_bad_words(one), adapter=adapter
+            )
             output = RequestOutput(request_id, text, ids)
             self._outputs.append(output)
             self._specs.append(specs)
@@ -168,7 +208,9 @@ class _OfflineBatch:
         num_tokens = 0
         while pending or self._core.has_work:
             self._submit(pending)
-            for update in self._core.step():
+            updates = self._core.step()
+            self._core.take_adapter_events()  # the ends of requests tell the same
+            for update in updates:
                 num_tokens += len(update.new_token_ids)
                 if self._apply(update):
                     bar.update()
@@ -225,14 +267,15 @@ class _OfflineBatch:
         return piece.finish_reason is not None
 
 
-def _one_each(
-    params: SamplingParams | Sequence[SamplingParams], count: int
-) -> Sequence[SamplingParams]:
-    if isinstance(params, SamplingParams):
-        return [params] * count
-    if len(params) != count:
+_One = TypeVar("_One")
+
+
+def _one_each(values: _One | Sequence[_One], count: int, name: str, what: str) -> Sequence[_One]:
+    if not isinstance(values, Sequence):
+        return [values] * count
+    if len(values) != count:
         raise InvalidRequestError(
-            f"{len(params)} sampling parameters for {count} prompts; pass one, or one for each.",
-            "sampling_params",
+            f"{len(values)} {what} for {count} prompts; pass one, or one for each.",
+            name,
         )
-    return params
+    return values

@@ -65,6 +65,23 @@ class RequestUpdate(msgspec.Struct, array_like=True):
     that asked for it."""
 
 
+class AdapterStats(msgspec.Struct, kw_only=True):
+    """Where LoRA adapters are, by their generations, and what became of them since the start."""
+
+    num_slots: int = 0
+    resident: dict[int, int] = {}
+    """Generation → slot of the device."""
+    in_host_memory: list[int] = []
+    running: list[int] = []
+    """Generations with requests in the batch."""
+    waiting: list[int] = []
+    """Generations with requests that wait."""
+    num_slot_evictions: int = 0
+    num_host_evictions: int = 0
+    num_fills: int = 0
+    """Copies to slots."""
+
+
 class EngineStats(msgspec.Struct, kw_only=True):
     """Gauges as of now, and counters since the engine started. Cheap to copy and to send."""
 
@@ -104,6 +121,8 @@ class EngineStats(msgspec.Struct, kw_only=True):
     """How long the engine has said nothing though there is work; 0 when idle."""
     is_late: bool = False
     """Whether that is longer than what it is doing should take."""
+    adapters: AdapterStats | None = None
+    """None where none are taken."""
 
 
 STEP_TOKEN_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)

@@ -89,6 +89,8 @@ class Request:
     """The engine's record of one request. Mutated by the scheduler alone."""
 
     __slots__ = (
+        "adapter_id",
+        "adapter_slot",
         "arrival_s",
         "block_hashes",
         "block_ids",
@@ -141,6 +143,7 @@ class Request:
         leader: Request | None = None,
         tenant: Tenant = EVERYONE,
         pooling: PoolingParams | None = None,
+        adapter_id: int | None = None,
         grammar: TokenConstraint | None = None,
     ) -> None:
         self.id = id
@@ -168,6 +171,10 @@ class Request:
         self.tenant = tenant
         self.pooling = pooling
         """How the prompt becomes a vector; None: it does not."""
+        self.adapter_id = adapter_id
+        """The generation of the adapter it runs with; None: the base model."""
+        self.adapter_slot: int | None = None
+        """Where that lies on the device, while the request has a row."""
 
         self.token_ids = list(prompt_token_ids)
         """Prompt, then what was generated and is known to the host."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from octavo_operator.address import Address
 from octavo_operator.errors import LocalError
-from octavo_operator.labels import WORKER_CONTAINER
+from octavo_operator.labels import FETCH_CONTAINER, WORKER_CONTAINER
 from octavo_operator.local.resource_file import Secrets
 from octavo_operator.manifests.worker_command import CACHE_MOUNT
 
@@ -97,7 +97,9 @@ def local_container(
 def _check_possible(pod: Mapping[str, Any]) -> None:
     spec = pod["spec"]
     others = [item["name"] for item in spec["containers"] if item["name"] != WORKER_CONTAINER]
-    if others or spec.get("initContainers"):
+    # The worker fetches by itself what this one would bring to the volume.
+    inits = [item for item in spec.get("initContainers", ()) if item["name"] != FETCH_CONTAINER]
+    if others or inits:
         raise LocalError(
             "spec.template adds containers to the pod; local mode runs the worker only, so remove "
             "them or use a cluster"

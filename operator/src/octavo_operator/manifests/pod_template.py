@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from octavo_operator.errors import ResourceError
 from octavo_operator.labels import (
+    FETCH_CONTAINER,
     HTTP_PORT_NAME,
     LABEL_COMPONENT,
     LABEL_INSTANCE,
@@ -18,16 +19,17 @@ from octavo_operator.labels import (
 )
 from octavo_operator.manifests.overlay import merge_overlay
 from octavo_operator.manifests.probes import worker_probes
-from octavo_operator.manifests.volumes import pod_volumes, worker_mounts
+from octavo_operator.manifests.volumes import cache_mounts, pod_volumes, worker_mounts
 from octavo_operator.manifests.worker_command import (
     CACHE_MOUNT,
     ENDPOINT_REMOVAL_S,
     WORKER_PORT,
+    fetch_command,
     is_downloaded,
     worker_command,
 )
 from octavo_operator.resources.inference_service import InferenceService
-from octavo_operator.resources.model_uri import HubModel, ImageModel
+from octavo_operator.resources.model_uri import BucketModel, HubModel, ImageModel
 
 KILL_MARGIN_S: Final = 10
 """Beyond drain: time to write what is left and exit before SIGKILL."""
@@ -61,6 +63,7 @@ def _pod_spec(service: InferenceService, image: str) -> dict[str, Any]:
             ENDPOINT_REMOVAL_S + service.rollout.drain_s + KILL_MARGIN_S
         ),
         "securityContext": _pod_security(service),
+        **_init_containers(service, image),
         "containers": [_container(service, image)],
         "volumes": pod_volumes(service),
         "topologySpreadConstraints": _spread(service.name),
@@ -83,6 +86,35 @@ def _pod_spec(service: InferenceService, image: str) -> dict[str, Any]:
     return spec
 
 
+def _init_containers(service: InferenceService, image: str) -> dict[str, Any]:
+    """On a volume that pods share, one downloads while others wait, and all find it checked.
+
+    Without such a volume the worker downloads by itself, beside the rest of its start.
+    """
+    if service.cache_claim is None or not isinstance(service.model.source, HubModel | BucketModel):
+        return {}
+    container = {
+        "name": FETCH_CONTAINER,
+        "image": image,
+        "command": fetch_command(service),
+        "env": _environment(service),
+        **_credentials(service),
+        "securityContext": _container_security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": cache_mounts(),
+    }
+    return {"initContainers": [container]}
+
+
+def _container_security() -> dict[str, Any]:
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+    }
+
+
 def _container(service: InferenceService, image: str) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": WORKER_CONTAINER,
@@ -94,12 +126,7 @@ def _container(service: InferenceService, image: str) -> dict[str, Any]:
             {"name": HTTP_PORT_NAME, "containerPort": WORKER_PORT, "protocol": "TCP"},
         ],
         **worker_probes(),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-            "runAsNonRoot": True,
-        },
+        "securityContext": _container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": worker_mounts(service),
     }

@@ -41,12 +41,17 @@ def pod_volumes(service: InferenceService) -> list[dict[str, Any]]:
     return volumes
 
 
-def worker_mounts(service: InferenceService) -> list[dict[str, Any]]:
-    """`volumeMounts` of the worker container."""
-    mounts: list[dict[str, Any]] = [
+def cache_mounts() -> list[dict[str, Any]]:
+    """`volumeMounts` of whatever downloads."""
+    return [
         {"name": TMP_VOLUME, "mountPath": "/tmp"},
         {"name": CACHE_VOLUME, "mountPath": CACHE_MOUNT},
     ]
+
+
+def worker_mounts(service: InferenceService) -> list[dict[str, Any]]:
+    """`volumeMounts` of the worker container."""
+    mounts = cache_mounts()
     if isinstance(service.model.source, VolumeModel | ImageModel):
         mounts.append({"name": MODEL_VOLUME, "mountPath": MODEL_MOUNT, "readOnly": True})
     if needs_shared_memory(service):

@@ -53,6 +53,18 @@ def worker_command(service: InferenceService) -> list[str]:
     ]
 
 
+def fetch_command(service: InferenceService) -> list[str]:
+    """The command that brings the model to the cache volume, and checks what is there."""
+    return [
+        "octavo",
+        "fetch",
+        model_argument(service.model.source),
+        *_option("--revision", service.model.revision),
+        "--download-dir",
+        CACHE_MOUNT,
+    ]
+
+
 def model_argument(source: ModelSource) -> str:
     """What the worker is told to serve: a hub name, a path in its container, or a demo URI."""
     match source:

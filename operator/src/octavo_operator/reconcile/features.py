@@ -13,7 +13,6 @@ from octavo_operator.manifests.kinds import INFERENCE_POOL, POD_MONITOR, PROMETH
 from octavo_operator.reconcile.observed import LiveObject
 from octavo_operator.reconcile.replicas import scales_to_zero
 from octavo_operator.resources.inference_service import InferenceService
-from octavo_operator.resources.model_uri import BucketModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +46,6 @@ def report_features(
 
 def _blocking(service: InferenceService) -> tuple[str, ...]:
     sentences = []
-    if isinstance(service.model.source, BucketModel):
-        sentences.append(
-            f"spec.model.uri: {service.model.uri} cannot be fetched yet; put the files on a volume "
-            f"and use pvc://, or on the hub and use hf://"
-        )
     parallelism = service.parallelism
     if parallelism.pipeline > 1 or parallelism.nodes > 1:
         sentences.append(

@@ -203,3 +203,35 @@ def test_downloaded_model_is_found_without_a_network(
     folder = find(tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     assert find(tmp_path) == folder
+
+
+def test_damaged_file_is_found_and_fetched_again(
+    repository: FakeRepository, hub: FakeHub, tmp_path: Path
+) -> None:
+    name = "model-00001-of-00002.safetensors"
+    cache = str(tmp_path / "cache")
+    folder = find_model(NAME, download_dir=cache, is_checked=True)
+    blob = (folder / name).resolve()
+    marks = tmp_path / "cache" / ".octavo" / "digests"
+    assert (marks / blob.name).exists() == (len(blob.name) == 64)
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    hub.downloads.clear()
+    folder = find_model(NAME, download_dir=cache, is_checked=True)
+    assert (folder / name).read_bytes() == repository.files[name]
+    assert set(hub.downloads) == {name}
+
+
+def test_file_that_was_checked_is_not_read_again(
+    repository: FakeRepository,
+    hub: FakeHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = str(tmp_path / "cache")
+    find_model(NAME, download_dir=cache, is_checked=True)
+    read: list[Path] = []
+    monkeypatch.setattr("octavo.loading.blob_digests._sha256", lambda path: read.append(path))
+    find_model(NAME, download_dir=cache, is_checked=True)
+    assert read == []

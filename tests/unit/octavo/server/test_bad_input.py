@@ -105,8 +105,16 @@ BAD: list[tuple[tuple[str, dict[str, Any]], str | None, list[str]]] = [
     (chat(foo=1, bar=2), "foo", ["foo, bar", "Unknown fields"]),
     (chat(tools=[{"type": "function"}]), "tools", ["not supported yet", "Leave it out"]),
     (chat(tool_choice="required"), "tool_choice", ["not supported yet"]),
-    (chat(response_format={"type": "json_object"}), "response_format", ["not supported yet"]),
-    (chat(structured_outputs={"regex": "a"}), "structured_outputs", ["not supported yet"]),
+    (chat(response_format={"type": "xml"}), "response_format.type", ["'xml'", "'json_schema'"]),
+    (chat(response_format={"type": "json_schema"}), "response_format", ["must be there"]),
+    (chat(structured_outputs={"regexp": "a"}), "structured_outputs.regexp", ["Unknown field"]),
+    (chat(structured_outputs={}), "structured_outputs", ["exactly one"]),
+    (
+        chat(structured_outputs={"regex": "a"}, response_format={"type": "json_object"}),
+        None,
+        ["leave the other out"],
+    ),
+    (chat(guided_regex="a"), "guided_regex", ["structured_outputs.regex"]),
     (chat(reasoning_effort="a lot"), "reasoning_effort", ["'a lot'", "'low'"]),
     (
         chat(reasoning_effort="low", chat_template_kwargs={"reasoning_effort": "high"}),

@@ -17,6 +17,7 @@ from openai.types import completion_create_params as openai_completion
 from openai.types.chat import completion_create_params as openai_chat
 
 from fake_engine import EOS, FakeEngine, expected_text, render
+from octavo.grammar import StructuredOutputs
 from octavo.sampling_params import SamplingParams
 from octavo.server.protocol.chat import ChatCompletionRequest
 from octavo.server.protocol.completion import CompletionRequest
@@ -168,8 +169,22 @@ BOTH: dict[str, Row] = {
     "prompt_cache_retention": Refused("24h"),
     "prompt_cache_options": Refused({"mode": "explicit"}),
     "moderation": Refused({"model": "x"}),
-    "response_format": Refused({"type": "odd"}),
-    "structured_outputs": Refused({"odd": 1}),
+    "response_format": Works(
+        {"type": "json_object"},
+        lambda seen: seen.params.structured_outputs == StructuredOutputs(json_object=True),
+    ),
+    "structured_outputs": Works(
+        {"regex": "a+"},
+        lambda seen: seen.params.structured_outputs == StructuredOutputs(regex="a+"),
+    ),
+    "guided_json": Refused({}),
+    "guided_json_object": Refused(True),
+    "guided_regex": Refused("a"),
+    "guided_choice": Refused(["a"]),
+    "guided_grammar": Refused("start: A"),
+    "guided_whitespace_pattern": Refused(" "),
+    "guided_decoding_backend": Refused("auto"),
+    "structural_tag": Refused("{}"),
 }
 ASSISTANT = [*HELLO, {"role": "assistant", "content": "I am"}]
 ROWS: dict[str, dict[str, Row]] = {

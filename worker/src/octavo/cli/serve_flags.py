@@ -14,8 +14,8 @@ from octavo.logs import LOG_FORMATS, LOG_LEVELS
 
 QUANTIZATIONS = ("auto", "none", "gguf")
 MODEL_HELP = (
-    "a folder with config.json, a .gguf file, ORG/NAME on the Hugging Face hub, or demo://NAME "
-    "for a small model to try things with (demo://smollm2-135m-instruct)"
+    "a folder with config.json, a .gguf file, ORG/NAME on the Hugging Face hub, s3://BUCKET/PREFIX "
+    "or demo://NAME for a small model to try things with (demo://smollm2-135m-instruct)"
 )
 _ENGINE = EngineConfig(model="")
 _SERVER = ServerConfig()

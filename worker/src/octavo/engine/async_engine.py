@@ -55,10 +55,12 @@ from octavo.errors import (
     OctavoError,
     RequestFailedError,
 )
+from octavo.grammar import Grammar, ReasoningSpan
 from octavo.outputs import GenerationEvent, RequestState, RequestUpdate
 from octavo.pooling_params import PoolingParams
 from octavo.request import EVERYONE, Tenant
 from octavo.sampling_params import SamplingParams
+from octavo.structured.trial import GrammarTrials
 from octavo.tokenization.chat_template import ChatTemplate
 from octavo.tokenization.tokenizer import Tokenizer, Truncation
 
@@ -97,6 +99,8 @@ class AsyncEngine:
         self._idle.set()
         self._encoder = msgspec.msgpack.Encoder()
         self._tokenizer_load: asyncio.Task[None] | None = None
+        self._tokenizer_path: str | None = None
+        self._trials: GrammarTrials | None = None
 
     @property
     def info(self) -> ModelInfo | None:
@@ -165,6 +169,8 @@ class AsyncEngine:
         cache_salt: str | None = None,
         tenant: Tenant = EVERYONE,
         pooling: PoolingParams | None = None,
+        reasoning: ReasoningSpan | None = None,
+        shown_special: Sequence[str] = (),
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Stream the choices of one prompt; closing the iterator aborts what is still open."""
         self._refuse_unless_ready()
@@ -173,10 +179,12 @@ class AsyncEngine:
             prompt = await self.encode(prompt)
         if params.bad_words:
             params = await asyncio.to_thread(self._intake.spell_bad_words, params)
+        grammar = await self._grammar(self._intake, params, reasoning)
         specs = self._intake.prepare(
             request_id,
             prompt,
             params,
+            grammar=grammar,
             priority=priority,
             timeout_s=timeout_s,
             cache_salt=cache_salt,
@@ -187,7 +195,10 @@ class AsyncEngine:
         self._refuse_unless_ready()
         self._refuse_open_ids(request_id, specs)
         tokens = specs[0].prompt_token_ids
-        generation = OpenGeneration([ChoiceText(self.tokenizer, params, tokens) for _ in specs])
+        shown_ids = self._ids_of(shown_special)
+        generation = OpenGeneration(
+            [ChoiceText(self.tokenizer, params, tokens, shown_ids=shown_ids) for _ in specs]
+        )
         # From here to the try nothing awaits: registered and submitted is one step.
         self._open.update({spec.id: (generation, index) for index, spec in enumerate(specs)})
         self._idle.clear()
@@ -202,6 +213,23 @@ class AsyncEngine:
                     yield event
         finally:
             self._close([spec.id for spec in specs])
+
+    async def _grammar(
+        self, intake: Intake, params: SamplingParams, reasoning: ReasoningSpan | None
+    ) -> Grammar | None:
+        """What the output must follow, known to be something that can be followed."""
+        if params.structured_outputs is None:
+            return None
+        grammar = await asyncio.to_thread(intake.grammar_of, params, reasoning)
+        if grammar is not None and self._trials is not None:
+            await self._trials.check(grammar.text)
+        return grammar
+
+    def _ids_of(self, tokens: Sequence[str]) -> frozenset[int]:
+        if self.tokenizer is None:
+            return frozenset()
+        ids = [self.tokenizer.token_id(token) for token in tokens]
+        return frozenset(token_id for token_id in ids if token_id is not None)
 
     def abort(self, request_id: str) -> bool:
         """End a request's open choices with finish_reason ``abort``; False if none is open."""
@@ -233,6 +261,11 @@ class AsyncEngine:
     ) -> list[int]:
         """A text as token ids, off the event loop."""
         return await asyncio.to_thread(self._encode, text, add_special_tokens, truncation)
+
+    @property
+    def chat_template_source(self) -> str:
+        """The text of the chat template; empty without one."""
+        return "" if self.chat_template is None else self.chat_template.source
 
     def template_reads(self, variable: str) -> bool:
         """Whether the chat template looks at a variable at all."""
@@ -294,6 +327,9 @@ class AsyncEngine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+        if self._trials is not None:
+            await self._trials.close()
 
     async def _end_process(self, process: asyncio.subprocess.Process, is_listening: bool) -> None:
         if is_listening:
@@ -393,7 +429,7 @@ class AsyncEngine:
         await self._died()
 
     async def _load_tokenizer(self, files: FilesFound) -> None:
-        path = files.tokenizer_path
+        path = self._tokenizer_path = files.tokenizer_path
         if path is None:
             return
         try:
@@ -413,6 +449,8 @@ class AsyncEngine:
             await self._tokenizer_load
         self._info = info
         self._intake = Intake(info, self._config.seed, self.tokenizer)
+        if info.can_constrain and self._tokenizer_path is not None:
+            self._trials = GrammarTrials(self._tokenizer_path, info.vocab_size, info.eos_token_ids)
         if self.state is EngineState.LOADING:
             self.state = EngineState.READY
             self._ready_s = seconds_since_process_start()

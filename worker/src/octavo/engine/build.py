@@ -18,15 +18,18 @@ import torch
 
 from octavo.batch import BatchPlan, RowAdmission
 from octavo.config import EngineConfig, SchedulerConfig
+from octavo.engine.adapter_control import AdapterControl
 from octavo.engine.compiler_process import CompilerProcess, CompileTask, use_kernel_cache
 from octavo.engine.core import EngineCore
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import FilesFound, FromEngine, PhaseFinished, PhaseStarted
 from octavo.errors import ConfigError, InvalidRequestError
 from octavo.grammar import Vocabulary
+from octavo.kernels.adapters import Adapters, AdapterStack
 from octavo.kernels.interface import Kernels
-from octavo.kernels.select import select_kernels
+from octavo.kernels.select import select_adapters, select_kernels
 from octavo.loading.checkpoint import Checkpoint, open_checkpoint
+from octavo.lora.adapter_store import AdapterStore
 from octavo.models import registry
 from octavo.models.family import ModelFamily
 from octavo.models.interface import CausalLM
@@ -118,9 +121,11 @@ def build_engine(
     kv_dtype = torch.float32 if device.type == "cpu" else dtype
     limits = step_limits(config, device, max_model_len)
     use_graphs = device.type == "cuda" and not config.enforce_eager
+    with explained_shortage(card, "LoRA adapters", "lower --max-loras or --max-lora-rank"):
+        stack = adapter_stack(config, model, kv_dtype, device)
 
     def runner_of(limits: SchedulerConfig) -> ModelRunner:
-        return make_runner(model, kernels, limits, kv_dtype, device, use_graphs)
+        return make_runner(model, kernels, limits, kv_dtype, device, use_graphs, stack)
 
     use = None
     if card is not None:
@@ -142,7 +147,8 @@ def build_engine(
     grammars = _grammars(info, checkpoint, vocabulary)
     if grammars is not None:
         info = msgspec.structs.replace(info, can_constrain=True)
-    core = EngineCore(scheduler, runner, limits.max_tokens_in_flight, grammars)
+    control = None if stack is None else _make_adapter_control(config, scheduler, stack)
+    core = EngineCore(scheduler, runner, limits.max_tokens_in_flight, grammars, control)
     if device.type == "cpu":  # elsewhere most of it was compiling
         core.pace.record(1, warm_up_s)
     return Engine(core, info, checkpoint)
@@ -250,6 +256,7 @@ def step_limits(config: EngineConfig, device: torch.device, max_model_len: int) 
         num_blocks=1,
         enable_prefix_caching=config.enable_prefix_caching,
         max_tokens_in_flight=int(look_ahead),
+        num_adapter_slots=config.max_loras if config.enable_lora else 0,
         max_num_batched_tokens_while_decoding=config.max_num_batched_tokens_while_decoding,
     )
 
@@ -292,6 +299,17 @@ def _with_kv_cache(
     )
 
 
+def adapter_stack(
+    config: EngineConfig, model: CausalLM, dtype: torch.dtype, device: torch.device
+) -> AdapterStack | None:
+    """Room for adapters; None where none are taken."""
+    if not config.enable_lora:
+        return None
+    return AdapterStack.allocate(
+        model.projections, config.max_loras, config.max_lora_rank, dtype, device
+    )
+
+
 def make_runner(
     model: CausalLM,
     kernels: Kernels,
@@ -299,6 +317,7 @@ def make_runner(
     kv_dtype: torch.dtype,
     device: torch.device,
     use_graphs: bool,
+    stack: AdapterStack | None = None,
 ) -> ModelRunner:
     """A runner and all its tensors on the device."""
     kv = KVTensors(model, limits.num_blocks, limits.block_size, kv_dtype, device)
@@ -306,9 +325,12 @@ def make_runner(
     num_rows = limits.max_num_seqs + 1
     rows = Rows(num_rows, limits.max_model_len, limits.block_size, device)
     sampler = Sampler(kernels, model.vocab_size, num_rows, device)
+    adapters: Adapters | None = None if stack is None else select_adapters(kernels, stack)
     graphs = None
     if use_graphs:
-        shapes = StepShapes(limits.max_num_seqs, limits.max_num_batched_tokens)
+        shapes = StepShapes(
+            limits.max_num_seqs, limits.max_num_batched_tokens, adapters is not None
+        )
         graphs = StepGraphs(
             model,
             kernels,
@@ -318,8 +340,17 @@ def make_runner(
             shapes,
             limits.max_num_seqs,
             limits.max_model_len,
+            adapters,
         )
-    return ModelRunner(model, kv, rows, sampler, graphs)
+    return ModelRunner(model, kv, rows, sampler, graphs, adapters)
+
+
+def _make_adapter_control(
+    config: EngineConfig, scheduler: Scheduler, stack: AdapterStack
+) -> AdapterControl:
+    num_host_entries = config.max_cpu_loras or 2 * config.max_loras
+    store = AdapterStore(stack, num_host_entries, config.download_dir)
+    return AdapterControl(scheduler, store, config.lora_wait_s)
 
 
 def _warm_up(runner: ModelRunner, limits: SchedulerConfig, device: torch.device) -> None:

@@ -6,14 +6,19 @@ Knows the error tree and the messages that carry one. Torch-free.
 from __future__ import annotations
 
 from octavo import errors
-from octavo.engine.messages import LoadFailed, Refused
+from octavo.engine.messages import AdapterFailed, LoadFailed, Refused
 from octavo.errors import (
+    AdapterError,
+    AdapterNotReadyError,
     InvalidRequestError,
     ModelLoadError,
     OctavoError,
     QueueFullError,
     RequestFailedError,
 )
+
+_RETRIED = (QueueFullError, AdapterNotReadyError)
+"""They say when to try again."""
 
 
 def to_refusal(request_id: str, error: OctavoError) -> Refused:
@@ -23,14 +28,14 @@ def to_refusal(request_id: str, error: OctavoError) -> Refused:
         type(error).__name__,
         str(error),
         param=error.param if isinstance(error, InvalidRequestError) else None,
-        retry_after_s=error.retry_after_s if isinstance(error, QueueFullError) else 0.0,
+        retry_after_s=error.retry_after_s if isinstance(error, _RETRIED) else 0.0,
     )
 
 
 def from_refusal(refused: Refused) -> OctavoError:
     """The error as it was raised; RequestFailedError where its kind is not known here."""
     kind = _kind(refused.kind, RequestFailedError)
-    if issubclass(kind, QueueFullError):
+    if issubclass(kind, _RETRIED):
         return kind(refused.message, refused.retry_after_s)
     if issubclass(kind, InvalidRequestError):
         return kind(refused.message, refused.param)
@@ -50,9 +55,15 @@ def to_load_failure(error: Exception) -> LoadFailed:
 def from_load_failure(failed: LoadFailed) -> OctavoError:
     """The error as it was raised; ModelLoadError where its kind is not known here."""
     kind = _kind(failed.kind, ModelLoadError)
-    if issubclass(kind, QueueFullError):  # it alone needs more than a message
+    if issubclass(kind, _RETRIED):  # they need more than a message
         kind = ModelLoadError
     return kind(failed.message)
+
+
+def from_adapter_failure(failed: AdapterFailed) -> OctavoError:
+    """The error as it was raised; AdapterError where its kind is not known here."""
+    kind = _kind(failed.kind, AdapterError)
+    return (AdapterError if issubclass(kind, _RETRIED) else kind)(failed.message)
 
 
 def _kind(name: str, otherwise: type[OctavoError]) -> type[OctavoError]:

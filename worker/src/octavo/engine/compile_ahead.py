@@ -29,6 +29,7 @@ from torch import Tensor
 from octavo.config import EngineConfig
 from octavo.engine.build import (
     DTYPES,
+    adapter_stack,
     make_runner,
     resolve_dtype,
     resolve_max_model_len,
@@ -149,7 +150,8 @@ def _record(task: CompileTask) -> list[_Launch]:
     kernels = select_absent_kernels(task.capability, task.config.batch_invariant)
     model = family.build(_NoWeights(dtype), kernels, dtype, _META, task.max_model_len)
     limits = step_limits(task.config, _CUDA, task.max_model_len)
-    runner = make_runner(model, kernels, limits, dtype, _META, use_graphs=True)
+    stack = adapter_stack(task.config, model, dtype, _META)
+    runner = make_runner(model, kernels, limits, dtype, _META, use_graphs=True, stack=stack)
     with _recording() as launches:
         runner.run_covering()
     return list(launches.values())

@@ -84,6 +84,7 @@ def marker_of(task: CompileTask) -> Path:
         config.max_num_seqs,
         config.max_num_batched_tokens,
         config.batch_invariant,
+        (config.max_loras, config.max_lora_rank) if config.enable_lora else None,
         triton.__version__,
     )
     known.update(json.dumps(facts, sort_keys=True, default=str).encode())

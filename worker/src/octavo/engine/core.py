@@ -7,9 +7,10 @@ from bisect import bisect_left
 from collections import deque
 
 from octavo.batch import BatchPlan, Runner, StepHandle
-from octavo.engine.messages import RequestSpec
+from octavo.engine.adapter_control import AdapterControl
+from octavo.engine.messages import AdapterEvent, RequestSpec
 from octavo.engine.step_pace import SHORTEST_LIMIT_S, StepPace
-from octavo.errors import InvalidRequestError
+from octavo.errors import AdapterError, InvalidRequestError
 from octavo.outputs import (
     SCHEDULER_STEP_BUCKETS,
     STEP_TOKEN_BUCKETS,
@@ -40,9 +41,11 @@ class EngineCore:
         runner: Runner,
         look_ahead: int,
         grammars: GrammarCompiler | None = None,
+        adapters: AdapterControl | None = None,
     ) -> None:
-        """``grammars``: None refuses constrained requests."""
+        """``grammars``: None refuses constrained requests; ``adapters``: None those with one."""
         self._scheduler = scheduler
+        self._adapters = adapters
         self._runner = runner
         self._grammars = grammars
         self._masks: MaskFiller | None = None
@@ -89,10 +92,33 @@ class EngineCore:
             self._scheduler.abort(request_id)
         self._aborted += self._scheduler.take_updates()
 
+    def open_adapter(self, adapter_id: int, path: str, known_digest: str | None = None) -> None:
+        """Begin to load an adapter; :meth:`take_adapter_events` tells how it ended.
+
+        Raises AdapterError where adapters are not taken.
+        """
+        if self._adapters is None:
+            raise AdapterError(
+                "This server takes no adapters; start it with --enable-lora (enable_lora=True)."
+            )
+        self._adapters.open(adapter_id, path, known_digest)
+
+    def close_adapter(self, adapter_id: int) -> None:
+        """Forget an adapter; requests of it that are still open end with an error."""
+        if self._adapters is not None:
+            self._adapters.close(adapter_id)
+            self._aborted += self._scheduler.take_updates()
+
+    def take_adapter_events(self) -> list[AdapterEvent]:
+        """What became of adapters, and whom they made wait in vain, since last asked."""
+        return [] if self._adapters is None else self._adapters.take_events()
+
     @property
     def has_work(self) -> bool:
         """Whether :meth:`step` would do anything."""
-        return bool(self._under_way or self._aborted) or self._scheduler.has_work()
+        if self._under_way or self._aborted or self._scheduler.has_work():
+            return True
+        return self._adapters is not None and self._adapters.is_busy
 
     def step(self) -> list[RequestUpdate]:
         """Plan and start a step, then commit the oldest one that is due."""
@@ -105,7 +131,11 @@ class EngineCore:
         Returns how many seconds that may take before it is taken for stuck.
         """
         started_s = time.perf_counter()
+        if self._adapters is not None:
+            self._adapters.advance()
         plan = self._scheduler.schedule()
+        if self._adapters is not None:
+            self._adapters.begin_fills()
         self._scheduled_s = time.perf_counter() - started_s
         num_tokens = 0 if plan is None else plan.total_tokens
         self._planned = None if plan is None else (plan, num_tokens)
@@ -137,8 +167,8 @@ class EngineCore:
                 while len(self._under_way) > 1:
                     updates += self._commit_timed(started_s)
                 self._draw(plan, handle)
-        elif not self._under_way and self._scheduler.has_work():
-            time.sleep(_NAP_S)  # a grammar is compiled in its thread
+        elif not self._under_way and not self._aborted and self.has_work:
+            self._wait_for_threads()
         if self._under_way and (planned is None or len(self._under_way) > self._look_ahead):
             updates += self._commit_timed(started_s)
         updates += self._aborted + self._scheduler.take_updates()
@@ -178,6 +208,7 @@ class EngineCore:
             step_token_sum=self._step_token_sum,
             scheduler_step_counts=list(self._scheduler_step_counts),
             scheduler_seconds=self._scheduler_seconds,
+            adapters=None if self._adapters is None else self._adapters.stats(),
         )
 
     def inspect(self) -> list[RequestState]:
@@ -192,6 +223,8 @@ class EngineCore:
     def close(self) -> None:
         """Release the device."""
         self._under_way.clear()
+        if self._adapters is not None:
+            self._adapters.shut_down()
         self._runner.close()
         if self._grammars is not None:
             self._grammars.close()
@@ -228,6 +261,13 @@ class EngineCore:
                 followers.append(grammar)
         self._masks.fill(followers)
         handle.draw(mask_rows)
+
+    def _wait_for_threads(self) -> None:
+        """A moment: a grammar is being compiled, or an adapter read or copied."""
+        if self._adapters is not None and self._adapters.is_busy:
+            self._adapters.wait()
+        else:
+            time.sleep(_NAP_S)
 
     def _commit_timed(self, started_s: float) -> list[RequestUpdate]:
         """Commit the oldest step, ``started_s`` being when the turn of the loop began."""
@@ -304,6 +344,7 @@ def _to_request(
         cache_key=spec.cache_key,
         block_hashes=spec.block_hashes,
         leader=leader,
+        adapter_id=spec.adapter_id,
         grammar=grammar,
         tenant=spec.tenant,
         pooling=spec.pooling,

@@ -27,9 +27,12 @@ from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import (
     WHERE_SIGNAL,
     Abort,
+    AdapterFailed,
+    CloseAdapter,
     EngineChannel,
     Inspect,
     Inspected,
+    OpenAdapter,
     PhaseFinished,
     PhaseStarted,
     Ready,
@@ -136,6 +139,9 @@ class EngineLoop:
                 updates = core.advance()
             elif not is_prepared:
                 is_prepared = not core.prepare_next()
+            # First: a refusal tells more than the end of the request that comes with it.
+            for event in core.take_adapter_events():
+                self._channel.send(event)
             now = time.monotonic()
             has_settled = bool(updates) and not core.has_work
             if updates or now - last_report > _IDLE_REPORT_S:
@@ -158,6 +164,14 @@ class EngineLoop:
                 _log.exception("A request could not be taken in")
                 self._core.abort([spec.id for spec in message.requests])
                 self._refuse(message, RequestFailedError(f"{type(error).__name__}: {error}"))
+        elif isinstance(message, OpenAdapter):
+            try:
+                self._core.open_adapter(message.adapter_id, message.path, message.known_digest)
+            except OctavoError as error:
+                kind = type(error).__name__
+                self._channel.send(AdapterFailed(message.adapter_id, kind, str(error)))
+        elif isinstance(message, CloseAdapter):
+            self._core.close_adapter(message.adapter_id)
 
     def _refuse(self, submitted: Submit, error: OctavoError) -> None:
         for spec in submitted.requests:

@@ -10,6 +10,7 @@ import hashlib
 import operator
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -25,6 +26,15 @@ from octavo.structured.translate import translate
 from octavo.tokenization.tokenizer import Tokenizer
 
 _MAX_SEED = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterGeneration:
+    """A LoRA adapter as it was loaded once: the same name loaded again is another one."""
+
+    id: int
+    digest: str
+    """Of its files' contents."""
 
 
 class Intake:
@@ -48,11 +58,12 @@ class Intake:
         cache_salt: str | None = None,
         tenant: Tenant = EVERYONE,
         pooling: PoolingParams | None = None,
-        reasoning: ReasoningSpan | None = None,
+        adapter: AdapterGeneration | None = None,
+        grammar: Grammar | None = None,
     ) -> list[RequestSpec]:
         """One spec for each of the n choices; the first computes the prompt for all.
 
-        ``reasoning``: thoughts that come before what ``structured_outputs`` constrain.
+        ``grammar``: what :meth:`grammar_of` made of the parameters, where that was asked before.
 
         Raises InvalidRequestError naming the field, the value, the limit and the remedy.
         """
@@ -60,10 +71,10 @@ class Intake:
         self._check_tokens(tokens, params)
         params = self._limit_length(len(tokens), params)
         self._check_something_is_left(params)
-        grammar = self.grammar_of(params, reasoning)
+        grammar = grammar or self.grammar_of(params)
         if grammar is not None:
             params = msgspec.structs.replace(params, structured_outputs=None)
-        cache_key = self._cache_key(request_id, params.n, tenant.name, cache_salt)
+        cache_key = self._cache_key(request_id, params.n, tenant.name, cache_salt, adapter)
         hashes = [] if cache_key is None else hash_blocks(tokens, self._info.block_size, cache_key)
         seed = self._seed(params)
         # What is said of the prompt is said once.
@@ -85,6 +96,7 @@ class Intake:
                     leader_id=specs[0].id if specs else None,
                     tenant=tenant,
                     pooling=pooling,
+                    adapter_id=None if adapter is None else adapter.id,
                     grammar=grammar,
                 )
             )
@@ -195,13 +207,21 @@ class Intake:
         return int.from_bytes(digest, "big") % _MAX_SEED
 
     def _cache_key(
-        self, request_id: str, n: int, tenant_name: str, salt: str | None
+        self,
+        request_id: str,
+        n: int,
+        tenant_name: str,
+        salt: str | None,
+        adapter: AdapterGeneration | None,
     ) -> bytes | None:
         """Requests of two tenants never share a block: how fast a prompt is answered would tell
-        one what the other has asked."""
+        one what the other has asked. Keys and values depend on the adapter's weights: a replaced
+        adapter finds nothing of the one before, the same one loaded again does."""
         if self._info.enable_prefix_caching:
-            owner = msgspec.json.encode((tenant_name, salt or ""))
-            return hashlib.blake2b(owner, digest_size=16).digest()
+            owner: tuple[str, ...] = (tenant_name, salt or "")
+            if adapter is not None:
+                owner += (adapter.digest,)
+            return hashlib.blake2b(msgspec.json.encode(owner), digest_size=16).digest()
         # Without a shared cache the choices of one prompt still share its blocks.
         if n > 1:
             return hashlib.blake2b(request_id.encode(), digest_size=16, person=b"group").digest()

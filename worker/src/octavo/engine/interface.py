@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from octavo.grammar import ReasoningSpan
 from octavo.outputs import EngineStats, GenerationEvent, RequestState
 from octavo.pooling_params import Pooling, PoolingParams
 from octavo.request import EVERYONE, Tenant
@@ -163,6 +164,8 @@ class Engine(Protocol):
         cache_salt: str | None = None,
         tenant: Tenant = EVERYONE,
         pooling: PoolingParams | None = None,
+        reasoning: ReasoningSpan | None = None,
+        shown_special: Sequence[str] = (),
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Generate ``params.n`` choices for one prompt; with ``pooling``, embed it.
 
@@ -170,6 +173,8 @@ class Engine(Protocol):
         what is still running; :meth:`abort` ends it from elsewhere. While the consumer is busy,
         pending events of one choice are merged (:meth:`octavo.outputs.GenerationEvent.absorb`), so
         that at most one per choice waits. ``tenant`` has its own turns, limits and prefix cache.
+        ``reasoning``: thoughts that come before what ``structured_outputs`` constrain.
+        ``shown_special``: special tokens that are part of the text all the same.
 
         The first step of the generator raises InvalidRequestError, QueueFullError or
         EngineDeadError; a later one EngineDeadError, or RequestFailedError when this request
@@ -196,6 +201,11 @@ class Engine(Protocol):
 
         Raises InvalidRequestError without a tokenizer, or for what is no Unicode.
         """
+        ...
+
+    @property
+    def chat_template_source(self) -> str:
+        """The text of the chat template; empty without one."""
         ...
 
     def template_reads(self, variable: str) -> bool:

@@ -42,6 +42,7 @@ class RequestSpec(msgspec.Struct, array_like=True):
     leader_id: str | None = None
     tenant: Tenant = EVERYONE
     pooling: PoolingParams | None = None
+    adapter_id: int | None = None
     grammar: Grammar | None = None
 
 
@@ -55,6 +56,21 @@ class Abort(msgspec.Struct, tag=True, array_like=True):
     """End these requests; ids already finished are ignored."""
 
     request_ids: list[str]
+
+
+class OpenAdapter(msgspec.Struct, tag=True, array_like=True):
+    """Read an adapter; answered by AdapterOpened or AdapterFailed."""
+
+    adapter_id: int
+    path: str
+    known_digest: str | None = None
+    """If the files have this digest, nothing is kept."""
+
+
+class CloseAdapter(msgspec.Struct, tag=True, array_like=True):
+    """Forget an adapter; requests of it that are still open end."""
+
+    adapter_id: int
 
 
 class Inspect(msgspec.Struct, tag=True, array_like=True):
@@ -116,6 +132,26 @@ class Refused(msgspec.Struct, tag=True, array_like=True):
     retry_after_s: float = 0.0
 
 
+class AdapterOpened(msgspec.Struct, tag=True, array_like=True):
+    """Requests may use an adapter; or, with ``is_known``, its files are those named."""
+
+    adapter_id: int
+    digest: str
+    rank: int
+    size_bytes: int
+    seconds: float
+    base_model: str | None = None
+    is_known: bool = False
+
+
+class AdapterFailed(msgspec.Struct, tag=True, array_like=True):
+    """An adapter is not served; ``kind`` is the name of an error in octavo.errors."""
+
+    adapter_id: int
+    kind: str
+    message: str
+
+
 class Inspected(msgspec.Struct, tag=True, array_like=True):
     """The answer to :class:`Inspect`."""
 
@@ -133,7 +169,8 @@ class StepReport(msgspec.Struct, tag=True, array_like=True):
     """How long what is under way may go on without a word, where that is longer than usual."""
 
 
-ToEngine = Submit | Abort | Inspect | Shutdown
+ToEngine = Submit | Abort | OpenAdapter | CloseAdapter | Inspect | Shutdown
+AdapterEvent = AdapterOpened | AdapterFailed | Refused
 FromEngine = (
     PhaseStarted
     | PhaseFinished
@@ -141,6 +178,8 @@ FromEngine = (
     | Ready
     | LoadFailed
     | Refused
+    | AdapterOpened
+    | AdapterFailed
     | Inspected
     | StepReport
 )

@@ -5,7 +5,7 @@ Runs where the caller is: in the server's process, or beside the engine offline.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from octavo.outputs import GenerationEvent, RequestUpdate
 from octavo.sampling_params import SamplingParams
@@ -26,7 +26,10 @@ class ChoiceText:
         tokenizer: Tokenizer | None,
         params: SamplingParams,
         prompt_token_ids: Sequence[int],
+        *,
+        shown_ids: Set[int] = frozenset(),
     ) -> None:
+        """``shown_ids``: special tokens that are part of the text all the same."""
         self._detokenizer: Detokenizer | None = None
         self._stops: StopChecker | None = None
         self._min_tokens = params.min_tokens
@@ -34,7 +37,10 @@ class ChoiceText:
         self._num_tokens = 0
         if tokenizer is not None and params.detokenize:
             self._detokenizer = Detokenizer(
-                tokenizer, prompt_token_ids, skip_special_tokens=params.skip_special_tokens
+                tokenizer,
+                prompt_token_ids,
+                skip_special_tokens=params.skip_special_tokens,
+                shown_ids=shown_ids,
             )
             if params.stop:
                 self._stops = StopChecker(

@@ -11,6 +11,7 @@ import torch
 
 from octavo.config import KERNELS
 from octavo.errors import ConfigError
+from octavo.kernels.adapters import Adapters, AdapterStack, TorchAdapters
 from octavo.kernels.interface import Kernels
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,15 @@ def select_kernels(
     kernels = _load(name, device)
     logger.info("Kernels for %s: %s (asked for)", device.type, kernels.name)
     return kernels
+
+
+def select_adapters(kernels: Kernels, stack: AdapterStack) -> Adapters:
+    """What applies LoRA adapters beside these kernels."""
+    if kernels.name == "triton":
+        from octavo.kernels.triton.adapters import TritonAdapters
+
+        return TritonAdapters(stack)
+    return TorchAdapters(stack, kernels)
 
 
 def select_absent_kernels(capability: tuple[int, int], batch_invariant: bool) -> Kernels:

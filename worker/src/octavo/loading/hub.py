@@ -7,13 +7,16 @@ and words its errors. It is imported only when something must be fetched, as it 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from octavo.errors import ModelLoadError
+from octavo.loading.blob_digests import damaged_blobs
+from octavo.loading.cache_folder import cache_folder
 from octavo.loading.embedding_config import POOLING_FILE
+from octavo.loading.folder_lock import folder_lock
 
 _SMALL_FILES = (
     "config.json",
@@ -53,36 +56,84 @@ class HubModel:
         return name if self.revision is None else f"{name} (revision {self.revision})"
 
 
-def fetch(model: HubModel, download_dir: str | None, needs_weights: bool) -> Path:
+def fetch(
+    model: HubModel, download_dir: str | None, needs_weights: bool, *, is_checked: bool = False
+) -> Path:
     """The folder (or the file) that holds the model, downloaded where it is not yet.
+
+    ``is_checked``: large files are compared with their digests, once, by one process at a time;
+    one that is damaged is downloaded again.
 
     ``download_dir`` None: the hub's own cache folder. What an interrupted download left is
     taken up again. Without a network a model that was downloaded before is still found. Raises
     ModelLoadError with one sentence that says what is wrong and what to do.
     """
+    if not is_checked:
+        return _download(model, download_dir, needs_weights)
+    notes = (Path(download_dir) if download_dir else cache_folder()) / ".octavo"
+    name = model.repository.replace("/", "--")
+    try:
+        with folder_lock(notes / f"{name}.lock"):
+            path = _download(model, download_dir, needs_weights)
+            for blob in _damaged(path, notes):
+                blob.unlink()
+            path = _download(model, download_dir, needs_weights)
+            damaged = _damaged(path, notes)
+    except OSError as exc:
+        raise ModelLoadError(
+            f"{model} cannot be kept in {notes.parent}: {exc.strerror or exc}; what is there is "
+            "kept."
+        ) from exc
+    if damaged:
+        raise ModelLoadError(
+            f"{model}: {damaged[0].name} is damaged even when downloaded anew; check the disk, and "
+            "the proxy on the way to the hub."
+        )
+    return path
+
+
+def _damaged(path: Path, notes: Path) -> list[Path]:
+    return damaged_blobs(path if path.is_dir() else path.parent, notes / "digests")
+
+
+def _download(model: HubModel, download_dir: str | None, needs_weights: bool) -> Path:
+    import huggingface_hub
+
+    if model.file is None:
+        patterns = [*_SMALL_FILES, *(_WEIGHT_FILES if needs_weights else ())]
+        return fetch_files(model, download_dir, patterns, _NEVER)
+    endpoint = _endpoint()
+    with _worded(model, endpoint):
+        return Path(
+            huggingface_hub.hf_hub_download(
+                model.repository,
+                model.file,
+                revision=model.revision,
+                cache_dir=download_dir,
+                endpoint=endpoint,
+            )
+        )
+
+
+def fetch_files(
+    model: HubModel,
+    download_dir: str | None,
+    patterns: Sequence[str],
+    never: Sequence[str] = (),
+) -> Path:
+    """The folder of the repository's files of these patterns; otherwise as :func:`fetch`."""
     import huggingface_hub
 
     endpoint = _endpoint()
-    patterns = [*_SMALL_FILES, *(_WEIGHT_FILES if needs_weights else ())]
     with _worded(model, endpoint):
-        if model.file is not None:
-            return Path(
-                huggingface_hub.hf_hub_download(
-                    model.repository,
-                    model.file,
-                    revision=model.revision,
-                    cache_dir=download_dir,
-                    endpoint=endpoint,
-                )
-            )
         return Path(
             huggingface_hub.snapshot_download(
                 model.repository,
                 revision=model.revision,
                 cache_dir=download_dir,
                 endpoint=endpoint,
-                allow_patterns=patterns,
-                ignore_patterns=list(_NEVER),
+                allow_patterns=list(patterns),
+                ignore_patterns=list(never),
             )
         )
 

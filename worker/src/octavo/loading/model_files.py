@@ -1,7 +1,8 @@
 """From what the user typed to files on this machine.
 
-``MODEL`` is a folder, a ``.gguf`` file, ``demo://NAME``, or on the hub ``ORG/NAME``,
-``hf://ORG/NAME`` or ``hf://ORG/NAME/FILE.gguf``. What exists locally wins over the hub.
+``MODEL`` is a folder, a ``.gguf`` file, ``demo://NAME``, ``s3://BUCKET/PREFIX``, or on the hub
+``ORG/NAME``, ``hf://ORG/NAME`` or ``hf://ORG/NAME/FILE.gguf``. What exists locally wins over the
+hub.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import re
 from pathlib import Path
 
 from octavo.errors import ModelLoadError
-from octavo.loading import hub
+from octavo.loading import bucket, hub
 from octavo.loading.demo_model import DEMO_MODEL, fetch_demo_model
 
 _HUB_SCHEME = "hf://"
 _DEMO_SCHEME = "demo://"
+_BUCKET_SCHEME = "s3://"
+_BUCKET = re.compile(r"([a-z0-9][a-z0-9.-]*[a-z0-9])(?:/(.*))?")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)")
 
@@ -25,8 +28,11 @@ def find_model(
     revision: str | None = None,
     download_dir: str | None = None,
     needs_weights: bool = True,
+    is_checked: bool = False,
 ) -> Path:
     """The folder or the ``.gguf`` file that holds the model, fetched where it must be.
+
+    ``is_checked``: also read what is there already, once, and compare it with its digest.
 
     Raises ModelLoadError where it cannot be found, saying in one sentence why.
     """
@@ -34,13 +40,15 @@ def find_model(
         if model != DEMO_MODEL:
             raise ModelLoadError(f"{model} is not a demo model; there is {DEMO_MODEL}.")
         return fetch_demo_model()
+    if model.startswith(_BUCKET_SCHEME):
+        return _local(bucket.fetch(_parse_bucket(model), download_dir))
     if not model.startswith(_HUB_SCHEME):
         path = Path(model).expanduser()
         if path.exists():
             return _local(path)
         _refuse_what_looks_local(model, path)
     name = _parse_hub_name(model, revision)
-    path = hub.fetch(name, download_dir, needs_weights)
+    path = hub.fetch(name, download_dir, needs_weights, is_checked=is_checked)
     if path.is_dir() and not (path / "config.json").exists():
         raise ModelLoadError(
             f"{name} has no config.json; if it holds GGUF files, name one of them: "
@@ -72,6 +80,14 @@ def _refuse_what_looks_local(model: str, path: Path) -> None:
         raise ModelLoadError(
             f"{path} does not exist; give a model's folder, a .gguf file, or ORG/NAME on the hub."
         )
+
+
+def _parse_bucket(model: str) -> bucket.BucketModel:
+    match = _BUCKET.fullmatch(model.removeprefix(_BUCKET_SCHEME))
+    prefix = (match[2] or "").strip("/") if match else ""
+    if match is None or ".." in prefix.split("/"):
+        raise ModelLoadError(f"{model!r} is no bucket; write s3://BUCKET/PREFIX.")
+    return bucket.BucketModel(match[1], prefix)
 
 
 def _parse_hub_name(model: str, revision: str | None) -> hub.HubModel:

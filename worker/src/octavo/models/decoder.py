@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from octavo import quantization
+from octavo.kernels.adapters import AdapterStep, Projection
 from octavo.kernels.interface import AttentionBatch, Kernels, Linear, PackedTensor, WeightPart
 from octavo.layers.rotary import Rope, cos_sin_table
 from octavo.models.decoder_config import Activation, DecoderConfig
@@ -88,13 +89,21 @@ class Decoder:
     def weights_size_bytes(self) -> int:
         return self._size_bytes
 
+    @property
+    def projections(self) -> Sequence[Projection]:
+        return projections_of(self._config)
+
     def forward(
-        self, token_ids: Tensor, kv_caches: Sequence[tuple[Tensor, Tensor]], batch: AttentionBatch
+        self,
+        token_ids: Tensor,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        batch: AttentionBatch,
+        adapters: AdapterStep | None = None,
     ) -> Tensor:
         residual = self._embed(token_ids)
         hidden = self._rms_norm(residual, self._first_norm, self._config.norm_eps)
         for layer, (key_cache, value_cache) in zip(self._layers, kv_caches, strict=True):
-            hidden = layer.forward(hidden, residual, key_cache, value_cache, batch)
+            hidden = layer.forward(hidden, residual, key_cache, value_cache, batch, adapters)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -134,6 +143,7 @@ class DecoderLayer:
         kernels: Kernels,
     ) -> None:
         self._weights = weights
+        self._first_projection = _PROJECTIONS_PER_LAYER * index
         self._cos_sin = cos_sin
         self._kernels = kernels
         self._num_heads = config.heads.num_heads
@@ -141,6 +151,7 @@ class DecoderLayer:
         self._window = config.windows[index]
         self._scale = config.attention_scale
         self._eps = config.norm_eps
+        self._is_silu = config.activation is Activation.SILU
         self._activate = _activation(kernels, config.activation)
 
     def forward(
@@ -150,11 +161,12 @@ class DecoderLayer:
         key_cache: Tensor,
         value_cache: Tensor,
         batch: AttentionBatch,
+        adapters: AdapterStep | None = None,
     ) -> Tensor:
         """``hidden, residual: [T, hidden_size]`` → the next ``hidden``; adds to ``residual``."""
         kernels, weights, eps = self._kernels, self._weights, self._eps
         q = kernels.rope_and_cache(
-            weights.qkv(hidden),
+            self._project(0, weights.qkv, hidden, adapters),
             self._cos_sin,
             key_cache,
             value_cache,
@@ -167,14 +179,53 @@ class DecoderLayer:
         attended = kernels.paged_attention(
             q, key_cache, value_cache, batch, self._scale, self._window
         )
-        hidden = weights.output(attended.view(-1, self._query_size))
+        attended = attended.view(-1, self._query_size)
+        hidden = self._project(1, weights.output, attended, adapters)
         if weights.post_attention_norm is not None:
             hidden = kernels.rms_norm(hidden, weights.post_attention_norm, eps)
         hidden = kernels.add_rms_norm(hidden, residual, weights.mlp_norm, eps)
-        hidden = weights.down(self._activate(weights.gate_up(hidden)))
+        hidden = self._project(3, weights.down, self._gate(hidden, adapters), adapters)
         if weights.post_mlp_norm is not None:
             hidden = kernels.rms_norm(hidden, weights.post_mlp_norm, eps)
         return kernels.add_rms_norm(hidden, residual, weights.next_norm, eps)
+
+    def _project(
+        self, number: int, linear: Linear, x: Tensor, adapters: AdapterStep | None
+    ) -> Tensor:
+        """``number``: which of the layer's projections it is."""
+        if adapters is None:
+            return linear(x)
+        return adapters.project(self._first_projection + number, linear, x)
+
+    def _gate(self, x: Tensor, adapters: AdapterStep | None) -> Tensor:
+        linear = self._weights.gate_up
+        if adapters is None:
+            return self._activate(linear(x))
+        return adapters.project_gated(self._first_projection + 2, linear, x, self._is_silu)
+
+
+_PROJECTIONS_PER_LAYER = 4
+
+
+def projections_of(config: DecoderConfig) -> list[Projection]:
+    """What adapters may change: q/k/v, output, gate/up and down of every layer."""
+    heads, size, inner = config.heads, config.hidden_size, config.intermediate_size
+    merged: list[tuple[tuple[str, ...], int, tuple[int, ...]]] = [
+        (
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            size,
+            (heads.query_size, heads.kv_size, heads.kv_size),
+        ),
+        (("self_attn.o_proj",), heads.query_size, (size,)),
+        (("mlp.gate_proj", "mlp.up_proj"), size, (inner, inner)),
+        (("mlp.down_proj",), inner, (size,)),
+    ]
+    assert len(merged) == _PROJECTIONS_PER_LAYER
+    return [
+        Projection(layer, names, in_features, out_features)
+        for layer in range(config.num_layers)
+        for names, in_features, out_features in merged
+    ]
 
 
 def _activation(kernels: Kernels, activation: Activation) -> Callable[[Tensor], Tensor]:

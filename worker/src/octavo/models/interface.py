@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from octavo.kernels.adapters import AdapterStep, Projection
 from octavo.kernels.interface import AttentionBatch, WeightPart
 
 
@@ -48,12 +49,21 @@ class CausalLM(Protocol):
     @property
     def weights_size_bytes(self) -> int: ...
 
+    @property
+    def projections(self) -> Sequence[Projection]:
+        """The products that adapters may change, in the order their indices count."""
+
     def forward(
-        self, token_ids: Tensor, kv_caches: Sequence[tuple[Tensor, Tensor]], batch: AttentionBatch
+        self,
+        token_ids: Tensor,
+        kv_caches: Sequence[tuple[Tensor, Tensor]],
+        batch: AttentionBatch,
+        adapters: AdapterStep | None = None,
     ) -> Tensor:
         """``token_ids: [T], int32`` → hidden states ``[T, hidden_size]`` after the last norm.
 
         ``kv_caches[layer]``: ``(key_cache, value_cache)`` as in :mod:`octavo.kernels.interface`.
+        ``adapters``: None where no token has one.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -74,8 +74,8 @@ def padded_shared_lens(plan: BatchPlan) -> list[int]:
 
 def expand(
     rows: Rows, table: SequenceTable, padding_row: int | None = None
-) -> tuple[Tensor, AttentionBatch]:
-    """Token ids ``[T], int32`` and the attention batch of a table.
+) -> tuple[Tensor, AttentionBatch, Tensor]:
+    """Token ids ``[T], int32``, the attention batch of a table, and the row of each token.
 
     With a padding row, its sequences see an empty context and write nowhere, and tokens past
     the last sequence do the same.
@@ -99,7 +99,7 @@ def expand(
         max_context_len=table.max_context_len,
         shared=_shared_prefix(table),
     )
-    return rows.token_ids[token_row, positions], attention
+    return rows.token_ids[token_row, positions], attention, token_row
 
 
 def _shared_prefix(table: SequenceTable) -> SharedPrefix | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo.batch import BatchPlan
+from octavo.kernels.adapters import Adapters
 from octavo.kernels.interface import Kernels
 from octavo.models.interface import CausalLM
 from octavo.runner.batch_tensors import SequenceTable, expand, padded_shared_lens
@@ -45,8 +46,10 @@ class StepGraphs:
         shapes: StepShapes,
         max_num_seqs: int,
         max_model_len: int,
+        adapters: Adapters | None = None,
     ) -> None:
         self._model, self._kernels, self._kv = model, kernels, kv
+        self._adapters = adapters
         self._rows, self._sampler = rows, sampler
         self._max_model_len = max_model_len
         self._padding_row = max_num_seqs
@@ -74,9 +77,11 @@ class StepGraphs:
         """How many are captured."""
         return len(self._graphs)
 
-    def shape_for(self, plan: BatchPlan, kind: DrawKind) -> StepShape | None:
+    def shape_for(
+        self, plan: BatchPlan, kind: DrawKind, has_adapters: bool = False
+    ) -> StepShape | None:
         """The padded shape that serves a plan; None if it is to run eagerly."""
-        shape = self.shapes.shape_for(plan, kind)
+        shape = self.shapes.shape_for(plan, kind, has_adapters)
         if shape not in self._graphs and len(self._graphs) >= MAX_GRAPHS:
             return None
         return shape
@@ -165,8 +170,12 @@ class StepGraphs:
             max_context_len=self._max_model_len,
             shared_len=shared_len if shape.shares else None,
         )
-        token_ids, attention = expand(self._rows, table, self._padding_row)
-        hidden = self._model.forward(token_ids, self._kv.layers, attention)
+        token_ids, attention, token_row = expand(self._rows, table, self._padding_row)
+        adapters = None
+        if shape.has_adapters:
+            assert self._adapters is not None, "a row has an adapter, and there are none"
+            adapters = self._adapters.step(self._rows.adapter_slots[token_row])
+        hidden = self._model.forward(token_ids, self._kv.layers, attention, adapters)
         if not shape.is_decode:
             last = attention.query_starts[1:].long() - 1
             hidden = hidden[last.clamp_min(0)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.batch import BatchPlan, MaskMemory, StepHandle, StepResult
+from octavo.kernels.adapters import Adapters
 from octavo.kernels.upload import upload
 from octavo.models.interface import CausalLM
 from octavo.runner.batch_tensors import expand, sequence_table
@@ -24,7 +25,8 @@ from octavo.sampling.sampler import DrawKind, SampledTokens, Sampler
 class ModelRunner:
     """Runs one model on one device. Not thread-safe: the engine's loop is its only caller.
 
-    ``graphs``: captured decode steps (CUDA only); None runs every step eagerly.
+    ``graphs``: captured decode steps (CUDA only); None runs every step eagerly. ``adapters``: None
+    where no request can have one.
     """
 
     def __init__(
@@ -34,12 +36,14 @@ class ModelRunner:
         rows: Rows,
         sampler: Sampler,
         graphs: StepGraphs | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self._model = model
         self._kv = kv
         self._rows = rows
         self._sampler = sampler
         self._graphs = graphs
+        self._adapters = adapters
         self._masks: MaskTensors | None = None
         self._prompts = PromptReader(model, rows)
 
@@ -51,7 +55,8 @@ class ModelRunner:
             return _Nothing()
         if self._graphs is not None and not plan.readings:
             kind = DrawKind.LATER if plan.constrained else self._sampler.kind_of(plan.rows)
-            shape = None if kind is None else self._graphs.shape_for(plan, kind)
+            has_adapters = self._rows.has_adapters(plan)
+            shape = None if kind is None else self._graphs.shape_for(plan, kind, has_adapters)
             if shape is not None:
                 return self._replay(self._graphs, plan, shape)
         return self._execute_eagerly(plan)
@@ -123,8 +128,11 @@ class ModelRunner:
 
     def _execute_eagerly(self, plan: BatchPlan) -> StepHandle:
         table = sequence_table(plan, self._rows.device)
-        token_ids, attention = expand(self._rows, table)
-        hidden = self._model.forward(token_ids, self._kv.layers, attention)
+        token_ids, attention, token_row = expand(self._rows, table)
+        adapters = None
+        if self._adapters is not None and self._rows.has_adapters(plan):
+            adapters = self._adapters.step(self._rows.adapter_slots[token_row])
+        hidden = self._model.forward(token_ids, self._kv.layers, attention, adapters)
         drawing = [index for index, draws in enumerate(plan.samples) if draws]
         reads = self._prompts.read(plan, hidden) if plan.readings else []
         if not drawing:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from octavo.batch import BatchPlan
+from octavo.kernels.adapters import NO_ADAPTER
 from octavo.kernels.upload import upload
 
 
@@ -21,6 +22,7 @@ class Rows:
       stale where a prompt's keys and values were found in the cache.
     - ``block_tables: [num_rows, max_blocks], int32``: entries past the last block are stale
       but valid ids.
+    - ``adapter_slots: [num_rows], int32``: where each request's adapter lies, or none.
     """
 
     def __init__(
@@ -31,6 +33,9 @@ class Rows:
         max_blocks = -(-max_model_len // block_size)
         self.token_ids = torch.zeros(num_rows, max_model_len + 1, dtype=torch.int32, device=device)
         self.block_tables = torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device)
+        self.adapter_slots = torch.full((num_rows,), NO_ADAPTER, dtype=torch.int32, device=device)
+        self._adapted: dict[int, int] = {}
+        """Slots other than none, as the device has them: also of rows that were released."""
 
     def apply(self, plan: BatchPlan) -> None:
         """Carry out the plan's admissions and new blocks, without waiting for the device."""
@@ -42,8 +47,28 @@ class Rows:
             runs = zip(admitted, firsts, strict=True)
             self._write(self.token_ids, [(a.row, at, a.token_ids[at:]) for a, at in runs])
             self._write(self.block_tables, [(a.row, 0, a.block_ids) for a in admitted])
+            self._write_adapters(plan)
         if plan.new_blocks:
             self._write(self.block_tables, plan.new_blocks)
+
+    def has_adapters(self, plan: BatchPlan) -> bool:
+        """Whether a row of the plan uses an adapter."""
+        return bool(self._adapted) and not self._adapted.keys().isdisjoint(plan.rows)
+
+    def _write_adapters(self, plan: BatchPlan) -> None:
+        """Costs nothing where no request has an adapter, or had one."""
+        changed = []
+        for admission in plan.admissions:
+            row, slot = admission.row, admission.adapter_slot
+            if self._adapted.get(row) == slot:
+                continue
+            changed.append((0, row, [NO_ADAPTER if slot is None else slot]))
+            if slot is None:
+                del self._adapted[row]
+            else:
+                self._adapted[row] = slot
+        if changed:
+            self._write(self.adapter_slots[None], changed)
 
     def _write(self, table: Tensor, runs: list[tuple[int, int, list[int]]]) -> None:
         """Write runs ``(row, first column, values)`` with one upload."""

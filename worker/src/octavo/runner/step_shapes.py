@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from octavo.batch import BatchPlan
 from octavo.sampling.sampler import DrawKind
@@ -27,6 +27,8 @@ _TOKENS = (
 """The last holds a step of 2048 tokens whatever its decodes are padded to."""
 _LONGEST_EARLY_PREFILL = 1024
 _KINDS = (DrawKind.RANDOM, DrawKind.GREEDY, DrawKind.FILTERED)
+_ADAPTED_KINDS = (DrawKind.RANDOM, DrawKind.GREEDY)
+"""Filtered draws with adapters are captured when they occur, as graphs are not for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,9 @@ class StepShape:
     kind: DrawKind
     shares: bool = False
     """Whether decodes read blocks that they have in common once."""
+    has_adapters: bool = False
+    """Whether tokens may have adapters: a step without any costs what it would if there were
+    none."""
 
     @property
     def num_sequences(self) -> int:
@@ -60,7 +65,8 @@ class StepShapes:
     """The shapes for at most ``max_num_seqs`` sequences and, without padding, about
     ``max_num_tokens`` tokens a step."""
 
-    def __init__(self, max_num_seqs: int, max_num_tokens: int) -> None:
+    def __init__(self, max_num_seqs: int, max_num_tokens: int, has_adapters: bool = False) -> None:
+        self._has_adapters = has_adapters
         self._decodes = _up_to(_DECODES, max_num_seqs)
         self._decodes_beside = _up_to(_DECODES_BESIDE_PROMPTS, max_num_seqs)
         self._prefills = _up_to(_PREFILLS, max_num_seqs)
@@ -84,14 +90,30 @@ class StepShapes:
                 StepShape(num_decodes, num_prefills, num_tokens, kind, shares=True),
                 StepShape(self._decodes[-1], 0, self._decodes[-1], kind),
             ]
+        if self._has_adapters:
+            few, many = self._decodes[0], self._decodes[-1]
+            adapted = [StepShape(size, 0, size, DrawKind.GREEDY) for size in (few, many)]
+            adapted += [
+                StepShape(0, num_prefills, size, DrawKind.GREEDY)
+                for size in (512, 1024)
+                if num_prefills < size < num_tokens
+            ]
+            adapted += [
+                StepShape(num_decodes, num_prefills, num_tokens, kind, shares)
+                for kind in _KINDS
+                for shares in (False, True)
+            ]
+            shapes += [replace(shape, has_adapters=True) for shape in adapted]
         return shapes
 
-    def shape_for(self, plan: BatchPlan, kind: DrawKind) -> StepShape | None:
+    def shape_for(
+        self, plan: BatchPlan, kind: DrawKind, has_adapters: bool = False
+    ) -> StepShape | None:
         """The shape that serves a plan; None if it is too large for any."""
         num_prefills = len(plan.rows) - plan.num_decodes
         if not num_prefills:
             size = _at_least(self._decodes, plan.num_decodes)
-            return StepShape(size, 0, size, kind, bool(plan.shared_lens))
+            return StepShape(size, 0, size, kind, bool(plan.shared_lens), has_adapters)
         num_decodes = _at_least(self._decodes_beside, plan.num_decodes)
         num_tokens = plan.total_tokens - plan.num_decodes + num_decodes
         if num_tokens > self._tokens[-1]:
@@ -102,17 +124,25 @@ class StepShapes:
             _at_least(self._tokens, num_tokens),
             kind,
             bool(plan.shared_lens),
+            has_adapters,
         )
 
     def by_use(self) -> Iterator[StepShape]:
         """Shapes worth capturing before anyone asks, those of few requests first.
 
         Decodes of every size, and prompts alone. How many decodes stand beside how many
-        prompts depends on the load: those are captured when they occur.
+        prompts depends on the load: those are captured when they occur. With adapters, first all
+        without.
         """
+        for has_adapters in (False, True) if self._has_adapters else (False,):
+            kinds = _ADAPTED_KINDS if has_adapters else _KINDS
+            for shape in self._by_size(kinds):
+                yield replace(shape, has_adapters=has_adapters)
+
+    def _by_size(self, kinds: tuple[DrawKind, ...]) -> Iterator[StepShape]:
         prefills = [size for size in self._tokens if size <= _LONGEST_EARLY_PREFILL]
         for place in range(max(len(self._decodes), len(prefills))):
-            for kind in _KINDS:
+            for kind in kinds:
                 if place < len(self._decodes):
                     size = self._decodes[place]
                     yield StepShape(size, 0, size, kind)

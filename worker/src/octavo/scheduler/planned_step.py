@@ -36,6 +36,7 @@ class StepDraft:
             # Where a grammar holds, its masks say when the text may end.
             stop_token_ids=frozenset() if request.grammar else request.stop_token_ids,
             block_ids=list(request.block_ids),
+            adapter_slot=request.adapter_slot,
         )
         self.admissions.append(admission)
         self.grant(request)

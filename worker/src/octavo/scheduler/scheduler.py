@@ -25,16 +25,17 @@ import heapq
 import math
 import time
 from bisect import insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 from octavo.batch import BatchPlan, StepResult
 from octavo.cache.kv_cache_manager import KVCacheManager
 from octavo.config import SchedulerConfig
-from octavo.errors import InvalidRequestError
+from octavo.errors import InvalidRequestError, UnknownModelError
 from octavo.outputs import RequestUpdate, TokenLogprobs
 from octavo.request import FinishReason, Request, RequestStatus
+from octavo.scheduler.adapter_slots import AdapterSlots
 from octavo.scheduler.admission import Deadlines, WaitingQueue, check_can_run, token_limit
 from octavo.scheduler.decode_group import DecodeGroup
 from octavo.scheduler.planned_step import PlannedStep, StepDraft
@@ -43,6 +44,8 @@ from octavo.scheduler.stats import SchedulerStats
 
 _ORDER = attrgetter("order")
 _MANY_STOP_IDS = 256
+_MAX_PASSED_OVER = 256
+"""Waiting requests looked at in vain in one step: those behind them wait for the next ones."""
 
 
 class Scheduler:
@@ -61,6 +64,7 @@ class Scheduler:
             config.block_size,
             enable_prefix_caching=config.enable_prefix_caching,
         )
+        self.adapters = AdapterSlots(config.num_adapter_slots)
         self._clock = clock
         self._requests: dict[str, Request] = {}
         self._waiting = WaitingQueue(config.max_num_waiting, config.max_queue_tokens)
@@ -112,6 +116,11 @@ class Scheduler:
                 raise InvalidRequestError(
                     f"request id {request.id!r} is in use; choose another.", param="request_id"
                 )
+            if request.adapter_id is not None and request.adapter_id not in self.adapters:
+                raise UnknownModelError(
+                    f"adapter {request.adapter_id} is not loaded (any more); load it again.",
+                    param="model",
+                )
         if len(requests) > self.config.max_num_waiting:
             raise InvalidRequestError(
                 f"n is {len(requests)}, but at most {self.config.max_num_waiting} requests may "
@@ -135,6 +144,18 @@ class Scheduler:
         for request_id in list(self._requests):
             self._end(request_id, FinishReason.ERROR, message)
         self._in_flight.clear()
+
+    def waiting_for(self, adapter_id: int) -> list[str]:
+        """Ids of the requests of an adapter that have no row."""
+        return [
+            request.id
+            for request in self._requests.values()
+            if request.adapter_id == adapter_id and request.row is None
+        ]
+
+    def requests_of(self, adapter_id: int) -> list[str]:
+        """Ids of all open requests of an adapter."""
+        return [r.id for r in self._requests.values() if r.adapter_id == adapter_id]
 
     def take_updates(self) -> list[RequestUpdate]:
         """Ends that came about outside :meth:`commit` since the last call."""
@@ -221,10 +242,12 @@ class Scheduler:
         """
         if not draft.budget:
             return
+        num_passed_over = 0
         for request in self._waiting.in_order():
-            if request.priority >= below_priority:
+            if request.priority >= below_priority or num_passed_over == _MAX_PASSED_OVER:
                 return
-            if not self._is_ready(request):
+            if not self._is_ready(request, now_s):
+                num_passed_over += 1
                 continue
             prefix = self._make_room(request, draft)
             if prefix is None:
@@ -233,9 +256,13 @@ class Scheduler:
             if not draft.budget:
                 return
 
-    def _is_ready(self, request: Request) -> bool:
-        """Not while its own tokens are in flight, nor its leader computes the prompt they share."""
+    def _is_ready(self, request: Request, now_s: float) -> bool:
+        """Not while its own tokens are in flight, nor its leader computes the prompt they share,
+        nor before its adapter is on the device."""
         if request.num_in_flight or (self._unready and request in self._unready):
+            return False
+        adapter_id = request.adapter_id
+        if adapter_id is not None and not self.adapters.can_start(adapter_id, now_s):
             return False
         leader = request.leader
         if leader is None:
@@ -300,6 +327,9 @@ class Scheduler:
     def _start(self, request: Request, prefix: list[int], draft: StepDraft, now_s: float) -> None:
         """Give a row, blocks for all known tokens and a first chunk."""
         self._waiting.start(request, len(prefix) * self.config.block_size, now_s)
+        if request.adapter_id is not None:
+            self.adapters.stop_waiting(request.adapter_id)
+            request.adapter_slot = self.adapters.start(request.adapter_id)
         self.kv_cache.allocate(request, prefix)
         row = request.row = heapq.heappop(self._free_rows)
         request.transition(RequestStatus.RUNNING)
@@ -483,6 +513,8 @@ class Scheduler:
             self._num_constrained += 1
             self._unready.append(request)
         self._waiting.add(request)
+        if request.adapter_id is not None:
+            self.adapters.wait(request.adapter_id)
         if request.deadline_s is not None:
             self._deadlines.add(deadline_s, request.id, self._num_added)
 
@@ -508,6 +540,8 @@ class Scheduler:
         self._waiting.end(request, self._clock())
         if request.status is RequestStatus.RUNNING:
             self._release(request)
+        elif request.adapter_id is not None:
+            self.adapters.stop_waiting(request.adapter_id)
         request.transition(RequestStatus.FINISHED)
         request.finish_reason = reason
         request.stop_reason = stop_reason
@@ -528,6 +562,8 @@ class Scheduler:
         request.num_preemptions += 1
         self._num_preemptions += 1
         self._waiting.add(request)
+        if request.adapter_id is not None:
+            self.adapters.wait(request.adapter_id)
 
     def _release(self, request: Request) -> None:
         """Take row and blocks from a running request."""
@@ -540,6 +576,9 @@ class Scheduler:
         heapq.heappush(self._free_rows, request.row)
         self._released_rows.append(request.row)
         request.row = None
+        if request.adapter_id is not None:
+            self.adapters.end(request.adapter_id)
+            request.adapter_slot = None
         for step in self._in_flight:
             step.left.add(request)
 
@@ -576,6 +615,14 @@ class Scheduler:
         rows = [*self._free_rows, *(r.row for r in self._running if r.row is not None)]
         assert sorted(rows) == list(range(self._num_rows)), "a row is lost or shared"
         assert sorted(self._prefills, key=_ORDER) == self._prefills, "prefills are out of order"
+        self.adapters.check_integrity(
+            Counter(r.adapter_id for r in self._running if r.adapter_id is not None),
+            Counter(
+                r.adapter_id
+                for r in self._requests.values()
+                if r.adapter_id is not None and r.row is None
+            ),
+        )
         num_constrained = sum(r.grammar is not None for r in self._requests.values())
         assert num_constrained == self._num_constrained, "a grammar is lost"
         for request in self._running:

@@ -9,12 +9,24 @@ from starlette.responses import Response
 
 from octavo.config import ServerConfig
 from octavo.engine.interface import Engine
+from octavo.errors import OctavoError
 from octavo.server.auth import ApiKeyAuth, admin_only
 from octavo.server.boundary import RequestBoundary
 from octavo.server.context import ServerContext
-from octavo.server.errors import ApiError
+from octavo.server.disconnect import ClientGoneError
+from octavo.server.errors import ApiError, translate
 from octavo.server.keys import KeyRing
-from octavo.server.routes import chat, completions, health, models, operations, requests
+from octavo.server.routes import (
+    chat,
+    completions,
+    embeddings,
+    health,
+    models,
+    operations,
+    requests,
+    responses,
+    tokens,
+)
 from octavo.server.tracing import RequestTracer
 from octavo.version import __version__
 
@@ -28,7 +40,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     tracer = RequestTracer() if config.exports_traces else None
     context = ServerContext(engine, config, keys, tracer=tracer)
     app = _bare_app(context)
-    for module in (chat, completions, models, health):
+    for module in (chat, completions, responses, embeddings, tokens, models, health):
         app.include_router(module.build_router(context))
     has_metrics = config.admin_port is None or not config.metrics_on_admin_port
     app.include_router(operations.build_router(context, has_metrics=has_metrics))
@@ -63,6 +75,8 @@ def _bare_app(context: ServerContext) -> FastAPI:
     )
     app.state.context = context
     app.add_exception_handler(ApiError, _answer_api_error)
+    app.add_exception_handler(OctavoError, _answer_our_error)
+    app.add_exception_handler(ClientGoneError, _answer_nobody)
     app.add_exception_handler(HTTPException, _answer_http_error)
     return app
 
@@ -82,6 +96,19 @@ def _surround(app: FastAPI, context: ServerContext, keys: KeyRing) -> None:
 async def _answer_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error.to_response()
+
+
+async def _answer_our_error(request: Request, error: Exception) -> Response:
+    """What the engine refuses outside of a generation."""
+    answer = translate(error)
+    if answer is None:
+        raise error
+    return answer.to_response()
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    """The client has gone; what is said goes nowhere."""
+    return Response(status_code=499)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:

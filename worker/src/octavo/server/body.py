@@ -6,6 +6,7 @@ Knows limits and formats; knows nothing of what a field means.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,19 +22,21 @@ from octavo.server.validation import explain
 Body = TypeVar("Body", bound=RequestBody)
 
 
-async def read_model(request: Request, model: type[Body], max_bytes: int) -> Body:
-    """The request's body as ``model``.
+async def read_model(
+    request: Request, model: type[Body] | Callable[[dict[str, Any]], type[Body]], max_bytes: int
+) -> Body:
+    """The request's body as ``model``, or as the one that a function chooses for the document.
 
     Raises ApiError: 413 when larger than ``max_bytes``, 415 when not JSON by its content type,
     400 when malformed or not valid. Raises ClientGoneError when the client leaves.
     """
     _check_content_type(request)
-    return parse_model(await _read(request, max_bytes), model)
+    document = _decode(await _read(request, max_bytes))
+    return validate(document, model if isinstance(model, type) else model(document))
 
 
-def parse_model(raw: bytes, model: type[Body]) -> Body:
-    """Bytes as ``model``; see :func:`read_model`."""
-    document = _decode(raw)
+def validate(document: dict[str, Any], model: type[Body]) -> Body:
+    """A JSON object as ``model``; see :func:`read_model`."""
     model.settle_unsupported(document)
     try:
         return model.model_validate(document)

@@ -6,7 +6,7 @@ nearly every one, is three pieces of bytes put together.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -23,6 +23,18 @@ from octavo.server.protocol.answers import (
 
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode
+
+
+class StreamWriter(Protocol):
+    """Turns the events of a generation into the bytes of a stream."""
+
+    def write(self, event: GenerationEvent) -> bytes:
+        """The chunks for an event; empty when there is nothing to tell."""
+        ...
+
+    def ending(self) -> bytes:
+        """What comes after all events."""
+        ...
 
 
 class ChunkWriter:
@@ -64,11 +76,12 @@ class ChunkWriter:
             return b""
         return self._whole(self._choice(event))
 
-    def usage_chunk(self) -> bytes:
-        """The chunk after all choices, with no choice in it; empty unless asked for."""
+    def ending(self) -> bytes:
+        """The last word, and before it, if asked for, a chunk with the usage and no choice."""
         if not self._include_usage:
-            return b""
-        return self._head + b',"choices":[],"usage":' + self._usage_json() + b"}\n\n"
+            return DONE
+        usage = self._head + b',"choices":[],"usage":' + self._usage_json() + b"}\n\n"
+        return usage + DONE
 
     def _whole(self, choice: ChatChunkChoice | CompletionChoice, more: bytes = b"") -> bytes:
         tail = self._tail

@@ -8,13 +8,13 @@ from typing import Any, Generic, TypeVar
 
 from octavo.outputs import GenerationEvent, TokenLogprobs
 from octavo.server.generation import Generation, GenerationJob
-from octavo.server.protocol.fields import GenerationBody
+from octavo.server.protocol.fields import EngineBody
 from octavo.version import __version__
 
 SYSTEM_FINGERPRINT = f"octavo-{__version__}"
 """Changes when the same request with the same seed may get another answer."""
 _LEAST_LOGPROB = -9999.0
-Body = TypeVar("Body", bound=GenerationBody)
+Body = TypeVar("Body", bound=EngineBody)
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from octavo.engine.interface import Engine
+from octavo.grammar import ReasoningSpan
 from octavo.metrics import ChoiceRecord, ServerMetrics
 from octavo.outputs import GenerationEvent
 from octavo.pooling_params import PoolingParams
@@ -34,6 +35,10 @@ class GenerationJob:
     priority: int = 0
     cache_salt: str | None = None
     pooling: PoolingParams | None = None
+    reasoning: ReasoningSpan | None = None
+    """Thoughts that come before what the answer must follow."""
+    shown_special: Sequence[str] = ()
+    """Special tokens that are part of the text all the same."""
 
     @property
     def num_choices(self) -> int:
@@ -116,6 +121,8 @@ class Generation:
             cache_salt=job.cache_salt,
             tenant=self._tenant,
             pooling=job.pooling,
+            reasoning=job.reasoning,
+            shown_special=job.shown_special,
         )
         async with aclosing(events):
             async for event in events:

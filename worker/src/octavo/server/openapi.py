@@ -1,8 +1,11 @@
-"""What ``/openapi.json`` says of routes that read their bodies themselves."""
+"""What ``/openapi.json`` says of routes that read bodies and write answers themselves."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import msgspec
 
 from octavo.server.protocol.fields import RequestBody
 
@@ -25,33 +28,62 @@ _ERROR = {
 _MEANINGS = {
     400: "The request cannot be served as asked.",
     401: "No API key, or a wrong one.",
-    404: "No such model.",
+    403: "The key is not an administrator's.",
+    404: "No such model, or nothing of that name.",
+    408: "The body did not come in time.",
     413: "The body is too large.",
     415: "The body is not JSON.",
     429: "The queue is full; Retry-After says when to come back.",
+    431: "The headers are too large.",
     500: "Our fault.",
     503: "Loading, shutting down, or broken.",
     504: "The request's time was up before its first token.",
 }
 
 
-def describe_generation(body: type[RequestBody]) -> dict[str, Any]:
-    """Keyword arguments for a route that takes ``body`` and answers with JSON or a stream."""
-    schema = body.model_json_schema(ref_template="#/{model}")
-    errors = {status: _error(meaning) for status, meaning in _MEANINGS.items()}
-    good = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}}
-    return {
-        "responses": {
-            200: {"description": "The answer, or its stream.", "content": good},
-            **errors,
-        },
-        "openapi_extra": {
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": _inline(schema)}},
-            }
-        },
+_FOR_ALL = (401, 403, 429, 431, 500)
+_FOR_BODIES = (400, 404, 408, 413, 415, 503, 504)
+_STREAM = {"type": "string", "description": "Server-sent events, each with a JSON object."}
+
+
+def describe(
+    *bodies: type[RequestBody], answer: type[msgspec.Struct], is_streamable: bool = False
+) -> dict[str, Any]:
+    """Keyword arguments for a route that takes one of ``bodies`` and answers with ``answer``."""
+    schemas = [_inline(body.model_json_schema(ref_template="#/{model}")) for body in bodies]
+    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    described = describe_answer(answer, *_FOR_BODIES)
+    if is_streamable:
+        described["responses"][200]["content"]["text/event-stream"] = {"schema": _STREAM}
+    content = {"application/json": {"schema": schema}}
+    return described | {"openapi_extra": {"requestBody": {"required": True, "content": content}}}
+
+
+def describe_answer(
+    answer: type[msgspec.Struct], *errors: int, also: Mapping[int, type[msgspec.Struct]] = {}
+) -> dict[str, Any]:
+    """Keyword arguments for a route that answers with ``answer``, or with one of ``errors``.
+
+    ``also``: other statuses whose bodies are no errors.
+    """
+    good = {200: answer, **also}
+    responses: dict[int, dict[str, Any]] = {
+        status: {
+            "description": "The answer." if status == 200 else _MEANINGS[status],
+            "content": {"application/json": {"schema": _inline(msgspec.json.schema(struct))}},
+        }
+        for status, struct in good.items()
     }
+    responses |= {status: _error(_MEANINGS[status]) for status in (*_FOR_ALL, *errors)}
+    return {"responses": responses}
+
+
+def describe_text(*errors: int) -> dict[str, Any]:
+    """Keyword arguments for a route that answers with plain text."""
+    content = {"text/plain": {"schema": {"type": "string"}}}
+    responses: dict[int, dict[str, Any]] = {200: {"description": "The answer.", "content": content}}
+    responses |= {status: _error(_MEANINGS[status]) for status in (*_FOR_ALL, *errors)}
+    return {"responses": responses}
 
 
 def _error(meaning: str) -> dict[str, Any]:

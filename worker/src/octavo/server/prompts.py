@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
-from octavo.engine.interface import Engine
+from collections.abc import Sequence
+
+from octavo.engine.interface import Engine, ModelInfo
+from octavo.server.errors import bad_request
 from octavo.tokenization.tokenizer import Truncation
+
+
+def check_prompts(prompts: Sequence[str | list[int]], info: ModelInfo, field: str) -> None:
+    """Raise ApiError for a text without a tokenizer, or for a token id the model does not have."""
+    for number, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            if not info.has_tokenizer:
+                raise bad_request(
+                    f"{field} is text and this server runs without a tokenizer; "
+                    "send token ids, or start it without --skip-tokenizer-init.",
+                    field,
+                )
+        elif (largest := max(prompt)) >= info.vocab_size:
+            raise bad_request(
+                f"{field} {number} holds the token id {largest}; the model's ids end at "
+                f"{info.vocab_size - 1}. Encode the text with this model's tokenizer.",
+                field,
+            )
 
 
 async def encode_prompt(

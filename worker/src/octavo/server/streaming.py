@@ -24,13 +24,13 @@ from octavo.outputs import GenerationEvent
 from octavo.server.auth import key_of
 from octavo.server.body import read_model
 from octavo.server.boundary import request_id_of
-from octavo.server.chunks import DONE, ChunkWriter
+from octavo.server.chunks import DONE, StreamWriter
 from octavo.server.context import ServerContext
 from octavo.server.disconnect import ClientGoneError, DisconnectWatch
 from octavo.server.errors import ApiError, internal_error, translate
 from octavo.server.exchange import Exchange
 from octavo.server.generation import Generation, GenerationJob
-from octavo.server.protocol.fields import GenerationBody
+from octavo.server.protocol.fields import EngineBody
 from octavo.server.requests import Outcome, record_of
 from octavo.server.service_level import deadline_exceeded, least_timeout, own_priority
 
@@ -40,7 +40,7 @@ _SSE_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-Body = TypeVar("Body", bound=GenerationBody)
+Body = TypeVar("Body", bound=EngineBody)
 
 
 class GenerationAnswer(Response, Generic[Body]):
@@ -76,7 +76,7 @@ class GenerationAnswer(Response, Generic[Body]):
     async def _answer(self, body: Body, info: ModelInfo, scope: Scope, send: Send) -> None:
         model = self._context.resolve_model(body.model)
         record, key = record_of(scope), key_of(scope)
-        record.model, record.stream = model, bool(body.stream)
+        record.model, record.stream = model, body.is_streamed
         record.answer_id = body.request_id or record.id
         record.timeout_s = least_timeout(scope, body.timeout)
         record.priority = own_priority(key, body.priority, "priority" in body.model_fields_set)
@@ -88,7 +88,7 @@ class GenerationAnswer(Response, Generic[Body]):
         generation = Generation(self._context.engine, metrics, job, record, key.tenant)
         exchange = Exchange(body, job, generation, model, record.answer_id)
         async with aclosing(_checked(generation)) as events:
-            if body.stream:
+            if body.is_streamed:
                 self._is_stream = True
                 await self._stream(events, self._chunks(exchange), exchange, send)
             else:
@@ -99,15 +99,15 @@ class GenerationAnswer(Response, Generic[Body]):
     async def _job(self, body: Body, info: ModelInfo) -> GenerationJob:
         """What to ask of the engine."""
 
-    @abstractmethod
-    def _chunks(self, exchange: Exchange[Body]) -> ChunkWriter:
-        """What writes the chunks of a stream."""
+    def _chunks(self, exchange: Exchange[Body]) -> StreamWriter:
+        """What writes the chunks of a stream, where answers may be streamed."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _opening(
-        self, event: GenerationEvent, chunks: ChunkWriter, exchange: Exchange[Body]
+        self, event: GenerationEvent, chunks: StreamWriter, exchange: Exchange[Body]
     ) -> bytes:
         """Chunks that stand before an event's own; called for each event."""
+        raise NotImplementedError
 
     @abstractmethod
     async def _collect(
@@ -118,7 +118,7 @@ class GenerationAnswer(Response, Generic[Body]):
     async def _stream(
         self,
         events: AsyncIterator[GenerationEvent],
-        chunks: ChunkWriter,
+        chunks: StreamWriter,
         exchange: Exchange[Body],
         send: Send,
     ) -> None:
@@ -130,7 +130,7 @@ class GenerationAnswer(Response, Generic[Body]):
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         if not self._is_started:
             await self._start_stream(send)
-        await send({"type": "http.response.body", "body": chunks.usage_chunk() + DONE})
+        await send({"type": "http.response.body", "body": chunks.ending()})
 
     async def _start_stream(self, send: Send) -> None:
         self._is_started = True
@@ -154,8 +154,11 @@ class GenerationAnswer(Response, Generic[Body]):
         if not self._is_started:
             await answer.to_response()(scope, receive, send)
         elif self._is_stream:
-            data = b"data: " + answer.to_json() + b"\n\n" + DONE
-            await send({"type": "http.response.body", "body": data})
+            await send({"type": "http.response.body", "body": self._failed(answer)})
+
+    def _failed(self, answer: ApiError) -> bytes:
+        """How a stream that has begun ends with an error."""
+        return b"data: " + answer.to_json() + b"\n\n" + DONE
 
     def _count_disconnect(self) -> None:
         if self._context.metrics is not None:

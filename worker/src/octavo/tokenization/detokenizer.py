@@ -8,7 +8,7 @@ Work per token does not depend on what came before.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Protocol
 
 _MAX_CHARACTER_BYTES = 4
@@ -40,9 +40,11 @@ class Detokenizer:
         prompt_token_ids: Sequence[int] = (),
         *,
         skip_special_tokens: bool = True,
+        shown_ids: Set[int] = frozenset(),
     ) -> None:
+        """``shown_ids``: special tokens that are not left out."""
         self._token_bytes = tokenizer.token_bytes
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped = tokenizer.special_ids - shown_ids if skip_special_tokens else frozenset()
         self._decoder = _utf8_decoder("replace")
         tail = self._tail(prompt_token_ids)
         # Only the bytes of an unfinished character are kept; what they follow was text already.

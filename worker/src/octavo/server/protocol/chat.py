@@ -14,6 +14,7 @@ from octavo.server.protocol.fields import (
     RequestBody,
     StrictModel,
 )
+from octavo.server.protocol.structured import ConstrainedBody
 from octavo.server.protocol.unsupported import CHAT, MESSAGE, settle
 
 MAX_MESSAGES = 4096
@@ -34,8 +35,20 @@ _OURS = frozenset(
 )
 """Template variables that the server sets itself, or that are fields of their own."""
 TemplateVariable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+TemplateKwargs = Annotated[
+    Annotated[dict[TemplateVariable, Any], Field(max_length=MAX_TEMPLATE_KWARGS)] | None,
+    Field(description="More variables for the chat template, e.g. enable_thinking."),
+]
 _KINDS_OF_MEDIA = frozenset(
-    {"image_url", "input_image", "input_audio", "audio_url", "video_url", "file"}
+    {
+        "image_url",
+        "input_image",
+        "input_audio",
+        "audio_url",
+        "video_url",
+        "file",
+        "input_file",
+    }
 )
 
 
@@ -46,7 +59,7 @@ class TextPart(StrictModel):
     text: str
 
 
-def _refuse_media(parts: object) -> object:
+def refuse_media(parts: object) -> object:
     """Name what is not text, so that the answer is not a mere 'wrong type'."""
     if isinstance(parts, list):
         for part in parts:
@@ -65,7 +78,7 @@ class Message(StrictModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
         str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)],
-        BeforeValidator(_refuse_media, json_schema_input_type=str | list[TextPart]),
+        BeforeValidator(refuse_media, json_schema_input_type=str | list[TextPart]),
     ]
     name: str | None = Field(None, max_length=256, description="Given to the chat template.")
 
@@ -85,6 +98,14 @@ class Message(StrictModel):
         return message
 
 
+def check_template_kwargs(variables: dict[str, Any] | None) -> None:
+    """Raise ValueError for a variable that is not a request's to set."""
+    for name in sorted(_OURS & (variables or {}).keys()):
+        raise ValueError(
+            f"chat_template_kwargs holds {name!r}, which the server sets itself; leave it out."
+        )
+
+
 class Conversation(RequestBody):
     """Messages, and how the model's chat template makes a prompt of them."""
 
@@ -98,9 +119,7 @@ class Conversation(RequestBody):
     add_special_tokens: bool = Field(
         False, description="Add special tokens to those that the template writes."
     )
-    chat_template_kwargs: (
-        Annotated[dict[TemplateVariable, Any], Field(max_length=MAX_TEMPLATE_KWARGS)] | None
-    ) = Field(None, description="More variables for the chat template, e.g. enable_thinking.")
+    chat_template_kwargs: TemplateKwargs = None
 
     @model_validator(mode="after")
     def _template_fields_agree(self) -> Conversation:
@@ -109,10 +128,7 @@ class Conversation(RequestBody):
                 "continue_final_message is true and add_generation_prompt is not false; they "
                 "exclude each other: set add_generation_prompt to false."
             )
-        for name in sorted(_OURS & (self.chat_template_kwargs or {}).keys()):
-            raise ValueError(
-                f"chat_template_kwargs holds {name!r}, which the server sets itself; leave it out."
-            )
+        check_template_kwargs(self.chat_template_kwargs)
         return self
 
     def template_variables(self) -> dict[str, Any]:
@@ -120,7 +136,7 @@ class Conversation(RequestBody):
         return dict(self.chat_template_kwargs or {})
 
 
-class ChatCompletionRequest(Conversation, GenerationBody):
+class ChatCompletionRequest(Conversation, ConstrainedBody, GenerationBody):
     """A conversation to be continued by the assistant."""
 
     unsupported: ClassVar = CHAT
@@ -199,9 +215,11 @@ class ChatCompletionRequest(Conversation, GenerationBody):
 
     def to_sampling_params(self, defaults: dict[str, float]) -> SamplingParams:
         """See :meth:`GenerationBody.sampling_params`."""
-        return self.sampling_params(
+        params = self.sampling_params(
             defaults,
             max_tokens=self.token_limit,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             prompt_logprobs=self.prompt_logprobs,
+            n=self.n or 1,
         )
+        return self.constrain(params)

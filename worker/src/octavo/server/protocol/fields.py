@@ -85,15 +85,54 @@ class RequestBody(StrictModel):
         return written
 
 
-class GenerationBody(RequestBody):
-    """The fields both kinds of completion take."""
-
-    model: str | None = Field(
-        None,
+ModelName = Annotated[
+    str | None,
+    Field(
         max_length=512,
         description="One of the names in /v1/models; the served model if left out.",
+    ),
+]
+
+
+class EngineBody(RequestBody):
+    """The fields of every body that the engine works for."""
+
+    model: ModelName = None
+    priority: int = Field(
+        0, ge=-MAX_INT32, le=MAX_INT32, description="Requests with a lower number run sooner."
     )
-    n: int | None = Field(1, ge=1, le=MAX_N, description="Choices to generate for the prompt.")
+    cache_salt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=256,
+        description="Cached prompts are shared only between requests with the same salt.",
+    )
+    timeout: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        description="Seconds for the whole answer, queueing included; what there is by then is "
+        "returned with stop_reason 'deadline'.",
+    )
+    request_id: str | None = Field(
+        None, pattern=r"^[!-~]{1,128}$", description="Becomes part of the answer's id."
+    )
+    metadata: Metadata | None = Field(None, description="Taken, and not used.")
+    user: str | None = Field(None, max_length=1024, description="Taken, and not used.")
+    safety_identifier: str | None = Field(None, max_length=1024, description="Taken, and not used.")
+    prompt_cache_key: str | None = Field(
+        None, max_length=1024, description="Taken, and not needed: equal prompts share their cache."
+    )
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the answer comes in pieces."""
+        return False
+
+
+class SamplingBody(EngineBody):
+    """The fields of every body that text is generated for."""
+
     temperature: float | None = Field(
         None, ge=0, le=100, description="0 takes the most likely token every time."
     )
@@ -137,6 +176,60 @@ class GenerationBody(RequestBody):
         BeforeValidator(_null_as_empty, json_schema_input_type=BadWords | None),
         Field(description="Words that are not generated."),
     ] = []
+    stream: bool | None = False
+
+    @property
+    def is_streamed(self) -> bool:
+        """See :class:`EngineBody`."""
+        return bool(self.stream)
+
+    def sampling_params(
+        self,
+        defaults: Mapping[str, float],
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None = None,
+        n: int = 1,
+    ) -> SamplingParams:
+        """As the engine takes it. ``defaults`` are the model's, for what the request leaves out.
+
+        Raises InvalidRequestError for values that do not go together.
+        """
+
+        def given(name: str, otherwise: float) -> float:
+            value = getattr(self, name)
+            return defaults.get(name, otherwise) if value is None else value
+
+        return SamplingParams(
+            n=n,
+            temperature=given("temperature", 1.0),
+            top_p=given("top_p", 1.0),
+            top_k=int(given("top_k", 0)),
+            min_p=given("min_p", 0.0),
+            repetition_penalty=given("repetition_penalty", 1.0),
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias={int(key): bias for key, bias in (self.logit_bias or {}).items()},
+            seed=self.seed,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            ignore_eos=self.ignore_eos,
+            max_tokens=max_tokens,
+            min_tokens=self.min_tokens,
+            skip_special_tokens=self.skip_special_tokens,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            allowed_token_ids=self.allowed_token_ids or (),
+            bad_words=self.bad_words,
+        )
+
+
+class GenerationBody(SamplingBody):
+    """The fields both kinds of completion take."""
+
+    n: int | None = Field(1, ge=1, le=MAX_N, description="Choices to generate for the prompt.")
     prompt_logprobs: LogprobCount | None = Field(
         None, description="Tell the log probabilities of the prompt's tokens, so many of each."
     )
@@ -149,36 +242,10 @@ class GenerationBody(RequestBody):
     truncation_side: Literal["left", "right"] | None = Field(
         None, description="Where truncate_prompt_tokens leaves tokens out; left if left out."
     )
-    stream: bool | None = False
     stream_options: StreamOptions | None = None
-    priority: int = Field(
-        0, ge=-MAX_INT32, le=MAX_INT32, description="Requests with a lower number run sooner."
-    )
-    cache_salt: str | None = Field(
-        None,
-        min_length=1,
-        max_length=256,
-        description="Cached prompts are shared only between requests with the same salt.",
-    )
-    timeout: float | None = Field(
-        None,
-        gt=0,
-        le=MAX_TIMEOUT_S,
-        description="Seconds for the whole answer, queueing included; what there is by then is "
-        "returned with stop_reason 'deadline'.",
-    )
     return_token_ids: bool | None = False
     return_tokens_as_token_ids: bool | None = Field(
         False, description="Write tokens as token_id:17 in log probabilities."
-    )
-    request_id: str | None = Field(
-        None, pattern=r"^[!-~]{1,128}$", description="Becomes part of the answer's id."
-    )
-    metadata: Metadata | None = Field(None, description="Taken, and not used.")
-    user: str | None = Field(None, max_length=1024, description="Taken, and not used.")
-    safety_identifier: str | None = Field(None, max_length=1024, description="Taken, and not used.")
-    prompt_cache_key: str | None = Field(
-        None, max_length=1024, description="Taken, and not needed: equal prompts share their cache."
     )
 
     @classmethod
@@ -220,45 +287,3 @@ class GenerationBody(RequestBody):
         if limit == -1:
             limit = max(1, max_model_len - (1 if max_tokens is None else max_tokens))
         return Truncation(limit, self.truncation_side or "left")
-
-    def sampling_params(
-        self,
-        defaults: Mapping[str, float],
-        *,
-        max_tokens: int | None,
-        logprobs: int | None,
-        prompt_logprobs: int | None = None,
-        n: int | None = None,
-    ) -> SamplingParams:
-        """As the engine takes it. ``defaults`` are the model's, for what the request leaves out.
-
-        Raises InvalidRequestError for values that do not go together.
-        """
-
-        def given(name: str, otherwise: float) -> float:
-            value = getattr(self, name)
-            return defaults.get(name, otherwise) if value is None else value
-
-        return SamplingParams(
-            n=n or self.n or 1,
-            temperature=given("temperature", 1.0),
-            top_p=given("top_p", 1.0),
-            top_k=int(given("top_k", 0)),
-            min_p=given("min_p", 0.0),
-            repetition_penalty=given("repetition_penalty", 1.0),
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            logit_bias={int(key): bias for key, bias in (self.logit_bias or {}).items()},
-            seed=self.seed,
-            stop=self.stop,
-            stop_token_ids=self.stop_token_ids,
-            include_stop_str_in_output=self.include_stop_str_in_output,
-            ignore_eos=self.ignore_eos,
-            max_tokens=max_tokens,
-            min_tokens=self.min_tokens,
-            skip_special_tokens=self.skip_special_tokens,
-            logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
-            allowed_token_ids=self.allowed_token_ids or (),
-            bad_words=self.bad_words,
-        )

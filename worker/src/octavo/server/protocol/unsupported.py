@@ -37,8 +37,6 @@ _NOT_YET = "it is not supported yet"
 _NOTHING_STORED = "this server stores no answers"
 
 BOTH: Mapping[str, Unsupported] = {
-    "structured_outputs": Unsupported(_NOT_YET),
-    "response_format": Unsupported(_NOT_YET, ({"type": "text"},)),
     "repetition_detection": Unsupported(_NOT_YET),
     "thinking_token_budget": Unsupported(_NOT_YET),
     "use_beam_search": Unsupported("beam search is not offered; use n", (False,)),
@@ -52,6 +50,24 @@ BOTH: Mapping[str, Unsupported] = {
     "moderation": Unsupported("answers are not moderated"),
     "store": Unsupported(_NOTHING_STORED, (False,)),
     "service_tier": Unsupported("there is one tier here; use priority", ("auto", "default")),
+}
+
+_OLDER_NAMES = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "guided_whitespace_pattern": "whitespace_pattern",
+}
+BOTH = {
+    **BOTH,
+    **{
+        name: Unsupported(f"use structured_outputs.{field}, its name today")
+        for name, field in _OLDER_NAMES.items()
+    },
+    "guided_json_object": Unsupported("use response_format {'type': 'json_object'}", (False,)),
+    "guided_decoding_backend": Unsupported("there is one library for grammars here"),
+    "structural_tag": Unsupported("use structured_outputs.structural_tag"),
 }
 
 CHAT: Mapping[str, Unsupported] = {
@@ -74,6 +90,56 @@ CHAT: Mapping[str, Unsupported] = {
     ),
     "media_io_kwargs": Unsupported("only text is taken", ({},)),
     "mm_processor_kwargs": Unsupported("only text is taken", ({},)),
+}
+
+TOKENIZE_CHAT: Mapping[str, Unsupported] = {
+    name: CHAT[name]
+    for name in ("tools", "chat_template", "media_io_kwargs", "mm_processor_kwargs")
+}
+
+EMBEDDING: Mapping[str, Unsupported] = {
+    "messages": Unsupported("render them with /tokenize and send the token ids as input"),
+    "embed_dtype": Unsupported("vectors are float32", ("float32",)),
+    "endianness": Unsupported("vectors are little-endian", ("native", "little")),
+    "additional_data": Unsupported("this server has no plugins that would read it"),
+    "use_activation": Unsupported("use normalize", (True,)),
+}
+
+RESPONSE: Mapping[str, Unsupported] = {
+    **{
+        name: BOTH[name]
+        for name in (
+            "service_tier",
+            "moderation",
+            "prompt_cache_retention",
+            "prompt_cache_options",
+            "vllm_xargs",
+            "kv_transfer_params",
+        )
+    },
+    **{name: CHAT[name] for name in ("media_io_kwargs", "mm_processor_kwargs")},
+    "tools": Unsupported("tool calls are not supported yet", ([],)),
+    "tool_choice": Unsupported("tool calls are not supported yet", ("none", "auto")),
+    "parallel_tool_calls": Unsupported("tool calls are not supported yet", (True, False)),
+    "max_tool_calls": Unsupported("no tools are run here"),
+    "store": Unsupported(_NOTHING_STORED, (False,)),
+    "previous_response_id": Unsupported(
+        f"{_NOTHING_STORED}; send the earlier items with the input"
+    ),
+    "conversation": Unsupported(f"{_NOTHING_STORED}; send the earlier items with the input"),
+    "prompt": Unsupported("this server stores no prompts"),
+    "background": Unsupported("answers are not made in the background", (False,)),
+    "background_options": Unsupported("answers are not made in the background"),
+    "context_management": Unsupported("contexts are not compacted"),
+    "truncation": Unsupported("inputs are taken whole", ("disabled",)),
+    "image": Unsupported("only text is taken"),
+    "access_programs": Unsupported("there are no programs here"),
+    "enable_response_messages": Unsupported("use return_token_ids of /v1/completions", (False,)),
+    "previous_input_messages": Unsupported("send the earlier items with the input"),
+}
+
+RESPONSE_MESSAGE: Mapping[str, Unsupported] = {
+    "phase": Unsupported("no model here knows it"),
 }
 
 COMPLETION: Mapping[str, Unsupported] = {

@@ -11,13 +11,13 @@ from starlette.responses import Response
 
 from octavo.engine.interface import ModelInfo
 from octavo.outputs import GenerationEvent
-from octavo.server.chunks import ChatChunks, ChunkWriter
+from octavo.server.chunks import ChatChunks, StreamWriter
 from octavo.server.context import ServerContext
 from octavo.server.conversation import render_conversation
 from octavo.server.exchange import AskedPrompt, Exchange, GatheredChoice
 from octavo.server.generation import GenerationJob
 from octavo.server.logprobs import LogprobWriter
-from octavo.server.openapi import describe_generation
+from octavo.server.openapi import describe
 from octavo.server.protocol.answers import ChatChoice, ChatCompletion, ChatMessage, UsageInfo
 from octavo.server.protocol.chat import ChatCompletionRequest
 from octavo.server.streaming import GenerationAnswer
@@ -27,7 +27,10 @@ def build_router(context: ServerContext) -> APIRouter:
     """The route, bound to ``context``."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", **describe_generation(ChatCompletionRequest))
+    @router.post(
+        "/v1/chat/completions",
+        **describe(ChatCompletionRequest, answer=ChatCompletion, is_streamable=True),
+    )
     async def create_chat_completion() -> Response:
         """Continue a conversation."""
         return ChatAnswer(context)
@@ -66,7 +69,10 @@ class ChatAnswer(GenerationAnswer[ChatCompletionRequest]):
         )
 
     def _opening(
-        self, event: GenerationEvent, chunks: ChunkWriter, exchange: Exchange[ChatCompletionRequest]
+        self,
+        event: GenerationEvent,
+        chunks: StreamWriter,
+        exchange: Exchange[ChatCompletionRequest],
     ) -> bytes:
         if self._has_roles:
             return b""

@@ -11,14 +11,14 @@ from starlette.responses import Response
 
 from octavo.engine.interface import ModelInfo
 from octavo.outputs import GenerationEvent
-from octavo.server.chunks import ChunkWriter, CompletionChunks
+from octavo.server.chunks import CompletionChunks, StreamWriter
 from octavo.server.context import ServerContext
 from octavo.server.errors import bad_request
 from octavo.server.exchange import AskedPrompt, Exchange, GatheredChoice
 from octavo.server.generation import GenerationJob
 from octavo.server.logprobs import LogprobWriter, TextOffsets
-from octavo.server.openapi import describe_generation
-from octavo.server.prompts import encode_prompt
+from octavo.server.openapi import describe
+from octavo.server.prompts import check_prompts, encode_prompt
 from octavo.server.protocol.answers import (
     Completion,
     CompletionChoice,
@@ -33,7 +33,9 @@ def build_router(context: ServerContext) -> APIRouter:
     """The route, bound to ``context``."""
     router = APIRouter()
 
-    @router.post("/v1/completions", **describe_generation(CompletionRequest))
+    @router.post(
+        "/v1/completions", **describe(CompletionRequest, answer=Completion, is_streamable=True)
+    )
     async def create_completion() -> Response:
         """Continue a text, or several."""
         return CompletionAnswer(context)
@@ -52,7 +54,11 @@ class CompletionAnswer(GenerationAnswer[CompletionRequest]):
         self._opened: set[int] = set()
 
     async def _job(self, body: CompletionRequest, info: ModelInfo) -> GenerationJob:
-        self._check_prompts(body, info)
+        check_prompts(body.prompt, info, "prompt")
+        if body.echo and not info.has_tokenizer:
+            raise bad_request(
+                "echo is true and this server runs without a tokenizer; leave echo out.", "echo"
+            )
         params = body.to_sampling_params(info.sampling_defaults)
         truncation = body.truncation(info.max_model_len, params.max_tokens)
         encode = partial(
@@ -64,27 +70,6 @@ class CompletionAnswer(GenerationAnswer[CompletionRequest]):
         prompts = [await encode(prompt) for prompt in body.prompt]
         self._prompts = [AskedPrompt() for _ in prompts]
         return GenerationJob(prompts, params, body.priority, body.cache_salt)
-
-    def _check_prompts(self, body: CompletionRequest, info: ModelInfo) -> None:
-        prompts: Sequence[str | list[int]] = body.prompt
-        for number, prompt in enumerate(prompts):
-            if isinstance(prompt, str):
-                if not info.has_tokenizer:
-                    raise bad_request(
-                        "prompt is text and this server runs without a tokenizer; "
-                        "send token ids, or start it without --skip-tokenizer-init.",
-                        "prompt",
-                    )
-            elif (largest := max(prompt)) >= info.vocab_size:
-                raise bad_request(
-                    f"prompt {number} holds the token id {largest}; the model's ids end at "
-                    f"{info.vocab_size - 1}. Encode the text with this model's tokenizer.",
-                    "prompt",
-                )
-        if body.echo and not info.has_tokenizer:
-            raise bad_request(
-                "echo is true and this server runs without a tokenizer; leave echo out.", "echo"
-            )
 
     def _chunks(self, exchange: Exchange[CompletionRequest]) -> CompletionChunks:
         body, options = exchange.body, exchange.body.stream_options
@@ -99,7 +84,7 @@ class CompletionAnswer(GenerationAnswer[CompletionRequest]):
         )
 
     def _opening(
-        self, event: GenerationEvent, chunks: ChunkWriter, exchange: Exchange[CompletionRequest]
+        self, event: GenerationEvent, chunks: StreamWriter, exchange: Exchange[CompletionRequest]
     ) -> bytes:
         prompt = self._prompts[event.index // exchange.job.params.n]
         prompt.take(event)

@@ -12,43 +12,62 @@ from starlette.responses import Response
 
 from octavo.engine.interface import EngineState
 from octavo.server.context import ServerContext
+from octavo.server.openapi import describe_answer
+
+
+class HealthStatus(msgspec.Struct):
+    """A word, and where something is wrong the reason."""
+
+    status: str
+
+
+class StartupProgress(msgspec.Struct):
+    """The answer to ``GET /health/startup``."""
+
+    state: str
+    phase: str
+    phases_s: dict[str, float]
+
+
+class ServerLoad(msgspec.Struct):
+    """The answer to ``GET /health/load``."""
+
+    open_requests: int
+    idle_s: float
 
 
 def build_router(context: ServerContext) -> APIRouter:
     """The routes, bound to ``context``."""
     router = APIRouter()
 
-    @router.get("/health/live")
+    status = describe_answer(HealthStatus, also={503: HealthStatus})
+
+    @router.get("/health/live", **status)
     async def live() -> Response:
         """200 from the first moment, also while loading; 503 once the engine is dead."""
         state = context.engine.state
         return _answer(state is not EngineState.DEAD, str(state))
 
-    @router.get("/health")
-    @router.get("/health/ready")
-    @router.get("/ping")
-    @router.post("/ping")
+    @router.get("/health", **status)
+    @router.get("/health/ready", **status)
+    @router.get("/ping", **status)
+    @router.post("/ping", **status)
     async def ready() -> Response:
         """200 while requests are taken and the engine makes progress; else 503 with the reason."""
         return _answer(*_readiness(context))
 
-    @router.get("/health/startup")
+    @router.get("/health/startup", **describe_answer(StartupProgress))
     async def startup() -> Response:
         """Where loading is, and the seconds of each phase that has ended; always 200."""
         progress = context.engine.progress()
-        return _json(
-            {
-                "state": str(context.engine.state),
-                "phase": progress.phase,
-                "phases_s": dict(progress.finished),
-            }
-        )
+        state = str(context.engine.state)
+        return _json(StartupProgress(state, progress.phase, dict(progress.finished)))
 
-    @router.get("/health/load")
+    @router.get("/health/load", **describe_answer(ServerLoad))
     async def load() -> Response:
         """Generation requests open now, and for how many seconds there have been none."""
         idle_s = 0.0 if context.num_open else time.monotonic() - context.idle_since_s
-        return _json({"open_requests": context.num_open, "idle_s": round(idle_s, 3)})
+        return _json(ServerLoad(context.num_open, round(idle_s, 3)))
 
     return router
 
@@ -67,8 +86,8 @@ def _readiness(context: ServerContext) -> tuple[bool, str]:
 
 
 def _answer(is_good: bool, status: str) -> Response:
-    return _json({"status": status}, 200 if is_good else 503)
+    return _json(HealthStatus(status), 200 if is_good else 503)
 
 
-def _json(body: object, status: int = 200) -> Response:
+def _json(body: msgspec.Struct, status: int = 200) -> Response:
     return Response(msgspec.json.encode(body), status, media_type="application/json")

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from octavo.server.context import ServerContext
 from octavo.server.errors import ApiError
+from octavo.server.openapi import describe_answer
 from octavo.server.protocol.answers import ModelCard, ModelList
 
 
@@ -22,12 +23,12 @@ def build_router(context: ServerContext) -> APIRouter:
             for name in context.model_names()
         ]
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", **describe_answer(ModelList, 503))
     async def list_models() -> Response:
         """The names that requests may use."""
         return _json(ModelList(cards()))
 
-    @router.get("/v1/models/{model_id:path}")
+    @router.get("/v1/models/{model_id:path}", **describe_answer(ModelCard, 404, 503))
     async def get_model(model_id: str) -> Response:
         """One of them."""
         for card in cards():

@@ -12,9 +12,16 @@ from starlette.responses import Response
 from octavo.engine.interface import ModelInfo
 from octavo.metrics import MetricsPage, info_gauge, request_outcomes, startup_seconds
 from octavo.server.context import ServerContext
+from octavo.server.openapi import describe_answer, describe_text
 from octavo.version import __version__
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class ServerVersion(msgspec.Struct):
+    """The answer to ``GET /version``."""
+
+    version: str
 
 
 def build_router(context: ServerContext, *, has_metrics: bool = True) -> APIRouter:
@@ -22,15 +29,15 @@ def build_router(context: ServerContext, *, has_metrics: bool = True) -> APIRout
     router = APIRouter()
     page = MetricsPage(lambda: _metrics(context))
 
-    @router.get("/version")
+    @router.get("/version", **describe_answer(ServerVersion))
     async def version() -> Response:
         """This server's version."""
-        body = msgspec.json.encode({"version": __version__})
+        body = msgspec.json.encode(ServerVersion(__version__))
         return Response(body, media_type="application/json")
 
     if has_metrics:
 
-        @router.get("/metrics")
+        @router.get("/metrics", **describe_text())
         async def metrics() -> Response:
             """Everything measured, for Prometheus. While loading, only how that goes."""
             return Response(page.render(), headers={"content-type": _CONTENT_TYPE})

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from octavo.outputs import RequestState
 from octavo.server.context import ServerContext
 from octavo.server.errors import ApiError
+from octavo.server.openapi import describe_answer
 from octavo.server.requests import RequestRecord
 
 _MAX_SHOWN = 10_000
@@ -23,23 +24,40 @@ _ORDER = ("waiting", "preempted", "prefill", "decode")
 """A request with several choices is in the state of the one that is furthest back."""
 
 
+class RequestList(msgspec.Struct):
+    """The answer to ``GET /v1/requests``."""
+
+    open: list[dict[str, Any]]
+    ended: list[dict[str, Any]]
+    object: str = "list"
+
+
+class RequestCancelled(msgspec.Struct):
+    """The answer to ``POST /v1/requests/{id}/cancel``."""
+
+    id: str
+    num_cancelled: int
+    object: str = "request.cancelled"
+
+
 def build_router(context: ServerContext) -> APIRouter:
     """The routes, bound to ``context``; only administrators may reach them."""
     router = APIRouter()
 
-    @router.get("/v1/requests")
+    @router.get("/v1/requests", **describe_answer(RequestList))
     async def list_requests() -> Response:
         """Requests that are open, oldest first, and the last that ended, latest first."""
         states = await context.engine.inspect()
         ledger = context.ledger
-        body = {
-            "object": "list",
-            "open": [_open(record, states) for record in islice(ledger.open, _MAX_SHOWN)],
-            "ended": [_ended(record) for record in ledger.ended],
-        }
+        body = RequestList(
+            [_open(record, states) for record in islice(ledger.open, _MAX_SHOWN)],
+            [_ended(record) for record in ledger.ended],
+        )
         return Response(msgspec.json.encode(body), media_type="application/json")
 
-    @router.post("/v1/requests/{request_id}/cancel")
+    cancelled = describe_answer(RequestCancelled, 404)
+
+    @router.post("/v1/requests/{request_id}/cancel", **cancelled)
     async def cancel_request(request_id: str) -> Response:
         """End every open request of this id. Its client gets what was generated."""
         found = [record for record in context.ledger.open if _is_named(record, request_id)]
@@ -51,7 +69,7 @@ def build_router(context: ServerContext) -> APIRouter:
                 code="request_not_found",
                 param="request_id",
             )
-        body = {"object": "request.cancelled", "id": request_id, "num_cancelled": num_cancelled}
+        body = RequestCancelled(request_id, num_cancelled)
         return Response(msgspec.json.encode(body), media_type="application/json")
 
     return router

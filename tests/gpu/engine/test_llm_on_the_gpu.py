@@ -1,0 +1,149 @@
+"""A model of some million random weights through ``LLM``: the GPU says what the CPU says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from octavo import LLM, SamplingParams
+from octavo.loading.demo_model import DEMO_MODEL
+from octavo.loading.model_files import find_model
+from octavo.outputs import RequestOutput
+from tiny_models import make_tiny_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+_DRAW = random.Random(3)
+VOCAB = 4000
+PROMPTS = [[_DRAW.randrange(VOCAB) for _ in range(_DRAW.randrange(2, 300))] for _ in range(12)]
+GREEDY = SamplingParams(temperature=0, max_tokens=48, ignore_eos=True)
+LIMITS: dict[str, Any] = {
+    "skip_tokenizer_init": True,
+    "max_model_len": 512,
+    "max_num_seqs": 16,
+    "max_num_batched_tokens": 1024,
+    "kv_cache_memory_bytes": 128 << 20,
+}
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3", "gemma3"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = make_tiny_model(
+        request.param,
+        tmp_path_factory.mktemp(request.param),
+        vocab_size=VOCAB,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=64,
+        **({"query_pre_attn_scalar": 64} if request.param == "gemma3" else {}),
+    )
+    return str(folder)
+
+
+@contextmanager
+def opened(model: str, device: str = "cuda", **options: Any) -> Iterator[LLM]:
+    kernels = {"kernels": "reference"} if device == "cpu" else {}
+    llm = LLM(model, device=device, **(LIMITS | kernels | options))
+    try:
+        yield llm
+        llm.check_integrity()
+    finally:
+        llm.close()
+        torch.cuda.empty_cache()
+
+
+def outputs_of(llm: LLM, params: SamplingParams = GREEDY) -> list[RequestOutput]:
+    return llm.generate([{"prompt_token_ids": p} for p in PROMPTS], params, use_tqdm=False)
+
+
+def tokens_of(llm: LLM, params: SamplingParams = GREEDY) -> list[list[int]]:
+    return [output.outputs[0].token_ids for output in outputs_of(llm, params)]
+
+
+def test_float32_draws_the_cpus_tokens_captured_and_eager(model: str) -> None:
+    with opened(model, "cpu", dtype="float32") as cpu:
+        expected = tokens_of(cpu)
+    for options in ({}, {"enforce_eager": True}, {"max_num_batched_tokens": 100}):
+        with opened(model, dtype="float32", **options) as gpu:
+            assert tokens_of(gpu) == expected, options
+
+
+def test_bfloat16_is_as_close_to_the_cpu_as_rounding_allows(model: str) -> None:
+    """The CPU's own text, scored token for token: weights rounded alike, arithmetic not."""
+    with opened(model, "cpu", dtype="bfloat16") as cpu:
+        texts = [p + ids for p, ids in zip(PROMPTS, tokens_of(cpu), strict=True)]
+        expected = _scores(cpu, texts)
+    with opened(model, dtype="bfloat16") as gpu:
+        actual = _scores(gpu, texts)
+    gaps = sorted(abs(a - b) for a, b in zip(actual, expected, strict=True))
+    assert gaps[len(gaps) // 2] < 0.05
+    assert gaps[int(len(gaps) * 0.99)] < 0.5
+
+
+def _scores(llm: LLM, texts: list[list[int]]) -> list[float]:
+    """The log probability of each token of each text but its first."""
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, ignore_eos=True)
+    outputs = llm.generate([{"prompt_token_ids": t} for t in texts], params, use_tqdm=False)
+    return [one.logprob for output in outputs for one in output.prompt_logprobs or [] if one]
+
+
+def test_batch_invariant_bits(model: str) -> None:
+    """Alone, together, in chunks, preempted, from the cache: the same tokens and, bit for bit,
+    the same log probabilities; captured steps, which give none, the same tokens."""
+    params = SamplingParams(temperature=0.8, seed=5, max_tokens=40, ignore_eos=True, logprobs=4)
+    plain = SamplingParams(temperature=0.8, seed=5, max_tokens=40, ignore_eos=True)
+    mode: dict[str, Any] = {"batch_invariant": True, "dtype": "bfloat16"}
+    with opened(model, max_num_seqs=1, enable_prefix_caching=False, **mode) as llm:
+        expected = [
+            (o.outputs[0].token_ids, o.outputs[0].logprobs) for o in outputs_of(llm, params)
+        ]
+    ways: dict[str, dict[str, Any]] = {
+        "together": {},
+        "eager": {"enforce_eager": True},
+        "chunks": {"max_num_batched_tokens": 50, "max_num_seqs": 7},
+    }
+    for way, options in ways.items():
+        with opened(model, **mode, **options) as llm:
+            for _ in range(2):  # again, from the cache
+                got = [
+                    (o.outputs[0].token_ids, o.outputs[0].logprobs) for o in outputs_of(llm, params)
+                ]
+                assert got == expected, way
+            assert tokens_of(llm, plain) == [tokens for tokens, _ in expected], way
+
+
+def test_preempted_requests_keep_their_bits(model: str) -> None:
+    mode: dict[str, Any] = {"batch_invariant": True, "dtype": "bfloat16"}
+    with opened(model, max_num_seqs=1, **mode) as llm:
+        expected = tokens_of(llm)
+        bytes_of_a_token = LIMITS["kv_cache_memory_bytes"] // (llm.info.num_blocks * 16)
+    with opened(model, **(mode | {"kv_cache_memory_bytes": 900 * bytes_of_a_token})) as llm:
+        assert tokens_of(llm) == expected
+        assert llm.stats().num_preemptions > 0
+
+
+def test_the_demo_model_draws_the_cpus_tokens() -> None:
+    try:
+        find_model(DEMO_MODEL)
+    except Exception as error:  # no network, and not fetched before
+        pytest.skip(f"the demo model is not here: {error}")
+    prompts = ["Water boils at", "The capital of France is", "def fibonacci(n):"]
+    params = SamplingParams(temperature=0, max_tokens=32)
+    limits = {"max_model_len": 256, "max_num_seqs": 4, "dtype": "float32"}
+    texts = []
+    for device in ("cpu", "cuda"):
+        llm = LLM(DEMO_MODEL, device=device, kv_cache_memory_bytes=256 << 20, **limits)
+        texts.append([o.outputs[0].text for o in llm.generate(prompts, params, use_tqdm=False)])
+        llm.close()
+    assert texts[0] == texts[1]

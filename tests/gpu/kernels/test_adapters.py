@@ -1,0 +1,88 @@
+"""LoRA's programs on the device: the unit suite's cases, a model's shapes, and captured steps."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+import adapter_parity
+import kernel_parity
+from kernel_parity import Trial
+from octavo.kernels.reference import DenseLinear
+from octavo.kernels.triton.adapters import TritonAdapters
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
+        reason="needs a CUDA device and compiled programs",
+    ),
+]
+LARGE: dict[str, kernel_parity.Run] = {
+    f"{name}-{rank}": partial(
+        adapter_parity.adapters,
+        slots=slots,
+        ranks=[rank] * 9,
+        max_rank=rank,
+        in_features=4096,
+        inner=14336,
+    )
+    for rank in (16, 64)
+    for name, slots in {
+        "one": [3],
+        "decode": [index % 9 - 1 for index in range(256)],
+        "one-adapter": [2] * 100,
+        "prefill": [0] * 700 + [-1] * 50 + [5] * 1300,
+    }.items()
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", adapter_parity.ADAPTER_CASES)
+def test_program_agrees_with_the_reference(case: str, dtype: torch.dtype) -> None:
+    seed = int(torch.seed() % 2**31)
+    print(f"seed {seed}")
+    adapter_parity.check(case, torch.device("cuda"), dtype, seed)
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_program_agrees_with_the_reference_on_large_shapes(case: str) -> None:
+    seed = int(torch.seed() % 2**31)
+    print(f"seed {seed}")
+    torch.manual_seed(seed)
+    LARGE[case](Trial(torch.device("cuda"), torch.bfloat16, seed))
+
+
+def test_a_captured_step_branches_and_follows_its_slots() -> None:
+    torch.manual_seed(0)
+    trial = Trial(torch.device("cuda"), torch.bfloat16, 0)
+    shapes = adapter_parity.projections(512, 1024)
+    stack = adapter_parity.random_stack(trial, shapes, [16, 8, 16, 4], 16)
+    adapters = TritonAdapters(stack)
+    x = trial.randn(64, 512)
+    linears = [
+        DenseLinear(trial.randn(sum(p.out_features), p.in_features) / p.in_features**0.5, None)
+        for p in shapes
+    ]
+    slots = torch.full((64,), -1, dtype=torch.int32, device="cuda")
+
+    def layer() -> Tensor:
+        step = adapters.step(slots)
+        qkv = step.project(0, linears[0], x)
+        attended = step.project(1, linears[1], qkv[:, :1024].contiguous())
+        return step.project(3, linears[3], step.project_gated(2, linears[2], attended, True))
+
+    layer()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = layer()
+    for seed in range(5):
+        generator = torch.Generator(device="cuda").manual_seed(seed)
+        slots.copy_(torch.randint(-1, 4, (64,), device="cuda", generator=generator))
+        graph.replay()
+        trial.assert_close(captured, layer())

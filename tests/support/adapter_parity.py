@@ -1,0 +1,171 @@
+"""LoRA's Triton programs against the reference, as named cases for any device.
+
+As :mod:`kernel_parity`, and run as a program in the same way. What no adapter fills in slots,
+and what no program writes, is NaN.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kernel_parity import REFERENCE, Run, Trial, poisoned_memory
+from octavo.kernels.adapters import (
+    AdapterStack,
+    Projection,
+    TorchAdapters,
+    matrices_in,
+    padded_rank,
+)
+from octavo.kernels.reference import DenseLinear
+
+_IN, _INNER = 72, 88
+
+
+def projections(in_features: int = _IN, inner: int = _INNER) -> list[Projection]:
+    """One layer's, of odd sizes."""
+    return [
+        Projection(0, ("q", "k", "v"), in_features, (inner, 40, 40)),
+        Projection(0, ("o",), inner, (in_features,)),
+        Projection(0, ("gate", "up"), in_features, (inner, inner)),
+        Projection(0, ("down",), inner, (in_features,)),
+    ]
+
+
+def random_stack(
+    trial: Trial, shapes: list[Projection], ranks: list[int | None], max_rank: int
+) -> AdapterStack:
+    """A slot for each rank; None: nothing is in it, which is NaN. Every second adapter leaves one
+    of the products alone."""
+    stack = AdapterStack.allocate(shapes, len(ranks), max_rank, trial.dtype, trial.device)
+    stack.storage.fill_(float("nan"))
+    for slot, rank in enumerate(ranks):
+        offset = 0
+        for index, projection in enumerate(shapes):
+            own = 0 if rank is None or (slot % 2 and index == slot % 4) else padded_rank(rank)
+            stack.table[slot, index, 0], stack.table[slot, index, 1] = offset, own
+            if own and rank is not None:
+                a, b = matrices_in(stack.storage[slot], offset, own, projection)
+                a.zero_()
+                b.zero_()
+                a[:, :rank] = trial.randn(*a[:, :rank].shape) / projection.in_features**0.5
+                b[:, :rank] = trial.randn(*b[:, :rank].shape) / rank**0.5
+            offset += projection.num_elements(own)
+    return stack
+
+
+def adapters(
+    trial: Trial,
+    slots: list[int],
+    ranks: list[int | None],
+    max_rank: int = 16,
+    in_features: int = _IN,
+    inner: int = _INNER,
+) -> None:
+    """All four products of a layer; ``slots``: each token's."""
+    from octavo.kernels.triton.adapters import TritonAdapters
+
+    shapes = projections(in_features, inner)
+    stack = random_stack(trial, shapes, ranks, max_rank)
+    chosen = trial.ints(slots)
+    # In float32 on the same numbers: in bf16 the reference itself rounds three times.
+    wide = replace(stack, storage=stack.storage.float())
+    expected = TorchAdapters(wide, REFERENCE).step(chosen)
+    actual = TritonAdapters(stack).step(chosen)
+    for index, projection in enumerate(shapes):
+        # Rows of a wider tensor: their stride is not their length.
+        x = trial.randn(len(slots), projection.in_features + 8)[:, : projection.in_features]
+        weight = trial.randn(sum(projection.out_features), projection.in_features)
+        linear = DenseLinear(weight / projection.in_features**0.5, None)
+        plain = _WideResults(linear)
+        with poisoned_memory():
+            results: list[tuple[Tensor, Tensor]] = [
+                (actual.project(index, linear, x), expected.project(index, plain, x.float()))
+            ]
+            if len(projection.names) == 2:
+                results += [
+                    (
+                        actual.project_gated(index, linear, x, is_silu),
+                        expected.project_gated(index, plain, x.float(), is_silu),
+                    )
+                    for is_silu in (True, False)
+                ]
+        for out, wanted in results:
+            trial.assert_close(out, wanted.to(trial.dtype))
+
+
+class _WideResults(DenseLinear):
+    """What a product in a narrow dtype gives, as float32."""
+
+    def __init__(self, linear: DenseLinear) -> None:
+        super().__init__(linear.weight, None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x.to(self.weight.dtype)).float()
+
+
+def tiles(trial: Trial, num_tokens: int, num_slots: int) -> None:
+    """Every token is in exactly one tile, of its own slot."""
+    from octavo.kernels.triton.adapters import make_tiles
+
+    slots = torch.randint(-1, num_slots, (num_tokens,), dtype=torch.int32, device=trial.device)
+    made = make_tiles(slots, num_slots)
+    seen: list[int] = []
+    for slot, first, count in made.table.T.tolist():
+        assert 0 <= count <= made.tile_size
+        tokens = made.order[first : first + count].tolist()
+        assert len(tokens) == count
+        assert all(slots[token] == slot for token in tokens)
+        seen += tokens
+    assert sorted(seen) == list(range(num_tokens))
+
+
+ADAPTER_CASES: dict[str, Run] = {
+    "one-token": partial(adapters, slots=[0], ranks=[4]),
+    "one-token-of-none": partial(adapters, slots=[-1], ranks=[4]),
+    "decode": partial(adapters, slots=[2, -1, 0, 0, 3, 2, -1, 2], ranks=[16, None, 1, 9]),
+    "decode-ranks": partial(
+        adapters, slots=[3, 1, 0, -1, 2, 3], ranks=[8, 40, 100, 128], max_rank=128
+    ),
+    "odd-rank": partial(adapters, slots=[1, 1, 0], ranks=[33, 20], max_rank=33),
+    "tiles": partial(
+        adapters, slots=[index % 3 - 1 for index in range(70)], ranks=[16, 3], max_rank=16
+    ),
+    "prefill": partial(
+        adapters, slots=[0] * 130 + [-1] * 3 + [2] * 65, ranks=[16, None, 24], max_rank=32
+    ),
+    "wide": partial(
+        adapters, slots=[1, 0, 1], ranks=[16, 16], in_features=640, inner=520
+    ),
+    "tiles-few": partial(tiles, num_tokens=5, num_slots=9),
+    "tiles-many": partial(tiles, num_tokens=300, num_slots=3),
+    "tiles-one": partial(tiles, num_tokens=1, num_slots=1),
+}  # fmt: skip
+
+
+def check(name: str, device: torch.device, dtype: torch.dtype, seed: int) -> None:
+    """Run one case; an AssertionError says what differs."""
+    torch.manual_seed(seed)
+    ADAPTER_CASES[name](Trial(device, dtype, seed))
+
+
+def main(names: list[str]) -> None:
+    seed = int(torch.seed() % 2**31)
+    for name in names:
+        for dtype in [torch.float32, torch.bfloat16]:
+            error = None
+            try:
+                check(name, torch.device("cpu"), dtype, seed)
+            except Exception:
+                error = f"seed {seed}, {dtype}\n{traceback.format_exc()}"
+            print(json.dumps({"case": name, "dtype": str(dtype), "error": error}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or list(ADAPTER_CASES))

@@ -1,0 +1,141 @@
+"""Models out of an object store: signed, resumed, checked, and fetched once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from fake_bucket import KEY, REGION, FakeBucket, run_fake_bucket
+from octavo.errors import ModelLoadError
+from octavo.loading.bucket_signature import Credentials, signed_headers
+from octavo.loading.model_files import find_model
+from tiny_models import make_tiny_model
+
+URI = "s3://models/tiny/v1"
+WEIGHTS = "tiny/v1/model.safetensors"
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeBucket]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY.access_key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEY.secret_access_key)
+    monkeypatch.setenv("AWS_REGION", REGION)
+    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
+    folder = make_tiny_model("llama", tmp_path / "source")
+    with run_fake_bucket("models") as bucket:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+        files = {f"tiny/v1/{path.name}": path.read_bytes() for path in folder.iterdir()}
+        unwanted = {"tiny/v1/README.md": b"x", "tiny/v1/a.bin": b"x", "tiny/v1/onnx/a.json": b"x"}
+        bucket.objects = files | unwanted | {"tiny/v12/config.json": b"another model"}
+        yield bucket
+
+
+def find(tmp_path: Path) -> Path:
+    return find_model(URI, download_dir=str(tmp_path / "cache"))
+
+
+def seen(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."}
+
+
+def test_signature_is_the_one_of_amazons_example() -> None:
+    """ "Signature Calculations: GET Object" in the S3 API reference."""
+    credentials = Credentials("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+    headers = signed_headers(
+        "https://examplebucket.s3.amazonaws.com/test.txt",
+        {},
+        {"Range": "bytes=0-9"},
+        credentials,
+        "us-east-1",
+        datetime(2013, 5, 24, tzinfo=UTC),
+    )
+    assert headers["Authorization"].endswith(
+        "Signature=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"
+    )
+
+
+@pytest.mark.parametrize("is_multipart", [False, True], ids=["md5", "sha256"])
+def test_model_is_fetched_whole_and_nothing_else(
+    bucket: FakeBucket, tmp_path: Path, is_multipart: bool
+) -> None:
+    bucket.is_multipart = is_multipart
+    folder = find(tmp_path)
+    wanted = {key.rsplit("/", 1)[-1]: value for key, value in bucket.objects.items()}
+    assert seen(folder) == {
+        name: wanted[name]
+        for name in (
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        )
+    } | {"config.json": bucket.objects["tiny/v1/config.json"]}
+
+
+def test_second_fetch_sends_nothing_and_a_new_object_is_noticed(
+    bucket: FakeBucket, tmp_path: Path
+) -> None:
+    find(tmp_path)
+    bucket.downloads.clear()
+    find(tmp_path)
+    assert not bucket.downloads
+    bucket.objects[WEIGHTS] = b"new" + bucket.objects[WEIGHTS]
+    folder = find(tmp_path)
+    assert set(bucket.downloads) == {WEIGHTS}
+    assert seen(folder)["model.safetensors"] == bucket.objects[WEIGHTS]
+
+
+def test_many_at_once_fetch_once(bucket: FakeBucket, tmp_path: Path) -> None:
+    """kserve 5116: every pod downloads again."""
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(lambda _: find(tmp_path), range(4)))) == 1
+    assert bucket.downloads[WEIGHTS] == len(bucket.objects[WEIGHTS])
+
+
+def test_broken_download_goes_on_where_it_ended(bucket: FakeBucket, tmp_path: Path) -> None:
+    bucket.breaks_after[WEIGHTS] = 1000
+    folder = find(tmp_path)
+    assert seen(folder)["model.safetensors"] == bucket.objects[WEIGHTS]
+    assert bucket.downloads[WEIGHTS] == len(bucket.objects[WEIGHTS])
+
+
+@pytest.mark.parametrize("is_multipart", [False, True], ids=["md5", "sha256"])
+def test_damaged_object_is_refused_and_not_kept(
+    bucket: FakeBucket, tmp_path: Path, is_multipart: bool
+) -> None:
+    bucket.is_multipart = is_multipart
+    bucket.damaged.add(WEIGHTS)
+    with pytest.raises(ModelLoadError, match="is damaged"):
+        find(tmp_path)
+    bucket.damaged.clear()
+    assert seen(find(tmp_path))["model.safetensors"] == bucket.objects[WEIGHTS]
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("s3://models/absent", "holds no model"),
+        ("s3://other/tiny", "answered 404"),
+        ("s3://models/../x", "is no bucket"),
+        ("s3://", "is no bucket"),
+    ],
+)
+def test_what_is_not_there_is_said(
+    bucket: FakeBucket, tmp_path: Path, uri: str, words: str
+) -> None:
+    with pytest.raises(ModelLoadError, match=words):
+        find_model(uri, download_dir=str(tmp_path))
+
+
+def test_wrong_key_is_said(
+    bucket: FakeBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(ModelLoadError, match=r"answered 403.*AWS_SECRET_ACCESS_KEY"):
+        find(tmp_path)

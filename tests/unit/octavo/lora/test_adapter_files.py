@@ -1,0 +1,210 @@
+"""What is taken as an adapter, and what is refused, by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from octavo.errors import AdapterError, ModelLoadError
+from octavo.kernels.adapters import matrices_in
+from octavo.lora.adapter_config import parse_peft_config
+from octavo.lora.adapter_folder import find_adapter, read_adapter
+from octavo.lora.adapter_weights import AdapterWeights, lay_out
+from octavo.models import registry
+from octavo.models.decoder import projections_of
+from tiny_adapters import make_adapter
+from tiny_models import tiny_config
+
+CONFIG = tiny_config("llama")
+PROJECTIONS = projections_of(registry.resolve(CONFIG).config)
+MAX_BYTES = 1 << 20
+PEFT = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
+
+
+def load(folder: Path, max_rank: int = 16) -> AdapterWeights:
+    return lay_out(read_adapter(folder, MAX_BYTES), PROJECTIONS, max_rank)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"use_dora": True}, "use_dora is True"),
+        ({"bias": "lora_only"}, "bias is 'lora_only'"),
+        ({"lora_bias": True}, "lora_bias is True"),
+        ({"modules_to_save": ["embed_tokens"]}, "modules_to_save is"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"target_parameters": ["x"]}, "target_parameters"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "'lm_head'"),
+        ({"target_modules": ["model.embed_tokens"]}, "'model.embed_tokens'"),
+        ({"r": 0}, "r is 0"),
+        ({"r": 257}, "ranks go from 1 to 256"),
+        ({"r": True}, "r is True"),
+        ({"lora_alpha": "16"}, "lora_alpha is '16'"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"rank_pattern": {"(a|a)*": 2}}, r"'\(a\|a\)\*' is not a module's name"),
+        ({"rank_pattern": ["q_proj"]}, "it must be an object"),
+        ({"alpha_pattern": {"q_proj\\": 2}}, "cannot be matched"),
+        ({"rank_pattern": {"q_proj": 300}}, "ranks go from 1 to 256"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_not_served_is_refused_by_its_name(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(AdapterError, match=message):
+        parse_peft_config({**PEFT, **setting})
+
+
+def test_ranks_and_scalings_follow_pefts_patterns() -> None:
+    config = parse_peft_config(
+        {
+            **PEFT,
+            "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 16},
+            "alpha_pattern": {"^model.layers.0.self_attn.q_proj": 32},
+        }
+    )
+    first, second = (f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1))
+    assert (config.rank_of(first), config.scaling_of(first)) == (2, 16.0)
+    assert (config.rank_of(second), config.scaling_of(second)) == (2, 4.0)
+    assert config.rank_of("model.layers.1.mlp.up_proj") == 16
+    assert config.rank_of("model.layers.11.mlp.up_proj") == 4
+    assert config.largest_rank == 16
+    stable = parse_peft_config({**PEFT, "use_rslora": True})
+    assert stable.scaling_of(first) == 4.0
+
+
+def test_an_adapter_takes_no_more_than_it_is(tmp_path: Path) -> None:
+    weights = load(make_adapter(tmp_path, CONFIG, rank=3, targets=("v_proj", "down_proj")))
+    qkv, output, gate_up, down = PROJECTIONS[:4]
+    assert [rank for _, rank in weights.table] == [16, 0, 0, 16] * 2
+    assert weights.size == 2 * (qkv.num_elements(16) + down.num_elements(16))
+    buffer = torch.full((weights.size + 5,), float("nan"))
+    weights.copy_into(buffer)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    a, b = matrices_in(buffer, weights.table[4][0], 16, qkv)
+    name = "base_model.model.model.layers.1.self_attn.v_proj.lora_{}.weight"
+    assert torch.equal(a[2, :3], tensors[name.format("A")])
+    assert not a[:2].any()
+    assert not a[2, 3:].any()
+    assert torch.equal(b[-32:, :3], tensors[name.format("B")] * (8 / 3))
+    assert not b[:-32].any()
+    assert buffer[weights.size :].isnan().all()
+    assert (output.layer, gate_up.layer) == (0, 0)
+
+
+def change(folder: Path, change: Any) -> Path:
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    return folder
+
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+CHANGES: dict[str, tuple[Any, str]] = {
+    "embeddings": (
+        lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(2)}),
+        "embeddings and the output head are not adapted",
+    ),
+    "unknown": (
+        lambda t: t.update({"base_model.model.visual.x": torch.ones(2)}), "which is not served"
+    ),
+    "vision": (
+        lambda t: t.update({Q.format("A").replace("model.layers", "vision.layers"): torch.ones(2)}),
+        "which is not served",
+    ),
+    "layer": (
+        lambda t: t.update({Q.format("A").replace(".0.", ".7."): torch.ones(4, 32)}),
+        "this model has no such module; the adapter was made for 'test/base'",
+    ),
+    "half": (lambda t: t.pop(Q.format("B")), "without its other half"),
+    "shape": (
+        lambda t: t.update({Q.format("A"): torch.ones(4, 33)}),
+        r"has the shape \(4, 33\); for this model and rank it must be \(4, 32\)",
+    ),
+    "rank": (lambda t: t.update({Q.format("A"): torch.ones(5, 32)}), r"it must be \(4, 32\)"),
+    "integers": (
+        lambda t: t.update({Q.format("A"): torch.ones(4, 32, dtype=torch.int8)}), "stored as I8"
+    ),
+    "empty": (lambda t: t.clear(), "no tensors"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_tensors_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
+    action, message = CHANGES[name]
+    with pytest.raises(AdapterError, match=message):
+        load(change(make_adapter(tmp_path, CONFIG), action))
+
+
+def test_what_is_not_finite_is_refused(tmp_path: Path) -> None:
+    folder = change(make_adapter(tmp_path, CONFIG), lambda t: t[Q.format("A")].fill_(float("inf")))
+    weights = load(folder)
+    with pytest.raises(AdapterError, match="not finite"):
+        weights.copy_into(torch.empty(weights.size))
+
+
+def test_a_rank_above_the_servers_is_refused_with_the_flag_to_change(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match=r"rank is 12; .* at most 8: .* --max-lora-rank"):
+        load(make_adapter(tmp_path, CONFIG, rank=4, rank_pattern={"q_proj": 12}), max_rank=8)
+
+
+@pytest.mark.parametrize("cut", [0, 4, 50, 3000], ids=str)
+def test_a_file_that_was_cut_short_is_refused(cut: int, tmp_path: Path) -> None:
+    path = make_adapter(tmp_path, CONFIG) / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(AdapterError, match="copy it again"):
+        load(tmp_path)
+
+
+def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
+    path = make_adapter(tmp_path, CONFIG) / "adapter_model.safetensors"
+    for entry in (
+        {"dtype": "F32", "shape": [4, 32], "data_offsets": [0, 10**9]},
+        {"dtype": "F32", "shape": [4, 32], "data_offsets": [-512, 0]},
+        {"dtype": "F32", "shape": [-4, -32], "data_offsets": [0, 512]},
+        {"dtype": "F32", "shape": [4, 32], "data_offsets": [2, 514]},
+        {"dtype": "F32", "shape": "x", "data_offsets": [0, 512]},
+        {"dtype": "F32"},
+        7,
+    ):
+        header = json.dumps({Q.format("A"): entry}).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(1024))
+        with pytest.raises(AdapterError):
+            load(tmp_path)
+
+
+def test_pickles_missing_files_and_huge_ones_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="is not a folder"):
+        find_adapter(str(tmp_path / "nowhere"))
+    with pytest.raises(ModelLoadError, match="neither a folder nor hf://"):
+        find_adapter("hf://one-part")
+    folder = make_adapter(tmp_path / "adapter", CONFIG)
+    with pytest.raises(AdapterError, match="at most"):
+        read_adapter(folder, -(1 << 24))
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(AdapterError, match="a pickle, which is never loaded"):
+        load(folder)
+    (folder / "adapter_model.bin").unlink()
+    with pytest.raises(ModelLoadError, match="missing"):
+        load(folder)
+
+
+def test_the_digest_names_contents_and_not_places(tmp_path: Path) -> None:
+    digests = [
+        read_adapter(
+            make_adapter(tmp_path / name, CONFIG, seed=seed, alpha=alpha), MAX_BYTES
+        ).digest
+        for name, seed, alpha in [("a", 1, 8), ("b", 1, 8), ("c", 2, 8), ("d", 1, 9)]
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3

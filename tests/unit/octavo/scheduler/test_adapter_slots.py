@@ -1,0 +1,158 @@
+"""Who gets a slot, who leaves, and that nobody waits forever."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from octavo.scheduler.adapter_slots import AdapterSlots
+
+PATIENCE_S = 1.0
+
+
+def slots_with(num_slots: int, num_adapters: int) -> AdapterSlots:
+    slots = AdapterSlots(num_slots, PATIENCE_S)
+    for adapter in range(num_adapters):
+        slots.add(adapter)
+    return slots
+
+
+def bring(slots: AdapterSlots, adapter: int, now_s: float = 0.0) -> bool:
+    """A waiting request asks, copies end at once; returns whether it can start now."""
+    slots.wait(adapter)
+    slots.can_start(adapter, now_s)
+    for fill in slots.take_fills():
+        slots.filled(*fill)
+    return slots.can_start(adapter, now_s)
+
+
+def start(slots: AdapterSlots, adapter: int) -> int:
+    slots.stop_waiting(adapter)
+    return slots.start(adapter)
+
+
+def test_a_request_starts_only_when_its_slot_is_filled() -> None:
+    slots = slots_with(2, 1)
+    slots.wait(0)
+    assert not slots.can_start(0, 0)
+    assert not slots.can_start(0, 0)
+    assert slots.take_fills() == [(0, 0)]
+    assert slots.take_fills() == []
+    slots.filled(0, 0)
+    assert slots.can_start(0, 0)
+    assert start(slots, 0) == 0
+    slots.check_integrity({0: 1}, {})
+
+
+def test_the_adapter_that_is_idle_longest_gives_way() -> None:
+    slots = slots_with(2, 3)
+    for adapter in (0, 1):
+        assert bring(slots, adapter)
+        start(slots, adapter)
+    slots.end(1)
+    slots.end(0)
+    assert bring(slots, 0)
+    start(slots, 0)
+    slots.end(0)
+    assert bring(slots, 2)
+    assert slots.resident() == {0: 0, 2: 1}
+    assert slots.num_evictions == 1
+
+
+def test_adapters_in_use_are_never_evicted() -> None:
+    slots = slots_with(1, 2)
+    assert bring(slots, 0)
+    start(slots, 0)
+    assert not bring(slots, 1)
+    assert not bring(slots, 1, now_s=10 * PATIENCE_S)
+    assert slots.resident() == {0: 0}
+    slots.check_integrity({0: 1}, {1: 2})
+
+
+def test_after_a_while_the_least_used_adapter_admits_nobody_until_it_has_made_room() -> None:
+    slots = slots_with(2, 3)
+    for adapter in (0, 0, 1):
+        assert bring(slots, adapter)
+        start(slots, adapter)
+    assert not bring(slots, 2, now_s=0)
+    assert bring(slots, 1, now_s=PATIENCE_S / 2)  # patience is not over: 1 admits
+    assert not slots.can_start(2, PATIENCE_S)
+    assert not slots.can_start(1, PATIENCE_S)  # 1 leaves
+    assert slots.can_start(0, PATIENCE_S)
+    slots.end(1)
+    assert not slots.can_start(1, PATIENCE_S)
+    assert not slots.can_start(2, PATIENCE_S)  # it takes the slot, to be filled
+    assert slots.take_fills() == [(2, 1)]
+    slots.filled(2, 1)
+    assert slots.can_start(2, PATIENCE_S)
+
+
+def test_nobody_leaves_for_one_that_has_gone() -> None:
+    slots = slots_with(1, 2)
+    assert bring(slots, 0)
+    start(slots, 0)
+    bring(slots, 1, now_s=0)
+    slots.can_start(1, 2 * PATIENCE_S)
+    slots.wait(0)
+    assert not slots.can_start(0, 2 * PATIENCE_S)
+    slots.stop_waiting(1)  # aborted
+    assert slots.can_start(0, 2 * PATIENCE_S)
+    slots.remove(1)
+    assert slots.can_start(0, 2 * PATIENCE_S)
+
+
+def test_a_failed_copy_frees_the_slot_and_a_late_one_tells_nothing() -> None:
+    slots = slots_with(1, 2)
+    slots.wait(0)
+    slots.can_start(0, 0)
+    assert slots.take_fills() == [(0, 0)]
+    slots.fill_failed(0, 0)
+    assert slots.resident() == {}
+    slots.stop_waiting(0)
+    slots.remove(0)
+    slots.filled(0, 0)
+    assert bring(slots, 1)
+    slots.check_integrity({}, {1: 1})
+
+
+def test_removing_an_adapter_in_use_is_our_bug() -> None:
+    slots = slots_with(1, 1)
+    slots.wait(0)
+    with pytest.raises(AssertionError, match="in use"):
+        slots.remove(0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whoever_waits_is_served_whatever_the_others_do(seed: int) -> None:
+    """Every adapter has requests all the time; each runs a random while."""
+    draw = random.Random(seed)
+    slots = slots_with(3, 8)
+    waiting = [draw.randrange(8) for _ in range(40)]
+    for adapter in waiting:
+        slots.wait(adapter)
+    running: list[tuple[int, int]] = []
+    filling: list[tuple[int, tuple[int, int]]] = []
+    started_at = dict.fromkeys(range(8), 0)
+    for step in range(3000):
+        now_s = 0.02 * step
+        for end, fill in [entry for entry in filling if entry[0] <= step]:
+            filling.remove((end, fill))
+            slots.filled(*fill)
+        for end, adapter in [entry for entry in running if entry[0] <= step]:
+            running.remove((end, adapter))
+            slots.end(adapter)
+            waiting.append(draw.randrange(8))
+            slots.wait(waiting[-1])
+        for adapter in list(waiting):
+            if len(running) < 16 and slots.can_start(adapter, now_s):
+                waiting.remove(adapter)
+                start(slots, adapter)
+                running.append((step + draw.randrange(1, 60), adapter))
+                started_at[adapter] = step
+        filling += [(step + 2, fill) for fill in slots.take_fills()]
+        counts = {adapter: [a for _, a in running].count(adapter) for adapter in range(8)}
+        slots.check_integrity(counts, {a: waiting.count(a) for a in range(8)})
+        # Patience, a running request's longest time, a copy; and those who wait before it.
+        assert all(step - started_at[a] < 1200 for a in waiting), (step, started_at)
+    assert slots.num_evictions > 30

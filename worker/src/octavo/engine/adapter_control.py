@@ -1,0 +1,167 @@
+"""Adapters in the engine's process: between who decides about slots and who fills them.
+
+Knows the scheduler's :class:`octavo.scheduler.adapter_slots.AdapterSlots` and the
+:class:`octavo.lora.adapter_store.AdapterStore`; knows nothing of names, which are the server's
+(:mod:`octavo.engine.adapter_table`). Here an adapter is a generation's number.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from octavo.engine.carried_errors import to_refusal
+from octavo.engine.messages import AdapterEvent, AdapterFailed, AdapterOpened
+from octavo.errors import AdapterNotReadyError, OctavoError, RequestFailedError
+from octavo.logs import log_event
+from octavo.lora.outcomes import Filled, FillFailed, Opened, OpenFailed, Outcome
+from octavo.outputs import AdapterStats
+from octavo.scheduler.scheduler import Scheduler
+
+if TYPE_CHECKING:  # the engine's process comes up, and hears of its parent's end, before torch does
+    from octavo.lora.adapter_store import AdapterStore
+
+_log = logging.getLogger(__name__)
+_RETRY_AFTER_S = 2.0
+_WAIT_S = 0.002
+
+
+class AdapterControl:
+    """Called by the engine's core, from its one loop."""
+
+    def __init__(self, scheduler: Scheduler, store: AdapterStore, wait_s: float) -> None:
+        self._scheduler = scheduler
+        self._slots = scheduler.adapters
+        self._store = store
+        self._wait_s = wait_s
+        self._events: list[AdapterEvent] = []
+        self._fills: dict[int, float] = {}
+        """Adapters on their way to a slot, and since when."""
+        self._open: set[int] = set()
+        """Adapters that were opened and not closed: of others nothing is told."""
+        self._num_fills = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is under way, or to be told."""
+        return self._store.is_busy or bool(self._events)
+
+    def open(self, adapter_id: int, path: str, known_digest: str | None) -> None:
+        """Begin to read an adapter."""
+        self._open.add(adapter_id)
+        self._store.open(adapter_id, path, known_digest)
+
+    def close(self, adapter_id: int) -> None:
+        """Forget an adapter; who still uses it ends with an error."""
+        for request_id in self._scheduler.requests_of(adapter_id):
+            self._scheduler.fail(request_id, "The adapter was unloaded.")
+        if adapter_id in self._slots:
+            self._slots.remove(adapter_id)
+        self._open.discard(adapter_id)
+        self._fills.pop(adapter_id, None)
+        self._store.close(adapter_id)
+
+    def advance(self) -> None:
+        """Take in what has ended; before a step is planned."""
+        if self._store.is_busy:
+            for outcome in self._store.poll():
+                self._take(outcome)
+        if self._fills:
+            self._refuse_overdue()
+
+    def begin_fills(self) -> None:
+        """Begin the copies that planning has asked for."""
+        for adapter_id, slot in self._slots.take_fills():
+            self._fills.setdefault(adapter_id, time.monotonic())
+            self._store.fill(adapter_id, slot)
+
+    def wait(self) -> None:
+        """A moment, or until something has ended."""
+        self._store.wait(_WAIT_S)
+
+    def take_events(self) -> list[AdapterEvent]:
+        """For whoever asked."""
+        events, self._events = self._events, []
+        return events
+
+    def stats(self) -> AdapterStats:
+        """As of now."""
+        return AdapterStats(
+            num_slots=self._slots.num_slots,
+            resident=self._slots.resident(),
+            in_host_memory=self._store.in_host_memory(),
+            running=self._slots.running(),
+            waiting=self._slots.waiting(),
+            num_slot_evictions=self._slots.num_evictions,
+            num_host_evictions=self._store.num_evictions,
+            num_fills=self._num_fills,
+        )
+
+    def shut_down(self) -> None:
+        """End what runs beside the loop."""
+        self._store.shut_down()
+
+    def _take(self, outcome: Outcome) -> None:
+        if outcome.adapter_id not in self._open:
+            return
+        match outcome:
+            case Opened():
+                self._opened(outcome)
+            case OpenFailed(adapter_id, error):
+                self._open.discard(adapter_id)
+                self._events.append(AdapterFailed(adapter_id, type(error).__name__, str(error)))
+            case Filled(adapter_id, slot):
+                self._fills.pop(adapter_id, None)
+                self._num_fills += 1
+                self._slots.filled(adapter_id, slot)
+            case FillFailed(adapter_id, slot, error):
+                _log.error("Adapter %d cannot be used: %s", adapter_id, error)
+                self._fills.pop(adapter_id, None)
+                self._slots.fill_failed(adapter_id, slot)
+                self._refuse_waiting(adapter_id, error)
+
+    def _opened(self, opened: Opened) -> None:
+        if opened.is_known:
+            self._open.discard(opened.adapter_id)
+        else:
+            self._slots.add(opened.adapter_id)
+            log_event(
+                _log,
+                "adapter_loaded",
+                generation=opened.adapter_id,
+                rank=opened.rank,
+                size_bytes=opened.size_bytes,
+                seconds=round(opened.seconds, 3),
+                digest=opened.digest,
+            )
+        self._events.append(
+            AdapterOpened(
+                opened.adapter_id,
+                opened.digest,
+                opened.rank,
+                opened.size_bytes,
+                opened.seconds,
+                opened.base_model,
+                opened.is_known,
+            )
+        )
+
+    def _refuse_overdue(self) -> None:
+        now_s = time.monotonic()
+        for adapter_id, since_s in self._fills.items():
+            if now_s - since_s >= self._wait_s:
+                self._fills[adapter_id] = now_s
+                message = (
+                    f"The adapter was not loaded within {self._wait_s:.0f} s; it is still being "
+                    "read, try again."
+                )
+                self._refuse_waiting(adapter_id, AdapterNotReadyError(message, _RETRY_AFTER_S))
+
+    def _refuse_waiting(self, adapter_id: int, error: OctavoError) -> None:
+        """End the requests that wait for an adapter. Those that have begun cannot be refused any
+        more: they fail."""
+        for request_id in self._scheduler.waiting_for(adapter_id):
+            refusal = to_refusal(request_id, error)
+            self._events.append(refusal)
+            self._scheduler.fail(request_id, str(RequestFailedError(str(error))))

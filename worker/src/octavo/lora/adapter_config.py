@@ -1,0 +1,159 @@
+"""PEFT's ``adapter_config.json``: what an adapter is, and what of it is not served.
+
+Knows the file's keys (huggingface.co/docs/peft, LoraConfig); whatever would change the result
+and is not done here is refused by its name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from octavo.config import MAX_LORA_RANK
+from octavo.errors import AdapterError
+
+_REFUSED = {
+    "use_dora": "DoRA's magnitudes",
+    "lora_bias": "biases of adapters",
+    "modules_to_save": "whole modules beside the adapter",
+    "trainable_token_indices": "changed embeddings of single tokens",
+    "target_parameters": "adapters of bare parameters",
+    "layer_replication": "replicated layers",
+    "alora_invocation_tokens": "adapters that are activated by tokens",
+    "use_qalora": "QALoRA's pooled inputs",
+    "use_bdlora": "block-diagonal adapters",
+    "arrow_config": "routing among adapters",
+    "kasa_config": "KaSA's singular values",
+    "monteclora_config": "MonteCLoRA's mixtures",
+    "fan_in_fan_out": "weights stored transposed",
+}
+_OTHER_MODULES = ("embed_tokens", "lm_head")
+_SOUND_INITS = (True, False, "gaussian", "eva", "orthogonal")
+"""Ways to begin training that leave the base model's weights as they are."""
+_PLAIN_PATTERN = re.compile(r"[\w.^$\\-]{1,256}")
+"""Without repetition a pattern cannot take forever, whoever wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeftConfig:
+    """As much of an adapter's configuration as serving needs."""
+
+    rank: int
+    alpha: float
+    is_rank_stabilised: bool
+    """rsLoRA: the scaling is alpha / sqrt(rank) (Kalajdzievski, arXiv:2312.03732)."""
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    base_model: str | None
+
+    def rank_of(self, module: str) -> int:
+        """``module``: its full name in the base model."""
+        return int(_matched(self.rank_pattern, module, self.rank))
+
+    def scaling_of(self, module: str) -> float:
+        """What B A x is multiplied by."""
+        rank = self.rank_of(module)
+        alpha = _matched(self.alpha_pattern, module, self.alpha)
+        return alpha / math.sqrt(rank) if self.is_rank_stabilised else alpha / rank
+
+    @property
+    def largest_rank(self) -> int:
+        return max([self.rank, *self.rank_pattern.values()])
+
+
+def parse_peft_config(values: Mapping[str, object]) -> PeftConfig:
+    """Raises :class:`octavo.errors.AdapterError`, naming the key, its value and the remedy."""
+    if values.get("peft_type") != "LORA":
+        raise _error(values, "peft_type", "only LORA adapters are served")
+    for key, what in _REFUSED.items():
+        if values.get(key):
+            raise _error(values, key, f"{what} are not served; train the adapter without")
+    if values.get("bias", "none") != "none":
+        raise _error(values, "bias", "biases are not served; train the adapter with bias='none'")
+    if not _is_sound_init(values.get("init_lora_weights", True)):
+        raise _error(
+            values,
+            "init_lora_weights",
+            "it changes the base model's weights; convert the adapter to plain LoRA when saving it "
+            "(path_initial_model_for_weight_conversion)",
+        )
+    _check_targets(values)
+    return PeftConfig(
+        rank=_rank(values, "r", values.get("r", 8)),
+        alpha=_alpha(values, "lora_alpha", values.get("lora_alpha", 8)),
+        is_rank_stabilised=bool(values.get("use_rslora", False)),
+        rank_pattern={
+            key: _rank(values, "rank_pattern", rank)
+            for key, rank in _pattern(values, "rank_pattern").items()
+        },
+        alpha_pattern={
+            key: _alpha(values, "alpha_pattern", alpha)
+            for key, alpha in _pattern(values, "alpha_pattern").items()
+        },
+        base_model=_base_model(values.get("base_model_name_or_path")),
+    )
+
+
+def _is_sound_init(value: object) -> bool:
+    return value is None or value in _SOUND_INITS
+
+
+def _check_targets(values: Mapping[str, object]) -> None:
+    targets = values.get("target_modules")
+    named = [targets] if isinstance(targets, str) else targets if isinstance(targets, list) else []
+    for name in named:
+        if any(str(name).endswith(other) for other in _OTHER_MODULES):
+            raise AdapterError(
+                f"target_modules names {str(name)!r:.80} in adapter_config.json; embeddings and "
+                "the output head are not adapted, train the adapter on the layers' projections."
+            )
+
+
+def _pattern(values: Mapping[str, object], key: str) -> Mapping[str, object]:
+    pattern = values.get(key) or {}
+    if not isinstance(pattern, Mapping):
+        raise _error(values, key, "it must be an object")
+    for name in pattern:
+        if not _PLAIN_PATTERN.fullmatch(name):
+            raise _error(
+                values,
+                key,
+                f"its key {name!r:.80} is not a module's name; write names of letters, digits, "
+                "dots, ^ and $",
+            )
+        try:
+            re.compile(name)
+        except re.error as error:
+            raise _error(values, key, f"its key {name!r:.80} cannot be matched ({error})") from None
+    return pattern
+
+
+def _matched(pattern: Mapping[str, float], module: str, otherwise: float) -> float:
+    """PEFT's rule: the first key that matches the end of the name, after a dot."""
+    for key, value in pattern.items():
+        if re.match(rf"(?:.*\.)?(?:{key})$", module):
+            return value
+    return otherwise
+
+
+def _rank(values: Mapping[str, object], key: str, rank: object) -> int:
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_LORA_RANK:
+        raise _error(values, key, f"ranks go from 1 to {MAX_LORA_RANK}")
+    return rank
+
+
+def _alpha(values: Mapping[str, object], key: str, alpha: object) -> float:
+    is_number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
+    if not is_number or not math.isfinite(float(alpha)):  # type: ignore[arg-type]
+        raise _error(values, key, "it must be a number")
+    return float(alpha)  # type: ignore[arg-type]
+
+
+def _base_model(name: object) -> str | None:
+    return name if isinstance(name, str) and name else None
+
+
+def _error(values: Mapping[str, object], key: str, reason: str) -> AdapterError:
+    return AdapterError(f"{key} is {values.get(key)!r:.120} in adapter_config.json: {reason}.")

@@ -1,0 +1,146 @@
+"""An adapter's two files: found, fetched from the hub where it must be, read at one moment.
+
+Both are read whole, so that what was hashed is what is served: a mapped file that somebody
+replaces or cuts meanwhile would end the process. Only safetensors; pickles are never opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from octavo.errors import AdapterError, ModelLoadError
+from octavo.loading import hub
+from octavo.loading.model_folder import file_inside
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+_HUB_SCHEME = "hf://"
+_HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+_MAX_CONFIG_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 1 << 24
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFiles:
+    """What was read."""
+
+    config: Mapping[str, object]
+    tensors: Mapping[str, Tensor]
+    """Views of one buffer, in the dtypes of the file."""
+    digest: str
+    """``sha256:`` and hexadecimal, of both files' contents: names an adapter whatever its path."""
+
+
+def find_adapter(path: str, download_dir: str | None = None) -> Path:
+    """The folder of an adapter: itself, or on the hub ``ORG/NAME[@REVISION]``, fetched.
+
+    Raises ModelLoadError where there is none.
+    """
+    if not path.startswith(_HUB_SCHEME):
+        folder = Path(path).expanduser()
+        if folder.is_dir():
+            return folder
+        if path.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(path):
+            raise ModelLoadError(
+                f"{path} is not a folder; give an adapter's folder, or ORG/NAME on the hub."
+            )
+    match = _HUB_NAME.fullmatch(path.removeprefix(_HUB_SCHEME))
+    if match is None:
+        raise ModelLoadError(f"{path!r:.200} is neither a folder nor hf://ORG/NAME[@REVISION].")
+    name = hub.HubModel(match[1], match[2])
+    return hub.fetch_files(name, download_dir, (CONFIG_NAME, WEIGHTS_NAME))
+
+
+def read_adapter(folder: Path, max_weight_bytes: int) -> AdapterFiles:
+    """Read both files. ``max_weight_bytes``: tensors beyond that cannot be for this model.
+
+    Raises ModelLoadError for files that are missing or cannot be read, AdapterError for contents
+    that are not an adapter.
+    """
+    if not (folder / WEIGHTS_NAME).exists() and (folder / "adapter_model.bin").exists():
+        raise AdapterError(
+            f"{folder} holds adapter_model.bin, a pickle, which is never loaded; save the adapter "
+            "with safe_serialization=True."
+        )
+    config_bytes = _read(folder, CONFIG_NAME, _MAX_CONFIG_BYTES)
+    weight_bytes = _read(folder, WEIGHTS_NAME, max_weight_bytes + _MAX_HEADER_BYTES)
+    try:
+        config = json.loads(config_bytes)
+    except (ValueError, RecursionError) as exc:
+        raise AdapterError(f"{folder / CONFIG_NAME} cannot be read as JSON ({exc}).") from exc
+    if not isinstance(config, dict):
+        raise AdapterError(f"{folder / CONFIG_NAME} must hold a JSON object.")
+    digest = hashlib.sha256()
+    for content in (config_bytes, weight_bytes):
+        digest.update(len(content).to_bytes(8, "big"))
+        digest.update(content)
+    tensors = parse_safetensors(weight_bytes, str(folder / WEIGHTS_NAME))
+    return AdapterFiles(config, tensors, f"sha256:{digest.hexdigest()}")
+
+
+def parse_safetensors(data: bytearray, name: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file in memory, as views of it.
+
+    Source: huggingface.co/docs/safetensors, format. The library's own way to read from memory
+    copies everything while it holds the interpreter, and with it the engine's steps.
+    """
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(len(data) - 8, _MAX_HEADER_BYTES):
+        raise AdapterError(f"{name} is not a safetensors file, or was cut short; copy it again.")
+    begin = 8 + length
+    try:
+        header = json.loads(bytes(data[8:begin]))
+        entries = {key: value for key, value in header.items() if key != "__metadata__"}
+        return {key: _tensor(data, begin, key, entry) for key, entry in entries.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
+        raise AdapterError(f"{name} is damaged: {exc}; copy it again.") from exc
+
+
+def _tensor(data: bytearray, begin: int, key: str, entry: Mapping[str, object]) -> Tensor:
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in _DTYPES:
+        raise AdapterError(
+            f"{key} is stored as {dtype}, which is not supported; supported: {', '.join(_DTYPES)}."
+        )
+    if not isinstance(shape, list) or not isinstance(offsets, list):
+        raise TypeError(f"{key} has no shape or no place")
+    first, last = offsets
+    kind = _DTYPES[str(dtype)]
+    count = 1
+    for size in shape:
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{key} has the shape {shape}")
+        count *= size
+    is_inside = 0 <= first <= last <= len(data) - begin
+    if not is_inside or last - first != count * kind.itemsize:
+        raise ValueError(f"{key} lies at {offsets}, which does not fit its shape or the file")
+    if (begin + first) % kind.itemsize:  # the format allows it
+        data, begin, first = data[begin + first : begin + last], 0, 0
+    return torch.frombuffer(data, dtype=kind, count=count, offset=begin + first).view(shape)
+
+
+def _read(folder: Path, name: str, max_bytes: int) -> bytearray:
+    path = file_inside(folder, name)
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            if size > max_bytes:
+                raise AdapterError(
+                    f"{path} has {size} bytes; at most {max_bytes} are possible for this model and "
+                    "--max-lora-rank."
+                )
+            data = bytearray(size)
+            if file.readinto(data) != size:
+                raise ModelLoadError(f"{path} changed while it was read; try again.")
+    except OSError as exc:
+        raise ModelLoadError(f"{path} cannot be read ({exc}).") from exc
+    return data

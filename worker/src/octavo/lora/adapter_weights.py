@@ -1,0 +1,186 @@
+"""An adapter laid out for a model: which tensor goes where, everything checked before a copy.
+
+Knows PEFT's tensor names and the model's projections. The result is one flat run of numbers that
+a slot takes as it is (see :mod:`octavo.kernels.adapters`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo.errors import AdapterError
+from octavo.kernels.adapters import Projection, matrices_in, padded_rank, rows_of_parts
+from octavo.lora.adapter_config import PeftConfig, parse_peft_config
+from octavo.lora.adapter_folder import AdapterFiles
+
+_TENSOR = re.compile(
+    r"(?:base_model\.model\.)?(?P<prefix>[\w.]*?)layers\.(?P<layer>\d{1,5})\."
+    r"(?P<module>\w+\.\w+)\.lora_(?P<side>[AB])\.weight"
+)
+_PREFIXES = ("model.", "model.language_model.", "language_model.model.")
+"""Where checkpoints keep the decoder, those that also see images included."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One adapted matrix of the model."""
+
+    name: str
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterWeights:
+    """An adapter that fits the model, not copied yet."""
+
+    projections: tuple[Projection, ...]
+    parts: tuple[tuple[_Part | None, ...], ...]
+    """For each projection, for each of its parts: what is adapted."""
+    table: tuple[tuple[int, int], ...]
+    """For each projection: offset and padded rank, as a slot's table has them."""
+    size: int
+    """Elements."""
+    rank: int
+    """The largest."""
+    digest: str
+    base_model: str | None
+
+    def copy_into(self, buffer: Tensor) -> None:
+        """Fill the first ``size`` elements; raises AdapterError for what is not finite."""
+        buffer = buffer[: self.size]
+        buffer.zero_()
+        for projection, parts, (offset, rank) in zip(
+            self.projections, self.parts, self.table, strict=True
+        ):
+            if not rank:
+                continue
+            a, b = matrices_in(buffer, offset, rank, projection)
+            rows = rows_of_parts(b, projection)
+            for index, part in enumerate(parts):
+                if part is not None:
+                    a[index, : part.rank].copy_(part.a)
+                    rows[index][:, : part.rank].copy_(part.b.float() * part.scaling)
+        if not torch.isfinite(buffer.sum(dtype=torch.float64)):
+            raise AdapterError(
+                f"The adapter holds numbers that are not finite as {buffer.dtype}; it is broken, "
+                "or was trained in a wider format."
+            )
+
+
+def lay_out(
+    files: AdapterFiles, projections: Sequence[Projection], max_rank: int
+) -> AdapterWeights:
+    """Check an adapter against a model.
+
+    Raises AdapterError with the first thing that does not fit: rank, shape, layer or module.
+    """
+    config = parse_peft_config(files.config)
+    if config.largest_rank > max_rank:
+        raise AdapterError(
+            f"The adapter's rank is {config.largest_rank}; this server takes at most {max_rank}: "
+            "start it with a larger --max-lora-rank."
+        )
+    found = _parts(files.tensors, projections, config)
+    parts: list[tuple[_Part | None, ...]] = []
+    table: list[tuple[int, int]] = []
+    offset = 0
+    for projection in projections:
+        own = tuple(found.pop((projection.layer, name), None) for name in projection.names)
+        rank = padded_rank(max((part.rank for part in own if part is not None), default=0))
+        parts.append(own)
+        table.append((offset, rank))
+        offset += projection.num_elements(rank)
+    assert not found, "every part belongs to a projection"
+    return AdapterWeights(
+        projections=tuple(projections),
+        parts=tuple(parts),
+        table=tuple(table),
+        size=offset,
+        rank=config.largest_rank,
+        digest=files.digest,
+        base_model=config.base_model,
+    )
+
+
+def _parts(
+    tensors: Mapping[str, Tensor], projections: Sequence[Projection], config: PeftConfig
+) -> dict[tuple[int, str], _Part]:
+    shapes = {
+        (projection.layer, name): (projection.in_features, out_features)
+        for projection in projections
+        for name, out_features in zip(projection.names, projection.out_features, strict=True)
+    }
+    sides: dict[tuple[int, str], dict[str, tuple[str, Tensor]]] = {}
+    for name, tensor in tensors.items():
+        place, side = _place(name, shapes, config)
+        if side in sides.setdefault(place, {}):
+            raise AdapterError(f"The adapter holds {name} twice, under another prefix.")
+        sides[place][side] = (name, tensor)
+    if not sides:
+        raise AdapterError("The adapter holds no tensors; it was saved before it was trained.")
+    return {place: _part(place, found, shapes[place], config) for place, found in sides.items()}
+
+
+def _place(
+    name: str, shapes: Mapping[tuple[int, str], object], config: PeftConfig
+) -> tuple[tuple[int, str], str]:
+    match = _TENSOR.fullmatch(name)
+    if match is None or match["prefix"] not in _PREFIXES:
+        what = "embeddings and the output head are not adapted" if _is_outer(name) else "unknown"
+        raise AdapterError(
+            f"The adapter holds {name!r:.200}, which is not served ({what}); served are the "
+            "layers' q, k, v, o, gate, up and down projections."
+        )
+    place = int(match["layer"]), match["module"]
+    if place not in shapes:
+        raise AdapterError(
+            f"The adapter holds {name!r:.200}, but this model has no such module{_origin(config)}."
+        )
+    return place, match["side"]
+
+
+def _is_outer(name: str) -> bool:
+    return "embed_tokens" in name or "lm_head" in name
+
+
+def _part(
+    place: tuple[int, str],
+    found: Mapping[str, tuple[str, Tensor]],
+    shape: tuple[int, int],
+    config: PeftConfig,
+) -> _Part:
+    layer, module = place
+    if len(found) != 2:
+        (name, _) = next(iter(found.values()))
+        raise AdapterError(f"The adapter holds {name!r:.200} without its other half.")
+    (a_name, a), (b_name, b) = found["A"], found["B"]
+    full_name = f"model.layers.{layer}.{module}"
+    rank = config.rank_of(full_name)
+    in_features, out_features = shape
+    for name, tensor, expected in (
+        (a_name, a, (rank, in_features)),
+        (b_name, b, (out_features, rank)),
+    ):
+        if tuple(tensor.shape) != expected:
+            raise AdapterError(
+                f"{name} has the shape {tuple(tensor.shape)}; for this model and rank it must be "
+                f"{expected}{_origin(config)}."
+            )
+    return _Part(full_name, a, b, config.scaling_of(full_name))
+
+
+def _origin(config: PeftConfig) -> str:
+    if config.base_model is None:
+        return ""
+    return f"; the adapter was made for {config.base_model!r:.200}"

@@ -1,0 +1,228 @@
+"""Which adapter lies in which slot of the device, and which comes next.
+
+Knows adapters by their ids and who of the requests wants one; knows nothing of weights or of how
+long a copy takes. A request can start when its adapter is in a slot. To get there an adapter
+takes a free slot, or that of the adapter that has been idle longest. When all are in use by
+running requests, whoever asks is passed over, so that requests of adapters that are there are
+computed together; but not for long: after ``patience_s`` one adapter is chosen to leave, which
+means that its waiting requests start no more until it has made room. So adapters that many ask
+for cannot keep others out for longer than their running requests take.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PATIENCE_S = 0.2
+
+
+@dataclass(slots=True)
+class _Adapter:
+    slot: int | None = None
+    is_filled: bool = False
+    """Whether the slot holds it already; a copy to it may be under way."""
+    num_running: int = 0
+    """Requests with a row."""
+    num_waiting: int = 0
+    wanted_since_s: float | None = None
+    """Since when a request waits for a slot for it, and there is none."""
+    leaves_for: int | None = None
+    """The adapter it shall make room for."""
+    last_used: int = 0
+
+
+class AdapterSlots:
+    """Slots 0 to ``num_slots - 1``. Not thread-safe: the scheduler's."""
+
+    def __init__(self, num_slots: int, patience_s: float = PATIENCE_S) -> None:
+        self.num_slots = num_slots
+        self.num_evictions = 0
+        self._patience_s = patience_s
+        self._adapters: dict[int, _Adapter] = {}
+        self._holders: list[int | None] = [None] * num_slots
+        self._fills: list[tuple[int, int]] = []
+        self._uses = 0
+        self._waiting: set[int] = set()
+
+    def __contains__(self, adapter_id: int) -> bool:
+        return adapter_id in self._adapters
+
+    # ---- What adapters there are ------------------------------------------------------------
+
+    def add(self, adapter_id: int) -> None:
+        """An adapter that requests may use from now on."""
+        assert adapter_id not in self._adapters, f"adapter {adapter_id} is there twice"
+        self._adapters[adapter_id] = _Adapter()
+
+    def remove(self, adapter_id: int) -> None:
+        """Forget an adapter that no request uses any more."""
+        adapter = self._adapters.pop(adapter_id)
+        assert not adapter.num_running + adapter.num_waiting, f"adapter {adapter_id} is in use"
+        self._release_slot(adapter)
+        self._fills = [fill for fill in self._fills if fill[0] != adapter_id]
+
+    # ---- Requests ---------------------------------------------------------------------------
+
+    def wait(self, adapter_id: int) -> None:
+        """A request of it joins the waiting ones."""
+        self._adapters[adapter_id].num_waiting += 1
+        self._waiting.add(adapter_id)
+
+    def stop_waiting(self, adapter_id: int) -> None:
+        """It starts, or ends."""
+        adapter = self._adapters[adapter_id]
+        adapter.num_waiting -= 1
+        if not adapter.num_waiting:
+            adapter.wanted_since_s = None
+            self._waiting.discard(adapter_id)
+
+    def start(self, adapter_id: int) -> int:
+        """A request of it gets a row; returns the slot."""
+        adapter = self._adapters[adapter_id]
+        assert adapter.slot is not None, f"adapter {adapter_id} is in no slot"
+        assert adapter.is_filled, f"slot {adapter.slot} is not filled yet"
+        adapter.num_running += 1
+        self._uses += 1
+        adapter.last_used = self._uses
+        return adapter.slot
+
+    def end(self, adapter_id: int) -> None:
+        """A request of it loses its row."""
+        self._adapters[adapter_id].num_running -= 1
+
+    def can_start(self, adapter_id: int, now_s: float) -> bool:
+        """Whether a request of it could start; if not, what can be done to that end is done."""
+        adapter = self._adapters[adapter_id]
+        self._settle(adapter)
+        if adapter.slot is not None and adapter.leaves_for is None:
+            return adapter.is_filled
+        if adapter.leaves_for is None:
+            self._give_slot(adapter_id, adapter, now_s)
+        return False
+
+    # ---- Copies -----------------------------------------------------------------------------
+
+    def take_fills(self) -> list[tuple[int, int]]:
+        """``(adapter id, slot)``: copies to begin, since last asked."""
+        fills, self._fills = self._fills, []
+        return fills
+
+    def filled(self, adapter_id: int, slot: int) -> None:
+        """A copy has ended. Of an adapter that was removed meanwhile it tells nothing."""
+        adapter = self._adapters.get(adapter_id)
+        if adapter is not None and adapter.slot == slot:
+            adapter.is_filled = True
+
+    def fill_failed(self, adapter_id: int, slot: int) -> None:
+        """A copy could not be made: the slot is free again."""
+        adapter = self._adapters.get(adapter_id)
+        if adapter is not None and adapter.slot == slot:
+            assert not adapter.is_filled
+            self._release_slot(adapter)
+
+    # ---- Accounts ---------------------------------------------------------------------------
+
+    def slot_of(self, adapter_id: int) -> int | None:
+        """Where it lies, once it is there."""
+        adapter = self._adapters[adapter_id]
+        return adapter.slot if adapter.is_filled else None
+
+    def resident(self) -> dict[int, int]:
+        """Adapter id → slot, of all that are filled."""
+        return {
+            holder: slot
+            for slot, holder in enumerate(self._holders)
+            if holder is not None and self._adapters[holder].is_filled
+        }
+
+    def running(self) -> list[int]:
+        """Ids with running requests."""
+        return [id for id in self._holders if id is not None and self._adapters[id].num_running]
+
+    def waiting(self) -> list[int]:
+        """Ids with waiting requests."""
+        return sorted(self._waiting)
+
+    def num_requests(self, adapter_id: int) -> int:
+        """Open requests of it, running and waiting."""
+        adapter = self._adapters[adapter_id]
+        return adapter.num_running + adapter.num_waiting
+
+    def check_integrity(self, running: dict[int, int], waiting: dict[int, int]) -> None:
+        """Raise AssertionError unless slots and counts are those of the requests by adapter."""
+        for adapter_id, adapter in self._adapters.items():
+            assert adapter.num_running == running.get(adapter_id, 0), f"{adapter_id} runs amiss"
+            assert adapter.num_waiting == waiting.get(adapter_id, 0), f"{adapter_id} waits amiss"
+            assert adapter.is_filled or not adapter.num_running
+            if adapter.slot is not None:
+                assert self._holders[adapter.slot] == adapter_id, f"{adapter_id} lost its slot"
+        held = [holder for holder in self._holders if holder is not None]
+        assert len(held) == len(set(held)), "an adapter is in two slots"
+        assert all(self._adapters[holder].slot is not None for holder in held), "a slot leaked"
+
+    # ---- Inside -----------------------------------------------------------------------------
+
+    def _give_slot(self, adapter_id: int, adapter: _Adapter, now_s: float) -> None:
+        slot = self._free_slot(adapter_id)
+        if slot is not None:
+            self._holders[slot] = adapter_id
+            adapter.slot, adapter.is_filled = slot, False
+            adapter.wanted_since_s = None
+            self._fills.append((adapter_id, slot))
+            return
+        if adapter.wanted_since_s is None:
+            adapter.wanted_since_s = now_s
+        if now_s - adapter.wanted_since_s >= self._patience_s:
+            self._choose_who_leaves(adapter_id)
+
+    def _free_slot(self, wanted_by: int) -> int | None:
+        """An empty slot, or that of an idle adapter, which loses it."""
+        for slot, holder in enumerate(self._holders):
+            if holder is None:
+                return slot
+        idle = [
+            adapter
+            for holder in self._holders
+            if holder is not None
+            for adapter in [self._adapters[holder]]
+            if adapter.is_filled
+            and not adapter.num_running
+            and adapter.leaves_for in (None, wanted_by)
+        ]
+        if not idle:
+            return None
+        # Who was told to leave for us goes first, then who is wanted by nobody, then the oldest.
+        chosen = min(idle, key=lambda a: (a.leaves_for is None, a.num_waiting > 0, a.last_used))
+        freed = chosen.slot
+        self._release_slot(chosen)
+        self.num_evictions += 1
+        return freed
+
+    def _choose_who_leaves(self, adapter_id: int) -> None:
+        """Of the adapters that nobody told to leave, the one with the fewest running requests."""
+        staying = []
+        for holder in self._holders:
+            if holder is None:
+                continue
+            adapter = self._adapters[holder]
+            self._settle(adapter)
+            if adapter.leaves_for == adapter_id:
+                return
+            if adapter.leaves_for is None and adapter.is_filled:
+                staying.append(adapter)
+        if staying:
+            chosen = min(staying, key=lambda a: (a.num_running, a.last_used))
+            chosen.leaves_for = adapter_id
+
+    def _settle(self, adapter: _Adapter) -> None:
+        """Who it should leave for may not need the room any more."""
+        if adapter.leaves_for is None:
+            return
+        other = self._adapters.get(adapter.leaves_for)
+        if other is None or other.slot is not None or not other.num_waiting:
+            adapter.leaves_for = None
+
+    def _release_slot(self, adapter: _Adapter) -> None:
+        if adapter.slot is not None:
+            self._holders[adapter.slot] = None
+        adapter.slot, adapter.is_filled, adapter.leaves_for = None, False, None

@@ -1,0 +1,85 @@
+"""``POST /tokenize`` and ``POST /detokenize``: what the model's tokenizer says."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.engine.interface import ModelInfo, TokenReader
+from octavo.server.body import read_model
+from octavo.server.context import ServerContext
+from octavo.server.conversation import render_conversation
+from octavo.server.errors import bad_request
+from octavo.server.openapi import describe
+from octavo.server.protocol.tokens import (
+    Detokenize,
+    DetokenizedText,
+    TokenizeChat,
+    TokenizeText,
+    Tokens,
+    tokenize_form,
+)
+
+
+def build_router(context: ServerContext) -> APIRouter:
+    """The routes, bound to ``context``."""
+    router = APIRouter()
+
+    @router.post("/tokenize", **describe(TokenizeText, TokenizeChat, answer=Tokens))
+    async def tokenize(request: Request) -> Response:
+        """A text, or a conversation, as token ids."""
+        info = context.ready_model()
+        body = await read_model(request, tokenize_form, context.config.max_body_bytes)
+        context.resolve_model(body.model)
+        tokenizer = _tokenizer(context)
+        if isinstance(body, TokenizeText):
+            tokens = await context.engine.encode(body.prompt, body.add_special_tokens)
+        else:
+            tokens = await render_conversation(context.engine, body)
+        answer = Tokens(len(tokens), info.max_model_len, tokens)
+        if body.return_token_strs:
+            answer.token_strs = [tokenizer.token_spelling(id_) for id_ in tokens]
+        return _json(answer)
+
+    @router.post("/detokenize", **describe(Detokenize, answer=DetokenizedText))
+    async def detokenize(request: Request) -> Response:
+        """Token ids as text, special tokens included."""
+        info = context.ready_model()
+        body = await read_model(request, Detokenize, context.config.max_body_bytes)
+        context.resolve_model(body.model)
+        _check_ids(body.tokens, info)
+        decode = partial(_tokenizer(context).decode, skip_special_tokens=False)
+        text = await asyncio.to_thread(decode, body.tokens)
+        return _json(DetokenizedText(text))
+
+    return router
+
+
+def _tokenizer(context: ServerContext) -> TokenReader:
+    tokenizer = context.engine.tokenizer
+    if tokenizer is None:
+        raise bad_request(
+            "This server runs without a tokenizer (--skip-tokenizer-init); start it without that "
+            "flag to have texts and tokens translated.",
+            code="no_tokenizer",
+        )
+    return tokenizer
+
+
+def _check_ids(tokens: list[int], info: ModelInfo) -> None:
+    largest = max(tokens, default=0)
+    if largest >= info.vocab_size:
+        raise bad_request(
+            f"tokens holds the token id {largest}; the model's ids end at {info.vocab_size - 1}. "
+            "Leave it out.",
+            "tokens",
+        )
+
+
+def _json(answer: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(answer), media_type="application/json")
