@@ -66,7 +66,8 @@ $(VENV)/run.stamp: $(VENV)/bin/pip constraints.txt worker/pyproject.toml worker/
 	@$(PIP) --no-build-isolation --editable worker --editable operator
 	@touch $@
 
-$(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.txt
+$(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.txt requirements-clients.txt
 	@echo "Installing what the tests need"
 	@$(PIP) --requirement requirements-dev.txt
+	@$(PIP) --no-deps --requirement requirements-clients.txt
 	@touch $@

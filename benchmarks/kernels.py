@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class Case:
     """Floating-point operations a call must do; 0 where bytes alone matter."""
 
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, AttentionBatch], object]
+Attend = Callable[..., object]
 """Attention over ``(q, key_cache, value_cache, out, batch)``."""
 
 
@@ -327,18 +327,25 @@ def _prefill_work(model: ModelShape, sequences: list[tuple[int, int]]) -> tuple[
 def prefill_cases(
     model: ModelShape, attend: Attend, label: str = "prefill_attention"
 ) -> Iterator[Case]:
-    """``attend(q, keys, values, out, batch)`` for several tokens of each sequence."""
+    """``attend(q, keys, values, out, batch, qkv=product)`` for several tokens of each sequence."""
     for shape, sequences in PREFILLS:
 
         def make(sequences: list[tuple[int, int]] = sequences) -> Callable[[], object]:
             context_lens = [cached + new for cached, new in sequences]
             batch = attention_batch(context_lens, [new for _, new in sequences])
             keys, values = paged_cache(model, context_lens)
-            q = _randn(sum(new for _, new in sequences), model.num_heads, model.head_dim)
-            out = torch.empty_like(q)
-            return lambda: attend(q, keys, values, out, batch)
+            num_heads = model.num_heads + 2 * model.num_kv_heads
+            qkv = _randn(sum(new for _, new in sequences), num_heads * model.head_dim)
+            heads = qkv.view(len(qkv), num_heads, model.head_dim)
+            q = heads[:, : model.num_heads]
+            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+            return lambda: attend(q, keys, values, out, batch, qkv=qkv)
 
         yield Case(label, model.name, shape, make, *_prefill_work(model, sequences))
+
+
+def _attend_by_pages(*tensors: Any, qkv: Tensor, **options: Any) -> None:
+    prefill_attention(*tensors, **options)
 
 
 def sdpa_cases(model: ModelShape) -> Iterator[Case]:
@@ -433,7 +440,10 @@ def standard_cases() -> dict[str, list[Case]]:
             "activation": activation_cases(model, kernels),
             "rope": rope_cases(model, kernels),
             "decode": decode_cases(model, partial(decode_attention, **common)),
-            "prefill": prefill_cases(model, partial(prefill_attention, **common)),
+            "prefill": chain(
+                prefill_cases(model, partial(prefill_attention, **common)),
+                prefill_cases(model, partial(_attend_by_pages, **common), "prefill from pages"),
+            ),
             "sdpa": sdpa_cases(model),
             "sampling": sampling_cases(model, kernels),
             "penalties": penalty_cases(model),
@@ -446,14 +456,14 @@ def standard_cases() -> dict[str, list[Case]]:
 def decode_sweep() -> Iterator[Case]:
     """Every reasonable shape of the decode program, to choose the table from."""
     machine = Machine.of(torch.device("cuda"))
-    for tokens, stages, warps, programs in product([32, 64, 128], [3, 5], [2, 4, 8], [2, 4, 8]):
-        config = DecodeConfig(tokens, 128, warps, stages, programs)
+    for tokens, shortest, stages, programs in product([32, 64], [64, 128], [3, 5], [4, 8, 16, 32]):
+        config = DecodeConfig(tokens, shortest, 4, stages, programs)
 
         attend = partial(decode_attention, scale=0.09, window=None, machine=machine, config=config)
-        label = f"decode tokens={tokens} stages={stages} warps={warps} per_sm={programs}"
+        label = f"decode tokens={tokens} split>={shortest} stages={stages} per_sm={programs}"
         for model in MODELS:
             for case in decode_cases(model, attend, label):
-                if case.shape in {"S=1 context=2048", "S=64 context=512", "S=256 context=512"}:
+                if case.shape in {"S=1 context=512", "S=64 context=512", "S=256 context=512"}:
                     yield case
 
 
@@ -461,7 +471,7 @@ def prefill_sweep() -> Iterator[Case]:
     """Every reasonable shape of the prefill program, to choose the table from."""
     machine = Machine.of(torch.device("cuda"))
     for (rows, warps), tokens, stages in product(
-        [(64, 4), (128, 4), (128, 8)], [32, 64, 128], [3, 5]
+        [(64, 4), (128, 4), (128, 8)], [64, 128], [2, 3, 4]
     ):
         config = PrefillConfig(rows, tokens, warps, stages)
 

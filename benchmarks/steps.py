@@ -88,6 +88,8 @@ def admissions_and_plan(step: Step) -> tuple[BatchPlan, BatchPlan]:
         plan.num_tokens.append(computed)
         plan.samples.append(True)
         plan.num_decodes += computed == 1
+        if shared:
+            plan.shared_lens.append(shared)
     return fill, plan
 
 

@@ -111,6 +111,56 @@ def test_logprobs_tell_every_token(client: openai.OpenAI) -> None:
         )
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_prompts_scores_are_those_of_the_tokens_when_they_were_drawn(
+    client: openai.OpenAI, stream: bool
+) -> None:
+    free: dict[str, Any] = {"model": NAME, "max_tokens": 20, "temperature": 0, "logprobs": 2}
+    extra = {"ignore_eos": True, "return_token_ids": True, "skip_special_tokens": False}
+    drawn = client.completions.create(prompt="hello", **free, extra_body=extra).choices[0]
+    ids = [*drawn.prompt_token_ids, *drawn.token_ids]  # type: ignore[attr-defined]
+    scored: dict[str, Any] = {"prompt": ids, "model": NAME, "max_tokens": 0, "echo": True}
+    scored |= {"logprobs": 2, "extra_body": {"skip_special_tokens": False}}
+    if stream:
+        choice = next(iter(client.completions.create(**scored, stream=True))).choices[0]
+    else:
+        choice = client.completions.create(**scored).choices[0]
+    assert drawn.logprobs is not None
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens is not None
+    assert choice.logprobs.tokens[-20:] == drawn.logprobs.tokens
+    assert choice.logprobs.token_logprobs is not None
+    assert choice.logprobs.token_logprobs[0] is None
+    assert choice.logprobs.token_logprobs[-20:] == pytest.approx(
+        drawn.logprobs.token_logprobs, abs=1e-3
+    )
+
+
+def test_barred_words_and_allowed_tokens_hold(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": NAME, "prompt": "hello", "max_tokens": 40, "temperature": 0}
+    text = client.completions.create(**asked, extra_body={"ignore_eos": True}).choices[0].text
+    word = next(text[at : at + 2] for at in range(38) if text[at : at + 2].isascii())
+    extra = {"ignore_eos": True, "bad_words": [word]}
+    other = client.completions.create(**asked, extra_body=extra).choices[0].text
+    assert word in text
+    assert word not in other
+    extra = {"ignore_eos": True, "allowed_token_ids": list(b"abc")}
+    some = client.completions.create(**asked, extra_body=extra).choices[0].text
+    assert len(some) == 40
+    assert set(some) <= set("abc")
+
+
+def test_embeddings_are_the_same_in_any_batch(client: openai.OpenAI) -> None:
+    texts = ["hello", "x" * 200, "another one"]
+    for pooling in ("last", "mean"):
+        extra = {"pooling": pooling}
+        together = client.embeddings.create(model=NAME, input=texts, extra_body=extra)
+        for text, one in zip(texts, together.data, strict=True):
+            alone = client.embeddings.create(model=NAME, input=text, extra_body=extra)
+            assert alone.data[0].embedding == pytest.approx(one.embedding, abs=1e-4)
+        assert together.usage.prompt_tokens == sum(map(len, texts))
+
+
 def test_n_choices_differ_and_their_seed_repeats_them(client: openai.OpenAI) -> None:
     def ask() -> list[str]:
         answer = client.completions.create(

@@ -163,6 +163,12 @@ def rope(
     )
     trial.assert_close(out, expected)
     trial.assert_close(cache, expected_cache)
+    # The keys stay in the product too, where prefill attention reads them.
+    kept = qkv.view(num_tokens, -1, head_dim)[:, num_heads : num_heads + num_kv_heads]
+    written = slots >= 0
+    at = slots[written].long()
+    expected_keys = expected_cache[at // block_size, 0, :, at % block_size]
+    trial.assert_close(kept[written], expected_keys)
 
 
 # Attention
@@ -258,13 +264,32 @@ def attention(trial: Trial, shape: AttentionShape) -> None:
     num_heads = shape.group_size * shape.num_kv_heads
     num_tokens = int(batch.query_starts[-1])
     # As a view of a merged product, so that rows are not the size of q.
-    q = trial.randn(num_tokens, num_heads + 2, shape.head_dim)[:, :num_heads]
+    num_all_heads = num_heads + 2 * shape.num_kv_heads
+    product = trial.randn(num_tokens, num_all_heads * shape.head_dim)
+    q = product.view(num_tokens, num_all_heads, shape.head_dim)[:, :num_heads]
+    _keep_new_heads(product, keys, values, batch, shape)
     expected = _masked_reference(q, keys, values, batch, shape)
     kernels = _triton(trial)
     for _ in range(2):  # the second call finds the counters as the first left them
-        with poisoned_memory():
-            out = kernels.paged_attention(q, keys, values, batch, 0.3, shape.window)
-        trial.assert_close(out, expected)
+        for qkv in (None, product):
+            with poisoned_memory():
+                out = kernels.paged_attention(q, keys, values, batch, 0.3, shape.window, qkv)
+            trial.assert_close(out, expected)
+
+
+def _keep_new_heads(
+    product: Tensor, keys: Tensor, values: Tensor, batch: AttentionBatch, shape: AttentionShape
+) -> None:
+    """Put into the product what the pages hold of this step's tokens, as rope does."""
+    num_kv_heads, head_dim = shape.num_kv_heads, shape.head_dim
+    heads = product.view(len(product), -1, head_dim)
+    for row, (cached, new) in enumerate(shape.sequences):
+        positions = torch.arange(cached, cached + new, device=keys.device)
+        blocks = batch.block_tables[row, positions // shape.block_size].long()
+        offsets = positions % shape.block_size
+        start = int(batch.query_starts[row])
+        heads[start : start + new, -2 * num_kv_heads : -num_kv_heads] = keys[blocks, :, offsets]
+        heads[start : start + new, -num_kv_heads:] = values[blocks, :, offsets]
 
 
 def _masked_reference(
@@ -435,7 +460,10 @@ def fp8_cache(trial: Trial) -> None:
     )
     scales = torch.tensor([0.5, 0.25], device=trial.device)[:, None, None, None, None]
     expected = (wide / scales).clamp(-448, 448).to(cache.dtype).float()
-    q = rope_and_cache(qkv, angles, cache[0], cache[1], batch, 8, None, None, 1e-6, 0.5, 0.25)
+    machine = Machine.of(trial.device)
+    q = rope_and_cache(
+        qkv, angles, cache[0], cache[1], batch, 8, None, None, 1e-6, machine, 0.5, 0.25
+    )
     trial.assert_close(q, expected_q)
     if trial.device.type == "cuda":  # within one step of e4m3, for halves that fall either way
         torch.testing.assert_close(cache.float(), expected, rtol=0.15, atol=2e-3)

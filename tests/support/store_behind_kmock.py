@@ -42,7 +42,6 @@ class StoreBehindKmock(kmock.KubernetesScaffold):  # type: ignore[misc]  # kmock
                 self._declare(kind.api_version, kind.plural, kind.kind)
         self._declare("apiextensions.k8s.io/v1", "customresourcedefinitions", "CRD")
         self._declare("v1", "namespaces", "Namespace")
-        self._declare("v1", "events", "Event")
         for action, answer in (
             (kmock.action.LIST, self._list),
             (kmock.action.WATCH, self._watch),

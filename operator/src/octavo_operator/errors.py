@@ -16,6 +16,7 @@ where they enter (`cluster/`, `local/`), and into kopf's own at the handler edge
     │   ├── UnavailableError     5xx, timeouts, broken connections; try again later
     │   ├── ForbiddenError       401, 403: a right is missing, or a quota is used up
     │   └── RejectedError        400, 422: the object is invalid; trying again is useless
+    ├── LeaseLostError           another operator leads by now, or may
     ├── WorkerUnreachableError   a worker does not answer, or not as it should
     └── LocalError               `octavo-operator local` cannot go on (the user)
         ├── PortInUseError
@@ -80,6 +81,10 @@ class ForbiddenError(ClusterError):
 
 class RejectedError(ClusterError):
     """The server finds the object invalid (400, 422); the same object will never pass."""
+
+
+class LeaseLostError(OctavoOperatorError):
+    """This operator must stop: another leads by now, or may."""
 
 
 class WorkerUnreachableError(OctavoOperatorError):

@@ -32,6 +32,9 @@ class OperatorSettings:
     prometheus_url: where KEDA asks for the workers' metrics; empty means an HPA is used instead.
     pod_ip: address of the operator's own pod; empty means that no calls are held, so that no
         service goes to zero.
+    pod_name, pod_namespace: who this operator is and where its Lease lies; empty means that there
+        is no other operator, so no Lease is needed.
+    lease_name: the Lease that tells which of several operators works.
     activator_port: first of 1000 ports on which calls of services without pods are held.
     activator_hold_s: longest time a call is held before it gets an HTTP 503.
     worker_peers: who may reach workers from outside their namespace, besides; None for all.
@@ -48,6 +51,9 @@ class OperatorSettings:
     worker_peers: WorkerPeers | None = NAMESPACE_ONLY
     prometheus_url: str = ""
     pod_ip: str = ""
+    pod_name: str = ""
+    pod_namespace: str = ""
+    lease_name: str = "octavo-operator"
     activator_port: int = 9000
     activator_hold_s: float = 120.0
     version: str = __version__
@@ -74,6 +80,9 @@ def operator_settings(
         worker_peers=values.peers("worker_peers"),
         prometheus_url=values.text("prometheus_url", ""),
         pod_ip=values.text("pod_ip", ""),
+        pod_name=values.text("pod_name", ""),
+        pod_namespace=values.text("pod_namespace", ""),
+        lease_name=values.text("lease_name", "octavo-operator"),
         activator_port=int(values.number("activator_port", 9000, 1024, 64_000)),
         activator_hold_s=values.number("activator_hold_s", 120.0, 1.0, 3600.0),
         resync_s=values.number("resync_s", 600.0, 10.0, 86_400.0),

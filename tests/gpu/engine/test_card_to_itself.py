@@ -38,10 +38,10 @@ except OctavoError as error:
 seconds = time.perf_counter() - started
 print(json.dumps({"num_blocks": llm.info.num_blocks, "seconds": seconds}), flush=True)
 sys.stdin.readline()
-params = [SamplingParams(max_tokens=200, ignore_eos=True, detokenize=False, top_p=0.9,
+params = [SamplingParams(max_tokens=80, ignore_eos=True, detokenize=False, top_p=0.9,
                          presence_penalty=0.5, logprobs=5 if i % 2 else None)
-          for i in range(600)]
-prompts = [{"prompt_token_ids": [(7 * i + j) % 100_000 for j in range(900)]} for i in range(600)]
+          for i in range(400)]
+prompts = [{"prompt_token_ids": [(7 * i + j) % 100_000 for j in range(900)]} for i in range(400)]
 outputs = llm.generate(prompts, params, use_tqdm=False)
 llm.check_integrity()
 free, total = torch.cuda.mem_get_info()
@@ -96,7 +96,7 @@ def test_two_workers_share_a_card_and_neither_changes_the_others_size() -> None:
             worker.work()
         for worker in workers:
             done = worker.hear()
-            assert done["tokens"] == 600 * 200
+            assert done["tokens"] == 400 * 80
             assert done["reserved"] <= 0.45 * done["total"]
     finally:
         for worker in workers:
@@ -148,8 +148,8 @@ def test_nothing_is_compiled_at_launch_that_was_compiled_ahead(tmp_path: Path) -
         ahead = marker.stat().st_mtime
         late = [p.name for p in tmp_path.glob("*/*.cubin") if p.stat().st_mtime > ahead]
         print(f"cold {cold['seconds']:.1f} s, compiled late: {late}")
-        # What eager steps alone run may follow; what captured steps run may not.
-        assert not [name for name in late if "penal" not in name], late
+        # Eager steps may draw from float32 logits; all else captured steps run as well.
+        assert not [name for name in late if "draw" not in name], late
     finally:
         worker.end()
     worker = Worker(kernel_cache_dir=str(tmp_path), gpu_memory_utilization=0.3)

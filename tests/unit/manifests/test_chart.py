@@ -261,6 +261,7 @@ def test_operator_is_started_with_its_settings(rendered: dict[str, Objects]) -> 
         "OCTAVO_NAMESPACES": "",
         "OCTAVO_WORKER_IMAGE": f"ghcr.io/octavo-serving/octavo-worker:{version}",
         "OCTAVO_WORKER_PEERS": json.dumps([OPERATOR_PEER, PROMETHEUS_PEER], **COMPACT),
+        "OCTAVO_LEASE_NAME": "octavo-operator",
         "OCTAVO_ACTIVATOR_PORT": "9000",
         "OCTAVO_ACTIVATOR_HOLD_S": "120",
         "OCTAVO_LOG_LEVEL": "INFO",
@@ -269,9 +270,23 @@ def test_operator_is_started_with_its_settings(rendered: dict[str, Objects]) -> 
     }
 
 
-def test_two_operators_never_run_at_a_time(rendered: dict[str, Objects]) -> None:
-    spec = the(rendered["defaults"], "Deployment")["spec"]
-    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+def test_only_one_of_the_operators_works_at_a_time(rendered: dict[str, Objects]) -> None:
+    """They stand for election with a Lease that their role lets them hold."""
+    objects = rendered["defaults"]
+    assert the(objects, "Deployment")["spec"]["replicas"] == 2
+    name = environment(objects)["OCTAVO_LEASE_NAME"]
+    (lease,) = [role for role in roles_of_operator(objects) if role["kind"] == "Role"]
+    assert [rule["resourceNames"] for rule in lease["rules"] if "resourceNames" in rule] == [[name]]
+    fields = {
+        item["name"]: item["valueFrom"]["fieldRef"]["fieldPath"]
+        for item in container(objects)["env"]
+        if "valueFrom" in item
+    }
+    assert fields == {
+        "OCTAVO_POD_NAME": "metadata.name",
+        "OCTAVO_POD_NAMESPACE": "metadata.namespace",
+        "OCTAVO_POD_IP": "status.podIP",
+    }
 
 
 def test_workers_are_open_to_whom_the_values_name(rendered: dict[str, Objects]) -> None:

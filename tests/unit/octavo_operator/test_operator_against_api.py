@@ -24,6 +24,7 @@ from octavo_operator.manifests.kinds import (
     CHILD_KINDS,
     DEPLOYMENT,
     INFERENCE_SERVICE,
+    LEASE,
     LORA_ADAPTER,
     OPTIONAL_KINDS,
     POD_MONITOR,
@@ -65,8 +66,9 @@ async def operator(
     stop = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
 
-    async def start(probe_port: int = 0) -> None:
+    async def start(probe_port: int = 0, **more: Any) -> None:
         settings = OperatorSettings(
+            **more,
             namespaces=("models",),
             worker_image="worker:1",
             probe_port=probe_port,
@@ -94,7 +96,9 @@ async def settled(kmock: Any) -> int:
 
 
 def writes(kmock: Any) -> list[Any]:
-    return [request for request in kmock if request.method.name.upper() in WRITING]
+    """Requests that change something, events apart."""
+    changing = [request for request in kmock if request.method.name.upper() in WRITING]
+    return [request for request in changing if not request.url.path.endswith("/events")]
 
 
 async def read_service(store: ObjectStore) -> LiveObject:
@@ -424,3 +428,32 @@ async def test_own_status_write_causes_no_further_pass(kmock: Any, operator: Any
     await kmock.store.write_status(INFERENCE_SERVICE, "models", "chat", note, None)
     await settled(kmock)
     assert [request for request in kmock if request.url.path == path] == passes
+
+
+async def test_second_operator_takes_over_when_the_first_one_goes(
+    kmock: Any, operator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo_operator.cluster.leader_lease.RENEW_PERIOD_S", 0.05)
+    lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
+    lease["metadata"] = {"name": "octavo-operator", "namespace": "system"}  # type: ignore[assignment]
+    lease["spec"] = {  # type: ignore[assignment]
+        "holderIdentity": "another",
+        "leaseDurationSeconds": 1,
+        "renewTime": "2026-01-01T00:00:00.000000Z",
+    }
+    await kmock.store.create(lease, "another")
+    await kmock.store.create(inference_service())
+    await operator(pod_name="me", pod_namespace="system")
+
+    async def is_waiting() -> bool:
+        reads = [
+            request for request in kmock if request.url.path.endswith("/leases/octavo-operator")
+        ]
+        return len(reads) > 2
+
+    await eventually(is_waiting)
+    assert await children(kmock.store) == {}
+    await eventually(lambda: is_reported(kmock.store))
+    held = await kmock.store.get(LEASE, "system", "octavo-operator")
+    assert held["spec"]["holderIdentity"] == "me"
+    assert held["spec"]["leaseTransitions"] == 1

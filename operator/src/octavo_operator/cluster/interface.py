@@ -76,6 +76,14 @@ class Cluster(Protocol):
         """Server-side apply, taking over fields that others own."""
         ...
 
+    async def create(self, manifest: Mapping[str, Any]) -> LiveObject:
+        """A new object; ConflictError when the name is taken."""
+        ...
+
+    async def update(self, manifest: Mapping[str, Any]) -> LiveObject:
+        """Write all fields of an object; ConflictError when it has left its resourceVersion."""
+        ...
+
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         """Delete that very object in the background; one that is gone already is no error."""
         ...

@@ -136,6 +136,21 @@ class KubernetesApi:
             content_type="application/apply-patch+yaml",
         )
 
+    async def create(self, manifest: Mapping[str, Any]) -> LiveObject:
+        path = kind_of(manifest).path(manifest["metadata"]["namespace"])
+        return await self._call("POST", path, {"fieldManager": FIELD_MANAGER}, body=manifest)
+
+    async def update(self, manifest: Mapping[str, Any]) -> LiveObject:
+        metadata = manifest["metadata"]
+        path = kind_of(manifest).path(metadata["namespace"], metadata["name"])
+        return await self._call(
+            "PATCH",
+            path,
+            {"fieldManager": FIELD_MANAGER},
+            body=manifest,
+            content_type="application/merge-patch+json",
+        )
+
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         options = {
             "apiVersion": "v1",

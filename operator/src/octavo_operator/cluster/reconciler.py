@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from octavo_operator.cluster.activator import CallHolder
+from octavo_operator.cluster.announcer import Announcer
 from octavo_operator.cluster.child_index import ChildIndex
 from octavo_operator.cluster.demand import DemandReader
 from octavo_operator.cluster.informer import ServiceKey
@@ -76,6 +77,7 @@ class Reconciler:
         self._demand = DemandReader(holder, workers) if holder and workers else None
         self._prometheus_url = prometheus_url
         self._look_later = look_later
+        self._announcer = Announcer(cluster, clock)
         self._clock = clock
         self._on_done = on_done
         self._locks: dict[ServiceKey, asyncio.Lock] = {}
@@ -137,6 +139,7 @@ class Reconciler:
             await self._cluster.write_status(
                 INFERENCE_SERVICE, *service, status, resource["metadata"]["resourceVersion"]
             )
+            await self._announcer.announce(resource, status)
         if first.look_again_s is not None:
             self._look_later(service, first.look_again_s)
         if isinstance(failure, ForbiddenError):

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Final
 
 import kopf
 
@@ -15,7 +17,9 @@ from octavo_operator.cluster.activator import Activator, CallHolder
 from octavo_operator.cluster.adapter_reporter import AdapterReporter
 from octavo_operator.cluster.follower import Follower
 from octavo_operator.cluster.informer import ServiceKey
+from octavo_operator.cluster.interface import Cluster
 from octavo_operator.cluster.kubernetes_api import KubernetesApi
+from octavo_operator.cluster.leader_lease import LeaderLease
 from octavo_operator.cluster.work_queue import WorkQueue
 from octavo_operator.handlers.events import register_events
 from octavo_operator.handlers.kopf_settings import configure_kopf
@@ -26,6 +30,8 @@ from octavo_operator.settings import NUM_ACTIVATOR_PORTS, OperatorSettings
 from octavo_operator.worker_client import WorkerClient
 
 logger = logging.getLogger(__name__)
+
+RELEASE_LIMIT_S: Final = 3.0
 
 
 async def run_operator(
@@ -49,7 +55,10 @@ async def run_operator(
         metrics.watch_pods(follower.index.all_pods)
         reporter = AdapterReporter(cluster)
         metrics.watch_adapters(reporter.all_adapters)
-        await _run_until_first_ends(follower, reporter, settings, stop_flag or asyncio.Event())
+        lease = _lease(cluster, settings)
+        await _run_until_first_ends(
+            follower, reporter, lease, settings, stop_flag or asyncio.Event()
+        )
 
 
 def _activator(settings: OperatorSettings) -> Callable[[Follower], CallHolder]:
@@ -71,10 +80,14 @@ def _activator(settings: OperatorSettings) -> Callable[[Follower], CallHolder]:
 async def _run_until_first_ends(
     follower: Follower,
     reporter: AdapterReporter,
+    lease: LeaderLease | None,
     settings: OperatorSettings,
     stop_flag: asyncio.Event,
 ) -> None:
-    """kopf, our own informers and our queues live and die together."""
+    """kopf, our own informers and our queues live and die together.
+
+    kopf runs on a standby too: it answers the probes, and what it sees waits in the queues.
+    """
     adapters = WorkQueue(reporter.report, workers=1)
     registry = kopf.OperatorRegistry()
     register_login(registry)
@@ -90,7 +103,7 @@ async def _run_until_first_ends(
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError, RuntimeError):
             loop.add_signal_handler(number, stop_flag.set)
-    ours = [asyncio.create_task(follower.run()), asyncio.create_task(adapters.run())]
+    ours = [asyncio.create_task(_lead(lease, follower, adapters))]
     theirs = asyncio.create_task(run_kopf(registry, kopf_settings, settings, stop_flag))
     try:
         await asyncio.wait({theirs, *ours}, return_when=asyncio.FIRST_COMPLETED)
@@ -102,6 +115,33 @@ async def _run_until_first_ends(
     for result in results:
         if isinstance(result, Exception):
             raise result
+
+
+def _lease(cluster: Cluster, settings: OperatorSettings) -> LeaderLease | None:
+    if not settings.pod_namespace:
+        return None
+    identity = settings.pod_name or socket.gethostname()
+    return LeaderLease(cluster, settings.pod_namespace, settings.lease_name, identity)
+
+
+async def _lead(lease: LeaderLease | None, follower: Follower, adapters: WorkQueue) -> None:
+    """Work once this is the leader, and for as long as it is."""
+    if lease is None:
+        await asyncio.gather(follower.run(), adapters.run())
+        return
+    await lease.acquire()
+    work = [asyncio.create_task(part) for part in (lease.keep(), follower.run(), adapters.run())]
+    try:
+        done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RELEASE_LIMIT_S):
+                await lease.release()
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, queue: WorkQueue, key: ServiceKey) -> None:

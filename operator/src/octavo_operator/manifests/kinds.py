@@ -57,6 +57,9 @@ LEADER_WORKER_SET: Final = Kind(
 )
 INFERENCE_POOL: Final = Kind("inference.networking.k8s.io", "v1", "InferencePool", "inferencepools")
 
+LEASE: Final = Kind("coordination.k8s.io", "v1", "Lease", "leases")
+EVENT: Final = Kind("", "v1", "Event", "events")
+
 CHILD_KINDS: Final = (
     SERVICE_ACCOUNT,
     SERVICE,
@@ -78,7 +81,7 @@ OPTIONAL_KINDS: Final = frozenset(
 )
 """Kinds a cluster may lack."""
 
-ALL_KINDS: Final = (INFERENCE_SERVICE, LORA_ADAPTER, POD, *CHILD_KINDS)
+ALL_KINDS: Final = (INFERENCE_SERVICE, LORA_ADAPTER, POD, LEASE, EVENT, *CHILD_KINDS)
 
 
 def kind_of(manifest: Mapping[str, Any]) -> Kind:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from octavo.config import EngineConfig
 from octavo.errors import ConfigError
 from octavo.kernels.cpu.invariant import InvariantCpuKernels
 from octavo.kernels.interface import Kernels
@@ -102,3 +103,8 @@ def test_kernels_without_such_a_form_refuse(tmp_path: Path) -> None:
     assert isinstance(select_kernels(torch.device("cpu"), None, True), InvariantCpuKernels)
     with pytest.raises(ConfigError, match="reference kernels have no batch-invariant form"):
         select_kernels(torch.device("cpu"), "reference", True)
+
+
+def test_adapters_beside_it_are_refused() -> None:
+    with pytest.raises(ConfigError, match="Leave one of them out"):
+        EngineConfig(model="m", batch_invariant=True, enable_lora=True)

@@ -69,12 +69,13 @@ def test_a_step_past_the_largest_shape_has_none() -> None:
     assert shapes.shape_for(plan_of(0, [2113]), GREEDY) is None
 
 
-def test_the_covering_shapes_are_at_least_as_large_as_those_captured_ahead() -> None:
+def test_the_largest_shapes_are_at_least_as_large_as_those_captured_ahead() -> None:
     shapes = StepShapes(256, 2048)
-    largest = shapes.covering()
+    largest = shapes.largest()
     ahead = list(shapes.by_use())
     assert len(ahead) == len(set(ahead)) < 100
-    assert {shape.kind for shape in largest} == set(DrawKind)
+    # A step that draws later runs the kernels of the others, and needs less.
+    assert {shape.kind for shape in largest} == set(DrawKind) - {DrawKind.LATER}
     for shape in ahead:
         assert any(
             shape.num_tokens <= other.num_tokens and shape.num_sequences <= other.num_sequences

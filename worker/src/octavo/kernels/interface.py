@@ -128,6 +128,36 @@ class AttentionBatch:
     shared: SharedPrefix | None = None
     """None: no decodes share enough to be worth a pass of their own."""
 
+    @property
+    def is_decode(self) -> bool:
+        """Whether every sequence has one new token."""
+        return self.num_decodes == self.context_lens.shape[0]
+
+    @property
+    def last_tokens(self) -> Tensor:
+        """``[S], int64``: which of the step's tokens is each sequence's last; 0 if it has none."""
+        return (self.query_starts[1:].long() - 1).clamp_min(0)
+
+    def of_last_tokens(self) -> AttentionBatch:
+        """The same sequences as a batch of decodes, each with the last of its new tokens.
+
+        Their keys and values are in the cache already, so nothing is to be written.
+        """
+        num_sequences = self.context_lens.shape[0]
+        positions = self.context_lens - 1
+        return AttentionBatch(
+            query_starts=torch.arange(
+                num_sequences + 1, dtype=torch.int32, device=positions.device
+            ),
+            context_lens=self.context_lens,
+            block_tables=self.block_tables,
+            positions=positions,
+            slots=torch.full_like(positions, -1),
+            num_decodes=num_sequences,
+            max_query_len=1,
+            max_context_len=self.max_context_len,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingBatch:
@@ -201,7 +231,8 @@ class Kernels(Protocol):
         ``cos_sin: [max_positions, rotary_dim], float32``: cosines in the first half, sines in
         the second; ``rotary_dim <= head_dim``, elements past it are left as they are.
         ``q_norm, k_norm: [head_dim], float32``: RMSNorm over each head, before the rotation.
-        Returns ``q: [T, num_heads, head_dim]``. ``qkv`` may be overwritten.
+        Returns ``q: [T, num_heads, head_dim]``. ``qkv`` may be overwritten, and is what
+        :meth:`paged_attention` is given as ``qkv``.
         """
 
     def paged_attention(
@@ -212,12 +243,15 @@ class Kernels(Protocol):
         batch: AttentionBatch,
         scale: float,
         window: int | None,
+        qkv: Tensor | None = None,
     ) -> Tensor:
         """Causal attention of each token over its sequence's pages.
 
         ``q: [T, num_heads, head_dim]`` → the same shape. A query at position ``i`` sees keys
         ``j`` with ``j <= i`` and, given a window, ``i - j < window``. Query head ``h`` reads KV
-        head ``h // (num_heads // num_kv_heads)``.
+        head ``h // (num_heads // num_kv_heads)``. ``qkv``: what :meth:`rope_and_cache` left of
+        its argument. A backend may have kept this step's keys and values there, and read them
+        faster than from the pages that hold them too.
         """
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
@@ -226,10 +260,11 @@ class Kernels(Protocol):
         Computed in float32. Greedy rows take the argmax (the lowest id on a tie). The others
         divide by the temperature, keep what top-k, then top-p, then min-p leave (each on the
         distribution that the one before left), and take the argmax of ``logit + g`` with Gumbel
-        noise ``g = -log(-log(u))``, ``u = ((r >> 8) + 0.5) * 2**-24`` and ``r`` the first word of
-        Philox4x32-10 with key ``seed`` (low and high 32 bits) and counter
-        ``(token id, position, 0, 0)``: the draw depends on nothing but the row's own logits,
-        seed and position. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3".
+        noise ``g = -log(-log(u))``, ``u = ((r >> 8) + 0.5) * 2**-24`` and ``r`` word number
+        ``id // 16 % 4`` of Philox4x32-10 with key ``seed`` (low and high 32 bits) and counter
+        ``(id // 64 * 16 + id % 16, position, 0, 0)`` for token ``id``: the draw depends on
+        nothing but the row's own logits, seed and position. Source: Salmon et al., "Parallel
+        random numbers: as easy as 1, 2, 3".
 
         Before all that, tokens that a row's mask leaves out get a logit of minus infinity; the
         logits of rows with a mask may be overwritten. Of a row where nothing is left some token

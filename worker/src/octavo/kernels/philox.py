@@ -15,6 +15,8 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 _WORD = 0xFFFFFFFF
 _NUM_ROUNDS = 10
+COUNTERS_PER_GROUP = 16
+TOKENS_PER_GROUP = 4 * COUNTERS_PER_GROUP
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -38,16 +40,21 @@ def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
 def gumbel_noise(seeds: Tensor, positions: Tensor, num_tokens: int) -> Tensor:
     """Gumbel noise of every token id: ``seeds, positions: [R]`` → ``[R, num_tokens], float64``.
 
-    ``-log(-log(u))`` with ``u = ((r >> 8) + 0.5) * 2**-24``. float64 is needed: in float32 the
-    largest ``u`` rounds to 1 and its noise to infinity, which would hit one token in 2**24,
-    that is one draw in a hundred over a large vocabulary.
+    All four words of a counter are used: of each 64 tokens, 16 counters in a row give the first
+    words to the first 16 tokens, the second words to the next, and so on, which suits vectors of
+    any width. ``-log(-log(u))`` with ``u = ((r >> 8) + 0.5) * 2**-24``. float64 is needed: in
+    float32 the largest ``u`` rounds to 1 and its noise to infinity, which would hit one token in
+    2**24, that is one draw in a hundred over a large vocabulary.
     """
     key = seeds.to(torch.int64)[:, None]
-    token_ids = torch.arange(num_tokens, device=seeds.device)[None, :]
+    num_groups = -(-num_tokens // TOKENS_PER_GROUP)
+    counters = torch.arange(num_groups * COUNTERS_PER_GROUP, device=seeds.device)[None, :]
     position = positions.to(torch.int64)[:, None] & _WORD
     zero = torch.zeros((), dtype=torch.int64, device=seeds.device)
-    words = philox4x32((token_ids, position, zero, zero), (key & _WORD, (key >> 32) & _WORD))
-    u = ((words[0] >> 8).to(torch.float64) + 0.5) * 2.0**-24
+    words = philox4x32((counters, position, zero, zero), (key & _WORD, (key >> 32) & _WORD))
+    by_group = [word.view(-1, num_groups, COUNTERS_PER_GROUP) for word in words]
+    word = torch.stack(by_group, dim=2).flatten(1)[:, :num_tokens]
+    u = ((word >> 8).to(torch.float64) + 0.5) * 2.0**-24
     return -torch.log(-torch.log(u))
 
 

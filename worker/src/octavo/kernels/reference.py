@@ -129,6 +129,7 @@ class ReferenceKernels:
         batch: AttentionBatch,
         scale: float,
         window: int | None,
+        qkv: Tensor | None = None,
     ) -> Tensor:
         # Tokens past the last sequence (padding) get zeros.
         out = torch.zeros_like(q)

@@ -99,11 +99,19 @@ class Decoder:
         kv_caches: Sequence[tuple[Tensor, Tensor]],
         batch: AttentionBatch,
         adapters: AdapterStep | None = None,
+        is_last_only: bool = False,
     ) -> Tensor:
         residual = self._embed(token_ids)
         hidden = self._rms_norm(residual, self._first_norm, self._config.norm_eps)
-        for layer, (key_cache, value_cache) in zip(self._layers, kv_caches, strict=True):
-            hidden = layer.forward(hidden, residual, key_cache, value_cache, batch, adapters)
+        is_last_only = is_last_only and not batch.is_decode
+        # With adapters all go on, because what an adapter adds is laid out by the step's tokens.
+        ends = LastTokens.of(batch) if is_last_only and adapters is None else None
+        final = len(self._layers) - 1
+        for index, (layer, caches) in enumerate(zip(self._layers, kv_caches, strict=True)):
+            kept = ends if index == final else None
+            hidden = layer.forward(hidden, residual, *caches, batch, adapters, kept)
+        if is_last_only and ends is None:
+            hidden = hidden[batch.last_tokens]
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -112,6 +120,20 @@ class Decoder:
     def _embed(self, token_ids: Tensor) -> Tensor:
         rows = self._embedding.rows(token_ids).to(self._dtype)
         return rows if self._embedding_scale == 1.0 else rows * self._embedding_scale
+
+
+@dataclass(frozen=True, slots=True)
+class LastTokens:
+    """The last token of each sequence: all that the last layer need compute, past its keys."""
+
+    index: Tensor
+    """``[S], int64``: which of the step's tokens they are."""
+    batch: AttentionBatch
+    """The same sequences, each with that token alone."""
+
+    @classmethod
+    def of(cls, batch: AttentionBatch) -> LastTokens:
+        return cls(batch.last_tokens, batch.of_last_tokens())
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +184,16 @@ class DecoderLayer:
         value_cache: Tensor,
         batch: AttentionBatch,
         adapters: AdapterStep | None = None,
+        kept: LastTokens | None = None,
     ) -> Tensor:
-        """``hidden, residual: [T, hidden_size]`` → the next ``hidden``; adds to ``residual``."""
+        """``hidden, residual: [T, hidden_size]`` → the next ``hidden``; adds to ``residual``.
+
+        ``kept``: tokens to go on with once all keys and values are written; None: all.
+        """
         kernels, weights, eps = self._kernels, self._weights, self._eps
+        qkv = self._project(0, weights.qkv, hidden, adapters)
         q = kernels.rope_and_cache(
-            self._project(0, weights.qkv, hidden, adapters),
+            qkv,
             self._cos_sin,
             key_cache,
             value_cache,
@@ -176,8 +203,10 @@ class DecoderLayer:
             weights.k_norm,
             eps,
         )
+        if kept is not None:
+            q, residual, batch = q[kept.index], residual[kept.index], kept.batch
         attended = kernels.paged_attention(
-            q, key_cache, value_cache, batch, self._scale, self._window
+            q, key_cache, value_cache, batch, self._scale, self._window, qkv
         )
         attended = attended.view(-1, self._query_size)
         hidden = self._project(1, weights.output, attended, adapters)

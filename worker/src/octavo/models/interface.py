@@ -59,11 +59,14 @@ class CausalLM(Protocol):
         kv_caches: Sequence[tuple[Tensor, Tensor]],
         batch: AttentionBatch,
         adapters: AdapterStep | None = None,
+        is_last_only: bool = False,
     ) -> Tensor:
         """``token_ids: [T], int32`` → hidden states ``[T, hidden_size]`` after the last norm.
 
         ``kv_caches[layer]``: ``(key_cache, value_cache)`` as in :mod:`octavo.kernels.interface`.
-        ``adapters``: None where no token has one.
+        ``adapters``: None where no token has one. ``is_last_only``: return ``[S, hidden_size]``,
+        those of each sequence's last token, and compute no more than they need; a sequence
+        without tokens gets something meaningless.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -175,10 +175,9 @@ class StepGraphs:
         if shape.has_adapters:
             assert self._adapters is not None, "a row has an adapter, and there are none"
             adapters = self._adapters.step(self._rows.adapter_slots[token_row])
-        hidden = self._model.forward(token_ids, self._kv.layers, attention, adapters)
-        if not shape.is_decode:
-            last = attention.query_starts[1:].long() - 1
-            hidden = hidden[last.clamp_min(0)]
+        hidden = self._model.forward(
+            token_ids, self._kv.layers, attention, adapters, is_last_only=True
+        )
         if shape.kind is DrawKind.LATER:
             if self._hidden is None:  # every shape runs eagerly once before it is captured
                 self._hidden = hidden.new_zeros(self._table.shape[1], hidden.shape[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,12 +76,20 @@ class ModelRunner:
         """
         return self._graphs is not None and self._graphs.prepare_next()
 
-    @torch.inference_mode()
-    def run_covering(self) -> None:
-        """Run on padding alone what needs most memory, and every kernel, of captured steps."""
+    def run_largest(self) -> None:
+        """Run on padding alone the captured steps that need most memory."""
         if self._graphs is not None:
-            for shape in self._graphs.shapes.covering():
-                self._graphs.run_padding(shape)
+            self._run_padding(self._graphs, self._graphs.shapes.largest())
+
+    def run_covering(self) -> None:
+        """Run on padding alone steps that together run every kernel of captured ones."""
+        if self._graphs is not None:
+            self._run_padding(self._graphs, self._graphs.shapes.covering())
+
+    @torch.inference_mode()
+    def _run_padding(self, graphs: StepGraphs, shapes: Iterable[StepShape]) -> None:
+        for shape in shapes:
+            graphs.run_padding(shape)
 
     def close(self) -> None:
         """Drop the device's memory; may be called twice."""
@@ -132,13 +140,15 @@ class ModelRunner:
         adapters = None
         if self._adapters is not None and self._rows.has_adapters(plan):
             adapters = self._adapters.step(self._rows.adapter_slots[token_row])
-        hidden = self._model.forward(token_ids, self._kv.layers, attention, adapters)
+        # Who reads a prompt wants the hidden states of all its tokens.
+        is_last_only = not plan.readings
+        hidden = self._model.forward(token_ids, self._kv.layers, attention, adapters, is_last_only)
         drawing = [index for index, draws in enumerate(plan.samples) if draws]
         reads = self._prompts.read(plan, hidden) if plan.readings else []
         if not drawing:
             return _Nothing(reads)
-        if not table.is_decode:
-            hidden = hidden[attention.query_starts[1:].long() - 1]
+        if not is_last_only:
+            hidden = hidden[attention.last_tokens]
         row, after = table.row, table.after
         if len(drawing) < len(plan.rows):
             chosen = torch.tensor(drawing, dtype=torch.int64, device=hidden.device)

@@ -78,12 +78,11 @@ class StepShapes:
         """Of any shape."""
         return self._decodes_beside[-1] + self._prefills[-1]
 
-    def covering(self) -> list[StepShape]:
-        """Shapes that together need as much memory, and run every kernel, as any others do."""
+    def largest(self) -> list[StepShape]:
+        """For each kind of draw the shapes that need most memory."""
         num_decodes, num_prefills = self._decodes_beside[-1], self._prefills[-1]
         num_tokens = max(self._tokens[-1], num_decodes + 1)
-        # Products of few tokens have kernels of their own for their numbers.
-        shapes = [StepShape(size, 0, size, DrawKind.GREEDY) for size in self._decodes]
+        shapes = []
         for kind in _KINDS:
             shapes += [
                 StepShape(num_decodes, num_prefills, num_tokens, kind),
@@ -105,6 +104,12 @@ class StepShapes:
             ]
             shapes += [replace(shape, has_adapters=True) for shape in adapted]
         return shapes
+
+    def covering(self) -> list[StepShape]:
+        """Shapes that together run every kernel that any shape runs."""
+        # Products of few tokens have kernels of their own for their numbers.
+        few = [StepShape(size, 0, size, DrawKind.GREEDY) for size in self._decodes]
+        return [*self.largest(), *few]
 
     def shape_for(
         self, plan: BatchPlan, kind: DrawKind, has_adapters: bool = False

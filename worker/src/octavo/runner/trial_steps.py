@@ -1,6 +1,6 @@
 """The largest steps an engine will ever run, tried before memory is shared out.
 
-They compile every kernel, and tell how much memory a step needs beside weights and cache, and
+They load the usual kernels, and tell how much memory a step needs beside weights and cache, and
 how long a token of a long step takes. Knows plans and bytes; the model is the runner's affair.
 """
 
@@ -28,8 +28,8 @@ _DEMANDING = SamplingParams(temperature=1.0, top_k=50, top_p=0.9, presence_penal
 class TriedRunner(Runner, Protocol):
     """A runner as it is tried."""
 
-    def run_covering(self) -> None:
-        """Run on padding alone what needs most memory, and every kernel, of captured steps."""
+    def run_largest(self) -> None:
+        """Run on padding alone the captured steps that need most memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def try_steps(
     with explained_shortage(memory, what, "lower --max-num-batched-tokens or --max-num-seqs"):
         runner = make_runner()
         before_bytes = memory.own_bytes()
-        graphs_bytes = memory.peak_of(runner.run_covering) - before_bytes
+        graphs_bytes = memory.peak_of(runner.run_largest) - before_bytes
         plan = _largest_plan(limits)
         step_bytes = memory.peak_of(lambda: _run(runner, plan)) - weights_bytes
         started_s = time.perf_counter()

@@ -43,14 +43,19 @@ def test_philox_gives_the_papers_known_answers(
     assert tuple(int(word) for word in words) == expected
 
 
-def test_gumbel_noise_uses_seed_and_position_as_key_and_counter() -> None:
-    seed, position, token_id = (0x299F31D0 << 32) | 0xA4093822, 77, 5
+@pytest.mark.parametrize(
+    ("token_id", "counter", "word"),
+    [(0, 0, 0), (5, 5, 0), (16, 0, 1), (63, 15, 3), (64, 16, 0), (149, 37, 1)],
+)
+def test_gumbel_noise_uses_every_word_of_a_counter(token_id: int, counter: int, word: int) -> None:
+    seed, position = (0x299F31D0 << 32) | 0xA4093822, 77
     words = philox4x32(
-        (_word(token_id), _word(position), _word(0), _word(0)),
+        (_word(counter), _word(position), _word(0), _word(0)),
         (_word(0xA4093822), _word(0x299F31D0)),
     )
-    u = ((int(words[0]) >> 8) + 0.5) * 2.0**-24
-    noise = gumbel_noise(torch.tensor([seed]), torch.tensor([position], dtype=torch.int32), 8)
+    u = ((int(words[word]) >> 8) + 0.5) * 2.0**-24
+    noise = gumbel_noise(torch.tensor([seed]), torch.tensor([position], dtype=torch.int32), 150)
+    assert noise.shape == (1, 150)
     assert noise[0, token_id].item() == pytest.approx(-math.log(-math.log(u)), rel=1e-12)
 
 

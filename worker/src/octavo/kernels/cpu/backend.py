@@ -142,6 +142,7 @@ class CpuKernels:
         batch: AttentionBatch,
         scale: float,
         window: int | None,
+        qkv: Tensor | None = None,
     ) -> Tensor:
         q = q.contiguous()
         _, num_kv_heads, block_size, head_dim = key_cache.shape

@@ -30,6 +30,7 @@ class InvariantCpuKernels(CpuKernels):
         batch: AttentionBatch,
         scale: float,
         window: int | None,
+        qkv: Tensor | None = None,
     ) -> Tensor:
         batch = replace(batch, num_decodes=0, shared=None)
         return super().paged_attention(q, key_cache, value_cache, batch, scale, window)

@@ -92,13 +92,16 @@ class TritonKernels:
         batch: AttentionBatch,
         scale: float,
         window: int | None,
+        qkv: Tensor | None = None,
     ) -> Tensor:
         """Tokens past the last sequence (padding) get no defined output."""
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if batch.num_decodes > 0:
             decode_attention(q, key_cache, value_cache, out, batch, scale, window, self._machine)
         if batch.context_lens.shape[0] > batch.num_decodes:
-            prefill_attention(q, key_cache, value_cache, out, batch, scale, window, self._machine)
+            prefill_attention(
+                q, key_cache, value_cache, out, batch, scale, window, self._machine, qkv=qkv
+            )
         return out
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 from octavo.kernels.interface import AttentionBatch
 from octavo.kernels.triton.launch import INTERPRETED, MAX_ARRIVALS, Machine, next_power_of_two
 from octavo.kernels.triton.overlap import wait_for_predecessors
-from octavo.kernels.triton.pages import load_rows, locate_tokens, multiply
+from octavo.kernels.triton.pages import load_rows, locate_tokens, multiply, multiply_add
 from octavo.kernels.triton.shared_attention import shared_attention
 
 _MIN_GROUP_ROWS = 16  # the least number of rows of a matrix instruction
@@ -52,10 +52,11 @@ def decode_config(head_dim: int, element_bytes: int) -> DecodeConfig:
     block_tokens = max(16, min(128, block_tokens))
     return DecodeConfig(
         block_tokens=block_tokens,
-        min_split_tokens=max(128, block_tokens),
+        min_split_tokens=max(64, block_tokens),
         num_warps=4,
-        # Reading through the block table, the compiler loads (num_stages - 1) // 2 tiles ahead.
-        num_stages=5,
+        # Reading through the block table, the compiler loads (num_stages - 1) // 2 tiles ahead:
+        # one, so that five programs find room on a multiprocessor.
+        num_stages=3,
     )
 
 
@@ -213,8 +214,9 @@ def _decode_program(
     sequence = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
-    wait_for_predecessors(OVERLAP)
+    # Written long before the predecessor, which brings the query and the newest key.
     length = tl.load(context_lens + sequence)
+    wait_for_predecessors(OVERLAP)
     # The query stands at length - 1 and sees positions begin_seen : length.
     begin_seen = length * 0
     if WINDOW > 0:
@@ -265,8 +267,12 @@ def _decode_program(
             weights = tl.exp2(scores - new_largest[:, None])
             carried = tl.exp2(largest - new_largest)
             total = total * carried + tl.sum(weights, axis=1)
-            weighted = multiply(weights.to(queries.dtype), values.to(queries.dtype), INTERPRETED)
-            result = result * carried[:, None] + weighted
+            result = multiply_add(
+                weights.to(queries.dtype),
+                values.to(queries.dtype),
+                result * carried[:, None],
+                INTERPRETED,
+            )
             largest = new_largest
         safe_total = tl.where(total == 0.0, 1.0, total)
         out_rows = out + (sequence * NUM_KV_HEADS + kv_head) * GROUP_SIZE * HEAD_DIM

@@ -42,6 +42,8 @@ class InvariantTritonKernels(TritonKernels):
         batch: AttentionBatch,
         scale: float,
         window: int | None,
+        qkv: Tensor | None = None,
     ) -> Tensor:
+        # From pages alone: tiles of a chunk's own keys begin where the chunk does.
         batch = replace(batch, num_decodes=0, shared=None)
         return super().paged_attention(q, key_cache, value_cache, batch, scale, window)

@@ -32,11 +32,15 @@ def _rms_norm_program(
     columns = tl.arange(0, BLOCK)
     mask = columns < SIZE
     factors = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
+    pointers = residual + row * residual_stride + columns
+    added = tl.zeros([BLOCK], tl.float32)
+    if HAS_RESIDUAL:
+        # The program just ahead brings x; the residual was written by the norm before it.
+        added = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
     wait_for_predecessors(OVERLAP)
     values = tl.load(x + row * x_stride + columns, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
-        pointers = residual + row * residual_stride + columns
-        values += tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+        values += added
         # Normalise what is stored, rounding included: the next layer adds to that.
         rounded = values.to(residual.dtype.element_ty)
         tl.store(pointers, rounded, mask=mask)

@@ -7,8 +7,8 @@ as it can. Every program of this package calls :func:`wait_for_predecessors` bef
 another program wrote in this step, and before it writes anything.
 
 The next program may start once every worker of this one has waited. So when a program starts,
-everything ahead of its predecessor is complete, and before its wait it may read weights, which
-nobody writes, but nothing else. The launch needs the option that
+everything ahead of its predecessor is complete: before its wait it may read weights, and what
+it is sure that the program just ahead does not write. The launch needs the option that
 :attr:`octavo.kernels.triton.launch.Machine.launch_options` holds.
 
 Source: NVIDIA, CUDA C++ Programming Guide, "Programmatic dependent launch and synchronization".

@@ -58,3 +58,12 @@ def multiply(a, b, INTERPRETED: tl.constexpr):
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def multiply_add(a, b, sums, INTERPRETED: tl.constexpr):
+    """``sums + a @ b``, as :func:`multiply`; ``sums`` are float32."""
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, sums, input_precision="ieee")

@@ -58,7 +58,7 @@ def _stored(x, inverse_scale, pointer, IS_FP8: tl.constexpr):
     return x.to(pointer.dtype.element_ty)
 
 
-@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
+@triton.jit(do_not_specialize=["keeps_keys"], do_not_specialize_on_alignment=["positions", "slots"])
 def _rope_and_cache_program(
     qkv,
     cos_sin,
@@ -74,6 +74,7 @@ def _rope_and_cache_program(
     eps,
     inverse_key_scale,
     inverse_value_scale,
+    keeps_keys,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -94,8 +95,10 @@ def _rope_and_cache_program(
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     row = qkv + token * qkv_stride
-    wait_for_predecessors(OVERLAP)
     angles = cos_sin + tl.load(positions + token).to(tl.int64) * ROTARY_DIM
+    slot = tl.load(slots + token)
+    # Only the product comes from the program just ahead.
+    wait_for_predecessors(OVERLAP)
     half = tl.arange(0, BLOCK_HALF)[None, :]
     rest = ROTARY_DIM + tl.arange(0, BLOCK_REST)[None, :]
     if tile < NUM_Q_TILES:
@@ -113,7 +116,6 @@ def _rope_and_cache_program(
             z_mask = mask & (rest < HEAD_DIM)
             tl.store(pointers + rest, z.to(qkv.dtype.element_ty), mask=z_mask)
     else:
-        slot = tl.load(slots + token)
         if slot >= 0:
             heads = ((tile - NUM_Q_TILES) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS))[:, None]
             mask = heads < NUM_KV_HEADS
@@ -126,6 +128,13 @@ def _rope_and_cache_program(
             offsets = (heads * BLOCK_SIZE + slot % BLOCK_SIZE) * HEAD_DIM
             keys = key_cache + block * key_block_stride + offsets
             tile_mask = mask & (half < HALF)
+            if keeps_keys != 0:
+                # Prefill attention reads this step's keys from here.
+                tl.store(pointers + half, x.to(qkv.dtype.element_ty), mask=tile_mask)
+                tl.store(pointers + HALF + half, y.to(qkv.dtype.element_ty), mask=tile_mask)
+                if ROTARY_DIM < HEAD_DIM:
+                    z_mask = mask & (rest < HEAD_DIM)
+                    tl.store(pointers + rest, z.to(qkv.dtype.element_ty), mask=z_mask)
             x = _stored(x, inverse_key_scale, key_cache, IS_FP8)
             y = _stored(y, inverse_key_scale, key_cache, IS_FP8)
             tl.store(keys + half, x, mask=tile_mask)
@@ -157,7 +166,8 @@ def rope_and_cache(
 ) -> Tensor:
     """See :meth:`octavo.kernels.interface.Kernels.rope_and_cache`.
 
-    The returned q is a view of ``qkv``, rotated in place. Caches of an FP8 dtype hold
+    The returned q is a view of ``qkv``, rotated in place, as are the keys where several tokens of
+    a sequence are computed. Caches of an FP8 dtype hold
     ``key / key_scale`` and ``value / value_scale``; the scales do nothing for other dtypes.
     """
     num_tokens = qkv.shape[0]
@@ -182,6 +192,7 @@ def rope_and_cache(
             eps,
             1.0 / key_scale,
             1.0 / value_scale,
+            int(not batch.is_decode),
             NUM_HEADS=num_heads,
             NUM_KV_HEADS=num_kv_heads,
             HEAD_DIM=head_dim,

@@ -29,11 +29,47 @@ _NO_TOKEN = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def gumbel(seed, position, token_ids):
-    """Gumbel noise of ``token_ids: [n]`` as :mod:`octavo.kernels.philox` defines it, in float32."""
-    zeros = token_ids * 0
-    words = tl.philox(seed, token_ids, zeros + position, zeros, zeros)
-    return gumbel_of_words(words[0])
+def gumbel(seed, position, first, lanes):
+    """Gumbel noise as :mod:`octavo.kernels.philox` defines it, in float32.
+
+    ``lanes: [n]``, 0 to n. Returns four tensors ``[n]``: of the tokens :func:`_ids_of` says, and
+    of those 16, 32 and 48 ids on.
+    """
+    zeros = lanes * 0
+    words = tl.philox(seed, first // 4 + lanes, zeros + position, zeros, zeros)
+    return (
+        gumbel_of_words(words[0]),
+        gumbel_of_words(words[1]),
+        gumbel_of_words(words[2]),
+        gumbel_of_words(words[3]),
+    )
+
+
+@triton.jit
+def _ids_of(first, lanes):
+    """The first 16 of each 64 ids from ``first`` on: those that use their counters' first words."""
+    return first + lanes // 16 * 64 + lanes % 16
+
+
+@triton.jit
+def _consider(
+    logits,
+    ids,
+    noise,
+    scale,
+    masks,
+    mask_row,
+    best,
+    best_ids,
+    VOCAB_SIZE: tl.constexpr,
+):
+    """The better of each lane's best score so far and that of ``ids``, and whose it is."""
+    scores = tl.load(logits + ids, mask=ids < VOCAB_SIZE, other=-float("inf")).to(tl.float32)
+    if mask_row >= 0:
+        scores = _masked(scores, ids, masks, mask_row, VOCAB_SIZE)
+    scores = tl.div_rn(scores, scale) + noise
+    is_better = scores > best
+    return tl.where(is_better, scores, best), tl.where(is_better, ids, best_ids)
 
 
 @triton.jit
@@ -105,31 +141,33 @@ def _draw_program(
     # Whole blocks, so that the compiler sees aligned loads.
     begin = chunk * blocks_per_chunk * BLOCK
     end = tl.minimum(begin + blocks_per_chunk * BLOCK, VOCAB_SIZE)
-    lanes = tl.arange(0, BLOCK)
-    best = tl.full([BLOCK], -float("inf"), tl.float32)
-    best_ids = begin + lanes
+    lanes = tl.arange(0, BLOCK // 4)
+    best = tl.full([BLOCK // 4], -float("inf"), tl.float32)
+    best_ids = _ids_of(begin, lanes)
     temperature = 0.0
+    scale = 1.0
     seed = tl.zeros([], tl.int64)
     position = tl.zeros([], tl.int32)
     if not ALL_GREEDY:
         temperature = tl.load(temperatures + row)
+        scale = tl.where(temperature > 0, temperature, 1.0)
         seed = tl.load(seeds + row)
         position = tl.load(positions + row)
     mask_row = tl.full([], -1, tl.int32)
     if has_masks != 0:
         mask_row = tl.load(mask_rows + row)
+    row_logits = logits + row * row_stride
+    none = tl.zeros([BLOCK // 4], tl.float32)
     for first in range(begin, end, BLOCK):
-        ids = first + lanes
-        mask = ids < VOCAB_SIZE
-        scores = tl.load(logits + row * row_stride + ids, mask=mask, other=-float("inf"))
-        scores = scores.to(tl.float32)
-        if mask_row >= 0:
-            scores = _masked(scores, ids, masks, mask_row, VOCAB_SIZE)
+        ids = _ids_of(first, lanes)
+        noise = (none, none, none, none)
         if not ALL_GREEDY and temperature > 0:
-            scores = tl.div_rn(scores, temperature) + gumbel(seed, position, ids)
-        is_better = scores > best
-        best = tl.where(is_better, scores, best)
-        best_ids = tl.where(is_better, ids, best_ids)
+            noise = gumbel(seed, position, first, lanes)
+        for word in tl.static_range(4):
+            best, best_ids = _consider(
+                row_logits, ids + 16 * word, noise[word], scale, masks, mask_row, best, best_ids,
+                VOCAB_SIZE,
+            )  # fmt: skip
     score, token_id = _winner(best, best_ids)
     tl.store(chunk_scores + row * num_chunks + chunk, score)
     tl.store(chunk_ids + row * num_chunks + chunk, token_id)
@@ -227,22 +265,27 @@ def _best_above(
     BLOCK: tl.constexpr,
 ):
     """The token of the best noisy score among scaled logits from ``floor`` up, above ``pivot``."""
-    lanes = tl.arange(0, BLOCK)
-    best = tl.full([BLOCK], -float("inf"), tl.float32)
+    lanes = tl.arange(0, BLOCK // 4)
+    best = tl.full([BLOCK // 4], -float("inf"), tl.float32)
     best_ids = lanes
+    none = tl.zeros([BLOCK // 4], tl.float32)
     for first in range(0, VOCAB_SIZE, BLOCK):
-        ids = first + lanes
-        x = tl.load(row_logits + ids, mask=ids < VOCAB_SIZE, other=-float("inf"))
+        all_ids = first + tl.arange(0, BLOCK)
+        x = tl.load(row_logits + all_ids, mask=all_ids < VOCAB_SIZE, other=-float("inf"))
         x = tl.div_rn(x.to(tl.float32), temperature)
-        is_candidate = (x >= floor) & (x > pivot)
         # Filters leave most blocks without a candidate: spare those the noise.
-        if tl.max(is_candidate.to(tl.int32), axis=0) > 0:
-            scores = x
+        if tl.max(((x >= floor) & (x > pivot)).to(tl.int32), axis=0) > 0:
+            noise = (none, none, none, none)
             if is_random:
-                scores = x + gumbel(seed, position, ids)
-            is_better = is_candidate & (scores > best)
-            best = tl.where(is_better, scores, best)
-            best_ids = tl.where(is_better, ids, best_ids)
+                noise = gumbel(seed, position, first, lanes)
+            for word in tl.static_range(4):
+                ids = _ids_of(first, lanes) + 16 * word
+                x = tl.load(row_logits + ids, mask=ids < VOCAB_SIZE, other=-float("inf"))
+                x = tl.div_rn(x.to(tl.float32), temperature)
+                scores = x + noise[word]
+                is_better = (x >= floor) & (x > pivot) & (scores > best)
+                best = tl.where(is_better, scores, best)
+                best_ids = tl.where(is_better, ids, best_ids)
     _, token_id = _winner(best, best_ids)
     return token_id
 

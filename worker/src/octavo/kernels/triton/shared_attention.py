@@ -25,7 +25,7 @@ from torch import Tensor
 from octavo.kernels.interface import AttentionBatch, SharedPrefix
 from octavo.kernels.triton.launch import INTERPRETED, Machine, next_power_of_two
 from octavo.kernels.triton.overlap import wait_for_predecessors
-from octavo.kernels.triton.pages import load_rows, locate_tokens, multiply
+from octavo.kernels.triton.pages import load_rows, locate_tokens, multiply, multiply_add
 
 _MAX_SPLITS = 8
 _PROGRAMS_PER_MULTIPROCESSOR = 2
@@ -112,8 +112,12 @@ def _shared_program(
         weights = tl.exp2(scores - new_largest[:, None])
         carried = tl.exp2(largest - new_largest)
         total = total * carried + tl.sum(weights, axis=1)
-        weighted = multiply(weights.to(queries.dtype), values.to(queries.dtype), INTERPRETED)
-        result = result * carried[:, None] + weighted
+        result = multiply_add(
+            weights.to(queries.dtype),
+            values.to(queries.dtype),
+            result * carried[:, None],
+            INTERPRETED,
+        )
         largest = new_largest
     safe_total = tl.where(total == 0.0, 1.0, total)
     num_sequences = num_rows // GROUP_SIZE
@@ -143,7 +147,7 @@ def shared_attention(
     num_heads = q.shape[1]
     group_size = num_heads // num_kv_heads
     num_rows = num_sequences * group_size
-    block_rows, block_tokens, num_warps, num_stages = _tile(head_dim, q.element_size(), num_rows)
+    block_rows, block_tokens, num_warps, num_stages = _tile(head_dim, q.element_size())
     num_tiles = triton.cdiv(num_rows, block_rows)
     splits = _num_splits(num_tiles * num_kv_heads, machine.num_multiprocessors)
     shape = (splits, num_sequences, num_heads)
@@ -180,13 +184,11 @@ def shared_attention(
     return SharedPartials(results, logsumexps)
 
 
-def _tile(head_dim: int, element_bytes: int, num_rows: int) -> tuple[int, int, int, int]:
+def _tile(head_dim: int, element_bytes: int) -> tuple[int, int, int, int]:
     """Rows and tokens of a tile, warps, stages."""
     if element_bytes == 4:
         return (32, 32, 8, 2) if head_dim <= 128 else (16, 16, 8, 1)
-    block_rows = 64 if num_rows <= 64 else 128
-    block_tokens = 64 if head_dim <= 128 else 32
-    return block_rows, block_tokens, block_rows // 16, 3
+    return 128, 64 if head_dim <= 128 else 32, 8, 3
 
 
 def _num_splits(num_programs: int, num_multiprocessors: int) -> int:

@@ -86,13 +86,14 @@ class CompletionAnswer(GenerationAnswer[CompletionRequest]):
     def _opening(
         self, event: GenerationEvent, chunks: StreamWriter, exchange: Exchange[CompletionRequest]
     ) -> bytes:
-        prompt = self._prompts[event.index // exchange.job.params.n]
-        prompt.take(event)
         body, index = exchange.body, event.index
-        is_opened = index in self._opened
-        if is_opened or (not body.echo and body.logprobs is None):
+        if index in self._opened:
             return b""
         self._opened.add(index)
+        prompt = self._prompts[index // exchange.job.params.n]
+        prompt.take(event)
+        if not body.echo and body.logprobs is None:
+            return b""
         writer = cast(CompletionChunks, chunks)
         offsets = self._offsets(body, prompt)
         writer.begin(index, offsets)

@@ -136,7 +136,7 @@ static void call_sample(const argument *a) {
 }
 FUNCTION(sample, "piippppppiipppi", a[1].i * a[2].i * 20)
 
-/* For tests: first counter, position, seed, out: LANES words. */
+/* For tests: first counter, position, seed, out: [4][LANES] words. */
 static void call_philox(const argument *a) {
     philox((uint32_t)a[0].i, (uint32_t)a[1].i, (uint64_t)a[2].i, a[3].p);
 }

@@ -52,7 +52,7 @@ INLINE vq multiply_low(vq a, uint32_t factor) {
 #endif
 }
 
-/* First words of Philox4x32-10 for counters (first + 0 .. LANES, position, 0, 0).
+/* The four words [4][LANES] of Philox4x32-10 for counters (first + 0 .. LANES, position, 0, 0).
  * Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3". */
 static void philox(uint32_t first, uint32_t position, uint64_t seed, uint32_t *words) {
     for (int half = 0; half < 2; half++) {
@@ -67,7 +67,10 @@ static void philox(uint32_t first, uint32_t position, uint64_t seed, uint32_t *w
             c1 = p1, c3 = p0; /* only the low halves count */
             k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
         }
-        for (int i = 0; i < WIDE_LANES; i++) words[half * WIDE_LANES + i] = (uint32_t)c0[i];
+        const vq word[4] = {c0, c1, c2, c3};
+        for (int w = 0; w < 4; w++)
+            for (int i = 0; i < WIDE_LANES; i++)
+                words[w * LANES + half * WIDE_LANES + i] = (uint32_t)word[w][i];
     }
 }
 
@@ -87,27 +90,51 @@ static void consider(draw *d, float logit, uint32_t word, int64_t id) {
     if (value > d->best || (value == d->best && id < d->id)) *d = (draw){value, id};
 }
 
+/* Of each TOKENS_A_GROUP tokens, COUNTERS_A_GROUP counters give their first words to the first COUNTERS_A_GROUP tokens,
+ * their second words to the next, and so on: see octavo.kernels.philox. */
+enum { COUNTERS_A_GROUP = 16, TOKENS_A_GROUP = 4 * COUNTERS_A_GROUP };
+
+/* The tokens of one group that share LANES counters, from counter number `first` of the group. */
+static void draw_lanes(draw *d, const float *logits, int64_t size, int64_t group, int64_t first,
+                       float lowest, uint64_t seed, uint32_t position) {
+    vf bounds[4];
+    vi kept[4];
+    int any = 0;
+    for (int w = 0; w < 4; w++) {
+        int64_t i = group + w * COUNTERS_A_GROUP + first;
+        kept[w] = (vi){0};
+        if (i >= size) continue;
+        vf x = i + LANES <= size ? vload(logits + i) : vload_part(logits + i, size - i);
+        /* What 1 - u must stay below, with room for rounding; 1 - u is at least 2^-25. */
+        bounds[w] = vexp(x - vset((float)d->best)) * 1.001f;
+        kept[w] = (x >= lowest) & (bounds[w] > 0x1p-25f);
+        any |= vany(kept[w]) != 0;
+    }
+    if (!any) return;
+    uint32_t words[4 * LANES];
+    philox((uint32_t)(group / 4 + first), position, seed, words);
+    for (int w = 0; w < 4; w++) {
+        if (!vany(kept[w])) continue;
+        int64_t i = group + w * COUNTERS_A_GROUP + first;
+        vu complement = 0xffffffu - (vload_u(words + w * LANES) >> 8);
+        vf tail = (vfrom_int((vi)complement) + 0.5f) * 0x1p-24f;
+        kept[w] &= tail < bounds[w];
+        if (!vany(kept[w])) continue;
+        for (int64_t lane = 0; lane < min_of(LANES, size - i); lane++)
+            if (kept[w][lane]) consider(d, logits[i + lane], words[w * LANES + lane], i + lane);
+    }
+}
+
 /* argmax of logit + noise over logits >= lowest; `likeliest` is the argmax of the logits. */
 static int64_t draw_token(const float *logits, int64_t size, float lowest, int64_t likeliest,
                           uint64_t seed, uint32_t position) {
-    uint32_t words[LANES];
+    uint32_t words[4 * LANES];
     draw d = {-INFINITY, likeliest};
-    philox((uint32_t)likeliest, position, seed, words);
-    consider(&d, logits[likeliest], words[0], likeliest);
-    for (int64_t i = 0; i < size; i += LANES) {
-        vf x = i + LANES <= size ? vload(logits + i) : vload_part(logits + i, size - i);
-        /* What 1 - u must stay below, with room for rounding; 1 - u is at least 2^-25. */
-        vf bound = vexp(x - vset((float)d.best)) * 1.001f;
-        vi kept = (x >= lowest) & (bound > 0x1p-25f);
-        if (!vany(kept)) continue;
-        philox((uint32_t)i, position, seed, words);
-        vu complement = 0xffffffu - (vload_u(words) >> 8);
-        vf tail = (vfrom_int((vi)complement) + 0.5f) * 0x1p-24f;
-        kept &= tail < bound;
-        if (!vany(kept)) continue;
-        for (int64_t lane = 0; lane < min_of(LANES, size - i); lane++)
-            if (kept[lane]) consider(&d, logits[i + lane], words[lane], i + lane);
-    }
+    philox((uint32_t)(likeliest / TOKENS_A_GROUP * COUNTERS_A_GROUP + likeliest % COUNTERS_A_GROUP), position, seed, words);
+    consider(&d, logits[likeliest], words[likeliest / COUNTERS_A_GROUP % 4 * LANES], likeliest);
+    for (int64_t group = 0; group < size; group += TOKENS_A_GROUP)
+        for (int64_t lane = 0; lane < COUNTERS_A_GROUP; lane += LANES)
+            draw_lanes(&d, logits, size, group, lane, lowest, seed, position);
     return d.id;
 }
 

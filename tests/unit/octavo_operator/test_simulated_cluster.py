@@ -1,0 +1,339 @@
+"""The reconciling core against a cluster in memory: faults at every call, many services, idle time.
+
+Everything but kopf and HTTP is the real thing. Counts are gated; times are printed by
+`pytest -s -k many`. OCTAVO_TEST_FULL=1 injects every fault at every call, and takes 200 services;
+without it each fault is tried at every eighth call, and there are 40 services.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import resource as process_resources
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from eventually import eventually
+from faulty_cluster import FaultyCluster
+from inference_services import condition_message, conditions, inference_service
+from octavo_operator.cluster.follower import Follower
+from octavo_operator.cluster.object_store import ObjectStore
+from octavo_operator.errors import (
+    ClusterError,
+    ConflictError,
+    GoneError,
+    NotFoundError,
+    ThrottledError,
+    UnavailableError,
+)
+from octavo_operator.local.deployment_controller import new_pod
+from octavo_operator.manifests.kinds import (
+    CHILD_KINDS,
+    DEPLOYMENT,
+    EVENT,
+    INFERENCE_SERVICE,
+    OPTIONAL_KINDS,
+    POD,
+    SERVICE,
+)
+from octavo_operator.reconcile.observed import LiveObject
+
+IS_FULL = bool(os.environ.get("OCTAVO_TEST_FULL"))
+KEY = ("models", "chat")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "work_queue.FIRST_RETRY_S",
+        "work_queue.LONGEST_RETRY_S",
+        "informer.FIRST_PAUSE_S",
+        "informer.LONGEST_PAUSE_S",
+    ):
+        monkeypatch.setattr(f"octavo_operator.cluster.{name}", 0.002)
+
+
+class Simulation:
+    """An operator that follows a cluster, and a clock that goes when it is told to."""
+
+    def __init__(self, *, resync_s: float = 3600.0) -> None:
+        self.store = ObjectStore(seed=1, clock=lambda: self.now)
+        self.cluster = FaultyCluster(self.store)
+        self.now = NOW
+        self.follower = Follower(self.cluster, (), "worker:1", resync_s, clock=lambda: self.now)
+        self._running: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._running = asyncio.create_task(self.follower.run())
+
+    async def stop(self) -> None:
+        assert self._running is not None
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
+
+    async def restart(self) -> None:
+        """As after a crash: nothing that was in memory is left."""
+        await self.stop()
+        self.follower = Follower(self.cluster, (), "worker:1", 3600.0, clock=lambda: self.now)
+        self.start()
+        for service in (await self.store.list_objects(INFERENCE_SERVICE, None, {})).items:
+            metadata = service["metadata"]
+            self.follower.queue.add((metadata["namespace"], metadata["name"]))
+
+    async def apply(self, resource: dict[str, Any]) -> None:
+        live = await self.store.apply(resource, "user")
+        metadata = live["metadata"]
+        self.follower.queue.add((metadata["namespace"], metadata["name"]))
+
+    async def settled(self) -> None:
+        """Until nothing is due, nothing waits for another try, and events have been seen."""
+        for _ in range(3):
+            await asyncio.sleep(0.005)
+            await eventually(
+                lambda: self.follower.queue.is_idle and not self.follower.queue._timers
+            )
+
+    async def service(self) -> LiveObject:
+        return await self.store.get(INFERENCE_SERVICE, *KEY)
+
+    async def make_ready(self, name: str = "chat", pods: int = 1) -> None:
+        live = await self.store.get(DEPLOYMENT, "models", name)
+        counts = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
+        status = {"observedGeneration": live["metadata"]["generation"]}
+        status |= dict.fromkeys(counts, pods)
+        await self.store.write_status(DEPLOYMENT, "models", name, status, None)
+
+    async def children(self) -> dict[str, Any]:
+        """What matters of all children: their contents, without what the server counts."""
+        found = {}
+        for kind in CHILD_KINDS:
+            if kind in OPTIONAL_KINDS:
+                continue
+            for live in (await self.store.list_objects(kind, None, {})).items:
+                annotations = live["metadata"].get("annotations")
+                found[kind.kind, live["metadata"]["name"]] = (live.get("spec"), annotations)
+        return found
+
+
+@asynccontextmanager
+async def simulation() -> AsyncIterator[Simulation]:
+    running = Simulation()
+    running.start()
+    await running.follower.index.wait_listed()
+    try:
+        yield running
+    finally:
+        running.cluster.always = None
+        running.cluster.faults.clear()
+        await running.stop()
+
+
+async def _story(running: Simulation) -> dict[str, Any]:
+    """Create, come up, change, lose a child, come up again."""
+    await running.apply(inference_service(replicas=1))
+    await running.settled()
+    await running.make_ready()
+    await running.settled()
+    await running.apply(inference_service(replicas=2, engine={"maxModelLen": 64}))
+    await running.settled()
+    await running.store.delete(SERVICE, *KEY)
+    await running.settled()
+    await running.make_ready(pods=2)
+    await running.settled()
+    assert conditions(await running.service())["Ready"] == ("True", "Serving")
+    return await running.children()
+
+
+async def test_calls_for_each_change_are_counted() -> None:
+    async with simulation() as running:
+        calls = running.cluster.calls
+        calls.clear()
+        await running.apply(inference_service(replicas=1))
+        await running.settled()
+        applies = {kind: count for kind, count in calls.items() if kind.startswith("apply")}
+        assert set(applies.values()) == {1}
+        assert calls["status inferenceservices"] == 1
+        calls.clear()
+        await running.make_ready()
+        await running.settled()
+        assert {key: calls[key] for key in calls if not key.startswith("get")} == {
+            "status inferenceservices": 1,
+            "create Event": 2,
+        }
+        assert calls["get inferenceservices"] <= 2
+        calls.clear()
+        await running.apply(inference_service(replicas=3))
+        await running.settled()
+        assert (calls["apply Deployment"], calls["status inferenceservices"]) == (1, 1)
+        assert sum(count for key, count in calls.items() if key.startswith("apply")) == 1
+
+
+_FAULTS = [
+    ConflictError("conflict"),
+    GoneError("gone"),
+    ThrottledError("slow down", retry_after_s=0.002),
+    UnavailableError("timed out"),
+]
+
+
+@pytest.mark.parametrize("is_done_first", [False, True], ids=["refused", "answer-lost"])
+@pytest.mark.parametrize("fault", _FAULTS, ids=lambda fault: type(fault).__name__)
+async def test_fault_at_any_call_changes_nothing_in_the_end(
+    fault: ClusterError, is_done_first: bool
+) -> None:
+    async with simulation() as running:
+        running.cluster.calls.clear()
+        expected = await _story(running)
+        num_calls = running.cluster.calls.total()
+    stride = 1 if IS_FULL else 8
+    offset = 0 if IS_FULL else 2 * _FAULTS.index(fault) + is_done_first
+    for position in range(offset, num_calls + 1, stride):
+        async with simulation() as running:
+            running.cluster.is_done_first = is_done_first
+            running.cluster.faults = [None] * position + [fault]
+            assert await _story(running) == expected, position
+
+
+async def test_dropped_watches_and_restarts_lose_nothing() -> None:
+    async with simulation() as running:
+        expected = await _story(running)
+    async with simulation() as running:
+        await running.apply(inference_service(replicas=1))
+        await running.restart()
+        await running.settled()
+        await running.make_ready()
+        running.store.forget_history()
+        await running.restart()
+        await running.settled()
+        await running.apply(inference_service(replicas=2, engine={"maxModelLen": 64}))
+        await running.restart()
+        await running.store.delete(SERVICE, *KEY)
+        await running.settled()
+        await running.make_ready(pods=2)
+        await running.settled()
+        assert await running.children() == expected
+        assert conditions(await running.service())["Ready"] == ("True", "Serving")
+
+
+async def test_long_outage_is_waited_out() -> None:
+    async with simulation() as running:
+        running.cluster.always = UnavailableError("no route")
+        await running.apply(inference_service())
+        await asyncio.sleep(0.05)
+        with pytest.raises(NotFoundError):
+            await running.store.get(DEPLOYMENT, *KEY)
+        running.cluster.always = None
+        await running.settled()
+        await running.make_ready()
+        await running.settled()
+        assert conditions(await running.service())["Ready"] == ("True", "Serving")
+
+
+async def test_nothing_is_written_in_ten_idle_minutes() -> None:
+    """Looked at every second of them: no heartbeat, no rounding, no reordering gets written."""
+    async with simulation() as running:
+        await running.apply(inference_service(replicas=2))
+        await running.settled()
+        await running.make_ready(pods=2)
+        await running.settled()
+        version = (await running.service())["metadata"]["resourceVersion"]
+        writes = running.store.writes
+        for _ in range(600):
+            running.now += timedelta(seconds=1)
+            running.follower.queue.add(KEY)
+            await asyncio.sleep(0)
+        await running.settled()
+        assert (await running.service())["metadata"]["resourceVersion"] == version
+        assert running.store.writes == writes
+
+
+async def test_ready_is_false_while_the_only_pod_crashes() -> None:
+    """kserve 1859: Ready=True while crashing."""
+    async with simulation() as running:
+        await running.apply(inference_service())
+        await running.settled()
+        await running.make_ready()
+        await running.settled()
+        await running.make_ready(pods=0)
+        await running.settled()
+        assert conditions(await running.service())["Ready"][0] == "False"
+
+
+async def test_every_condition_ends_so_that_gitops_never_waits_for_ever() -> None:
+    """kserve 4791: Argo stuck Progressing."""
+    async with simulation() as running:
+        await running.apply(inference_service())
+        await running.settled()
+        assert conditions(await running.service())["Progressing"] == ("True", "RollingOut")
+        await running.make_ready()
+        await running.settled()
+        found = conditions(await running.service())
+        assert found["Progressing"] == ("False", "Complete")
+        status = (await running.service())["status"]
+        assert status["observedGeneration"] == (await running.service())["metadata"]["generation"]
+
+
+async def test_user_is_told_by_events_of_what_happens_once() -> None:
+    async with simulation() as running:
+        await running.apply(inference_service())
+        await running.settled()
+        await running.make_ready()
+        await running.settled()
+        await running.apply(inference_service(model={"uri": "ftp://x"}))
+        await running.settled()
+        await running.apply(inference_service(model={"uri": "ftp://x"}, replicas=2))
+        await running.settled()
+        events = (await running.store.list_objects(EVENT, "models", {})).items
+        told = [(event["type"], event["reason"]) for event in events]
+        assert sorted(told) == [
+            ("Normal", "Complete"),
+            ("Normal", "RollingOut"),
+            ("Normal", "Serving"),
+            ("Warning", "InvalidSpec"),
+        ]
+        warning = next(event for event in events if event["type"] == "Warning")
+        assert warning["involvedObject"]["name"] == "chat"
+        assert warning["message"] == condition_message(await running.service(), "Ready")
+
+
+NUM_SERVICES, NUM_PODS = (200 if IS_FULL else 40), 4
+
+
+async def test_many_services_cost_little() -> None:
+    """Counts are gated; seconds and bytes are printed only, since this machine is not alone."""
+    async with simulation() as running:
+        gc.collect()
+        before_kib = process_resources.getrusage(process_resources.RUSAGE_SELF).ru_maxrss
+        for number in range(NUM_SERVICES):
+            await running.apply(inference_service(f"chat-{number}", replicas=NUM_PODS))
+        await running.settled()
+        for number in range(NUM_SERVICES):
+            deployment = await running.store.get(DEPLOYMENT, "models", f"chat-{number}")
+            for _ in range(NUM_PODS):
+                await running.store.create(new_pod(deployment), "controller")
+            await running.make_ready(f"chat-{number}", NUM_PODS)
+        await running.settled()
+        assert len(running.follower.index.all_pods()) == NUM_SERVICES * NUM_PODS
+        running.cluster.calls.clear()
+        spent_s = []
+        for number in range(NUM_SERVICES):
+            started = time.process_time()
+            await running.follower.reconciler.reconcile(("models", f"chat-{number}"))
+            spent_s.append(time.process_time() - started)
+        assert running.cluster.calls == {"get inferenceservices": NUM_SERVICES}
+        after_kib = process_resources.getrusage(process_resources.RUSAGE_SELF).ru_maxrss
+        p99_ms = 1000 * sorted(spent_s)[int(0.99 * NUM_SERVICES)]
+        print(
+            f"\n{NUM_SERVICES} services x {NUM_PODS} pods: p99 {p99_ms:.1f} ms CPU a pass, "
+            f"{(after_kib - before_kib) / 1024:.0f} MiB more at most, the stand-in for the API "
+            f"server and its history included"
+        )
+        pods = await running.store.list_objects(POD, "models", {})
+        assert len(pods.items) == NUM_SERVICES * NUM_PODS
