@@ -136,6 +136,62 @@ def test_a_prompts_scores_are_those_of_the_tokens_when_they_were_drawn(
     )
 
 
+A, EOS = ord("a"), 257
+ENDS: dict[str, tuple[dict[str, Any], tuple[str, Any], str]] = {
+    "end-of-text": ({"logit_bias": {str(EOS): 100}}, ("stop", None), ""),
+    "ignored-end-of-text": (
+        {"logit_bias": {str(EOS): 100}, "ignore_eos": True, "stop_token_ids": [EOS]},
+        ("stop", EOS),
+        "",
+    ),
+    "stop-token": ({"logit_bias": {str(A): 100}, "stop_token_ids": [A]}, ("stop", A), ""),
+    "stop-token-kept": (
+        {
+            "logit_bias": {str(A): 100},
+            "stop_token_ids": [A],
+            "include_stop_str_in_output": True,
+            "min_tokens": 2,
+        },
+        ("stop", A),
+        "a",
+    ),
+    "stop-string": ({"logit_bias": {str(A): 100}, "stop": ["aaa"]}, ("stop", "aaa"), ""),
+    "stop-string-after-min-tokens": (
+        {"logit_bias": {str(A): 100}, "stop": ["aaa"], "min_tokens": 5},
+        ("stop", "aaa"),
+        "aa",
+    ),
+    "length": ({"logit_bias": {str(A): 100}, "ignore_eos": True}, ("length", None), "a" * 8),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("path", [TEXT, CHAT])
+@pytest.mark.parametrize("end", ENDS)
+def test_why_a_text_ended_is_true(served: ServedModel, end: str, path: str, stream: bool) -> None:
+    asked, why, text = ENDS[end]
+    body = {"prompt": "hello"} if path == TEXT else {"messages": HELLO}
+    body |= {"max_tokens": 8, "temperature": 0, "stream": stream, **asked}
+    answer = httpx.post(served.url + path, json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    if stream:
+        lines = [line[6:] for line in answer.text.split("\n\n") if line]
+        choices = [json.loads(line)["choices"][0] for line in lines[:-1]]
+        assert all(choice["finish_reason"] is None for choice in choices[:-1])
+        deltas = [choice.get("delta", {"content": choice.get("text")}) for choice in choices]
+        found = "".join(delta.get("content") or "" for delta in deltas)
+    else:
+        choices = answer.json()["choices"]
+        found = choices[0]["text"] if path == TEXT else choices[0]["message"]["content"]
+    last = choices[-1]
+    assert (last["finish_reason"], last["stop_reason"]) == why
+    if end == "stop-token-kept":
+        # The barred stop token leaves the two tokens before it to the model.
+        assert found.endswith(text)
+    else:
+        assert found == text
+
+
 def test_barred_words_and_allowed_tokens_hold(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": NAME, "prompt": "hello", "max_tokens": 40, "temperature": 0}
     text = client.completions.create(**asked, extra_body={"ignore_eos": True}).choices[0].text

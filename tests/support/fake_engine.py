@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from octavo.engine.adapter_table import AdapterTable
 from octavo.engine.interface import EngineState, LoadProgress, ModelInfo
 from octavo.errors import (
     EngineDeadError,
@@ -29,7 +30,7 @@ from octavo.outputs import (
     TokenLogprobs,
 )
 from octavo.pooling_params import PoolingParams
-from octavo.request import EVERYONE, Tenant
+from octavo.request import EVERYONE, AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.tokenizer import Truncation
 
@@ -113,6 +114,7 @@ class FakeEngine:
         self.template_kwargs: dict[str, Any] = {}
         self.events_made = 0
         self.counters = EngineStats(num_blocks=100)
+        self.adapters = AdapterTable(lambda message: None, is_enabled=False, wait_s=1.0)
         self.load_error: Exception | None = None
         self.fail_midway: str | None = None
         self.finish_with: str | None = None
@@ -198,6 +200,7 @@ class FakeEngine:
         tenant: Tenant = EVERYONE,
         reasoning: ReasoningSpan | None = None,
         shown_special: Sequence[str] = (),
+        adapter: AdapterGeneration | None = None,
     ) -> AsyncGenerator[GenerationEvent, None]:
         extras = {
             "priority": priority,

@@ -60,3 +60,38 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 everybody
 {{- end -}}
 {{- end -}}
+
+{{/* Labels of the pre-delete hook; not the operator's, or its NetworkPolicy would hold for it. */}}
+{{- define "octavo.retireLabels" -}}
+app.kubernetes.io/name: {{ include "octavo.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: retire
+app.kubernetes.io/part-of: octavo
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{/* Annotations that make an object part of the pre-delete hook; takes its weight. */}}
+{{- define "octavo.retireHook" -}}
+helm.sh/hook: pre-delete
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}
+
+{{/* The restricted Pod Security Standard, for all pods of the chart. */}}
+{{- define "octavo.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "octavo.containerSecurity" -}}
+allowPrivilegeEscalation: false
+privileged: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities:
+  drop: [ALL]
+{{- end -}}

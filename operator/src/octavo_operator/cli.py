@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run the operator against a cluster"))
     _add_local(commands.add_parser("local", help="serve a resource on this machine, no cluster"))
+    _add_retire(commands.add_parser("retire", help="stop the operator and let go of its resources"))
     _add_render(commands.add_parser("render", help="print the manifests of a resource"))
     return parser
 
@@ -93,12 +94,27 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_run)
 
 
+def _add_retire(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--namespace", required=True, help="namespace of the operator itself")
+    parser.add_argument("--deployment", required=True, help="name of the operator's Deployment")
+    parser.add_argument(
+        "--namespaces", help="namespaces it watches, separated by commas (OCTAVO_NAMESPACES)"
+    )
+    parser.set_defaults(command=_retire)
+
+
 def _add_local(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", type=Path, required=True, help="an InferenceService")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on")
     parser.add_argument("--port", type=int, default=8000, help="port to serve on; 0 for a free one")
     parser.add_argument(
         "--cache-dir", type=Path, help="folder of downloaded models (default ~/.cache/octavo)"
+    )
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="GPUs to share out among the pods; those that find none wait (default: no limit)",
     )
     parser.add_argument("--verbose", action="store_true", help="show the workers' log throughout")
     parser.set_defaults(command=_local)
@@ -118,9 +134,32 @@ def _run(options: argparse.Namespace) -> int:
     flags = {name: value for name, value in vars(options).items() if name in names}
     settings = operator_settings(os.environ, flags)
     _set_up_logging(settings.log_level, settings.log_format)
-    is_in_cluster = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
-    asyncio.run(run_operator(settings, is_in_cluster=is_in_cluster))
+    asyncio.run(run_operator(settings, is_in_cluster=_is_in_cluster()))
     return 0
+
+
+def _retire(options: argparse.Namespace) -> int:
+    from octavo_operator.settings import operator_settings
+
+    settings = operator_settings(os.environ, {"namespaces": options.namespaces})
+    _set_up_logging(settings.log_level, settings.log_format)
+    return asyncio.run(_let_go(options, settings))
+
+
+async def _let_go(options: argparse.Namespace, settings: Any) -> int:
+    from octavo_operator.cluster.kubernetes_api import KubernetesApi
+    from octavo_operator.cluster.retirement import release_resources, stop_operator
+
+    connecting = KubernetesApi.connect(settings.request_timeout_s, is_in_cluster=_is_in_cluster())
+    async with await connecting as cluster:
+        await stop_operator(cluster, options.namespace, options.deployment)
+        count = await release_resources(cluster, settings.namespaces)
+    print(f"{count} resources were held by the operator and are released")
+    return 0
+
+
+def _is_in_cluster() -> bool:
+    return "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
 
 
 def _local(options: argparse.Namespace) -> int:
@@ -130,6 +169,8 @@ def _local(options: argparse.Namespace) -> int:
 
     if not 0 <= options.port <= 65_535:
         raise LocalError(f"--port is {options.port}; give a number from 0 to 65535")
+    if options.gpus is not None and options.gpus < 0:
+        raise LocalError(f"--gpus is {options.gpus}; give 0 or more")
     _set_up_logging("WARNING", "text")
     content = read_resource_file(options.file)
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -148,6 +189,7 @@ def _local(options: argparse.Namespace) -> int:
                 port=options.port,
                 machine=machine,
                 is_verbose=options.verbose,
+                num_devices=options.gpus,
             )
         )
     )

@@ -34,6 +34,7 @@ BRANCHES: dict[str, dict[str, Any]] = {
         "networkPolicy": {"metricsFrom": []},
         "activator": {"enabled": False},
     },
+    "without_hook": {"preDeleteHook": {"enabled": False}},
     "dashboard": {"dashboard": {"enabled": True, "annotations": {"grafana_folder": "LLM"}}},
     "nobody_reads_metrics": {"networkPolicy": {"metricsFrom": []}},
     "without_network_policy": {"networkPolicy": {"enabled": False}},
@@ -124,9 +125,30 @@ branches = pytest.mark.parametrize("branch", BRANCHES)
 
 
 @pytest.fixture(scope="session")
-def rendered(helm: Helm) -> dict[str, Objects]:
-    """The chart's objects for each branch, rendered once."""
+def everything(helm: Helm) -> dict[str, Objects]:
+    """The chart's objects for each branch, hooks and all, rendered once."""
     return {name: helm.template(CHART, values) for name, values in BRANCHES.items()}
+
+
+@pytest.fixture(scope="session")
+def rendered(everything: dict[str, Objects]) -> dict[str, Objects]:
+    """Those that live as long as the release."""
+    return {
+        name: [item for item in objects if not is_hook(item)]
+        for name, objects in everything.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def hooks(everything: dict[str, Objects]) -> dict[str, Objects]:
+    """Those that exist while a hook runs."""
+    return {
+        name: [item for item in objects if is_hook(item)] for name, objects in everything.items()
+    }
+
+
+def is_hook(item: Mapping[str, Any]) -> bool:
+    return "helm.sh/hook" in (item["metadata"].get("annotations") or {})
 
 
 def of_kind(objects: Objects, kind: str) -> Objects:
@@ -181,9 +203,9 @@ def test_lint_has_nothing_to_say(helm: Helm) -> None:
 
 
 @branches
-def test_built_in_kinds_are_valid(rendered: dict[str, Objects], branch: str) -> None:
+def test_built_in_kinds_are_valid(everything: dict[str, Objects], branch: str) -> None:
     checked = 0
-    for item in rendered[branch]:
+    for item in everything[branch]:
         if item["kind"] not in {"CustomResourceDefinition", "PodMonitor"}:
             kubernetes_validate.validate(item, "1.34", strict=True)
             checked += 1
@@ -191,17 +213,19 @@ def test_built_in_kinds_are_valid(rendered: dict[str, Objects], branch: str) -> 
 
 
 @branches
-def test_namespaced_objects_name_their_namespace(rendered: dict[str, Objects], branch: str) -> None:
+def test_namespaced_objects_name_their_namespace(
+    everything: dict[str, Objects], branch: str
+) -> None:
     cluster_wide = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
-    for item in rendered[branch]:
+    for item in everything[branch]:
         assert ("namespace" in item["metadata"]) == (item["kind"] not in cluster_wide)
 
 
 @branches
-def test_no_two_objects_are_the_same(rendered: dict[str, Objects], branch: str) -> None:
+def test_no_two_objects_are_the_same(everything: dict[str, Objects], branch: str) -> None:
     keys = [
         (item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"])
-        for item in rendered[branch]
+        for item in everything[branch]
     ]
     assert len(keys) == len(set(keys))
 
@@ -359,10 +383,60 @@ def test_namespaced_rights_are_exactly_these_and_none_cluster_wide(
 
 
 @branches
-def test_no_role_reaches_secrets_exec_or_wildcards(
-    rendered: dict[str, Objects], branch: str
+def test_hook_has_the_rights_to_stop_the_operator_and_release_and_no_others(
+    hooks: dict[str, Objects], branch: str
 ) -> None:
-    for role in of_kind(rendered[branch], "Role") + of_kind(rendered[branch], "ClusterRole"):
+    values = BRANCHES[branch]
+    if not values.get("rbac", {}).get("create", True) or "preDeleteHook" in values:
+        assert hooks[branch] == []
+        return
+    held = {
+        ("serving.octavo.dev", "inferenceservices"): frozenset({"get", "list", "patch"}),
+        ("serving.octavo.dev", "loraadapters"): frozenset({"get", "list", "patch"}),
+    }
+    stopped = {("apps", "deployments"): frozenset({"patch"}), ("", "pods"): frozenset({"list"})}
+    roles = of_kind(hooks[branch], "Role") + of_kind(hooks[branch], "ClusterRole")
+    namespaces = values.get("namespaces") or [None]
+    found = [(role["metadata"].get("namespace"), rights(role)) for role in roles]
+    assert sorted(found, key=str) == sorted(
+        [("octavo-system", stopped), *((namespace, held) for namespace in namespaces)], key=str
+    )
+    (named,) = (
+        rule["resourceNames"] for role in roles for rule in role["rules"] if "resourceNames" in rule
+    )
+    (account,) = of_kind(hooks[branch], "ServiceAccount")
+    for binding in of_kind(hooks[branch], "RoleBinding") + of_kind(
+        hooks[branch], "ClusterRoleBinding"
+    ):
+        (subject,) = binding["subjects"]
+        assert subject["name"] == account["metadata"]["name"]
+    job = the(hooks[branch], "Job")
+    assert f"--deployment={named[0]}" in job["spec"]["template"]["spec"]["containers"][0]["command"]
+
+
+@branches
+def test_hook_pod_is_the_operators_in_image_security_and_place(
+    rendered: dict[str, Objects], hooks: dict[str, Objects], branch: str
+) -> None:
+    if not hooks[branch]:
+        return
+    deployment = the(rendered[branch], "Deployment")
+    ours = deployment["spec"]["template"]["spec"]
+    pod = the(hooks[branch], "Job")["spec"]["template"]
+    for field in ("securityContext", "nodeSelector", "tolerations", "affinity", "volumes"):
+        assert pod["spec"].get(field) == ours.get(field)
+    for field in ("image", "imagePullPolicy", "securityContext", "resources"):
+        assert pod["spec"]["containers"][0][field] == ours["containers"][0][field]
+    assert pod["spec"].get("imagePullSecrets") == ours.get("imagePullSecrets")
+    selector = deployment["spec"]["selector"]["matchLabels"]
+    assert not selector.items() <= pod["metadata"]["labels"].items()
+
+
+@branches
+def test_no_role_reaches_secrets_exec_or_wildcards(
+    everything: dict[str, Objects], branch: str
+) -> None:
+    for role in of_kind(everything[branch], "Role") + of_kind(everything[branch], "ClusterRole"):
         for (group, resource), verbs in rights(role).items():
             assert "*" not in {group, resource, *verbs}
             assert resource not in {"secrets", "pods/exec", "pods/attach", "pods/portforward"}

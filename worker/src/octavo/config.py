@@ -13,6 +13,8 @@ from octavo.errors import ConfigError
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
+TOOL_CALL_PARSERS = ("hermes", "llama3_json", "mistral", "pythonic")
+REASONING_PARSERS = ("none", "think", "magistral", "qwen3", "deepseek_r1")
 KERNELS = ("auto", "reference", "cpu", "triton")
 MAX_LORA_RANK = 256
 MAX_LORA_WAIT_S = 3600.0
@@ -91,6 +93,8 @@ class EngineConfig:
     max_cpu_loras: int | None = None
     """Adapters kept in host memory, ready to be copied to the device; None: twice max_loras.
     Others are read from their files again when a request asks for them."""
+    lora_modules: tuple[tuple[str, str], ...] = ()
+    """Names and folders (or ORG/NAME on the hub) of adapters to load before serving."""
     lora_wait_s: float = 30.0
     """How long a request waits for an adapter that is not loaded yet; then HTTP 503."""
 
@@ -124,6 +128,8 @@ class EngineConfig:
             )
 
     def _check_adapters(self) -> None:
+        if self.lora_modules and not self.enable_lora:
+            raise ConfigError("--lora-modules needs --enable-lora; add it.")
         if self.enable_lora and self.batch_invariant:
             raise ConfigError(
                 "enable_lora and batch_invariant are both on; what an adapter adds is summed in "
@@ -203,6 +209,12 @@ class ServerConfig:
     where it is and how to speak to it."""
     log_prompts: bool = False
     """Whether prompts, and messages of unexpected errors, which may quote them, are logged."""
+    tool_call_parser: str | None = None
+    """How the model writes calls of tools (hermes, llama3_json, mistral, pythonic); None: as the
+    marks in its chat template tell."""
+    reasoning_parser: str | None = None
+    """How the model marks its thoughts; None: as its template tells. ``qwen3`` and ``deepseek_r1``
+    are vLLM's names for ``think``."""
     chat_template: str | None = None
     """A file that replaces the model's own chat template."""
     shutdown_timeout_s: float = 30.0

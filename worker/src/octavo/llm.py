@@ -21,7 +21,7 @@ from tqdm import tqdm
 from octavo.config import EngineConfig
 from octavo.engine.build import build_engine
 from octavo.engine.carried_errors import from_adapter_failure
-from octavo.engine.intake import AdapterGeneration, Intake
+from octavo.engine.intake import Intake
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import AdapterOpened, Refused, RequestSpec
 from octavo.engine.text import ChoiceText
@@ -29,6 +29,7 @@ from octavo.errors import InvalidRequestError, QueueFullError, RequestFailedErro
 from octavo.grammar import Vocabulary
 from octavo.lora.request import LoRARequest
 from octavo.outputs import CompletionOutput, EngineStats, RequestOutput, RequestUpdate
+from octavo.request import AdapterGeneration
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.chat_template import ChatTemplate
 from octavo.tokenization.tokenizer import Tokenizer

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from octavo.outputs import (
     SCHEDULER_STEP_BUCKETS,
     STEP_TOKEN_BUCKETS,
+    AdapterStats,
     EngineStats,
     RequestTimings,
 )
@@ -316,6 +317,47 @@ def info_gauge(name: str, documentation: str, facts: Labels) -> Metric:
     family = GaugeMetricFamily(name, documentation, labels=list(facts))
     family.add_metric(list(facts.values()), 1)
     return family
+
+
+def adapter_metrics(
+    stats: AdapterStats,
+    name_of: Callable[[int], str],
+    outcomes: Mapping[str, int],
+    labels: Labels,
+) -> Iterator[Metric]:
+    """LoRA adapters: who runs (in vLLM's form), where they are, what became of loads."""
+    yield info_gauge(
+        "vllm:lora_requests_info",
+        "LoRA adapters with requests.",
+        {
+            "max_lora": str(stats.num_slots),
+            "waiting_lora_adapters": ",".join(map(name_of, stats.waiting)),
+            "running_lora_adapters": ",".join(map(name_of, stats.running)),
+        },
+    )
+    yield _by_label(
+        "octavo_lora_adapters",
+        "LoRA adapters by where they are.",
+        labels,
+        "place",
+        {"device": len(stats.resident), "host": len(stats.in_host_memory)},
+        GaugeMetricFamily,
+    )
+    yield _by_label("octavo_lora_loads", "Loads by how they ended.", labels, "outcome", outcomes)
+    yield _by_label(
+        "octavo_lora_evictions",
+        "LoRA adapters that made room for others, by place.",
+        labels,
+        "place",
+        {"device": stats.num_slot_evictions, "host": stats.num_host_evictions},
+    )
+    yield _one(
+        CounterMetricFamily,
+        "octavo_lora_copies",
+        "Copies of adapters to the device.",
+        labels,
+        stats.num_fills,
+    )
 
 
 def startup_seconds(

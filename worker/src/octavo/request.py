@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import enum
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -83,6 +84,15 @@ class Tenant(msgspec.Struct, frozen=True, array_like=True):
 
 
 EVERYONE = Tenant()
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterGeneration:
+    """A LoRA adapter as it was loaded once: the same name loaded again is another one."""
+
+    id: int
+    digest: str
+    """Of its files' contents."""
 
 
 class Request:

@@ -88,6 +88,12 @@ class Cluster(Protocol):
         """Delete that very object in the background; one that is gone already is no error."""
         ...
 
+    async def merge(
+        self, kind: Kind, namespace: str, name: str, patch: Mapping[str, Any]
+    ) -> LiveObject:
+        """JSON merge patch; ConflictError when a resourceVersion in it is not the present one."""
+        ...
+
     async def write_status(
         self,
         kind: Kind,

@@ -163,6 +163,17 @@ class KubernetesApi:
         except NotFoundError:
             return
 
+    async def merge(
+        self, kind: Kind, namespace: str, name: str, patch: Mapping[str, Any]
+    ) -> LiveObject:
+        return await self._call(
+            "PATCH",
+            kind.path(namespace, name),
+            {"fieldManager": FIELD_MANAGER},
+            body=patch,
+            content_type="application/merge-patch+json",
+        )
+
     async def write_status(
         self,
         kind: Kind,

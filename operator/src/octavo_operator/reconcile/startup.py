@@ -15,7 +15,7 @@ from octavo_operator.reconcile.observed import LiveObject
 
 _WORKER_PHASES: Final[Mapping[str, tuple[str, ...]]] = {
     "download": ("files",),
-    "load": ("weights",),
+    "load": ("import", "weights"),
     "warmup": ("kv_cache", "warmup"),
 }
 """Our phases, each the sum of phases that the worker names."""

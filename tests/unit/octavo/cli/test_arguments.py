@@ -56,7 +56,8 @@ def test_auto_is_no_count(text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--enable-lora"], ["--enable-lora", "not supported yet"]),
+        (["--lora-dtype", "auto"], ["--lora-dtype", "dtype of the model"]),
+        (["--lora-modules", "sql"], ["'sql' does not name an adapter", "NAME=PATH"]),
         (["--trust-remote-code"], ["never run"]),
         (["--kv-cache-dtype=fp8"], ["--kv-cache-dtype"]),
         (["--all2all-backend", "x"], ["--all2all-backend", "flag of vLLM"]),

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
@@ -13,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from octavo.engine.intake import Intake
 from octavo.engine.interface import ModelInfo
 from octavo.errors import InvalidRequestError
+from octavo.grammar import StructuredOutputs
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.tokenizer import Tokenizer
 from tiny_engine import TinyEngine, UncapturedGraphs, request_spec, run_to_end, tokens_of
@@ -136,6 +138,21 @@ def test_bad_words_need_a_tokenizer(tmp_path: Path) -> None:
     )
     with pytest.raises(InvalidRequestError, match="without a tokenizer"):
         Intake(info, 0).spell_bad_words(SamplingParams(bad_words=["x"]))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"allowed_token_ids": [97]}, {"bad_words": ["a"]}, {"bad_word_token_ids": [[97]]}],
+)
+def test_only_a_grammar_bars_tokens_where_there_is_one(
+    tmp_path: Path, arguments: dict[str, Any]
+) -> None:
+    taker, _ = intake(tmp_path)
+    taker._info = msgspec.structs.replace(taker._info, can_constrain=True)
+    structure = StructuredOutputs(regex="a+")
+    assert taker.grammar_of(SamplingParams(structured_outputs=structure)) is not None
+    with pytest.raises(InvalidRequestError, match="say it in the grammar"):
+        taker.grammar_of(SamplingParams(structured_outputs=structure, **arguments))
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,10 @@ _SAME_NAMES = (
     "enforce_eager",
     "kernel_cache_dir",
     "batch_invariant",
+    "enable_lora",
+    "max_loras",
+    "max_lora_rank",
+    "max_cpu_loras",
     "log_format",
     "log_level",
 )
@@ -52,7 +56,10 @@ def engine_config(parsed: argparse.Namespace) -> EngineConfig:
             "Run more replicas, or choose a model that fits one GPU."
         )
     return EngineConfig(
-        load_format=_load_format(parsed), **{name: getattr(parsed, name) for name in _SAME_NAMES}
+        load_format=_load_format(parsed),
+        lora_modules=tuple(parsed.lora_modules),
+        lora_wait_s=parsed.lora_wait_timeout,
+        **{name: getattr(parsed, name) for name in _SAME_NAMES},
     )
 
 
@@ -90,6 +97,8 @@ def server_config(parsed: argparse.Namespace, environment: Mapping[str, str]) ->
         exports_traces=any(environment.get(name) for name in TRACE_VARIABLES),
         log_prompts=parsed.log_prompts,
         chat_template=parsed.chat_template,
+        tool_call_parser=parsed.tool_call_parser,
+        reasoning_parser=parsed.reasoning_parser,
         shutdown_timeout_s=parsed.shutdown_timeout,
         shutdown_delay_s=parsed.shutdown_delay,
         max_body_bytes=parsed.max_body_bytes,

@@ -7,9 +7,18 @@ from __future__ import annotations
 
 import argparse
 
-from octavo.cli.values import count, count_or_auto, dtype, json_object
+from octavo.cli.values import count, count_or_auto, dtype, json_object, lora_module
 from octavo.cli.vllm_flags import ALWAYS_SO
-from octavo.config import DEVICES, DTYPES, KERNELS, LOAD_FORMATS, EngineConfig, ServerConfig
+from octavo.config import (
+    DEVICES,
+    DTYPES,
+    KERNELS,
+    LOAD_FORMATS,
+    REASONING_PARSERS,
+    TOOL_CALL_PARSERS,
+    EngineConfig,
+    ServerConfig,
+)
 from octavo.logs import LOG_FORMATS, LOG_LEVELS
 
 QUANTIZATIONS = ("auto", "none", "gguf")
@@ -28,6 +37,7 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
     _add_http_flags(parser.add_argument_group("HTTP"))
     _add_capacity_flags(parser.add_argument_group("capacity"))
     _add_memory_flags(parser.add_argument_group("memory"))
+    _add_adapter_flags(parser.add_argument_group("LoRA adapters"))
     _add_device_flags(parser.add_argument_group("device"))
     _add_log_flags(parser.add_argument_group("logging"))
     for flag in ALWAYS_SO:
@@ -87,6 +97,16 @@ def _add_model_flags(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--chat-template", metavar="FILE", help="a Jinja template that replaces the model's own"
+    )
+    group.add_argument(
+        "--tool-call-parser",
+        choices=TOOL_CALL_PARSERS,
+        help="how the model writes calls of tools (default: as its chat template tells)",
+    )
+    group.add_argument(
+        "--reasoning-parser",
+        choices=REASONING_PARSERS,
+        help="how the model marks its thoughts (default: as its chat template tells)",
     )
     group.add_argument(
         "--seed",
@@ -249,6 +269,49 @@ def _add_memory_flags(group: argparse._ActionsContainer) -> None:
         default=_ENGINE.block_size,
         metavar="TOKENS",
         help="tokens in one block of the KV cache: 8, 16, 32, 64 or 128 (default: %(default)s)",
+    )
+
+
+def _add_adapter_flags(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--enable-lora", action="store_true", help="take LoRA adapters (docs/lora.md)"
+    )
+    group.add_argument(
+        "--max-loras",
+        type=count,
+        default=_ENGINE.max_loras,
+        metavar="ADAPTERS",
+        help="adapters on the device at once (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-lora-rank",
+        type=count,
+        default=_ENGINE.max_lora_rank,
+        metavar="RANK",
+        help="adapters of a larger rank are refused; 1 to 256 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-cpu-loras",
+        type=count,
+        metavar="ADAPTERS",
+        help="adapters kept in host memory; others are read from their files again when asked for "
+        "(default: twice --max-loras)",
+    )
+    group.add_argument(
+        "--lora-modules",
+        nargs="+",
+        type=lora_module,
+        default=[],
+        metavar="NAME=PATH",
+        help="adapters to load before serving: folders, or hf://ORG/NAME[@REVISION]",
+    )
+    group.add_argument(
+        "--lora-wait-timeout",
+        type=float,
+        default=_ENGINE.lora_wait_s,
+        metavar="SECONDS",
+        help="how long a request waits for an adapter that is not loaded yet (default: "
+        "%(default)s)",
     )
 
 

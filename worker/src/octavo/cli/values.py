@@ -50,3 +50,15 @@ def json_object(text: str) -> dict[str, Any]:
 def dtype(text: str) -> str:
     """A dtype's name; vLLM's short names too."""
     return {"half": "float16", "float": "float32"}.get(text, text)
+
+
+def lora_module(text: str) -> tuple[str, str]:
+    """``NAME=PATH``, or vLLM's JSON ``{"name": ..., "path": ...}``."""
+    if text.startswith("{"):
+        values = json_object(text)
+        name, path = values.get("name"), values.get("path")
+    else:
+        name, _, path = text.partition("=")
+    if not isinstance(name, str) or not isinstance(path, str) or not name or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} does not name an adapter; write NAME=PATH")
+    return name, path

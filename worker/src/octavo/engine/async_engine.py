@@ -21,12 +21,15 @@ from typing import Any
 import msgspec
 
 from octavo.config import EngineConfig
+from octavo.engine.adapter_table import AdapterTable
 from octavo.engine.carried_errors import from_load_failure, from_refusal
 from octavo.engine.intake import Intake
 from octavo.engine.interface import EngineState, EngineStats, LoadProgress, ModelInfo
 from octavo.engine.messages import (
     WHERE_SIGNAL,
     Abort,
+    AdapterFailed,
+    AdapterOpened,
     FilesFound,
     FrameSplitter,
     FromEngine,
@@ -58,7 +61,7 @@ from octavo.errors import (
 from octavo.grammar import Grammar, ReasoningSpan
 from octavo.outputs import GenerationEvent, RequestState, RequestUpdate
 from octavo.pooling_params import PoolingParams
-from octavo.request import EVERYONE, Tenant
+from octavo.request import EVERYONE, AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.structured.trial import GrammarTrials
 from octavo.tokenization.chat_template import ChatTemplate
@@ -101,6 +104,9 @@ class AsyncEngine:
         self._tokenizer_load: asyncio.Task[None] | None = None
         self._tokenizer_path: str | None = None
         self._trials: GrammarTrials | None = None
+        self.adapters = AdapterTable(
+            self._send, is_enabled=config.enable_lora, wait_s=config.lora_wait_s
+        )
 
     @property
     def info(self) -> ModelInfo | None:
@@ -171,6 +177,7 @@ class AsyncEngine:
         pooling: PoolingParams | None = None,
         reasoning: ReasoningSpan | None = None,
         shown_special: Sequence[str] = (),
+        adapter: AdapterGeneration | None = None,
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Stream the choices of one prompt; closing the iterator aborts what is still open."""
         self._refuse_unless_ready()
@@ -190,6 +197,7 @@ class AsyncEngine:
             cache_salt=cache_salt,
             tenant=tenant,
             pooling=pooling,
+            adapter=adapter,
         )
         # The tokenizer ran in another thread: the engine may have gone meanwhile.
         self._refuse_unless_ready()
@@ -317,6 +325,7 @@ class AsyncEngine:
         is_listening = is_listening and self._info is not None
         self.state = EngineState.DEAD
         self._fail_load(EngineDeadError("The server is shutting down."))
+        self.adapters.engine_died(EngineDeadError("The server is shutting down."))
         self._fail_open("The server is shutting down.")
         if self._process is not None:
             await self._end_process(self._process, is_listening)
@@ -399,6 +408,8 @@ class AsyncEngine:
                 self._tasks.append(self._tokenizer_load)
             case Ready():
                 self._tasks.append(asyncio.create_task(self._become_ready(message.info)))
+            case AdapterOpened() | AdapterFailed():
+                self.adapters.heard(message)
             case LoadFailed():
                 self._fail_load(from_load_failure(message))
 
@@ -451,12 +462,25 @@ class AsyncEngine:
         self._intake = Intake(info, self._config.seed, self.tokenizer)
         if info.can_constrain and self._tokenizer_path is not None:
             self._trials = GrammarTrials(self._tokenizer_path, info.vocab_size, info.eos_token_ids)
+        if not await self._load_adapters():
+            return
         if self.state is EngineState.LOADING:
             self.state = EngineState.READY
             self._ready_s = seconds_since_process_start()
             self._ready.set_result(None)
         elif not self._ready.done():
             self._ready.set_exception(EngineDeadError(_UNREADY[self.state]))
+
+    async def _load_adapters(self) -> bool:
+        """Those of the command line, before any request is taken; False where one cannot be."""
+        for name, path in self._config.lora_modules:
+            try:
+                await self.adapters.load(name, path)
+            except OctavoError as error:
+                kind = type(error)
+                self._fail_load(kind(f"--lora-modules {name}={path}: {error}"))
+                return False
+        return True
 
     def _fail_load(self, error: OctavoError) -> None:
         """The end of loading, if it has not ended yet."""
@@ -470,6 +494,7 @@ class AsyncEngine:
             return
         is_news = self.state is not EngineState.DEAD
         self.state = EngineState.DEAD
+        self.adapters.engine_died(EngineDeadError("The engine process ended."))
         self._fail_open("The engine process ended.")
         reason = f"The engine process {await self._exit_reason()}."
         if is_news:

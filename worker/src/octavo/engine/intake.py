@@ -10,7 +10,6 @@ import hashlib
 import operator
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -20,21 +19,12 @@ from octavo.engine.messages import RequestSpec
 from octavo.errors import InvalidRequestError, PromptTooLongError
 from octavo.grammar import Grammar, ReasoningSpan
 from octavo.pooling_params import PoolingParams
-from octavo.request import EVERYONE, Tenant
+from octavo.request import EVERYONE, AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.structured.translate import translate
 from octavo.tokenization.tokenizer import Tokenizer
 
 _MAX_SEED = 2**63
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterGeneration:
-    """A LoRA adapter as it was loaded once: the same name loaded again is another one."""
-
-    id: int
-    digest: str
-    """Of its files' contents."""
 
 
 class Intake:
@@ -117,6 +107,7 @@ class Intake:
                 "this engine was started without; leave them out.",
                 "structured_outputs",
             )
+        _check_grammar_alone_bars(params)
         return translate(params.structured_outputs, reasoning)
 
     def spell_bad_words(self, params: SamplingParams) -> SamplingParams:
@@ -226,6 +217,18 @@ class Intake:
         if n > 1:
             return hashlib.blake2b(request_id.encode(), digest_size=16, person=b"group").digest()
         return None
+
+
+def _check_grammar_alone_bars(params: SamplingParams) -> None:
+    """A grammar says what may be drawn; who bars more may leave it with nothing."""
+    spelt = params.bad_words or params.bad_word_token_ids
+    for name, value in (("allowed_token_ids", params.allowed_token_ids), ("bad_words", spelt)):
+        if value:
+            raise InvalidRequestError(
+                f"{name} bars tokens, and the output must follow a grammar, which may then be "
+                f"left with none; leave {name} out, and say it in the grammar.",
+                name,
+            )
 
 
 def _spellings(word: str, tokenizer: Tokenizer) -> list[list[int]]:

@@ -10,16 +10,19 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from octavo.grammar import ReasoningSpan
 from octavo.outputs import EngineStats, GenerationEvent, RequestState
 from octavo.pooling_params import Pooling, PoolingParams
-from octavo.request import EVERYONE, Tenant
+from octavo.request import EVERYONE, AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.tokenizer import Truncation
+
+if TYPE_CHECKING:  # it knows the messages, which know what is here
+    from octavo.engine.adapter_table import AdapterTable
 
 __all__ = [
     "Engine",
@@ -141,6 +144,11 @@ class Engine(Protocol):
         """Whether :meth:`render_chat` can work."""
         ...
 
+    @property
+    def adapters(self) -> AdapterTable:
+        """LoRA adapters by name."""
+        ...
+
     async def start(self) -> None:
         """Begin to load; returns at once."""
         ...
@@ -166,6 +174,7 @@ class Engine(Protocol):
         pooling: PoolingParams | None = None,
         reasoning: ReasoningSpan | None = None,
         shown_special: Sequence[str] = (),
+        adapter: AdapterGeneration | None = None,
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Generate ``params.n`` choices for one prompt; with ``pooling``, embed it.
 
@@ -174,7 +183,8 @@ class Engine(Protocol):
         pending events of one choice are merged (:meth:`octavo.outputs.GenerationEvent.absorb`), so
         that at most one per choice waits. ``tenant`` has its own turns, limits and prefix cache.
         ``reasoning``: thoughts that come before what ``structured_outputs`` constrain.
-        ``shown_special``: special tokens that are part of the text all the same.
+        ``shown_special``: special tokens that are part of the text all the same. ``adapter``: held
+        by whoever asks (:meth:`octavo.engine.adapter_table.AdapterTable.acquire`) until the end.
 
         The first step of the generator raises InvalidRequestError, QueueFullError or
         EngineDeadError; a later one EngineDeadError, or RequestFailedError when this request

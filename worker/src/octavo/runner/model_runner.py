@@ -108,6 +108,7 @@ class ModelRunner:
                 admission.token_ids[admission.num_prompt_tokens :],
                 admission.stop_token_ids,
             )
+        self._sampler.write_admitted()
 
     def _replay(self, graphs: StepGraphs, plan: BatchPlan, shape: StepShape) -> StepHandle:
         if shape.kind is DrawKind.LATER:

@@ -60,6 +60,11 @@ class _Row:
     edits: RowEdits | None
     penalty_slot: int | None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it wants a draw and nothing else."""
+        return self.edits is None and self.penalty_slot is None and self.params.logprobs is None
+
 
 @dataclass(frozen=True, slots=True)
 class _Composition:
@@ -91,6 +96,10 @@ class Sampler:
         self._rows: dict[int, _Row] = {}
         self._penalties = PenaltyTables(vocab_size, device)
         self._composition: _Composition | None = None
+        self._kind: tuple[tuple[int, ...], DrawKind | None] = ((), None)
+        """Rows that were asked about last, and their kind of draw."""
+        self._admitted: dict[int, tuple[float, float, float, int, int]] = {}
+        """Parameters that the device does not have yet, in the order of the tensors below."""
         # One row of memory a parameter, so that gathering rows leaves each contiguous:
         # temperature, top-p, min-p.
         self._floats = torch.zeros(3, num_rows, dtype=torch.float32, device=device)
@@ -132,12 +141,19 @@ class Sampler:
             else None,
         )
         temperature = 0.0 if params.is_greedy else params.temperature
-        floats = (temperature, params.top_p, params.min_p)
-        self._floats[:, row] = upload(floats, torch.float32, self._device)
-        # Fills, as assigning a Python scalar by index would wait for the device.
-        is_limited = 0 < params.top_k < self._vocab_size
-        self._top_k[row].fill_(params.top_k if is_limited else 0)
-        self._seeds[row].fill_(_signed(seed))
+        top_k = params.top_k if 0 < params.top_k < self._vocab_size else 0
+        self._admitted[row] = (temperature, params.top_p, params.min_p, top_k, _signed(seed))
+
+    def write_admitted(self) -> None:
+        """Send the parameters of rows admitted since the last call to the device, in one go."""
+        if not self._admitted:
+            return
+        rows, values = list(self._admitted), list(zip(*self._admitted.values(), strict=True))
+        self._admitted = {}
+        where, top_k, seeds = upload([rows, *values[3:]], torch.int64, self._device).unbind()
+        self._floats[:, where] = upload(values[:3], torch.float32, self._device)
+        self._top_k[where] = top_k.to(torch.int32)
+        self._seeds[where] = seeds
 
     def release(self, row: int) -> None:
         """The row's request is gone. A row that holds none is left as it is."""
@@ -146,6 +162,7 @@ class Sampler:
             return
         if held.penalty_slot is not None:
             self._penalties.free(held.penalty_slot)
+        self._kind = ((), None)
         if self._composition is not None and row in self._composition.rows:
             self._composition = None
 
@@ -172,17 +189,24 @@ class Sampler:
 
     def kind_of(self, rows: Sequence[int]) -> DrawKind | None:
         """The kind of these rows' draws; None if some row wants more than a draw."""
-        composition = self._compose(tuple(rows))
-        if not composition.is_plain:
+        asked = tuple(rows)
+        if self._kind[0] != asked:
+            self._kind = (asked, self._find_kind([self._rows[row] for row in asked]))
+        return self._kind[1]
+
+    @staticmethod
+    def _find_kind(held: Sequence[_Row]) -> DrawKind | None:
+        if not all(row.is_plain for row in held):
             return None
-        if composition.sampling.all_greedy:
+        if all(row.params.is_greedy for row in held):
             return DrawKind.GREEDY
-        return DrawKind.FILTERED if composition.sampling.any_filter else DrawKind.RANDOM
+        has_filter = any(row.params.has_filter for row in held)
+        return DrawKind.FILTERED if has_filter else DrawKind.RANDOM
 
     def gather(self, rows: Tensor, positions: Tensor, kind: DrawKind) -> SamplingBatch:
         """The parameters of rows known only to the device: for a captured step.
 
-        ``rows: [R], int64``; ``positions: [R], int32``.
+        ``rows: [R], int64``; ``positions: [R], int32``. Reads what :meth:`write_admitted` wrote.
         """
         temperature, top_p, min_p = self._floats[:, rows].unbind()
         return SamplingBatch(
@@ -237,10 +261,11 @@ class Sampler:
         edits = {index: row.edits for index, row in enumerate(held) if row.edits is not None}
         edit_batch = EditBatch.of(edits, rows, self._device) if edits else None
         penalties, logprobs = self._penalty_batch(held), self._logprob_batch(held)
-        is_plain = edit_batch is None and penalties is None and logprobs is None
+        is_plain = all(row.is_plain for row in held)
         return _Composition(rows, sampling, edit_batch, penalties, logprobs, is_plain)
 
     def _sampling_batch(self, rows: Sequence[int], held: Sequence[_Row]) -> SamplingBatch:
+        self.write_admitted()
         indices = self._to_device(rows)
         temperature, top_p, min_p = self._floats[:, indices].unbind()
         return SamplingBatch(

@@ -17,6 +17,7 @@ from octavo.server.disconnect import ClientGoneError
 from octavo.server.errors import ApiError, translate
 from octavo.server.keys import KeyRing
 from octavo.server.routes import (
+    adapters,
     chat,
     completions,
     embeddings,
@@ -84,7 +85,7 @@ def _bare_app(context: ServerContext) -> FastAPI:
 def _include_admin_routes(app: FastAPI, context: ServerContext, *, is_open_port: bool) -> None:
     """What only administrators may do: on their own port if there is one, else beside the rest."""
     check = admin_only(context.keys, is_open_port=is_open_port)
-    for module in (requests,):
+    for module in (requests, adapters):
         app.include_router(module.build_router(context), dependencies=[Depends(check)])
 
 

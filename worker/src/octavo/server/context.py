@@ -18,6 +18,7 @@ from octavo.server.requests import RequestLedger
 from octavo.server.tracing import RequestTracer
 
 _LOADING_RETRY_S = 5
+_MAX_NAMES_SHOWN = 20
 
 
 @dataclass(slots=True)
@@ -65,6 +66,9 @@ class ServerContext:
         names = self.model_names()
         if asked is None or asked in names:
             return names[0] if asked is None else asked
+        if asked in self.engine.adapters:
+            return asked
+        names += tuple(entry.name for entry in self.engine.adapters.entries()[:_MAX_NAMES_SHOWN])
         raise UnknownModelError(
             f"model is {asked[:200]!r}; this server serves {', '.join(map(repr, names))}. "
             "Use one of these, or leave model out.",

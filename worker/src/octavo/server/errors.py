@@ -13,8 +13,11 @@ import msgspec
 from starlette.responses import Response
 
 from octavo.errors import (
+    AdapterError,
+    AdapterNotReadyError,
     EngineDeadError,
     InvalidRequestError,
+    ModelLoadError,
     PromptTooLongError,
     QueueFullError,
     UnknownModelError,
@@ -92,6 +95,14 @@ def translate(error: Exception) -> ApiError | None:
         case QueueFullError():
             seconds = str(max(1, math.ceil(error.retry_after_s)))
             return ApiError(429, str(error), code="queue_full", headers={"Retry-After": seconds})
+        case AdapterNotReadyError():
+            seconds = str(max(1, math.ceil(error.retry_after_s)))
+            headers = {"Retry-After": seconds}
+            return ApiError(503, str(error), code="adapter_not_ready", headers=headers)
+        case AdapterError():
+            return ApiError(400, str(error), code="adapter_refused", param="lora_path")
+        case ModelLoadError():
+            return ApiError(404, str(error), code="adapter_not_found", param="lora_path")
         case EngineDeadError():
             return ApiError(503, str(error), code="engine_dead")
         case _:

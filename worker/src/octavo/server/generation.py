@@ -65,8 +65,10 @@ class Generation:
         job: GenerationJob,
         request: RequestRecord,
         tenant: Tenant = EVERYONE,
+        adapter: str | None = None,
     ) -> None:
         self._engine = engine
+        self._adapter = adapter
         self._metrics = metrics
         self._job = job
         self._request = request
@@ -112,6 +114,9 @@ class Generation:
         timeout_s = self._request.remaining_s(time.monotonic())
         if timeout_s is not None and timeout_s <= 0:
             raise deadline_exceeded()
+        adapter = None
+        if self._adapter is not None:
+            adapter = await self._engine.adapters.acquire(self._adapter)
         events = self._engine.generate(
             job.prompts[number],
             job.params,
@@ -123,11 +128,16 @@ class Generation:
             pooling=job.pooling,
             reasoning=job.reasoning,
             shown_special=job.shown_special,
+            adapter=adapter,
         )
-        async with aclosing(events):
-            async for event in events:
-                event.index += first_index
-                yield event
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    event.index += first_index
+                    yield event
+        finally:
+            if adapter is not None:
+                self._engine.adapters.release(adapter)
 
     async def _of_all_prompts(self) -> AsyncGenerator[GenerationEvent, None]:
         queue: asyncio.Queue[GenerationEvent | Exception | None] = asyncio.Queue(_PENDING_EVENTS)

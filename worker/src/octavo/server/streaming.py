@@ -85,7 +85,8 @@ class GenerationAnswer(Response, Generic[Body]):
             log_event(_logger, "prompt", id=record.id, body=asked)
         job = await self._job(body, info)
         metrics = self._context.ready_metrics(info)
-        generation = Generation(self._context.engine, metrics, job, record, key.tenant)
+        adapter = model if model in self._context.engine.adapters else None
+        generation = Generation(self._context.engine, metrics, job, record, key.tenant, adapter)
         exchange = Exchange(body, job, generation, model, record.answer_id)
         async with aclosing(_checked(generation)) as events:
             if body.is_streamed:

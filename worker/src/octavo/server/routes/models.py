@@ -18,10 +18,13 @@ def build_router(context: ServerContext) -> APIRouter:
 
     def cards() -> list[ModelCard]:
         info = context.ready_model()
-        return [
-            ModelCard(name, info.created, info.name, info.max_model_len)
-            for name in context.model_names()
+        names = context.model_names()
+        base = [ModelCard(name, info.created, info.name, info.max_model_len) for name in names]
+        adapters = [
+            ModelCard(entry.name, info.created, entry.path, info.max_model_len, parent=names[0])
+            for entry in context.engine.adapters.entries()
         ]
+        return base + adapters
 
     @router.get("/v1/models", **describe_answer(ModelList, 503))
     async def list_models() -> Response:

@@ -10,7 +10,13 @@ from prometheus_client.core import Metric
 from starlette.responses import Response
 
 from octavo.engine.interface import ModelInfo
-from octavo.metrics import MetricsPage, info_gauge, request_outcomes, startup_seconds
+from octavo.metrics import (
+    MetricsPage,
+    adapter_metrics,
+    info_gauge,
+    request_outcomes,
+    startup_seconds,
+)
 from octavo.server.context import ServerContext
 from octavo.server.openapi import describe_answer, describe_text
 from octavo.version import __version__
@@ -57,7 +63,12 @@ def _metrics(context: ServerContext) -> Iterator[Metric]:
     if engine.info is None:
         return
     yield info_gauge("vllm:cache_config_info", "The KV cache.", _cache_facts(engine.info))
-    yield from context.ready_metrics(engine.info).collect(engine.stats())
+    stats = engine.stats()
+    yield from context.ready_metrics(engine.info).collect(stats)
+    if stats.adapters is not None:
+        table = engine.adapters
+        yield from adapter_metrics(stats.adapters, table.name_of, table.outcomes, labels)
+        yield table.load_seconds.family(labels)
 
 
 def _cache_facts(info: ModelInfo) -> dict[str, str]:

@@ -1,0 +1,269 @@
+"""Adapters over HTTP: chosen by name, loaded, replaced and unloaded while requests run."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from octavo import LLM, LoRARequest, SamplingParams
+from served_model import ServedModel, served_model
+from tiny_adapters import make_adapter
+from tiny_models import make_tiny_model
+
+NUM_CYCLES = int(os.environ.get("OCTAVO_LORA_CYCLES", "25"))
+"""The issue asks for 1,000: that takes minutes, so it is not for every run."""
+PROMPT = list(range(40, 75))
+NAMES = ("first", "second", "third", "fourth")
+
+
+class World:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.model = make_tiny_model("llama", root / "model")
+        self.config = json.loads((self.model / "config.json").read_text())
+        self.folders = {
+            name: make_adapter(root / name, self.config, seed=seed, rank=2 + seed)
+            for seed, name in enumerate(NAMES)
+        }
+        llm = LLM(str(self.model), enable_lora=True, max_model_len=256, num_threads=1)
+        self.expected = {None: self._offline(llm, None)}
+        for name in NAMES:
+            self.expected[name] = self._offline(llm, LoRARequest(name, str(self.folders[name])))
+        llm.close()
+        assert len({tuple(tokens) for tokens in self.expected.values()}) == len(NAMES) + 1
+
+    def _offline(self, llm: LLM, request: LoRARequest | None) -> list[int]:
+        params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+        (output,) = llm.generate(
+            {"prompt_token_ids": PROMPT}, params, lora_request=request, use_tqdm=False
+        )
+        return output.outputs[0].token_ids
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("lora"))
+
+
+@pytest.fixture(scope="module")
+def server(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedModel]:
+    flags = "--enable-lora --max-loras 2 --max-cpu-loras 3 --lora-wait-timeout 20 "
+    flags += "--served-model-name base --max-model-len 256 --lora-modules"
+    log = tmp_path_factory.mktemp("log") / "log"
+    with served_model(
+        world.model, log, *flags.split(), f"first={world.folders['first']}"
+    ) as server:
+        yield server
+
+
+def post(server: ServedModel, route: str, **body: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}{route}", json=body, timeout=120)
+
+
+def load(server: ServedModel, name: str, path: Path, **more: Any) -> dict[str, Any]:
+    answer = post(server, "/v1/load_lora_adapter", lora_name=name, lora_path=str(path), **more)
+    assert answer.status_code == 200, answer.text
+    loaded: dict[str, Any] = answer.json()
+    return loaded
+
+
+def unload(server: ServedModel, name: str) -> None:
+    answer = post(server, "/v1/unload_lora_adapter", lora_name=name)
+    assert answer.status_code == 200, answer.text
+
+
+def generate(server: ServedModel, model: str, **more: Any) -> httpx.Response:
+    fields = {"temperature": 0, "max_tokens": 12, "ignore_eos": True, "return_token_ids": True}
+    return post(server, "/v1/completions", model=model, prompt=PROMPT, **{**fields, **more})
+
+
+def tokens(server: ServedModel, model: str) -> list[int]:
+    answer = generate(server, model)
+    assert answer.status_code == 200, answer.text
+    drawn: list[int] = answer.json()["choices"][0]["token_ids"]
+    return drawn
+
+
+def adapters(server: ServedModel) -> dict[str, dict[str, Any]]:
+    listed = httpx.get(f"{server.url}/v1/adapters", timeout=60).json()["data"]
+    return {entry["id"]: entry for entry in listed}
+
+
+def test_the_model_field_chooses_an_adapter(server: ServedModel, world: World) -> None:
+    assert tokens(server, "base") == world.expected[None]
+    assert tokens(server, "first") == world.expected["first"]
+    cards = httpx.get(f"{server.url}/v1/models", timeout=60).json()["data"]
+    parents = {card["id"]: card["parent"] for card in cards}
+    assert parents == {"base": None, "first": "base"}
+    assert generate(server, "nobody").status_code == 404
+    assert generate(server, "first").json()["model"] == "first"
+
+
+def test_loading_is_idempotent_and_tells_what_was_loaded(server: ServedModel, world: World) -> None:
+    once = load(server, "second", world.folders["second"])
+    assert (once["state"], once["rank"], once["requests"]) == ("ready", 3, 0)
+    assert once["digest"].startswith("sha256:")
+    again = load(server, "second", world.folders["second"], load_inplace=True)
+    assert (again["generation"], again["digest"]) == (once["generation"], once["digest"])
+    assert tokens(server, "second") == world.expected["second"]
+    entry = adapters(server)["second"]
+    assert entry["residency"] == "device"
+    assert entry["slot"] in (0, 1)
+    assert server.metric("octavo_lora_loads_total", outcome="unchanged") >= 1
+    unload(server, "second")
+    assert "second" not in adapters(server)
+    assert generate(server, "second").status_code == 404
+    refused = post(server, "/v1/unload_lora_adapter", lora_name="second")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (404, "lora_name")
+
+
+def test_more_adapters_than_slots_and_host_memory_take_turns(
+    server: ServedModel, world: World
+) -> None:
+    for name in NAMES[1:]:
+        load(server, name, world.folders[name])
+    for _ in range(2):
+        results: dict[str, list[int]] = {}
+
+        def ask(name: str, results: dict[str, list[int]] = results) -> None:
+            results[name] = tokens(server, name)
+
+        threads = [threading.Thread(target=ask, args=(name,)) for name in (*NAMES, "base")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert results == {name: world.expected[name] for name in NAMES} | {
+            "base": world.expected[None]
+        }
+    assert server.metric("octavo_lora_evictions_total", place="device") >= 2
+    assert server.metric("octavo_lora_evictions_total", place="host") >= 1
+    page = httpx.get(f"{server.url}/metrics", timeout=60).text
+    assert 'vllm:lora_requests_info{max_lora="2",running_lora_adapters=' in page
+    for name in NAMES[1:]:
+        unload(server, name)
+
+
+def test_one_bad_adapter_touches_no_other(server: ServedModel, world: World) -> None:
+    wide = make_adapter(world.root / "wide", world.config, rank=64)
+    dora = make_adapter(world.root / "dora", world.config, use_dora=True)
+    other = make_adapter(world.root / "other", {**world.config, "hidden_size": 48})
+    cut = make_adapter(world.root / "cut", world.config)
+    weights = cut / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    for folder, status, words in [
+        (wide, 400, "rank is 64"),
+        (dora, 400, "use_dora"),
+        (other, 400, "has the shape"),
+        (cut, 400, "copy it again"),
+        (world.root / "nowhere", 404, "not a folder"),
+    ]:
+        answer = post(server, "/v1/load_lora_adapter", lora_name="bad", lora_path=str(folder))
+        assert answer.status_code == status, answer.text
+        assert words in answer.json()["error"]["message"]
+        # A name that stands for something goes on doing so.
+        answer = post(server, "/v1/load_lora_adapter", lora_name="first", lora_path=str(folder))
+        assert answer.status_code == status
+        assert tokens(server, "first") == world.expected["first"]
+    assert "bad" not in adapters(server)
+    answer = post(server, "/v1/load_lora_adapter", lora_name="base", lora_path=str(wide))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "lora_name")
+
+
+def test_a_lazy_adapter_is_loaded_by_its_first_request(server: ServedModel, world: World) -> None:
+    assert load(server, "second", world.folders["second"], lazy=True)["state"] == "known"
+    assert tokens(server, "second") == world.expected["second"]
+    assert adapters(server)["second"]["state"] == "ready"
+    unload(server, "second")
+    load(server, "gone", world.root / "not-yet", lazy=True)
+    answer = generate(server, "gone")
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert answer.json()["error"]["code"] == "adapter_not_ready"
+    assert adapters(server)["gone"]["state"] == "failed"
+    make_adapter(world.root / "not-yet", world.config, seed=1, rank=3)
+    assert tokens(server, "gone") == world.expected["second"]
+    unload(server, "gone")
+
+
+def test_replacing_under_load_drops_no_request_and_mixes_no_generation(
+    server: ServedModel, world: World
+) -> None:
+    load(server, "swapped", world.folders["second"])
+    allowed = [world.expected["second"], world.expected["third"]]
+    stop = threading.Event()
+    wrong: list[str] = []
+    num_answers = 0
+
+    def ask() -> None:
+        nonlocal num_answers
+        while not stop.is_set():
+            answer = generate(server, "swapped")
+            drawn = answer.json()["choices"][0]["token_ids"] if answer.is_success else None
+            if drawn not in allowed:
+                wrong.append(answer.text)
+            num_answers += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    generations = []
+    for index in range(8):
+        folder = world.folders[("third", "second")[index % 2]]
+        generations.append(load(server, "swapped", folder)["generation"])
+        # What is asked after the answer to a load gets the new generation, always.
+        assert tokens(server, "swapped") == allowed[1 - index % 2]
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong, wrong[:3]
+    assert num_answers > 8
+    assert len(set(generations)) == 8
+    unload(server, "swapped")
+    assert set(adapters(server)) == {"first"}
+
+
+def test_an_adapter_is_there_again_after_a_restart(world: World, tmp_path: Path) -> None:
+    flags = ["--enable-lora", "--max-model-len", "256", "--lora-modules"]
+    modules = [f"{name}={world.folders[name]}" for name in NAMES[:2]]
+    for _ in range(2):
+        with served_model(world.model, tmp_path / "log", *flags, *modules) as server:
+            assert tokens(server, "second") == world.expected["second"]
+
+
+def test_loading_and_unloading_leaks_no_slot_and_no_memory(
+    server: ServedModel, world: World
+) -> None:
+    processes = psutil.Process(server.process.pid)
+    everyone = [processes, *processes.children(recursive=True)]
+
+    def cycle(index: int) -> None:
+        name = f"cycle-{index}"
+        which = NAMES[index % len(NAMES)]
+        load(server, name, world.folders[which])
+        assert tokens(server, name) == world.expected[which]
+        unload(server, name)
+
+    def resident() -> int:
+        return sum(process.memory_info().rss for process in everyone)
+
+    for index in range(NUM_CYCLES // 2):
+        cycle(index)
+    before = resident()
+    for index in range(NUM_CYCLES):
+        cycle(index)
+    grown = resident() - before
+    print(f"{NUM_CYCLES} cycles: {grown / 2**20:.2f} MiB more resident, of {before / 2**20:.0f}")
+    # A leaked adapter is 100 kB here, and its slots 400.
+    assert grown < max(4 << 20, NUM_CYCLES * 20_000)
+    assert set(adapters(server)) == {"first"}
+    assert server.metric("octavo_lora_adapters", place="host") <= 3
+    assert tokens(server, "first") == world.expected["first"]

@@ -1,0 +1,141 @@
+"""A rolling update of real workers under load: every request is answered, whole and in order.
+
+Local mode runs the same plan and manifests as a cluster; the workers are real processes with a tiny
+model, the clients keep their connections as OpenAI's do, and half of them stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from inference_services import condition_message, conditions, inference_service
+from octavo_operator.local.container import Machine
+from octavo_operator.local.progress import Progress
+from octavo_operator.local.resource_file import read_resource_file
+from octavo_operator.local.session import LocalOptions, LocalSession
+from octavo_operator.manifests.kinds import INFERENCE_SERVICE, POD
+from tiny_models import make_tiny_model
+
+LIMIT_S = 240.0
+NUM_TOKENS = 24
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="pods share one address elsewhere, so ports differ"
+)
+
+
+class Callers:
+    """Clients that ask all the time, and keep what they were answered."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.answers: list[str] = []
+        self.failures: list[str] = []
+        self.is_done = False
+
+    async def keep_asking(self, *, is_streamed: bool) -> None:
+        body = {"prompt": "hello", "max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": True}
+        async with httpx.AsyncClient(base_url=self._url, timeout=LIMIT_S) as client:
+            while not self.is_done:
+                try:
+                    text = await self._ask(client, {**body, "stream": is_streamed})
+                except (httpx.HTTPError, KeyError, ValueError) as error:
+                    self.failures.append(f"{type(error).__name__}: {error}")
+                else:
+                    self.answers.append(text)
+
+    async def _ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> str:
+        response = await client.post("/v1/completions", json=body)
+        response.raise_for_status()
+        if not body["stream"]:
+            return str(response.json()["choices"][0]["text"])
+        lines = [line[6:] for line in response.text.split("\n\n") if line.startswith("data: ")]
+        if lines.pop() != "[DONE]":
+            raise ValueError("the stream broke off")
+        return "".join(json.loads(line)["choices"][0]["text"] for line in lines)
+
+
+async def pods(session: LocalSession) -> dict[str, Any]:
+    listed = await session._store.list_objects(POD, None, {})
+    return {pod["metadata"]["name"]: pod for pod in listed.items}
+
+
+async def wait_for(session: LocalSession, running: asyncio.Task[None], check: Any) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not await check():
+            if running.done():
+                running.result()
+            await asyncio.sleep(0.1)
+
+
+async def test_update_of_real_workers_under_load_fails_no_request(tmp_path: Path) -> None:
+    model = make_tiny_model("llama", tmp_path / "model")
+    service = inference_service(
+        model={"uri": f"file://{model}"},
+        replicas=2,
+        accelerator={"resource": "none"},
+        engine={"args": ["--num-threads=1"], "maxNumSeqs": 8},
+    )
+    path = tmp_path / "service.yaml"
+    path.write_text(yaml.safe_dump(service))
+    content = read_resource_file(path)
+    log = io.StringIO()
+    machine = Machine(
+        programs={"octavo": (sys.executable, "-m", "octavo")},
+        environment=dict(os.environ),
+        cache_folder=tmp_path / "cache",
+        secrets=content.secrets,
+    )
+    session = LocalSession(
+        LocalOptions(path, content, "127.0.0.1", 0, machine), Progress(log, is_terminal=False)
+    )
+    running = asyncio.create_task(session.run())
+
+    async def both_serve() -> bool:
+        return len(session._endpoints()) == 2
+
+    try:
+        await wait_for(session, running, both_serve)
+        callers = Callers(session.base_url)
+        asking = [
+            asyncio.create_task(callers.keep_asking(is_streamed=bool(number % 2)))
+            for number in range(4)
+        ]
+        old = set(await pods(session))
+
+        async def is_replaced() -> bool:
+            now = await pods(session)
+            return not old & set(now) and await both_serve()
+
+        service["spec"]["engine"]["maxNumSeqs"] = 4
+        await session.apply(service)
+        await wait_for(session, running, is_replaced)
+        num_before = len(callers.answers)
+
+        async def more_answers() -> bool:
+            return len(callers.answers) > num_before + 8
+
+        await wait_for(session, running, more_answers)
+        callers.is_done = True
+        await asyncio.gather(*asking)
+        resource = await session._store.get(INFERENCE_SERVICE, "models", "chat")
+    finally:
+        session.stop()
+        await running
+    print(f"\n{len(callers.answers)} answers, {len(callers.failures)} failures", log.getvalue())
+    assert callers.failures == []
+    assert len(set(callers.answers)) == 1
+    assert num_before > 0
+    assert conditions(resource)["Ready"] == ("True", "Serving"), condition_message(
+        resource, "Ready"
+    )
+    assert {"load", "warmup", "total"} <= resource["status"]["startup"].keys()

@@ -1,0 +1,136 @@
+"""For administrators: which LoRA adapters there are, and loading and unloading them.
+
+Bodies are vLLM's. A load is atomic and idempotent by the digest of the adapter's files; loading a
+name again replaces it, and requests under way end on what they began with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from octavo.engine.adapter_table import AdapterEntry, AdapterTable, Generation
+from octavo.errors import OctavoError
+from octavo.outputs import AdapterStats
+from octavo.server.body import read_model
+from octavo.server.context import ServerContext
+from octavo.server.errors import ApiError, bad_request, translate
+from octavo.server.protocol.fields import RequestBody
+
+_MAX_UNLOAD_S = 3600.0
+
+
+class LoadAdapterRequest(RequestBody):
+    """``POST /v1/load_lora_adapter``."""
+
+    lora_name: str = Field(min_length=1, max_length=512, description="What requests call it.")
+    lora_path: str = Field(
+        min_length=1, max_length=4096, description="A folder, or hf://ORG/NAME[@REVISION]."
+    )
+    load_inplace: bool = Field(False, description="Taken; a name is always replaced in place.")
+    lazy: bool = Field(False, description="Only make the name known: its first request loads it.")
+
+
+class UnloadAdapterRequest(RequestBody):
+    """``POST /v1/unload_lora_adapter``."""
+
+    lora_name: str = Field(min_length=1, max_length=512)
+    lora_int_id: int | None = Field(None, description="Taken, and not needed.")
+    timeout: float = Field(
+        30.0, gt=0, le=_MAX_UNLOAD_S, description="Seconds its requests may still take."
+    )
+
+
+def build_router(context: ServerContext) -> APIRouter:
+    """The routes, bound to ``context``; only administrators may reach them."""
+    router = APIRouter()
+
+    @router.get("/v1/adapters")
+    async def list_adapters() -> Response:
+        """Every adapter: where it is, what it is, who uses it."""
+        context.ready_model()
+        return _json({"object": "list", "data": _all(context)})
+
+    @router.post("/v1/load_lora_adapter")
+    async def load_adapter(request: Request) -> Response:
+        """Load an adapter, or replace what its name stands for."""
+        context.ready_model()
+        body = await read_model(request, LoadAdapterRequest, context.config.max_body_bytes)
+        if body.lora_name in context.model_names():
+            raise bad_request(
+                f"lora_name is {body.lora_name!r}, which is the base model's name; choose another.",
+                "lora_name",
+            )
+        table = context.engine.adapters
+        try:
+            if body.lazy:
+                entry = table.announce(body.lora_name, body.lora_path)
+            else:
+                entry = await table.load(body.lora_name, body.lora_path)
+        except OctavoError as error:
+            raise _answer_to(error) from error
+        return _json(_describe(entry, context.engine.stats().adapters))
+
+    @router.post("/v1/unload_lora_adapter")
+    async def unload_adapter(request: Request) -> Response:
+        """Forget an adapter: its name at once, its weights when its requests have ended."""
+        context.ready_model()
+        body = await read_model(request, UnloadAdapterRequest, context.config.max_body_bytes)
+        try:
+            num_ended = await context.engine.adapters.unload(body.lora_name, body.timeout)
+        except OctavoError as error:
+            raise _answer_to(error) from error
+        return _json({"id": body.lora_name, "state": "unloaded", "requests_ended": num_ended})
+
+    return router
+
+
+def _answer_to(error: OctavoError) -> ApiError:
+    answer = translate(error)
+    return ApiError(500, str(error), code="adapter_failed") if answer is None else answer
+
+
+def _all(context: ServerContext) -> list[dict[str, Any]]:
+    table: AdapterTable = context.engine.adapters
+    stats = context.engine.stats().adapters
+    described = [_describe(entry, stats) for entry in table.entries()]
+    for name, generation in table.draining():
+        described.append({"id": name, "state": "draining", **_facts(generation, stats)})
+    return described
+
+
+def _describe(entry: AdapterEntry, stats: AdapterStats | None) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "id": entry.name,
+        "object": "adapter",
+        "path": entry.path,
+        "state": entry.state.value,
+        "error": entry.error,
+    }
+    if entry.current is not None:
+        described |= _facts(entry.current, stats)
+    return described
+
+
+def _facts(generation: Generation, stats: AdapterStats | None) -> dict[str, Any]:
+    slot = None if stats is None else stats.resident.get(generation.id)
+    is_in_host = stats is not None and generation.id in stats.in_host_memory
+    return {
+        "generation": generation.id,
+        "digest": generation.digest,
+        "rank": generation.rank,
+        "size_bytes": generation.size_bytes,
+        "base_model": generation.base_model,
+        "residency": "device" if slot is not None else "host" if is_in_host else "disk",
+        "slot": slot,
+        "requests": generation.num_open,
+    }
+
+
+def _json(answer: object) -> Response:
+    return Response(msgspec.json.encode(answer), media_type="application/json")
