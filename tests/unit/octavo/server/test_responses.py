@@ -136,6 +136,7 @@ async def test_items_become_messages(client: httpx.AsyncClient, engine: FakeEngi
     assert bytes(engine.seen[-1][0]) == expected.encode()  # type: ignore[arg-type]
 
 
+THOUGHT = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]}
 TOOL = {
     "type": "function",
     "name": "f",
@@ -340,6 +341,9 @@ async def test_structure_reaches_the_engine(
         ({"input": [{"type": "function_call"}]}, "input[0].call_id is missing"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "'item_reference'"),
         ({"input": [{"type": "reasoning", "summary": [{}]}]}, "input[0].summary"),
+        ({"input": [{"type": "reasoning"}]}, "no message and no call"),
+        ({"input": [THOUGHT]}, "follows"),
+        ({"input": [THOUGHT, {"role": "user", "content": "x"}]}, "follows"),
         ({"tools": [{"type": "web_search"}]}, "'web_search'"),
         ({"tools": [{"type": "function"}]}, "name is missing"),
         ({"tool_choice": "required"}, "there are no tools"),

@@ -114,7 +114,10 @@ def settle_item(item: dict[str, Any], path: str) -> None:
 
 
 def to_messages(items: Sequence[InputItem]) -> list[Message]:
-    """As the chat template is given them: thoughts and calls are the assistant's message's."""
+    """As the chat template is given them: thoughts and calls are the assistant's message's.
+
+    Raises ValueError for thoughts that no message or call of the assistant follows.
+    """
     messages: list[Message] = []
     thoughts: str | None = None
     for item in items:
@@ -122,6 +125,7 @@ def to_messages(items: Sequence[InputItem]) -> list[Message]:
             thoughts = "".join(part.text for part in item.content or ()) or thoughts
             continue
         if isinstance(item, InputCallOutput):
+            _check_all_told(thoughts)
             content = _content(item.output)
             messages.append(
                 Message(role="tool", content=content, tool_call_id=item.call_id, name=None)
@@ -134,7 +138,17 @@ def to_messages(items: Sequence[InputItem]) -> list[Message]:
             message = _calling(messages, item, starts_anew=thoughts is not None)
         if thoughts is not None and message.role == "assistant":
             message.reasoning_content, thoughts = thoughts, None
+        _check_all_told(thoughts)
+    _check_all_told(thoughts)
     return messages
+
+
+def _check_all_told(thoughts: str | None) -> None:
+    if thoughts is not None:
+        raise ValueError(
+            "input holds a reasoning item that no message or call of the assistant follows; "
+            "send what was said after it, or leave it out."
+        )
 
 
 def _calling(messages: list[Message], item: InputCall, *, starts_anew: bool) -> Message:

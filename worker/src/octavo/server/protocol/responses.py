@@ -156,6 +156,8 @@ class ResponseRequest(ToolsBody, SamplingBody):
                 "text.format and structured_outputs are both set; an answer can follow one of "
                 "them: leave the other out."
             )
+        if not to_messages(self.input) and not self.instructions:
+            raise ValueError("input holds no message and no call; send at least one.")
         check_template_kwargs(self.chat_template_kwargs)
         effort = self.reasoning and self.reasoning.effort
         if effort and "reasoning_effort" in (self.chat_template_kwargs or {}):
