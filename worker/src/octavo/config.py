@@ -13,6 +13,8 @@ from octavo.errors import ConfigError
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
+TOOL_CALL_PARSERS = ("hermes", "llama3_json", "mistral", "pythonic")
+REASONING_PARSERS = ("none", "think", "magistral", "qwen3", "deepseek_r1")
 KERNELS = ("auto", "reference", "cpu", "triton")
 MAX_LORA_RANK = 256
 MAX_LORA_WAIT_S = 3600.0
@@ -200,10 +202,17 @@ class ServerConfig:
     admin key, has that."""
     metrics_on_admin_port: bool = False
     """Whether /metrics is on the admin port only."""
-    trust_request_chat_template: bool = False
-    """Whether a request may bring a chat template of its own."""
+    exports_traces: bool = False
+    """Whether an OpenTelemetry collector is told of each request; the variables of its SDK say
+    where it is and how to speak to it."""
     log_prompts: bool = False
     """Whether prompts, and messages of unexpected errors, which may quote them, are logged."""
+    tool_call_parser: str | None = None
+    """How the model writes calls of tools (hermes, llama3_json, mistral, pythonic); None: as the
+    marks in its chat template tell."""
+    reasoning_parser: str | None = None
+    """How the model marks its thoughts; None: as its template tells. ``qwen3`` and ``deepseek_r1``
+    are vLLM's names for ``think``."""
     chat_template: str | None = None
     """A file that replaces the model's own chat template."""
     shutdown_timeout_s: float = 30.0

@@ -9,7 +9,16 @@ import argparse
 
 from octavo.cli.values import count, count_or_auto, dtype, json_object, lora_module
 from octavo.cli.vllm_flags import ALWAYS_SO
-from octavo.config import DEVICES, DTYPES, KERNELS, LOAD_FORMATS, EngineConfig, ServerConfig
+from octavo.config import (
+    DEVICES,
+    DTYPES,
+    KERNELS,
+    LOAD_FORMATS,
+    REASONING_PARSERS,
+    TOOL_CALL_PARSERS,
+    EngineConfig,
+    ServerConfig,
+)
 from octavo.logs import LOG_FORMATS, LOG_LEVELS
 
 QUANTIZATIONS = ("auto", "none", "gguf")
@@ -90,6 +99,16 @@ def _add_model_flags(group: argparse._ActionsContainer) -> None:
         "--chat-template", metavar="FILE", help="a Jinja template that replaces the model's own"
     )
     group.add_argument(
+        "--tool-call-parser",
+        choices=TOOL_CALL_PARSERS,
+        help="how the model writes calls of tools (default: as its chat template tells)",
+    )
+    group.add_argument(
+        "--reasoning-parser",
+        choices=REASONING_PARSERS,
+        help="how the model marks its thoughts (default: as its chat template tells)",
+    )
+    group.add_argument(
         "--seed",
         type=int,
         default=_ENGINE.seed,
@@ -153,11 +172,6 @@ def _add_http_flags(group: argparse._ActionsContainer) -> None:
         "--metrics-on-admin-port",
         action="store_true",
         help="serve /metrics on the admin port only (default: on both)",
-    )
-    group.add_argument(
-        "--trust-request-chat-template",
-        action="store_true",
-        help="let requests bring a chat template of their own (default: refused)",
     )
     group.add_argument(
         "--shutdown-timeout",
