@@ -102,6 +102,7 @@ def _disassemble(program: Any) -> dict[str, Any]:
         "wgmma": len(re.findall(r"\bHGMMA", sass)),
         "mma": len(re.findall(r"\bHMMA", sass)),
         "async_copies": len(re.findall(r"\bLDGSTS", sass)),
+        "tile_copies": len(re.findall(r"\bUTMALDG", sass)),
         "wide_loads": len(re.findall(r"\bLDG\.E[.\w]*\.128", sass)),
         "accurate_log": "lg2.approx" not in program.asm["ptx"],
     }
@@ -171,11 +172,16 @@ def prefill(
     query_lens: tuple[int, ...] = (512, 7),
     num_decodes: int = 0,
     cache_dtype: torch.dtype | None = None,
+    has_product: bool = False,
 ) -> None:
     batch = _batch(num_decodes, list(query_lens), 8192)
-    q = torch.empty(num_decodes + sum(query_lens), 4 * group_size, head_dim, dtype=dtype)
+    num_tokens = num_decodes + sum(query_lens)
+    product = torch.empty(num_tokens, (4 * group_size + 8) * head_dim, dtype=dtype)
+    q = product.view(num_tokens, -1, head_dim)[:, : 4 * group_size]
+    out = torch.empty(q.shape, dtype=dtype)
     cache = _cache(4, head_dim, cache_dtype or dtype)
-    prefill_attention(q, cache, cache, torch.empty_like(q), batch, 0.1, window, _machine())
+    qkv = product if has_product else None
+    prefill_attention(q, cache, cache, out, batch, 0.1, window, _machine(), qkv=qkv)
 
 
 def rope(
@@ -305,6 +311,13 @@ CASES: dict[str, list[Case]] = {
         partial(prefill, FP32, 64, 3, None),
         partial(prefill, FP32, 256, 4, 512),
         partial(prefill, BF16, 128, 1, None, cache_dtype=FP8),
+    ],
+    "prefill-new": [
+        *[
+            partial(prefill, BF16, head_dim, 4, None, has_product=True)
+            for head_dim in [64, 80, 128, 256]
+        ],
+        partial(prefill, FP16, 128, 7, None, has_product=True),
     ],
     "product": [
         partial(product, BF16, 4096, 6144, 1),

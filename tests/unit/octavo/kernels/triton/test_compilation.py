@@ -96,6 +96,12 @@ def test_products_run_on_warpgroup_instructions_whatever_their_tile(
     assert all(p["async_copies"] > 0 for p in half_precision)
 
 
+def test_new_keys_come_through_the_copy_engine(programs: list[dict[str, Any]]) -> None:
+    for program in _of(programs, "prefill-new"):
+        assert program["wgmma"] > 0, program
+        assert program["tile_copies"] > 0, program
+
+
 def test_decode_attention_reads_ahead_and_leaves_room_for_two_more_programs(
     programs: list[dict[str, Any]],
 ) -> None:
