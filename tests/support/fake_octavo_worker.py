@@ -3,6 +3,7 @@
 Run as a script. Behaviour is set by variables: FAKE_LOAD_S (seconds until ready), FAKE_ANSWER_S
 (seconds an answer takes), FAKE_CRASH (a message to die with at start), FAKE_DOWNLOAD (a file name
 to leave in the download folder), FAKE_IGNORE_SIGTERM,
+FAKE_CRASH_WITH (an argument to die of),
 FAKE_IDLE_S (seconds to add to the idle time once it has answered).
 """
 
@@ -84,6 +85,8 @@ def main() -> None:
     parser.add_argument("--download-dir", type=Path)
     parser.add_argument("--shutdown-delay", type=float, default=0.0)
     options, _ = parser.parse_known_args()
+    if os.environ.get("FAKE_CRASH_WITH", "no such argument") in sys.argv:
+        sys.exit(3)
     if "FAKE_CRASH" in os.environ:
         print("INFO reading config.json", flush=True)
         print(os.environ["FAKE_CRASH"], file=sys.stderr, flush=True)

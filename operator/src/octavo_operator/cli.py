@@ -110,6 +110,12 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-dir", type=Path, help="folder of downloaded models (default ~/.cache/octavo)"
     )
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="GPUs to share out among the pods; those that find none wait (default: no limit)",
+    )
     parser.add_argument("--verbose", action="store_true", help="show the workers' log throughout")
     parser.set_defaults(command=_local)
 
@@ -163,6 +169,8 @@ def _local(options: argparse.Namespace) -> int:
 
     if not 0 <= options.port <= 65_535:
         raise LocalError(f"--port is {options.port}; give a number from 0 to 65535")
+    if options.gpus is not None and options.gpus < 0:
+        raise LocalError(f"--gpus is {options.gpus}; give 0 or more")
     _set_up_logging("WARNING", "text")
     content = read_resource_file(options.file)
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -181,6 +189,7 @@ def _local(options: argparse.Namespace) -> int:
                 port=options.port,
                 machine=machine,
                 is_verbose=options.verbose,
+                num_devices=options.gpus,
             )
         )
     )

@@ -23,12 +23,13 @@ import pytest
 import yaml
 
 from eventually import eventually
-from inference_services import inference_service
+from inference_services import conditions, inference_service
 from octavo_operator.errors import LocalError, PortInUseError, WorkerFailedError
 from octavo_operator.local.container import Machine
 from octavo_operator.local.progress import Progress
 from octavo_operator.local.resource_file import read_resource_file
 from octavo_operator.local.session import LocalOptions, LocalSession
+from octavo_operator.manifests.kinds import INFERENCE_SERVICE, POD
 
 SUPPORT = Path(__file__).parents[2] / "support"
 WORKER = str(SUPPORT / "fake_octavo_worker.py")
@@ -172,6 +173,85 @@ async def test_service_sleeps_when_nobody_calls_and_wakes_for_the_next_call(
         askers = [asyncio.create_task(ask(client, session.base_url)) for _ in range(3)]
         pids = {(await asker)["pid"] for asker in askers}
         assert first not in pids
+
+
+async def answers_by(client: httpx.AsyncClient, url: str, length: str) -> bool:
+    """Whether the pod that answers was started with that --max-model-len."""
+    arguments = (await client.get(f"{url}/")).json()["argv"]
+    return length in arguments
+
+
+async def pod_names(session: LocalSession) -> set[str]:
+    listed = await session._store.list_objects(POD, None, {})
+    return {pod["metadata"]["name"] for pod in listed.items}
+
+
+async def test_update_without_a_spare_gpu_goes_on_in_place(tmp_path: Path) -> None:
+    service = inference_service(replicas=2)
+    path = write(tmp_path, service)
+    log = io.StringIO()
+    chosen = replace(options(path, tmp_path), num_devices=2)
+    async with serving(chosen, log) as session, httpx.AsyncClient() as client:
+        await eventually(lambda: len(session._endpoints()) == 2)
+        old = await pod_names(session)
+        service["spec"]["engine"] = {"maxModelLen": 64}
+        await session.apply(service)
+
+        async def is_updated() -> bool:
+            now = await pod_names(session)
+            await ask(client, session.base_url)
+            return len(session._endpoints()) == 2 and not now & old and len(now) == 2
+
+        await eventually(is_updated)
+        assert await answers_by(client, session.base_url, "64")
+
+
+async def test_change_that_does_not_come_up_is_rolled_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline is thirty minutes; here every second of waiting counts as an hour."""
+    monkeypatch.setattr(
+        "octavo_operator.local.deployment_controller.seconds", lambda: time.monotonic() * 3600
+    )
+    service = inference_service()
+    path = write(tmp_path, service)
+    chosen = options(path, tmp_path, FAKE_CRASH_WITH="--seed=13")
+    async with serving(chosen, io.StringIO()) as session, httpx.AsyncClient() as client:
+        pid = (await ask(client, session.base_url))["pid"]
+        service["spec"]["engine"] = {"args": ["--seed=13"]}
+        await session.apply(service)
+
+        async def is_rolled_back() -> bool:
+            live = await session._store.get(INFERENCE_SERVICE, "models", "chat")
+            return conditions(live)["Progressing"] == ("False", "RolledBack")
+
+        await eventually(is_rolled_back)
+        await eventually(lambda: len(session._runtime._pods) == 1)
+        assert (await ask(client, session.base_url))["pid"] == pid
+
+
+async def test_paused_change_waits_and_more_pods_come_at_once(tmp_path: Path) -> None:
+    service = inference_service(rollout={"paused": True})
+    path = write(tmp_path, service)
+    async with serving(options(path, tmp_path), io.StringIO()) as session:
+        old = await pod_names(session)
+        service["spec"]["engine"] = {"maxModelLen": 64}
+        await session.apply(service)
+
+        async def is_held() -> bool:
+            live = await session._store.get(INFERENCE_SERVICE, "models", "chat")
+            return conditions(live)["Progressing"] == ("False", "RolloutPaused")
+
+        await eventually(is_held)
+        assert await pod_names(session) == old
+        service["spec"].update(rollout={"paused": False}, replicas=3)
+        await session.apply(service)
+        await eventually(lambda: len(session._endpoints()) == 3)
+
+        async def is_gone() -> bool:
+            return not old & await pod_names(session)
+
+        await eventually(is_gone)
 
 
 async def test_change_of_the_file_is_applied(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from octavo.errors import ConfigError
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
+TOOL_CALL_PARSERS = ("hermes", "llama3_json", "mistral", "pythonic")
+REASONING_PARSERS = ("none", "think", "magistral", "qwen3", "deepseek_r1")
 KERNELS = ("auto", "reference", "cpu", "triton")
 MAX_LORA_RANK = 256
 MAX_LORA_WAIT_S = 3600.0
@@ -204,6 +206,12 @@ class ServerConfig:
     """Whether a request may bring a chat template of its own."""
     log_prompts: bool = False
     """Whether prompts, and messages of unexpected errors, which may quote them, are logged."""
+    tool_call_parser: str | None = None
+    """How the model writes calls of tools (hermes, llama3_json, mistral, pythonic); None: as the
+    marks in its chat template tell."""
+    reasoning_parser: str | None = None
+    """How the model marks its thoughts; None: as its template tells. ``qwen3`` and ``deepseek_r1``
+    are vLLM's names for ``think``."""
     chat_template: str | None = None
     """A file that replaces the model's own chat template."""
     shutdown_timeout_s: float = 30.0

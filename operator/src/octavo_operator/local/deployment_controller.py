@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +22,11 @@ from octavo_operator.reconcile.observed import LiveObject
 TEMPLATE_HASH_LABEL: Final = "pod-template-hash"
 DEFAULT_PROGRESS_DEADLINE_S: Final = 600
 DEADLINE_POLL_S: Final = 1.0
+
+
+def seconds() -> float:
+    """The clock of progress deadlines."""
+    return time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +126,10 @@ def progress_condition(
 
 
 class DeploymentController:
-    """Carries out `next_step` for every Deployment in the store; `clock` gives seconds."""
+    """Carries out `next_step` for every Deployment in the store."""
 
-    def __init__(self, store: ObjectStore, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self._store = store
-        self._clock = clock
         self._changed = asyncio.Event()
         self._progress: dict[str, RolloutProgress] = {}
 
@@ -175,7 +178,7 @@ class DeploymentController:
 
     async def _write_status(self, deployment: LiveObject, pods: tuple[LiveObject, ...]) -> None:
         metadata, counts = deployment["metadata"], rollout_counts(deployment, pods)
-        now_s = self._clock()
+        now_s = seconds()
         place = (template_hash(deployment), *counts.values())
         before = self._progress.get(metadata["uid"], RolloutProgress((), now_s))
         progress = self._progress[metadata["uid"]] = before.moved_to(place, now_s)

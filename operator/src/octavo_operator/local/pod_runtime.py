@@ -25,7 +25,11 @@ POD_FINALIZER: Final = "octavo.dev/local-process"
 
 
 class PodRuntime:
-    """`on_line` and `on_failed` get the pod's name and what `PodEvents` says."""
+    """`on_line` and `on_failed` get the pod's name and what `PodEvents` says.
+
+    num_devices: GPUs that this machine counts as having; a pod that finds too few free waits, as
+    the scheduler of a cluster has it wait. None: as many as are asked for.
+    """
 
     def __init__(
         self,
@@ -34,6 +38,7 @@ class PodRuntime:
         *,
         on_line: Callable[[str, str, bool], None],
         on_failed: Callable[[str, WorkerFailedError, bool], None],
+        num_devices: int | None = None,
     ) -> None:
         self._store = store
         self._machine = machine
@@ -42,8 +47,11 @@ class PodRuntime:
         self._pods: dict[str, PodProcess] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._namespaces: dict[str, str] = {}
+        self._num_devices = num_devices
+        self._held_devices: dict[str, int] = {}
+        self._waiting: dict[str, LiveObject] = {}
         self._is_closing = False
-        self._updates: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
+        self._updates: asyncio.Queue[tuple[str, dict[str, Any] | None]] = asyncio.Queue()
         self._events = PodEvents(
             status=lambda name, status: self._updates.put_nowait((name, status)),
             line=on_line,
@@ -98,11 +106,29 @@ class PodRuntime:
             process = self._pods.get(name)
             if process is not None:
                 process.stop()
-        elif name not in self._pods and not self._is_closing:
+            elif self._waiting.pop(name, None) is not None:
+                self._updates.put_nowait((name, None))
+        elif name not in self._pods and name not in self._waiting and not self._is_closing:
             self._namespaces[name] = pod["metadata"]["namespace"]
-            process = PodProcess(pod, self._machine, self._addresses, self._events)
-            self._pods[name] = process
-            self._tasks[name] = asyncio.create_task(self._run(process), name=f"pod {name}")
+            self._start(pod)
+
+    def _start(self, pod: LiveObject) -> None:
+        name, (resource, wanted) = pod["metadata"]["name"], _devices_of(pod)
+        free = (self._num_devices or 0) - sum(self._held_devices.values())
+        if self._num_devices is not None and wanted > free:
+            self._waiting[name] = pod
+            self._updates.put_nowait((name, _unschedulable(resource)))
+            return
+        self._held_devices[name] = wanted
+        process = PodProcess(pod, self._machine, self._addresses, self._events)
+        self._pods[name] = process
+        self._tasks[name] = asyncio.create_task(self._run(process), name=f"pod {name}")
+
+    def _start_waiting(self) -> None:
+        """Somebody has gone; try those that wait, in their order."""
+        waiting, self._waiting = self._waiting, {}
+        for pod in waiting.values():
+            self._start(pod)
 
     async def _run(self, process: PodProcess) -> None:
         try:
@@ -112,13 +138,16 @@ class PodRuntime:
         finally:
             del self._pods[process.name]
             del self._tasks[process.name]
-            with contextlib.suppress(ClusterError):
-                await self._store.merge(
-                    POD,
-                    self._namespaces.pop(process.name),
-                    process.name,
-                    {"metadata": {"finalizers": None}},
-                )
+            self._held_devices.pop(process.name, None)
+            await self._let_go(process.name)
+            if not self._is_closing:
+                self._start_waiting()
+
+    async def _let_go(self, name: str) -> None:
+        """Nothing of the pod is left on this machine, so its object may go."""
+        with contextlib.suppress(ClusterError):
+            namespace = self._namespaces.pop(name)
+            await self._store.merge(POD, namespace, name, {"metadata": {"finalizers": None}})
 
     async def _write_statuses(self) -> None:
         while True:
@@ -126,12 +155,30 @@ class PodRuntime:
             namespace = self._namespaces.get(name)
             if namespace is None:
                 continue
+            if status is None:
+                await self._let_go(name)
+                continue
             with contextlib.suppress(ClusterError):
                 await self._store.write_status(POD, namespace, name, status, None)
 
     def _note_failure(self, name: str, error: WorkerFailedError) -> None:
         process = self._pods.get(name)
         self._on_failed(name, error, process is not None and process.was_ready)
+
+
+def _devices_of(pod: LiveObject) -> tuple[str, int]:
+    """Name and number of the extended resource that the pod asks for; 0 for none."""
+    for container in pod["spec"]["containers"]:
+        for resource, amount in (container.get("resources", {}).get("limits") or {}).items():
+            if "/" in resource:
+                return resource, int(amount)
+    return "", 0
+
+
+def _unschedulable(resource: str) -> dict[str, Any]:
+    message = f"0/1 nodes are available: 1 Insufficient {resource}."
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    return {"phase": "Pending", "conditions": [{**condition, "message": message}]}
 
 
 def is_ready_pod(pod: LiveObject) -> bool:

@@ -35,7 +35,10 @@ HOPELESS_REASONS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class LocalOptions:
-    """What was read from `file`, where to serve it, and what processes get from this machine."""
+    """What was read from `file`, where to serve it, and what processes get from this machine.
+
+    num_devices: GPUs that this machine counts as having, None for any number.
+    """
 
     file: Path
     content: ResourceFile
@@ -43,6 +46,7 @@ class LocalOptions:
     port: int
     machine: Machine
     is_verbose: bool = False
+    num_devices: int | None = None
 
 
 class LocalSession:
@@ -67,7 +71,11 @@ class LocalSession:
             holder=lambda follower: ProxyHolder(options.host, lambda: self._proxy),
         )
         self._runtime = PodRuntime(
-            self._store, options.machine, on_line=self._on_line, on_failed=self._on_failed
+            self._store,
+            options.machine,
+            on_line=self._on_line,
+            on_failed=self._on_failed,
+            num_devices=options.num_devices,
         )
         self._controller = DeploymentController(self._store)
         self._proxy = HoldingProxy(

@@ -143,6 +143,6 @@ async def test_openapi_lists_what_is_served(client: httpx.AsyncClient) -> None:
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     assert schema["additionalProperties"] is False
     assert schema["required"] == ["messages"]
-    assert schema["properties"]["tools"]["enum"] == [None, []]
+    assert schema["properties"]["functions"]["enum"] == [None, []]
     assert "$ref" not in json.dumps(schema)
     assert {"400", "429", "503"} <= set(operation["responses"])

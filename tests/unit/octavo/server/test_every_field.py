@@ -186,6 +186,7 @@ BOTH: dict[str, Row] = {
     "guided_decoding_backend": Refused("auto"),
     "structural_tag": Refused("{}"),
 }
+TOOL = {"type": "function", "function": {"name": "get_time"}}
 ASSISTANT = [*HELLO, {"role": "assistant", "content": "I am"}]
 ROWS: dict[str, dict[str, Row]] = {
     CHAT: {
@@ -222,9 +223,18 @@ ROWS: dict[str, dict[str, Row]] = {
         "mm_processor_kwargs": Refused({"a": 1}),
         "functions": Refused([{"name": "f"}]),
         "function_call": Refused({"name": "f"}),
-        "tools": Refused([{"type": "odd"}]),
-        "tool_choice": Refused("odd"),
-        "parallel_tool_calls": Refused("odd"),
+        "tools": Works(
+            [TOOL],
+            lambda seen: b"get_time" in bytes(seen.prompt),  # type: ignore[arg-type]
+        ),
+        "tool_choice": Works(
+            "required", lambda seen: seen.params.structured_outputs is not None, {"tools": [TOOL]}
+        ),
+        "parallel_tool_calls": Works(
+            False,
+            lambda seen: ")*" not in str(seen.params.structured_outputs),
+            {"tools": [TOOL], "tool_choice": "required"},
+        ),
         "include_reasoning": Refused("odd"),
     },
     TEXT: {

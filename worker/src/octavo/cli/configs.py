@@ -94,6 +94,8 @@ def server_config(parsed: argparse.Namespace, environment: Mapping[str, str]) ->
         trust_request_chat_template=parsed.trust_request_chat_template,
         log_prompts=parsed.log_prompts,
         chat_template=parsed.chat_template,
+        tool_call_parser=parsed.tool_call_parser,
+        reasoning_parser=parsed.reasoning_parser,
         shutdown_timeout_s=parsed.shutdown_timeout,
         shutdown_delay_s=parsed.shutdown_delay,
         max_body_bytes=parsed.max_body_bytes,

@@ -9,7 +9,16 @@ import argparse
 
 from octavo.cli.values import count, count_or_auto, dtype, json_object, lora_module
 from octavo.cli.vllm_flags import ALWAYS_SO
-from octavo.config import DEVICES, DTYPES, KERNELS, LOAD_FORMATS, EngineConfig, ServerConfig
+from octavo.config import (
+    DEVICES,
+    DTYPES,
+    KERNELS,
+    LOAD_FORMATS,
+    REASONING_PARSERS,
+    TOOL_CALL_PARSERS,
+    EngineConfig,
+    ServerConfig,
+)
 from octavo.logs import LOG_FORMATS, LOG_LEVELS
 
 QUANTIZATIONS = ("auto", "none", "gguf")
@@ -88,6 +97,16 @@ def _add_model_flags(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--chat-template", metavar="FILE", help="a Jinja template that replaces the model's own"
+    )
+    group.add_argument(
+        "--tool-call-parser",
+        choices=TOOL_CALL_PARSERS,
+        help="how the model writes calls of tools (default: as its chat template tells)",
+    )
+    group.add_argument(
+        "--reasoning-parser",
+        choices=REASONING_PARSERS,
+        help="how the model marks its thoughts (default: as its chat template tells)",
     )
     group.add_argument(
         "--seed",

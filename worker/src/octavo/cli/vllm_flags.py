@@ -6,15 +6,16 @@ Flags that ask for what Octavo always does are accepted (:data:`ALWAYS_SO`).
 from __future__ import annotations
 
 ALWAYS_SO = (
+    "--enable-auto-tool-choice",
     "--enable-chunked-prefill",
     "--enable-prompt-tokens-details",
     "--enable-request-id-headers",
     "--disable-fastapi-docs",
 )
 """vLLM's switches for what is always the case here: prefill is chunked, usage tells cached
-tokens, answers carry X-Request-Id, there are no documentation pages."""
+tokens, answers carry X-Request-Id, a model may call the tools it is given, there are no
+documentation pages."""
 
-_NO_TOOLS = "tool calls are not supported yet"
 _ONE_DEVICE = "one device serves a model; run more replicas instead"
 _PROXY = "put a proxy in front of the server for it"
 _OWN_TOKENIZER = "the tokenizer comes with the model"
@@ -36,11 +37,8 @@ _REASONS = {
     "--tokenizer-mode": _OWN_TOKENIZER,
     "--tokenizer-revision": _OWN_TOKENIZER,
     "--speculative-config": "speculative decoding is not supported yet",
-    "--enable-auto-tool-choice": _NO_TOOLS,
-    "--tool-call-parser": _NO_TOOLS,
-    "--reasoning-parser": "reasoning is not told from the answer yet",
-    "--structured-outputs-config": "structured outputs are not supported yet",
-    "--guided-decoding-backend": "structured outputs are not supported yet",
+    "--structured-outputs-config": "structured outputs have nothing to set",
+    "--guided-decoding-backend": "there is one library for grammars here",
     "--limit-mm-per-prompt": "only text is taken",
     "--scheduling-policy": "requests always run by priority, then by arrival",
     "--generation-config": "defaults are those of the model's own generation_config.json",

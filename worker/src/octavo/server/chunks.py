@@ -13,6 +13,7 @@ import msgspec
 from octavo.outputs import GenerationEvent
 from octavo.server.generation import Usage
 from octavo.server.logprobs import LogprobWriter, TextOffsets
+from octavo.server.message_reader import MessageReader, is_empty
 from octavo.server.protocol.answers import (
     ChatChunkChoice,
     CompletionChoice,
@@ -103,7 +104,25 @@ class ChunkWriter:
 
 
 class ChatChunks(ChunkWriter):
-    """Chunks of ``/v1/chat/completions``."""
+    """Chunks of ``/v1/chat/completions``.
+
+    ``reader``: finds thoughts and calls in the text; None: the text is the content.
+    """
+
+    def __init__(self, *args: Any, reader: MessageReader | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._reader = reader
+
+    def write(self, event: GenerationEvent) -> bytes:
+        """See :class:`ChunkWriter`."""
+        if self._reader is None:
+            return super().write(event)
+        delta = self._reader.delta(event)
+        choice = self._choice(event, delta)
+        is_silent = self._logprobs is None and not self._return_token_ids
+        if event.finish_reason is None and is_empty(delta) and is_silent:
+            return b""
+        return self._whole(choice)
 
     def role(self, index: int, prompt: dict[str, Any]) -> bytes:
         """The first chunk of a choice; ``prompt``: what is told of the prompt beside it."""
@@ -120,12 +139,17 @@ class ChatChunks(ChunkWriter):
     def _text_end(self) -> bytes:
         return b'},"logprobs":null,"finish_reason":null}'
 
-    def _choice(self, event: GenerationEvent) -> ChatChunkChoice:
-        choice = ChatChunkChoice(event.index, Delta(content=event.text) if event.text else Delta())
+    def _choice(self, event: GenerationEvent, delta: Delta | None = None) -> ChatChunkChoice:
+        if delta is None:
+            delta = Delta(content=event.text) if event.text else Delta()
+        choice = ChatChunkChoice(event.index, delta)
         if self._logprobs is not None and event.logprobs:
             choice.logprobs = self._logprobs.chat(event.logprobs)
         if event.finish_reason is not None:
             choice.finish_reason, choice.stop_reason = event.api_finish()
+            if self._reader is not None:
+                reason = self._reader.finish_reason(event.index, choice.finish_reason)
+                choice.finish_reason = reason
         if self._return_token_ids:
             choice.token_ids = event.token_ids
         return choice

@@ -280,10 +280,10 @@ def _best_above(
                 noise = gumbel(seed, position, first, lanes)
             for word in tl.static_range(4):
                 ids = _ids_of(first, lanes) + 16 * word
-                x = tl.load(row_logits + ids, mask=ids < VOCAB_SIZE, other=-float("inf"))
-                x = tl.div_rn(x.to(tl.float32), temperature)
-                scores = x + noise[word]
-                is_better = (x >= floor) & (x > pivot) & (scores > best)
+                part = tl.load(row_logits + ids, mask=ids < VOCAB_SIZE, other=-float("inf"))
+                part = tl.div_rn(part.to(tl.float32), temperature)
+                scores = part + noise[word]
+                is_better = (part >= floor) & (part > pivot) & (scores > best)
                 best = tl.where(is_better, scores, best)
                 best_ids = tl.where(is_better, ids, best_ids)
     _, token_id = _winner(best, best_ids)

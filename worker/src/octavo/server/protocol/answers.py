@@ -94,11 +94,44 @@ class PromptLogprob(msgspec.Struct):
     decoded_token: str
 
 
+class FunctionCall(msgspec.Struct):
+    """A function and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct):
+    """A whole call."""
+
+    id: str
+    function: FunctionCall
+    type: str = "function"
+
+
+class FunctionCallDelta(msgspec.Struct, omit_defaults=True):
+    """What a chunk adds to a call."""
+
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class ToolCallDelta(msgspec.Struct, omit_defaults=True):
+    """What a chunk adds to one of a message's calls; id, type and name come first, and once."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: FunctionCallDelta | UnsetType = UNSET
+
+
 class Delta(msgspec.Struct, omit_defaults=True):
     """What a chunk adds to a message."""
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct):
@@ -113,11 +146,13 @@ class ChatChunkChoice(msgspec.Struct):
 
 
 class ChatMessage(msgspec.Struct):
-    """A whole answer."""
+    """A whole answer; its content is null where it is calls only."""
 
-    content: str
+    content: str | None
     role: str = "assistant"
     refusal: str | None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):

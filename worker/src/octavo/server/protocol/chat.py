@@ -15,6 +15,7 @@ from octavo.server.protocol.fields import (
     StrictModel,
 )
 from octavo.server.protocol.structured import ConstrainedBody
+from octavo.server.protocol.tools import MAX_CALLS, MessageToolCall, ToolsBody
 from octavo.server.protocol.unsupported import CHAT, MESSAGE, settle
 
 MAX_MESSAGES = 4096
@@ -75,16 +76,38 @@ def refuse_media(parts: object) -> object:
 class Message(StrictModel):
     """One turn of the conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
-        str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)],
-        BeforeValidator(refuse_media, json_schema_input_type=str | list[TextPart]),
-    ]
+        str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)] | None,
+        BeforeValidator(refuse_media, json_schema_input_type=str | list[TextPart] | None),
+    ] = None
     name: str | None = Field(None, max_length=256, description="Given to the chat template.")
+    tool_calls: Annotated[list[MessageToolCall], Field(max_length=MAX_CALLS)] | None = None
+    tool_call_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    reasoning_content: Annotated[
+        str | None,
+        Field(description="Given to the chat template; most leave earlier thoughts out."),
+    ] = None
+
+    @model_validator(mode="after")
+    def _fields_belong_to_the_role(self) -> Message:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content is missing; only an assistant's calls do without.")
+        if self.role != "assistant" and (self.tool_calls or self.reasoning_content):
+            raise ValueError(
+                f"role is {self.role!r}; tool_calls and reasoning_content are the assistant's."
+            )
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError(
+                f"role is {self.role!r}; tool_call_id belongs to role 'tool' and must be there."
+            )
+        return self
 
     @property
     def text(self) -> str:
         """The content; its parts are joined by line breaks."""
+        if self.content is None:
+            return ""
         if isinstance(self.content, str):
             return self.content
         return "\n".join(part.text for part in self.content)
@@ -95,6 +118,15 @@ class Message(StrictModel):
         message: dict[str, Any] = {"role": role, "content": self.text}
         if self.name is not None:
             message["name"] = self.name
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": call.function.for_template()}
+                for call in self.tool_calls
+            ]
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        if self.reasoning_content is not None:
+            message["reasoning_content"] = self.reasoning_content
         return message
 
 
@@ -136,7 +168,7 @@ class Conversation(RequestBody):
         return dict(self.chat_template_kwargs or {})
 
 
-class ChatCompletionRequest(Conversation, ConstrainedBody, GenerationBody):
+class ChatCompletionRequest(Conversation, ToolsBody, ConstrainedBody, GenerationBody):
     """A conversation to be continued by the assistant."""
 
     unsupported: ClassVar = CHAT

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from octavo.server.protocol.chat import Conversation
 from octavo.server.protocol.fields import ModelName, RequestBody, TokenId
+from octavo.server.protocol.tools import Tools
 from octavo.server.protocol.unsupported import TOKENIZE_CHAT
 
 MAX_TOKENS = 1 << 20
@@ -33,6 +34,7 @@ class TokenizeChat(Conversation):
     unsupported: ClassVar = TOKENIZE_CHAT
 
     model: ModelName = None
+    tools: Tools = None
     return_token_strs: bool | None = Field(
         False, description="Tell each token as the vocabulary writes it, too."
     )

@@ -72,19 +72,13 @@ BOTH = {
 
 CHAT: Mapping[str, Unsupported] = {
     **BOTH,
-    "tools": Unsupported("tool calls are not supported yet", ([],)),
-    "tool_choice": Unsupported("tool calls are not supported yet", ("none", "auto")),
-    "parallel_tool_calls": Unsupported("tool calls are not supported yet", (True, False)),
-    "functions": Unsupported("it is deprecated and tool calls are not supported yet", ([],)),
-    "function_call": Unsupported(
-        "it is deprecated and tool calls are not supported yet", ("none", "auto")
-    ),
+    "functions": Unsupported("it is deprecated; use tools", ([],)),
+    "function_call": Unsupported("it is deprecated; use tool_choice", ("none", "auto")),
     "modalities": Unsupported("only text is generated", (["text"],)),
     "audio": Unsupported("only text is generated"),
     "prediction": Unsupported("predicted outputs are not offered"),
     "web_search_options": Unsupported("this server does not search the web"),
     "verbosity": Unsupported("no model here knows it; ask in the prompt", ("medium",)),
-    "include_reasoning": Unsupported("reasoning is not told from the answer yet", (True,)),
     "chat_template": Unsupported(
         "templates come with the model, or from the server's --chat-template"
     ),
@@ -93,8 +87,7 @@ CHAT: Mapping[str, Unsupported] = {
 }
 
 TOKENIZE_CHAT: Mapping[str, Unsupported] = {
-    name: CHAT[name]
-    for name in ("tools", "chat_template", "media_io_kwargs", "mm_processor_kwargs")
+    name: CHAT[name] for name in ("chat_template", "media_io_kwargs", "mm_processor_kwargs")
 }
 
 EMBEDDING: Mapping[str, Unsupported] = {
@@ -149,14 +142,11 @@ COMPLETION: Mapping[str, Unsupported] = {
 }
 
 MESSAGE: Mapping[str, Unsupported] = {
-    "tool_calls": Unsupported("tool calls are not supported yet", ([],)),
-    "tool_call_id": Unsupported("tool calls are not supported yet"),
-    "function_call": Unsupported("tool calls are not supported yet"),
+    "function_call": Unsupported("it is deprecated; use tool_calls"),
     "refusal": Unsupported("the model has no separate refusals; send it as content"),
     "audio": Unsupported("only text is taken"),
     "annotations": Unsupported("they are not shown to the model; send them as content", ([],)),
-    "reasoning": Unsupported("it is not shown to the model; send it as content", ("",)),
-    "reasoning_content": Unsupported("it is not shown to the model; send it as content", ("",)),
+    "reasoning": Unsupported("use reasoning_content", ("",)),
 }
 
 STREAM_OPTIONS: Mapping[str, Unsupported] = {

@@ -17,10 +17,13 @@ from octavo.server.conversation import render_conversation
 from octavo.server.exchange import AskedPrompt, Exchange, GatheredChoice
 from octavo.server.generation import GenerationJob
 from octavo.server.logprobs import LogprobWriter
+from octavo.server.message_plan import MessagePlan
+from octavo.server.message_reader import MessageReader
 from octavo.server.openapi import describe
 from octavo.server.protocol.answers import ChatChoice, ChatCompletion, ChatMessage, UsageInfo
 from octavo.server.protocol.chat import ChatCompletionRequest
 from octavo.server.streaming import GenerationAnswer
+from octavo.tools.formats import MessageFormat
 
 
 def build_router(context: ServerContext) -> APIRouter:
@@ -47,14 +50,36 @@ class ChatAnswer(GenerationAnswer[ChatCompletionRequest]):
         super().__init__(context)
         self._prompt = AskedPrompt()
         self._has_roles = False
+        self._reader: MessageReader | None = None
+        """None: the text is the message."""
 
     async def _job(self, body: ChatCompletionRequest, info: ModelInfo) -> GenerationJob:
         params = body.to_sampling_params(info.sampling_defaults)
-        prompt = await render_conversation(self._context.engine, body)
+        prompt = await render_conversation(self._context.engine, body, body.usable_tools())
         truncation = body.truncation(info.max_model_len, params.max_tokens)
         if truncation is not None:
             prompt = truncation.cut(prompt)
-        return GenerationJob([prompt], params, body.priority, body.cache_salt)
+        plan = MessagePlan.of(
+            body, params, self._message_format(), prompt, self._context.engine.tokenizer
+        )
+        if not plan.is_plain:
+            self._reader = MessageReader(
+                plan, plan.params.n, tells_reasoning=body.include_reasoning
+            )
+        return GenerationJob(
+            [prompt],
+            plan.params,
+            body.priority,
+            body.cache_salt,
+            reasoning=plan.reasoning,
+            shown_special=plan.shown_special,
+        )
+
+    def _message_format(self) -> MessageFormat:
+        config, engine = self._context.config, self._context.engine
+        return MessageFormat.of(
+            engine.chat_template_source, config.tool_call_parser, config.reasoning_parser
+        )
 
     def _chunks(self, exchange: Exchange[ChatCompletionRequest]) -> ChatChunks:
         body, options = exchange.body, exchange.body.stream_options
@@ -66,6 +91,7 @@ class ChatAnswer(GenerationAnswer[ChatCompletionRequest]):
             include_usage=bool(options and options.include_usage),
             continuous_usage=bool(options and options.continuous_usage_stats),
             return_token_ids=bool(body.return_token_ids),
+            reader=self._reader,
         )
 
     def _opening(
@@ -104,7 +130,7 @@ class ChatAnswer(GenerationAnswer[ChatCompletionRequest]):
             choices=[
                 ChatChoice(
                     index,
-                    ChatMessage(body.echoed_text + choice.text),
+                    self._message(index, body.echoed_text, choice),
                     writer.chat(choice.logprobs) if body.logprobs else None,
                     choice.finish_reason,
                     choice.stop_reason,
@@ -121,6 +147,15 @@ class ChatAnswer(GenerationAnswer[ChatCompletionRequest]):
         if body.prompt_logprobs is not None:
             whole.prompt_logprobs = writer.prompt(self._prompt.scores, body.prompt_logprobs)
         return whole
+
+    def _message(self, index: int, echoed: str, choice: GatheredChoice) -> ChatMessage:
+        if self._reader is None:
+            return ChatMessage(echoed + choice.text)
+        message = self._reader.message(index, choice.text)
+        choice.finish_reason = self._reader.finish_reason(index, choice.finish_reason)
+        if echoed:
+            message.content = echoed + (message.content or "")
+        return message
 
     def _logprob_writer(self, body: ChatCompletionRequest) -> LogprobWriter:
         as_token_ids = bool(body.return_tokens_as_token_ids)

@@ -40,7 +40,8 @@ def build_router(context: ServerContext) -> APIRouter:
         if isinstance(body, TokenizeText):
             tokens = await context.engine.encode(body.prompt, body.add_special_tokens)
         else:
-            tokens = await render_conversation(context.engine, body)
+            tools = [tool.to_tool() for tool in body.tools or ()]
+            tokens = await render_conversation(context.engine, body, tools)
         answer = Tokens(len(tokens), info.max_model_len, tokens)
         if body.return_token_strs:
             answer.token_strs = [tokenizer.token_spelling(id_) for id_ in tokens]

@@ -1,0 +1,130 @@
+"""How one chat request's answer is to be made and read: tools, thoughts, what it must follow.
+
+Knows a request's fields, the model's way of writing messages and how its prompt ends; decides what
+the engine is told (a grammar, thoughts before it, special tokens to show) and how its text is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from octavo.engine.interface import TokenReader
+from octavo.grammar import ReasoningSpan, StructuredOutputs
+from octavo.sampling_params import SamplingParams
+from octavo.server.errors import bad_request
+from octavo.server.protocol.chat import ChatCompletionRequest
+from octavo.structured.json_schema import check_schema
+from octavo.structured.translate import json_rule
+from octavo.tools.formats import MessageFormat, Tool
+from octavo.tools.message import MessageParser
+
+_PROMPT_TAIL = 32
+"""Tokens of a prompt's end that may open or close thoughts."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessagePlan:
+    """See the module."""
+
+    params: SamplingParams
+    format: MessageFormat
+    names: tuple[str, ...] | None
+    """Of tools that may be called; None: none may."""
+    is_thinking: bool | None
+    """Whether the prompt has opened thoughts; None: it has closed them, or the model has none."""
+
+    @classmethod
+    def of(
+        cls,
+        body: ChatCompletionRequest,
+        params: SamplingParams,
+        message_format: MessageFormat,
+        prompt: Sequence[int],
+        tokenizer: TokenReader | None,
+    ) -> MessagePlan:
+        """Raises InvalidRequestError, or ApiError, for tools that cannot be honoured."""
+        tools = body.usable_tools()
+        for tool in tools:
+            check_schema(tool.parameters, "tools")
+        asked = _call_grammar(body, message_format, tools, params, tokenizer)
+        if asked is not None:
+            params = msgspec.structs.replace(params, structured_outputs=asked)
+        names = tuple(tool.name for tool in tools) if tools else None
+        return cls(params, message_format, names, _thinks(message_format, prompt, tokenizer))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the text is the message: there is nothing to find in it."""
+        return self.names is None and self.is_thinking is None
+
+    @property
+    def reasoning(self) -> ReasoningSpan | None:
+        """Thoughts that may come before what the answer must follow."""
+        if self.is_thinking is None or self.format.thoughts is None:
+            return None
+        return ReasoningSpan(*self.format.thoughts, is_open=self.is_thinking)
+
+    @property
+    def shown_special(self) -> tuple[str, ...]:
+        """Marks to be seen in the text even if they are special tokens."""
+        shown = self.format.calls.marks if self.names is not None else ()
+        return (*shown, *(self.format.thoughts or ())) if self.is_thinking is not None else shown
+
+    def parser(self) -> MessageParser:
+        """For one choice."""
+        return self.format.parser(self.names, is_thinking=self.is_thinking)
+
+
+def _thinks(
+    message_format: MessageFormat, prompt: Sequence[int], tokenizer: TokenReader | None
+) -> bool | None:
+    if message_format.thoughts is None or tokenizer is None:
+        return None
+    begin, end = message_format.thoughts
+    tail = tokenizer.decode(prompt[-_PROMPT_TAIL:], skip_special_tokens=False).rstrip()
+    if tail.endswith(end):
+        return None
+    return tail.endswith(begin)
+
+
+def _call_grammar(
+    body: ChatCompletionRequest,
+    message_format: MessageFormat,
+    tools: list[Tool],
+    params: SamplingParams,
+    tokenizer: TokenReader | None,
+) -> StructuredOutputs | None:
+    """What calls, and the answer beside them, must follow; None where nothing more is asked."""
+
+    def mark(text: str) -> str | None:
+        """A special token, which no text contains, by its id."""
+        special = () if tokenizer is None else tokenizer.special_ids
+        data = text.encode()
+        found = (i for i in special if tokenizer is not None and tokenizer.token_bytes(i) == data)
+        return next((f"<[{token_id}]>" for token_id in found), None)
+
+    calls = message_format.calls
+    is_parallel = body.parallel_tool_calls is not False
+    if body.is_call_forced:
+        lark = calls.grammar(body.forced_tools(), json_rule, mark, is_parallel=is_parallel)
+        return StructuredOutputs(grammar=lark)
+    if not tools:
+        return None
+    asked = params.structured_outputs
+    if asked is not None:
+        if asked.kind not in ("json", "json_object"):
+            raise bad_request(
+                "tools and structured_outputs are both set; beside tools an answer can follow a "
+                "JSON schema only: set tool_choice to none, or leave one of them out.",
+                "structured_outputs",
+            )
+        schema = {"type": "object"} if asked.json is None else asked.json
+        check_schema(schema)
+        lark = calls.grammar(tools, json_rule, mark, is_parallel=is_parallel, answer=schema)
+        return StructuredOutputs(grammar=lark)
+    if any(tool.is_strict for tool in tools):
+        return StructuredOutputs(grammar=calls.free_grammar(tools, json_rule, mark))
+    return None

@@ -1,0 +1,136 @@
+"""Tools a model may call, and calls it has made, in OpenAI's shapes."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from octavo.server.protocol.fields import StrictModel
+from octavo.structured.json_schema import MAX_SCHEMA_CHARS
+from octavo.tools.formats import Tool
+
+MAX_TOOLS = 128
+MAX_CALLS = 128
+_FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+_ANY_OBJECT: dict[str, Any] = {"type": "object", "properties": {}}
+
+
+class FunctionDefinition(StrictModel):
+    """A function and the JSON schema of its arguments."""
+
+    name: _FunctionName
+    description: str | None = Field(None, max_length=16_384)
+    parameters: dict[str, Any] | None = Field(None, description="None takes no arguments.")
+    strict: bool | None = Field(
+        None, description="Let arguments follow the schema also with tool_choice auto."
+    )
+
+
+class ChatTool(StrictModel):
+    """A tool; only functions are known."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+    def to_tool(self) -> Tool:
+        """The same for the parsers and grammars."""
+        function = self.function
+        return Tool(
+            function.name,
+            function.description,
+            function.parameters or _ANY_OBJECT,
+            is_strict=bool(function.strict),
+        )
+
+
+class FunctionName(StrictModel):
+    """A function by its name."""
+
+    name: _FunctionName
+
+
+class NamedToolChoice(StrictModel):
+    """The function that is to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class CalledFunction(StrictModel):
+    """A function and its arguments as the text of a JSON object."""
+
+    name: _FunctionName
+    arguments: str = Field(max_length=MAX_SCHEMA_CHARS)
+
+    def for_template(self) -> dict[str, Any]:
+        """Templates write the arguments as JSON themselves: as an object where they are one."""
+        try:
+            arguments = json.loads(self.arguments or "{}")
+        except (ValueError, RecursionError):
+            arguments = self.arguments
+        return {"name": self.name, "arguments": arguments}
+
+
+class MessageToolCall(StrictModel):
+    """A call in an assistant's earlier message."""
+
+    id: str = Field(min_length=1, max_length=256)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = Field(None, ge=0, le=MAX_CALLS, description="Of a streamed call; not used.")
+
+
+Tools = Annotated[list[ChatTool], Field(max_length=MAX_TOOLS)] | None
+
+
+class ToolsBody(StrictModel):
+    """The fields that say which tools may be called."""
+
+    tools: Tools = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = Field(
+        None, description="auto if there are tools, none if there are not."
+    )
+    parallel_tool_calls: bool | None = Field(
+        True, description="Whether a forced call may be several."
+    )
+    include_reasoning: bool = Field(True, description="Whether the answer tells the thoughts.")
+
+    @model_validator(mode="after")
+    def _choice_and_tools_agree(self) -> ToolsBody:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(names) > len(set(names)):
+            raise ValueError("two of the tools have the same name; give each its own.")
+        choice = self.tool_choice
+        if isinstance(choice, NamedToolChoice) and choice.function.name not in names:
+            raise ValueError(
+                f"tool_choice names {choice.function.name!r}, which is none of the tools "
+                f"({', '.join(names)})."
+            )
+        if self.tool_choice == "required" and not names:
+            raise ValueError("tool_choice is 'required' and there are no tools; send some.")
+        return self
+
+    @property
+    def is_named(self) -> bool:
+        """Whether one function is to be called."""
+        return isinstance(self.tool_choice, NamedToolChoice)
+
+    @property
+    def is_call_forced(self) -> bool:
+        """Whether the answer must be a call."""
+        return bool(self.tools) and (self.is_named or self.tool_choice == "required")
+
+    def usable_tools(self) -> list[Tool]:
+        """Those the model may call."""
+        if self.tool_choice == "none":
+            return []
+        return [tool.to_tool() for tool in self.tools or ()]
+
+    def forced_tools(self) -> list[Tool]:
+        """Those of which one must be called."""
+        tools = self.usable_tools()
+        if isinstance(self.tool_choice, NamedToolChoice):
+            return [tool for tool in tools if tool.name == self.tool_choice.function.name]
+        return tools
