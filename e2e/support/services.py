@@ -127,11 +127,7 @@ class Stage:
         reach = self.environment.reach
         if reach != "auto":
             return reach == "direct"
-        try:
-            socket.create_connection((pod["status"]["podIP"], WORKER_PORT), timeout=2).close()
-        except OSError:
-            return False
-        return True
+        return is_reachable(pod["status"]["podIP"], WORKER_PORT)
 
 
 def condition(resource: Object, kind: str) -> Object | None:
@@ -151,6 +147,15 @@ def is_ready(pod: Object) -> bool:
         and found["status"] == "True"
         and not pod["metadata"].get("deletionTimestamp")
     )
+
+
+def is_reachable(host: str, port: int) -> bool:
+    """Whether a connection can be made from here."""
+    try:
+        socket.create_connection((host, port), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def uids(pods: list[Object]) -> set[str]:

@@ -10,16 +10,15 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil  # type: ignore[import-untyped]
 import pytest
 
-from served_model import ServedModel, served_model
+from served_model import served_model
 from tiny_models import make_tiny_model
+from watched_server import Watched
 
 NUM_REQUESTS = 10_000
 NUM_FIRST = 1_000
@@ -28,61 +27,6 @@ BATCH = 100
 _SETTLE_LIMIT_S = 120.0
 
 pytestmark = pytest.mark.timeout(900)
-
-
-@dataclass(frozen=True)
-class Holdings:
-    """What the two processes hold."""
-
-    tasks: int
-    objects: int
-    server_threads: int
-    engine_threads: int
-    server_files: int
-    engine_files: int
-    server_bytes: int
-    engine_bytes: int
-
-
-@dataclass
-class Watched:
-    """A server, and the door at which it tells what it holds."""
-
-    served: ServedModel
-    door: str
-
-    @property
-    def address(self) -> tuple[str, int]:
-        url = httpx.URL(self.served.url)
-        assert url.port is not None
-        return url.host, url.port
-
-    def holdings(self) -> Holdings:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(60)
-            connection.connect(self.door)
-            counts = json.loads(connection.makefile("rb").read())
-        server = psutil.Process(self.served.process.pid)
-        (engine,) = server.children()
-        return Holdings(
-            counts["tasks"],
-            counts["objects"],
-            server.num_threads(),
-            engine.num_threads(),
-            server.num_fds(),
-            engine.num_fds(),
-            server.memory_info().rss,
-            engine.memory_info().rss,
-        )
-
-    def gauges(self) -> tuple[float, float, float]:
-        """Running, waiting, owned blocks."""
-        metric = self.served.metric
-        return (
-            metric("vllm:num_requests_running"),
-            metric("vllm:num_requests_waiting"),
-            metric("octavo_kv_blocks", state="owned"),
-        )
 
 
 @pytest.fixture

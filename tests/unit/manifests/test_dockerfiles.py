@@ -142,7 +142,8 @@ def test_entry_point_is_a_script_of_the_distribution(image: str) -> None:
 def test_every_requirement_is_pinned_within_its_range(image: str) -> None:
     project = tomllib.loads((REPOSITORY / image / "pyproject.toml").read_text(encoding="utf-8"))
     table = project["project"]
-    extras = table.get("optional-dependencies", {}).get("gpu", [])
+    optional = table.get("optional-dependencies", {})
+    extras = [each for name in ("gpu", "otel") for each in optional.get(name, [])]
     wanted = {
         requirement.name.lower(): requirement
         for requirement in map(Requirement, [*table["dependencies"], *extras])

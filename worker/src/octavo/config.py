@@ -204,6 +204,9 @@ class ServerConfig:
     """Whether /metrics is on the admin port only."""
     trust_request_chat_template: bool = False
     """Whether a request may bring a chat template of its own."""
+    exports_traces: bool = False
+    """Whether an OpenTelemetry collector is told of each request; the variables of its SDK say
+    where it is and how to speak to it."""
     log_prompts: bool = False
     """Whether prompts, and messages of unexpected errors, which may quote them, are logged."""
     tool_call_parser: str | None = None

@@ -12,6 +12,8 @@ from octavo.server.keys import KeyRing
 
 API_KEY_VARIABLE = "OCTAVO_API_KEY"
 ADMIN_KEY_VARIABLE = "OCTAVO_ADMIN_KEY"
+TRACE_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+"""OpenTelemetry's own; its SDK reads the rest of them."""
 _SAME_NAMES = (
     "model",
     "revision",
@@ -92,6 +94,7 @@ def server_config(parsed: argparse.Namespace, environment: Mapping[str, str]) ->
         admin_host=parsed.admin_host,
         metrics_on_admin_port=parsed.metrics_on_admin_port,
         trust_request_chat_template=parsed.trust_request_chat_template,
+        exports_traces=any(environment.get(name) for name in TRACE_VARIABLES),
         log_prompts=parsed.log_prompts,
         chat_template=parsed.chat_template,
         tool_call_parser=parsed.tool_call_parser,

@@ -28,6 +28,7 @@ from octavo.server.routes import (
     responses,
     tokens,
 )
+from octavo.server.tracing import RequestTracer
 from octavo.version import __version__
 
 
@@ -37,7 +38,8 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     ``app.state.context`` is the :class:`octavo.server.context.ServerContext` of its routes.
     """
     keys = KeyRing(config.api_keys, config.admin_keys, config.api_key_files)
-    context = ServerContext(engine, config, keys)
+    tracer = RequestTracer() if config.exports_traces else None
+    context = ServerContext(engine, config, keys, tracer=tracer)
     app = _bare_app(context)
     for module in (chat, completions, responses, embeddings, tokens, models, health):
         app.include_router(module.build_router(context))

@@ -65,6 +65,8 @@ class RequestBoundary:
             self._ledger.leave(number)
             if self._log_requests:
                 self._log(scope, request_id, record.status, record.age_s, **_told(record))
+            if self._context.tracer is not None:
+                self._context.tracer.tell(record)
 
     async def _answer(
         self,

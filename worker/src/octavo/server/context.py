@@ -15,6 +15,7 @@ from octavo.metrics import ServerMetrics
 from octavo.server.errors import ApiError
 from octavo.server.keys import KeyRing
 from octavo.server.requests import RequestLedger
+from octavo.server.tracing import RequestTracer
 
 _LOADING_RETRY_S = 5
 _MAX_NAMES_SHOWN = 20
@@ -29,6 +30,8 @@ class ServerContext:
     keys: KeyRing = field(default_factory=KeyRing)
     ledger: RequestLedger = field(default_factory=RequestLedger)
     metrics: ServerMetrics | None = None
+    tracer: RequestTracer | None = None
+    """Where there is a collector."""
     num_open: int = 0
     """Generation requests being answered now."""
     is_leaving: bool = False

@@ -102,6 +102,8 @@ class Lifecycle:
             self._http.should_exit = self._admin_http.should_exit = True
             others[0].cancel()
             await asyncio.gather(http, *others, return_exceptions=True)
+            if self._context.tracer is not None:
+                await asyncio.to_thread(self._context.tracer.close)
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
 

@@ -41,10 +41,13 @@ def _null_as_empty(value: object) -> object:
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 BadWord = Annotated[str, Field(pattern=r"\S", max_length=MAX_BAD_WORD_CHARS)]
+BadWords = Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS)]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
     Field(max_length=MAX_METADATA),
 ]
+StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
+StopTokenIds = Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)]
 LogprobCount = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 PositiveCount = Annotated[int, Field(ge=1, le=MAX_INT32)]
 
@@ -151,14 +154,12 @@ class SamplingBody(EngineBody):
     ) = None
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: Annotated[
-        list[StopString],
-        Field(max_length=MAX_STOPS),
-        BeforeValidator(_as_list, json_schema_input_type=str | list[StopString] | None),
+        StopStrings,
+        BeforeValidator(_as_list, json_schema_input_type=StopString | StopStrings | None),
     ] = []
     stop_token_ids: Annotated[
-        list[TokenId],
-        Field(max_length=MAX_STOP_TOKEN_IDS),
-        BeforeValidator(_null_as_empty, json_schema_input_type=list[TokenId] | None),
+        StopTokenIds,
+        BeforeValidator(_null_as_empty, json_schema_input_type=StopTokenIds | None),
     ] = []
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
@@ -171,9 +172,9 @@ class SamplingBody(EngineBody):
         Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS)] | None
     ) = Field(None, description="The only token ids that may be generated.")
     bad_words: Annotated[
-        list[BadWord],
-        Field(max_length=MAX_BAD_WORDS, description="Words that are not generated."),
-        BeforeValidator(_null_as_empty, json_schema_input_type=list[BadWord] | None),
+        BadWords,
+        BeforeValidator(_null_as_empty, json_schema_input_type=BadWords | None),
+        Field(description="Words that are not generated."),
     ] = []
     stream: bool | None = False
 

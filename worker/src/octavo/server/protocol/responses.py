@@ -149,8 +149,8 @@ class ResponseRequest(SamplingBody):
     max_output_tokens: PositiveCount | None = Field(
         None, description="As many as the context holds if left out."
     )
-    include: Annotated[list[str], Field(max_length=16)] | None = Field(
-        None, description=f"{_LOGPROBS!r} tells log probabilities; nothing else is offered."
+    include: Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=16)] | None = (
+        Field(None, description=f"{_LOGPROBS!r} tells log probabilities; nothing else is offered.")
     )
     top_logprobs: LogprobCount | None = Field(None, description=f"Needs {_LOGPROBS!r} in include.")
     text: TextOptions | None = None

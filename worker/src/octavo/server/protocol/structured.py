@@ -15,6 +15,8 @@ from octavo.structured.regex_size import MAX_REGEX_CHARS
 from octavo.structured.translate import MAX_CHOICES, MAX_GRAMMAR_CHARS
 
 _SchemaText = Annotated[str, Field(max_length=MAX_SCHEMA_CHARS)]
+_Trigger = Annotated[str, Field(max_length=1024)]
+_Choice = Annotated[str, Field(max_length=MAX_GRAMMAR_CHARS)]
 _Object = dict[str, Any]
 
 
@@ -35,7 +37,7 @@ class ResponseFormat(StrictModel):
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchemaFormat | None = None
     structures: list[_Object] | None = Field(None, max_length=256)
-    triggers: list[str] | None = Field(None, max_length=256)
+    triggers: list[_Trigger] | None = Field(None, max_length=256)
 
     @model_validator(mode="after")
     def _has_what_its_type_needs(self) -> ResponseFormat:
@@ -73,7 +75,7 @@ class StructuredOutputsBody(StrictModel):
 
     json_: _Object | bool | _SchemaText | None = Field(None, alias="json")
     regex: str | None = Field(None, max_length=MAX_REGEX_CHARS)
-    choice: list[str] | None = Field(None, min_length=1, max_length=MAX_CHOICES)
+    choice: list[_Choice] | None = Field(None, min_length=1, max_length=MAX_CHOICES)
     grammar: str | None = Field(
         None, max_length=MAX_GRAMMAR_CHARS, description="In Lark's notation, or in GBNF."
     )

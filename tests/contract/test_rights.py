@@ -1,0 +1,159 @@
+"""What the operator asks of the API is what the chart's role allows, and the other way round."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from crd_schema import REPOSITORY
+from eventually import eventually
+from helm_binary import find_helm
+from inference_services import conditions, inference_service
+from octavo_operator.cluster.object_store import ObjectStore
+from octavo_operator.handlers.operator_run import run_operator
+from octavo_operator.labels import API_VERSION
+from octavo_operator.manifests.kinds import CHILD_KINDS, INFERENCE_SERVICE, LORA_ADAPTER
+from octavo_operator.settings import OperatorSettings
+from store_behind_kmock import StoreBehindKmock
+
+pytestmark = pytest.mark.kmock(cls=StoreBehindKmock, limit=None)
+
+Right = tuple[str, str, str]
+"""API group, resource (with subresource), verb."""
+
+
+def granted() -> set[Right]:
+    """By the role that the chart gives in a watched namespace."""
+    objects = find_helm().template(REPOSITORY / "charts" / "octavo", {"namespaces": ["models"]})
+    (role,) = (
+        item
+        for item in objects
+        if (item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"])
+        == ("Role", "models", "octavo-operator")
+    )
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def asked(requests: Any, namespace: str) -> set[Right]:
+    """The rights that these requests need; an apply that makes its object needs `create` too."""
+    rights: set[Right] = set()
+    for request in requests:
+        resource = request.resource
+        if resource is None or not resource.plural or request.namespace != namespace:
+            continue
+        name = resource.plural + (f"/{request.subresource}" if request.subresource else "")
+        method = request.method.name.lower()
+        if method == "get":
+            is_watch = request.params.get("watch") == "true"
+            verb = "watch" if is_watch else "get" if request.name else "list"
+        else:
+            verb = {"post": "create", "put": "update"}.get(method, method)
+        rights.add((resource.group, name, verb))
+        if request.headers.get("Content-Type") == "application/apply-patch+yaml":
+            rights.add((resource.group, name, "create"))
+    return rights
+
+
+@pytest.fixture
+async def operator(
+    kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[None]:
+    """The operator at work in the namespace `models`."""
+    kubeconfig = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        "clusters": [{"name": "test", "cluster": {"server": str(kmock.url)}}],
+        "users": [{"name": "test", "user": {"token": "secret"}}],
+    }
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump(kubeconfig))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    for module in ("kubernetes.config", "kubernetes.aio.config"):
+        monkeypatch.setattr(f"{module}.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    logging.getLogger("kopf").setLevel(logging.ERROR)
+    stop = asyncio.Event()
+    settings = OperatorSettings(namespaces=("models",), probe_port=0, metrics_port=0)
+    task = asyncio.create_task(run_operator(settings, is_in_cluster=False, stop_flag=stop))
+    yield
+    stop.set()
+    await asyncio.wait_for(task, 20)
+
+
+async def _live_through(store: ObjectStore) -> None:
+    """A service with everything, then with less; an adapter; each looked after until reported."""
+
+    async def reported(name: str, generation: int) -> None:
+        async def is_reported() -> bool:
+            live = await store.get(INFERENCE_SERVICE, "models", name)
+            seen = (live.get("status") or {}).get("observedGeneration")
+            return "Ready" in conditions(live) and seen == generation
+
+        await eventually(is_reported)
+
+    await store.create(
+        inference_service(scaling={"minReplicas": 1, "maxReplicas": 2}, replicas=None)
+    )
+    await reported("chat", 1)
+    await store.merge(
+        INFERENCE_SERVICE,
+        "models",
+        "chat",
+        {"spec": {"scaling": None, "replicas": 1, "monitoring": {"podMonitor": False}}},
+    )
+    await reported("chat", 2)
+    adapter = {
+        "apiVersion": API_VERSION,
+        "kind": "LoRAAdapter",
+        "metadata": {"name": "sql", "namespace": "models"},
+        "spec": {
+            "serviceRef": {"name": "chat"},
+            "servedName": "sql",
+            "source": {"uri": "hf://org/sql"},
+        },
+    }
+    await store.create(adapter)
+
+    async def is_told() -> bool:
+        return bool((await store.get(LORA_ADAPTER, "models", "sql")).get("status"))
+
+    await eventually(is_told)
+
+
+async def test_no_call_goes_beyond_the_role(kmock: Any, operator: None) -> None:
+    await _live_through(kmock.store)
+    needed = asked(kmock, "models")
+    assert needed <= granted(), sorted(needed - granted())
+    assert ("", "pods", "watch") in needed
+    assert ("apps", "deployments", "create") in needed
+    assert ("autoscaling", "horizontalpodautoscalers", "delete") in needed
+
+
+async def test_role_grants_nothing_that_is_never_asked_for(kmock: Any, operator: None) -> None:
+    """All kinds of child are granted alike; one that is not served here is left out."""
+    await _live_through(kmock.store)
+    needed = asked(kmock, "models")
+    for verb in ("get", "list", "watch", "create", "patch", "delete"):
+        seen = {(group, resource) for group, resource, asked_verb in needed if asked_verb == verb}
+        assert any((kind.group, kind.plural) in seen for kind in CHILD_KINDS), verb
+    children = {(kind.group, kind.plural) for kind in CHILD_KINDS}
+    rest = {right for right in granted() if right[:2] not in children}
+    spare = rest - needed
+    # kopf and the operator write events only on what a user would want to know.
+    spare -= {("", "events", "create"), ("", "events", "patch")}
+    # One adapter or pod is read again only after a conflict.
+    spare -= {("", "pods", "get")}
+    assert spare == set()
