@@ -18,10 +18,11 @@ from collections.abc import Callable
 from typing import Any
 
 from record import Recorder
-from shapes import SHAPES, model_folder
+from shapes import SHAPES, model_folder, synthetic_vocabulary
 from workloads import NAMES, Workload, make_workload
 
 from octavo import LLM, SamplingParams
+from octavo.grammar import StructuredOutputs
 
 _ENGINE_OPTIONS = (
     "dtype",
@@ -44,6 +45,11 @@ def main() -> None:
         options |= {"load_format": "dummy", "skip_tokenizer_init": True}
     model = model_folder(arguments.shape) if arguments.shape else arguments.model
     started = time.perf_counter()
+    needs_vocabulary = arguments.shape and any("json" in name for name in arguments.workloads)
+    if needs_vocabulary:
+        options["vocabulary"] = synthetic_vocabulary(
+            int(str(SHAPES[arguments.shape]["vocab_size"]))
+        )
     llm = LLM(model, **options)
     recorder = Recorder(llm.info.device, arguments.results)
     details = {
@@ -83,15 +89,25 @@ def _warm_up(llm: LLM, workload: Workload) -> None:
     llm.prepare()
     few = min(len(workload.prompts), 2)
     _generate(llm, workload.prompts[:few], [2] * few, workload.temperature)
+    if workload.schema is not None:
+        _generate(llm, workload.prompts[:few], [40] * few, workload.temperature, workload.schema)
 
 
 def _generate(
-    llm: LLM, prompts: list[list[int]], output_lens: list[int], temperature: float
+    llm: LLM,
+    prompts: list[list[int]],
+    output_lens: list[int],
+    temperature: float,
+    schema: dict[str, Any] | None = None,
 ) -> tuple[float, int]:
     """Run one batch; returns its seconds and the tokens it produced."""
     params = [
         SamplingParams(
-            temperature=temperature, max_tokens=length, ignore_eos=True, detokenize=False
+            temperature=temperature,
+            max_tokens=length,
+            ignore_eos=True,
+            detokenize=False,
+            structured_outputs=None if schema is None else StructuredOutputs(json=schema),
         )
         for length in output_lens
     ]
@@ -142,12 +158,25 @@ def _single(llm: LLM, workload: Workload) -> dict[str, float]:
     return {"ttft_ms": 1e3 * first, "tpot_ms": 1e3 * (whole - first) / steps}
 
 
+def _constrained(llm: LLM, workload: Workload) -> dict[str, float]:
+    """The same requests free and under a schema, one after the other."""
+    rates = []
+    for schema in (None, workload.schema):
+        llm.reset_prefix_cache()
+        seconds, produced = _generate(
+            llm, workload.prompts, workload.output_lens, workload.temperature, schema
+        )
+        rates.append(produced / seconds)
+    return {"free": rates[0], "constrained": rates[1], "ratio": rates[1] / rates[0]}
+
+
 _RUN: dict[str, Callable[[LLM, Workload], dict[str, float]]] = {
     "output_tokens_per_s": _throughput,
     "prompt_tokens_per_s": _prefill,
     "seconds": _prefix,
     "ms_per_step": _decode,
     "single": _single,
+    "constrained": _constrained,
 }
 _UNITS = {
     "output_tokens_per_s": {"output_tokens_per_s": "tokens/s"},
@@ -155,6 +184,7 @@ _UNITS = {
     "seconds": {"seconds": "s"},
     "ms_per_step": {"ms_per_step": "ms"},
     "single": {"ttft_ms": "ms", "tpot_ms": "ms"},
+    "constrained": {"free": "tokens/s", "constrained": "tokens/s", "ratio": ""},
 }
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import tempfile
 from pathlib import Path
+
+from octavo.grammar import Vocabulary
 
 _LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"],
@@ -83,3 +86,20 @@ def model_folder(shape: str) -> str:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(SHAPES[shape], indent=1))
     return str(folder)
+
+
+def synthetic_vocabulary(size: int) -> Vocabulary:
+    """Tokens like a byte-level vocabulary's: every byte, JSON's marks, and made-up words, of which
+    half begin with a space. No special tokens but those that end a text, which no text contains."""
+    draw = random.Random(0)
+    tokens = dict.fromkeys([bytes([value]) for value in range(256)])
+    tokens |= dict.fromkeys(
+        [b'{"', b'":', b'", "', b'"}', b'}, {"', b"[{", b'": "', b"\n\n", b"  "]
+    )
+    while len(tokens) < size:
+        letters = bytes(draw.choices(range(97, 123), k=draw.randint(2, 9)))
+        tokens.setdefault(b" " * draw.randint(0, 1) + letters)
+    ordered = list(tokens)[:size]
+    ends = sorted({int(str(shape["eos_token_id"])) for shape in SHAPES.values()})
+    special = [token_id for token_id in ends if token_id < size]
+    return Vocabulary(ordered, special)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,36 @@ class Workload:
     figure: str = "output_tokens_per_s"
     """output_tokens_per_s, prompt_tokens_per_s, seconds, or ms_per_step (needs a second run
     with one output token, which is subtracted)."""
+    schema: dict[str, Any] | None = None
+    """A JSON schema that the outputs are to follow."""
     warm_prefix: list[int] = field(default_factory=list)
     """A prompt to run before the clock starts, so that its blocks are cached."""
 
 
+_PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 8, "maxLength": 60},
+        "kind": {"enum": ["person", "company", "public body"]},
+        "address": {
+            "type": "object",
+            "properties": {
+                "street": {"type": "string", "minLength": 8, "maxLength": 60},
+                "number": {"type": "integer", "minimum": 1, "maximum": 999},
+            },
+            "required": ["street", "number"],
+            "additionalProperties": False,
+        },
+        "active": {"type": "boolean"},
+    },
+    "required": ["name", "kind", "address", "active"],
+    "additionalProperties": False,
+}
+SCHEMA: dict[str, Any] = {"type": "array", "items": _PERSON, "minItems": 60, "maxItems": 99}
+"""Long enough that no output of 200 tokens reaches its end."""
 NAMES = (
-    "mixed256", "single", "decode64", "decode256", "prefill", "prefix", "cpu1", "cpu32",
+    "mixed256", "single", "decode64", "decode256", "prefill", "prefix", "json32", "json128", "cpu1",
+    "cpu32",
 )  # fmt: skip
 
 
@@ -65,6 +90,13 @@ def make_workload(name: str, vocab_size: int, scale: float = 1.0, seed: int = 0)
             text = "a cached 4096-token prefix, 256 requests of it + 64 own tokens, 64 out"
             return Workload(
                 name, text, prompts, [64] * len(prompts), figure="seconds", warm_prefix=prefix
+            )
+        case "json32" | "json128":
+            prompts = [ids(256) for _ in range(count(int(name.removeprefix("json"))))]
+            text = f"{len(prompts)} requests of 256 tokens, 200 out, one nested JSON schema"
+            outputs = [200] * len(prompts)
+            return Workload(
+                name, text, prompts, outputs, temperature=1.0, figure="constrained", schema=SCHEMA
             )
         case "cpu1" | "cpu32":
             prompts = [ids(128) for _ in range(int(name.removeprefix("cpu")))]

@@ -33,8 +33,11 @@ def test_service_goes_to_zero_and_comes_back(stage: Stage) -> None:
 
 def test_first_call_wakes_a_service_that_sleeps(stage: Stage) -> None:
     """`scaling.minReplicas: 0`: the call is held by the activator, and answered by the pod."""
-    scaling = {"minReplicas": 0, "maxReplicas": 1}
+    scaling = {"minReplicas": 0, "maxReplicas": 1, "cooldown": "15s"}
     stage.apply(stage.manifest(NAME, replicas=None, scaling=scaling))
+    stage.wait_ready(NAME)
+    stage.wait_condition(NAME, "Ready", "False", "Sleeping")
+    wait_for("no pod is left", lambda: stage.pods(NAME), lambda pods: not pods)
     slices = wait_for(
         "callers are sent to the activator",
         lambda: stage.cluster.list_all(
@@ -42,8 +45,6 @@ def test_first_call_wakes_a_service_that_sleeps(stage: Stage) -> None:
         ),
         lambda found: any(item["metadata"]["name"].endswith("-activator") for item in found),
     )
-    stage.wait_condition(NAME, "Ready", "False", "ScaledToZero")
-    assert stage.pods(NAME) == []
     (activator,) = (item for item in slices if item["metadata"]["name"].endswith("-activator"))
     host, port = activator["endpoints"][0]["addresses"][0], activator["ports"][0]["port"]
     if not is_reachable(host, port):

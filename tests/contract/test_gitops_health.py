@@ -58,6 +58,12 @@ def reported(counts: dict[str, Any] | None, *pods: LiveObject, **spec: Any) -> d
 STALE = reported(ALL_READY)
 STALE["metadata"] = {**STALE["metadata"], "generation": 2}
 
+SLEEPING = reported(ALL_READY)
+SLEEPING["status"]["conditions"] = [
+    {"type": "Progressing", "status": "False", "reason": "Complete", "message": "done"},
+    {"type": "Ready", "status": "False", "reason": "Sleeping", "message": "nobody has called"},
+]
+
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("unseen", inference_service(), "Progressing", "InProgress"),
     ("spec-just-changed", STALE, "Progressing", "InProgress"),
@@ -66,6 +72,7 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("serving", reported(ALL_READY), "Healthy", "Current"),
     ("rolling-out", reported(SURGING), "Progressing", "InProgress"),
     ("at-zero", reported({}, replicas=0), "Healthy", "Current"),
+    ("sleeping", SLEEPING, "Healthy", "Current"),
     ("paused", reported(SURGING, rollout={"paused": True}), "Suspended", "InProgress"),
     ("no-spare-gpu", reported(STARTING, unscheduled()), "Progressing", "InProgress"),
     ("crash-loop", reported(STARTING, waiting("CrashLoopBackOff")), "Degraded", "Failed"),

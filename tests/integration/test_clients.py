@@ -100,6 +100,50 @@ def test_openai_for_python_streams_responses(client: openai.OpenAI) -> None:
     assert client.responses.create(model=NAME, input=items, max_output_tokens=4).output_text
 
 
+def test_openai_for_python_calls_tools_in_responses(client: openai.OpenAI) -> None:
+    place = {"type": "string", "maxLength": 20}
+    parameters = {
+        "type": "object",
+        "properties": {"city": place},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    tools: list[Any] = [
+        {"type": "function", "name": "get_weather", "parameters": parameters, "strict": True}
+    ]
+    asked: dict[str, Any] = {
+        "model": NAME,
+        "input": "What is the weather in Paris?",
+        "tools": tools,
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "max_output_tokens": 100,
+        "temperature": 0,
+    }
+    whole = client.responses.create(**asked)
+    (call,) = whole.output
+    assert (whole.status, call.type, call.name) == ("completed", "function_call", "get_weather")
+    assert set(json.loads(call.arguments)) == {"city"}
+    with client.responses.stream(**asked) as stream:
+        deltas = [
+            event.delta
+            for event in stream
+            if event.type == "response.function_call_arguments.delta"
+        ]
+        final = stream.get_final_response()
+    assert "".join(deltas) == call.arguments
+    assert final.output[0].arguments == call.arguments  # type: ignore[union-attr]
+    items: list[Any] = [
+        {"role": "user", "content": asked["input"]},
+        *whole.output,
+        {"type": "function_call_output", "call_id": call.call_id, "output": "Sunny, 21 degrees"},
+    ]
+    answer = client.responses.create(
+        model=NAME, input=items, tools=tools, tool_choice="none", max_output_tokens=24
+    )
+    assert answer.output_text
+
+
 def test_openai_for_python_embeds_and_scores(client: openai.OpenAI) -> None:
     texts = ["A cat sat on the mat.", "A kitten sat on a rug.", "Bonds fell as rates rose."]
     # The client asks for base64 and makes numbers of it.
@@ -230,14 +274,14 @@ class Person(pydantic.BaseModel):
 def test_instructor(client: openai.OpenAI) -> None:
     import instructor
 
-    extractor = instructor.from_openai(client, mode=instructor.Mode.JSON_SCHEMA)
-    found = extractor.chat.completions.create(
-        model=NAME,
-        messages=[{"role": "user", "content": "Extract: Jason is 25 years old."}],
-        response_model=Person,
-        max_tokens=128,
-        temperature=0,
-        max_retries=0,
-    )
-    # (Its model is made from ours: equal in every field, of another class.)
-    assert found.model_dump() == {"name": "Jason", "age": 25}
+    for mode in (instructor.Mode.JSON_SCHEMA, instructor.Mode.TOOLS):
+        found = instructor.from_openai(client, mode=mode).chat.completions.create(
+            model=NAME,
+            messages=[{"role": "user", "content": "Extract: Jason is 25 years old."}],
+            response_model=Person,
+            max_tokens=128,
+            temperature=0,
+            max_retries=0,
+        )
+        # (Its model is made from ours: equal in every field, of another class.)
+        assert found.model_dump() == {"name": "Jason", "age": 25}

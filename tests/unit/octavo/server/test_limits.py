@@ -27,6 +27,7 @@ FREE_TEXTS = {
     "instructions",
     "suffix",
     "documents",
+    "reasoning_content",
 }
 """Fields whose strings and lists are as long as the body may be."""
 FREE_OBJECTS = {"schema", "parameters", "json", "chat_template_kwargs"}

@@ -80,10 +80,9 @@ async def test_what_never_reached_a_route_is_refused_too() -> None:
     assert outcomes_of(app) == {"refused": 4}
 
 
-async def test_counted_paths_are_routes_that_exist_or_are_to_come() -> None:
+async def test_counted_paths_are_routes() -> None:
     app = create_app(FakeEngine(), ServerConfig())
-    to_come = {"/v1/responses", "/v1/embeddings"}
-    assert COUNTED_PATHS - to_come <= set(app.openapi()["paths"])
+    assert set(app.openapi()["paths"]) >= COUNTED_PATHS
 
 
 # ---- Deadlines -------------------------------------------------------------------------------

@@ -136,6 +136,45 @@ async def test_items_become_messages(client: httpx.AsyncClient, engine: FakeEngi
     assert bytes(engine.seen[-1][0]) == expected.encode()  # type: ignore[arg-type]
 
 
+THOUGHT = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]}
+TOOL = {
+    "type": "function",
+    "name": "f",
+    "description": None,
+    "parameters": {"type": "object", "properties": {}},
+    "strict": True,
+}
+
+
+async def test_calls_and_their_outputs_become_the_chats_messages(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    items = [
+        {"role": "user", "content": "Weather?"},
+        {"type": "reasoning", "id": "rs_1", "summary": [], "content": []},
+        {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "Sunny"},
+    ]
+    answer = await post(client, input=items, tools=[TOOL], tool_choice="none")
+    assert answer.status_code == 200, answer.text
+    prompt = bytes(engine.seen[-1][0]).decode()  # type: ignore[arg-type]
+    # The fake's template knows no tools: they are told in the messages' text.
+    assert "Weather?" in prompt
+    assert "Sunny" in prompt
+    assert answer.json()["tools"] == [TOOL]
+    assert answer.json()["tool_choice"] == "none"
+
+
+async def test_a_forced_call_is_a_grammar(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    for choice in ("required", {"type": "function", "name": "f"}):
+        answer = await post(client, tools=[TOOL], tool_choice=choice)
+        assert answer.status_code == 200, answer.text
+        structure = engine.seen[-1][1].structured_outputs
+        assert structure is not None
+        assert structure.grammar is not None
+        assert answer.json()["tool_choice"] == choice
+
+
 REFUSED: dict[str, Any] = {
     "store": True,
     "previous_response_id": "resp_1",
@@ -191,6 +230,7 @@ REACHES_THE_ENGINE: dict[str, tuple[Any, str, Any]] = {
 HAS_A_TEST_ABOVE = {"input", "instructions", "include", "top_logprobs", "stream", "metadata"}
 HAS_A_TEST_ABOVE |= {"request_id"}
 UNUSED = {"user": "x", "safety_identifier": "x", "prompt_cache_key": "x"}
+UNUSED |= {"include_reasoning": False}  # of no effect on a model that does not think
 UNUSED |= {"spaces_between_special_tokens": False}
 OTHERS = {"model", "priority", "timeout", "cache_salt", "reasoning", "chat_template_kwargs"}
 
@@ -298,7 +338,16 @@ async def test_structure_reaches_the_engine(
         ),
         ({"input": []}, "input is empty"),
         ({"input": 5}, "input is 5"),
-        ({"input": [{"type": "function_call"}]}, "'function_call'"),
+        ({"input": [{"type": "function_call"}]}, "input[0].call_id is missing"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "'item_reference'"),
+        ({"input": [{"type": "reasoning", "summary": [{}]}]}, "input[0].summary"),
+        ({"input": [{"type": "reasoning"}]}, "no message and no call"),
+        ({"input": [THOUGHT]}, "follows"),
+        ({"input": [THOUGHT, {"role": "user", "content": "x"}]}, "follows"),
+        ({"tools": [{"type": "web_search"}]}, "'web_search'"),
+        ({"tools": [{"type": "function"}]}, "name is missing"),
+        ({"tool_choice": "required"}, "there are no tools"),
+        ({"tool_choice": {"type": "function", "name": "f"}}, "none of the tools"),
         ({"input": [{"role": "tool", "content": "x"}]}, "'tool'"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "'input_image'"),
         ({"input": [{"role": "user", "content": "x", "odd": 1}]}, "input[0].odd"),

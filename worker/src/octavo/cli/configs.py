@@ -93,7 +93,6 @@ def server_config(parsed: argparse.Namespace, environment: Mapping[str, str]) ->
         admin_port=parsed.admin_port,
         admin_host=parsed.admin_host,
         metrics_on_admin_port=parsed.metrics_on_admin_port,
-        trust_request_chat_template=parsed.trust_request_chat_template,
         exports_traces=any(environment.get(name) for name in TRACE_VARIABLES),
         log_prompts=parsed.log_prompts,
         chat_template=parsed.chat_template,

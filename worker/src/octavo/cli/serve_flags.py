@@ -174,11 +174,6 @@ def _add_http_flags(group: argparse._ActionsContainer) -> None:
         help="serve /metrics on the admin port only (default: on both)",
     )
     group.add_argument(
-        "--trust-request-chat-template",
-        action="store_true",
-        help="let requests bring a chat template of their own (default: refused)",
-    )
-    group.add_argument(
         "--shutdown-timeout",
         type=float,
         default=_SERVER.shutdown_timeout_s,

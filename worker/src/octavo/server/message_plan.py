@@ -15,7 +15,7 @@ from octavo.engine.interface import TokenReader
 from octavo.grammar import ReasoningSpan, StructuredOutputs
 from octavo.sampling_params import SamplingParams
 from octavo.server.errors import bad_request
-from octavo.server.protocol.chat import ChatCompletionRequest
+from octavo.server.protocol.tools import ToolsBody
 from octavo.structured.json_schema import check_schema
 from octavo.structured.translate import json_rule
 from octavo.tools.formats import MessageFormat, Tool
@@ -39,7 +39,7 @@ class MessagePlan:
     @classmethod
     def of(
         cls,
-        body: ChatCompletionRequest,
+        body: ToolsBody,
         params: SamplingParams,
         message_format: MessageFormat,
         prompt: Sequence[int],
@@ -91,7 +91,7 @@ def _thinks(
 
 
 def _call_grammar(
-    body: ChatCompletionRequest,
+    body: ToolsBody,
     message_format: MessageFormat,
     tools: list[Tool],
     params: SamplingParams,

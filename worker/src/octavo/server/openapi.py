@@ -102,7 +102,8 @@ def _inline(schema: dict[str, Any]) -> dict[str, Any]:
         reference = node.get("$ref")
         if isinstance(reference, str):
             return resolve(definitions[reference.rpartition("/")[2]])
-        return {key: resolve(value) for key, value in node.items()}
+        # A discriminator points to the definitions, which stand in their places now.
+        return {key: resolve(value) for key, value in node.items() if key != "discriminator"}
 
     inlined: dict[str, Any] = resolve(schema)
     return inlined

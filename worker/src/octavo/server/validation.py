@@ -106,10 +106,14 @@ def _path(location: tuple[int | str, ...]) -> str:
     """``("messages", 0, "content", "str")`` as ``messages[0].content``; the names that pydantic
     gives to the branches of a union are left out."""
     path = ""
-    for step in location:
+    for before, step in zip((None, *location), location, strict=False):
         if isinstance(step, int):
             path += f"[{step}]"
-        elif step in _BRANCHES or step.endswith("]"):
+        elif (
+            step in _BRANCHES
+            or step.endswith("]")
+            or (step in _ITEM_KINDS and isinstance(before, int))
+        ):
             continue
         else:
             path += f".{step}" if path else step
@@ -117,6 +121,8 @@ def _path(location: tuple[int | str, ...]) -> str:
 
 
 _BRANCHES = frozenset({"str", "int", "float", "bool", "[key]"})
+_ITEM_KINDS = _BRANCHES | {"message", "function_call", "function_call_output", "reasoning"}
+"""Also of the Responses API's items: other things have such names, but not after an index."""
 
 
 def shown(value: Any) -> str:

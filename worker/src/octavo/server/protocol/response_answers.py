@@ -28,14 +28,42 @@ class OutputText(msgspec.Struct):
     type: Literal["output_text"] = "output_text"
 
 
-class OutputMessage(msgspec.Struct):
+class OutputMessage(msgspec.Struct, tag_field="type", tag="message"):
     """What the assistant says."""
 
     id: str
     status: Literal["in_progress", "completed", "incomplete"]
     content: list[OutputText]
     role: Literal["assistant"] = "assistant"
-    type: Literal["message"] = "message"
+
+
+class OutputCall(msgspec.Struct, tag_field="type", tag="function_call"):
+    """A function the model calls."""
+
+    id: str
+    status: Literal["in_progress", "completed", "incomplete"]
+    call_id: str
+    name: str
+    arguments: str
+
+
+class OutputReasoningText(msgspec.Struct):
+    """The text of thoughts."""
+
+    text: str
+    type: Literal["reasoning_text"] = "reasoning_text"
+
+
+class OutputReasoning(msgspec.Struct, tag_field="type", tag="reasoning"):
+    """What the model thought before it spoke."""
+
+    id: str
+    status: Literal["in_progress", "completed", "incomplete"]
+    content: list[OutputReasoningText]
+    summary: list[dict[str, Any]] = []
+
+
+OutputItem = OutputMessage | OutputCall | OutputReasoning
 
 
 class InputTokensDetails(msgspec.Struct):
@@ -104,7 +132,7 @@ class ResponseAnswer(msgspec.Struct, kw_only=True):
     created_at: int
     model: str
     status: Literal["in_progress", "completed", "incomplete", "failed"]
-    output: list[OutputMessage]
+    output: list[OutputItem]
     temperature: float
     top_p: float
     usage: ResponseUsage | None = None
@@ -123,7 +151,7 @@ class ResponseAnswer(msgspec.Struct, kw_only=True):
     store: bool = False
     background: bool = False
     text: TextFormat = msgspec.field(default_factory=TextFormat)
-    tool_choice: str = "auto"
+    tool_choice: Any = "auto"
     tools: list[dict[str, Any]] = []
     top_logprobs: int = 0
     truncation: str = "disabled"

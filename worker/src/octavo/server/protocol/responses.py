@@ -11,26 +11,27 @@ from octavo.grammar import StructuredOutputs
 from octavo.sampling_params import SamplingParams
 from octavo.server.protocol.chat import (
     MAX_MESSAGES,
-    MAX_PARTS,
     Conversation,
     Message,
     TemplateKwargs,
-    TextPart,
     check_template_kwargs,
-    refuse_media,
 )
 from octavo.server.protocol.fields import LogprobCount, PositiveCount, SamplingBody, StrictModel
-from octavo.server.protocol.structured import StructuredOutputsBody
-from octavo.server.protocol.unsupported import (
-    RESPONSE,
-    RESPONSE_MESSAGE,
-    STREAM_OPTIONS,
-    Unsupported,
-    settle,
+from octavo.server.protocol.response_items import (
+    InputItem,
+    ResponseTool,
+    ResponseToolChoice,
+    as_chat_choice,
+    as_chat_tools,
+    as_items,
+    settle_item,
+    to_messages,
 )
+from octavo.server.protocol.structured import StructuredOutputsBody
+from octavo.server.protocol.tools import MAX_TOOLS, ChatTool, NamedToolChoice, ToolsBody
+from octavo.server.protocol.unsupported import RESPONSE, STREAM_OPTIONS, Unsupported, settle
 
 _LOGPROBS = "message.output_text.logprobs"
-_ITEM_TYPES = frozenset({"message"})
 _TEXT: dict[str, Unsupported] = {
     "verbosity": Unsupported("no model here knows it; ask in the prompt", ("medium",)),
 }
@@ -40,56 +41,6 @@ _REASONING: dict[str, Unsupported] = {
     "context": Unsupported("send the items that shall be seen"),
     "mode": Unsupported("no model here knows it"),
 }
-_PART: dict[str, Unsupported] = {
-    "annotations": Unsupported("they are not shown to the model", ([],)),
-    "logprobs": Unsupported("they are not shown to the model", ([],)),
-    "prompt_cache_breakpoint": Unsupported("prompts are cached by blocks, wherever they end"),
-}
-
-
-class InputText(StrictModel):
-    """A piece of a message that was sent."""
-
-    type: Literal["input_text", "output_text"]
-    text: str
-
-
-class InputMessage(StrictModel):
-    """One turn of the conversation: sent, or answered before."""
-
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        str | Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS)],
-        BeforeValidator(refuse_media, json_schema_input_type=str | list[InputText]),
-    ]
-    id: str | None = Field(None, max_length=256, description="Taken, and not used.")
-    status: Literal["in_progress", "completed", "incomplete"] | None = Field(
-        None, description="Taken, and not used."
-    )
-
-    def as_message(self) -> Message:
-        """As the chat template is given it."""
-        content = self.content
-        if isinstance(content, str):
-            return Message(role=self.role, content=content, name=None)
-        parts = [TextPart(type="text", text=part.text) for part in content]
-        return Message(role=self.role, content=parts, name=None)
-
-
-def _as_items(value: object) -> object:
-    """One text is one message; items of a kind that is not taken are named."""
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}]
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            kind = item.get("type", "message") if isinstance(item, dict) else "message"
-            if not isinstance(kind, str) or kind not in _ITEM_TYPES:
-                raise ValueError(
-                    f"item {index} has the type {kind!r:.80}; only 'message' is taken yet. "
-                    "Send its text as a message."
-                )
-    return value
 
 
 class Reasoning(StrictModel):
@@ -136,15 +87,29 @@ class ResponseStreamOptions(StrictModel):
     """What a stream tells beside the text."""
 
 
-class ResponseRequest(SamplingBody):
+class ResponseRequest(ToolsBody, SamplingBody):
     """Instructions and items to be answered."""
 
     unsupported: ClassVar = RESPONSE
 
     input: Annotated[
-        Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_MESSAGES)],
-        BeforeValidator(_as_items, json_schema_input_type=str | list[InputMessage]),
+        Annotated[
+            list[Annotated[InputItem, Field(discriminator="type")]],
+            Field(min_length=1, max_length=MAX_MESSAGES),
+        ],
+        BeforeValidator(as_items, json_schema_input_type=str | list[InputItem]),
     ]
+    tools: Annotated[
+        Annotated[list[ChatTool], Field(max_length=MAX_TOOLS)] | None,
+        BeforeValidator(as_chat_tools, json_schema_input_type=list[ResponseTool] | None),
+    ] = None
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | NamedToolChoice | None,
+        BeforeValidator(
+            as_chat_choice,
+            json_schema_input_type=Literal["none", "auto", "required"] | ResponseToolChoice | None,
+        ),
+    ] = Field(None, description="auto if there are tools, none if there are not.")
     instructions: str | None = Field(None, description="A system message before the input.")
     max_output_tokens: PositiveCount | None = Field(
         None, description="As many as the context holds if left out."
@@ -171,7 +136,7 @@ class ResponseRequest(SamplingBody):
         items = document.get("input")
         for index, item in enumerate(items if isinstance(items, list) else ()):
             if isinstance(item, dict):
-                _settle_item(item, f"input[{index}].")
+                settle_item(item, f"input[{index}].")
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ResponseRequest:
@@ -191,6 +156,8 @@ class ResponseRequest(SamplingBody):
                 "text.format and structured_outputs are both set; an answer can follow one of "
                 "them: leave the other out."
             )
+        if not to_messages(self.input) and not self.instructions:
+            raise ValueError("input holds no message and no call; send at least one.")
         check_template_kwargs(self.chat_template_kwargs)
         effort = self.reasoning and self.reasoning.effort
         if effort and "reasoning_effort" in (self.chat_template_kwargs or {}):
@@ -217,7 +184,7 @@ class ResponseRequest(SamplingBody):
 
     def conversation(self) -> Conversation:
         """The messages that the chat template is given."""
-        messages = [item.as_message() for item in self.input]
+        messages = to_messages(self.input)
         if self.instructions:
             messages.insert(0, Message(role="system", content=self.instructions, name=None))
         variables = dict(self.chat_template_kwargs or {})
@@ -242,11 +209,3 @@ class ResponseRequest(SamplingBody):
         if asked is None:
             return params
         return msgspec.structs.replace(params, structured_outputs=asked.to_structured_outputs())
-
-
-def _settle_item(item: dict[str, Any], path: str) -> None:
-    settle(item, RESPONSE_MESSAGE, path)
-    parts = item.get("content")
-    for index, part in enumerate(parts if isinstance(parts, list) else ()):
-        if isinstance(part, dict):
-            settle(part, _PART, f"{path}content[{index}].")

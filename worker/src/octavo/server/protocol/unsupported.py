@@ -111,9 +111,6 @@ RESPONSE: Mapping[str, Unsupported] = {
         )
     },
     **{name: CHAT[name] for name in ("media_io_kwargs", "mm_processor_kwargs")},
-    "tools": Unsupported("tool calls are not supported yet", ([],)),
-    "tool_choice": Unsupported("tool calls are not supported yet", ("none", "auto")),
-    "parallel_tool_calls": Unsupported("tool calls are not supported yet", (True, False)),
     "max_tool_calls": Unsupported("no tools are run here"),
     "store": Unsupported(_NOTHING_STORED, (False,)),
     "previous_response_id": Unsupported(
@@ -131,8 +128,18 @@ RESPONSE: Mapping[str, Unsupported] = {
     "previous_input_messages": Unsupported("send the earlier items with the input"),
 }
 
-RESPONSE_MESSAGE: Mapping[str, Unsupported] = {
+RESPONSE_ITEM: Mapping[str, Unsupported] = {
     "phase": Unsupported("no model here knows it"),
+    "summary": Unsupported("it is not shown to the model; send the thoughts as content", ([],)),
+    "encrypted_content": Unsupported("there is none here to be decrypted"),
+    "namespace": Unsupported("tools have no namespaces here"),
+    "caller": Unsupported("tools are called by the model alone"),
+}
+
+RESPONSE_PART: Mapping[str, Unsupported] = {
+    "annotations": Unsupported("they are not shown to the model", ([],)),
+    "logprobs": Unsupported("they are not shown to the model", ([],)),
+    "prompt_cache_breakpoint": Unsupported("prompts are cached by blocks, wherever they end"),
 }
 
 COMPLETION: Mapping[str, Unsupported] = {

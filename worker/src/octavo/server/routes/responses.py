@@ -17,19 +17,24 @@ from octavo.server.errors import ApiError
 from octavo.server.exchange import Exchange, GatheredChoice
 from octavo.server.generation import GenerationJob
 from octavo.server.logprobs import LogprobWriter
+from octavo.server.message_plan import MessagePlan
+from octavo.server.message_reader import MessageReader
 from octavo.server.openapi import describe
+from octavo.server.protocol.answers import ChatMessage
 from octavo.server.protocol.response_answers import (
     IncompleteDetails,
+    OutputItem,
     OutputLogprob,
-    OutputMessage,
     ResponseAnswer,
     ResponseReasoning,
     ResponseUsage,
     TextFormat,
 )
 from octavo.server.protocol.responses import ResponseRequest
-from octavo.server.response_events import ResponseEvents, message_of
+from octavo.server.protocol.tools import ChatTool, NamedToolChoice
+from octavo.server.response_events import ResponseEvents, items_of
 from octavo.server.streaming import GenerationAnswer
+from octavo.tools.formats import MessageFormat
 
 _INCOMPLETE = {"length": "max_output_tokens"}
 
@@ -56,28 +61,39 @@ class ResponseOfModel(GenerationAnswer[ResponseRequest]):
     def __init__(self, context: ServerContext) -> None:
         super().__init__(context)
         self._events: ResponseEvents | None = None
+        self._reader: MessageReader | None = None
+        """None: the text is the message."""
         self._is_opened = False
 
     async def _job(self, body: ResponseRequest, info: ModelInfo) -> GenerationJob:
+        engine, config = self._context.engine, self._context.config
         params = body.to_sampling_params(info.sampling_defaults)
-        prompt = await render_conversation(self._context.engine, body.conversation())
-        return GenerationJob([prompt], params, body.priority, body.cache_salt)
+        prompt = await render_conversation(engine, body.conversation(), body.usable_tools())
+        message_format = MessageFormat.of(
+            engine.chat_template_source, config.tool_call_parser, config.reasoning_parser
+        )
+        plan = MessagePlan.of(body, params, message_format, prompt, engine.tokenizer)
+        if not plan.is_plain:
+            self._reader = MessageReader(plan, 1, tells_reasoning=body.include_reasoning)
+        return GenerationJob(
+            [prompt],
+            plan.params,
+            body.priority,
+            body.cache_salt,
+            reasoning=plan.reasoning,
+            shown_special=plan.shown_special,
+        )
 
     def _chunks(self, exchange: Exchange[ResponseRequest]) -> ResponseEvents:
-        events: ResponseEvents
-
-        def snapshot(message: OutputMessage | None) -> ResponseAnswer:
-            return self._snapshot(exchange, message, None if message is None else events.gathered)
+        def snapshot(items: list[OutputItem], choice: GatheredChoice | None) -> ResponseAnswer:
+            return self._snapshot(exchange, items, choice)
 
         def logprobs(event: GenerationEvent) -> list[OutputLogprob]:
             return self._logprobs(event.logprobs or ())
 
-        events = self._events = ResponseEvents(
-            f"msg_{exchange.answer_id}",
-            snapshot,
-            logprobs if exchange.body.tells_logprobs else None,
-        )
-        return events
+        write_logprobs = logprobs if exchange.body.tells_logprobs else None
+        self._events = ResponseEvents(exchange.answer_id, snapshot, write_logprobs, self._reader)
+        return self._events
 
     def _opening(
         self, event: GenerationEvent, chunks: StreamWriter, exchange: Exchange[ResponseRequest]
@@ -97,41 +113,47 @@ class ResponseOfModel(GenerationAnswer[ResponseRequest]):
         gathered = GatheredChoice()
         async for event in events:
             gathered.add(event)
+        message = ChatMessage(gathered.text)
+        if self._reader is not None:
+            message = self._reader.message(0, gathered.text)
         logprobs = self._logprobs(gathered.logprobs) if exchange.body.tells_logprobs else []
-        message = message_of(f"msg_{exchange.answer_id}", gathered, logprobs)
-        return self._snapshot(exchange, message, gathered)
+        is_complete = gathered.finish_reason == "stop"
+        items = items_of(message, exchange.answer_id, logprobs, is_complete=is_complete)
+        return self._snapshot(exchange, items, gathered)
 
     def _snapshot(
         self,
         exchange: Exchange[ResponseRequest],
-        message: OutputMessage | None,
+        items: list[OutputItem],
         gathered: GatheredChoice | None,
     ) -> ResponseAnswer:
-        """The response as of now; with a message, as of its end."""
+        """The response as of now; with a choice, as of its end."""
         body, params = exchange.body, exchange.job.params
         answer = ResponseAnswer(
             id=f"resp_{exchange.answer_id}",
             created_at=exchange.created,
             model=exchange.model,
             status="in_progress",
-            output=[],
+            output=items,
             temperature=params.temperature,
             top_p=params.top_p,
             instructions=body.instructions,
             max_output_tokens=body.max_output_tokens,
             metadata=body.metadata or {},
+            parallel_tool_calls=body.parallel_tool_calls is not False,
             prompt_cache_key=body.prompt_cache_key,
             reasoning=ResponseReasoning(body.reasoning.effort if body.reasoning else None),
             safety_identifier=body.safety_identifier,
             text=TextFormat(_format_of(body)),
+            tool_choice=_choice_of(body),
+            tools=[_tool_of(tool) for tool in body.tools or ()],
             top_logprobs=body.top_logprobs or 0,
             user=body.user,
         )
-        if message is None or gathered is None:
+        if gathered is None:
             return answer
-        answer.output = [message]
         answer.usage = ResponseUsage.of(exchange.generation.usage)
-        if message.status == "completed":
+        if gathered.finish_reason == "stop":
             answer.status = "completed"
         else:
             answer.status = "incomplete"
@@ -143,6 +165,17 @@ class ResponseOfModel(GenerationAnswer[ResponseRequest]):
         return [
             OutputLogprob(one.token, one.logprob, one.bytes, one.top_logprobs) for one in content
         ]
+
+
+def _tool_of(tool: ChatTool) -> dict[str, Any]:
+    """As the Responses API writes it."""
+    return {"type": "function", **tool.function.model_dump()}
+
+
+def _choice_of(body: ResponseRequest) -> str | dict[str, str]:
+    if isinstance(body.tool_choice, NamedToolChoice):
+        return {"type": "function", "name": body.tool_choice.function.name}
+    return body.tool_choice or "auto"
 
 
 def _format_of(body: ResponseRequest) -> dict[str, Any]:
