@@ -41,8 +41,10 @@ def repository(hub: FakeHub, tmp_path: Path) -> FakeRepository:
         "consolidated.safetensors",
         "original/model.safetensors",
         "onnx/config.json",
+        "1_Dense/model.safetensors",
     )
     files |= dict.fromkeys(unwanted, b"x" * 100)
+    files["1_Pooling/config.json"] = b"{}"
     hub.repositories[NAME] = FakeRepository(files, revisions=("main", "v1.0"))
     return hub.repositories[NAME]
 
@@ -55,7 +57,9 @@ def test_downloads_what_a_model_needs_and_nothing_else(
     repository: FakeRepository, hub: FakeHub, tmp_path: Path
 ) -> None:
     folder = find(tmp_path)
-    assert {path.name for path in folder.rglob("*")} == {
+    found = [path for path in folder.rglob("*") if not path.is_dir()]
+    assert {path.relative_to(folder).as_posix() for path in found} == {
+        "1_Pooling/config.json",
         "config.json",
         "generation_config.json",
         "model-00001-of-00002.safetensors",
@@ -64,8 +68,8 @@ def test_downloads_what_a_model_needs_and_nothing_else(
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    for path in folder.iterdir():
-        assert path.read_bytes() == repository.files[path.name]
+    for path in found:
+        assert path.read_bytes() == repository.files[path.relative_to(folder).as_posix()]
     assert folder.is_relative_to(tmp_path / "cache")
 
 
