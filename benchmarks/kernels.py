@@ -35,15 +35,18 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from triton.runtime.errors import TritonError
 
+from octavo.kernels.adapters import AdapterStack, Projection
 from octavo.kernels.interface import AttentionBatch, Kernels, SamplingBatch
 from octavo.kernels.triton import TritonKernels, penalties
+from octavo.kernels.triton.adapters import TritonStep, make_tiles
 from octavo.kernels.triton.decode_attention import DecodeConfig, decode_attention
 from octavo.kernels.triton.launch import Machine
 from octavo.kernels.triton.prefill_attention import PrefillConfig, prefill_attention
 
 BF16 = torch.bfloat16
 GROUPS = [
-    "norm", "activation", "rope", "decode", "prefill", "sdpa", "sampling", "penalties", "linear"
+    "norm", "activation", "rope", "decode", "prefill", "sdpa", "sampling", "penalties", "linear",
+    "lora",
 ]  # fmt: skip
 BLOCK_SIZE = 16
 MAX_CONTEXT_LEN = 8192
@@ -218,6 +221,65 @@ def linear_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
         num_bytes = 2 * (rows * columns + num_tokens * (rows + columns))
         operations = 2 * rows * columns * num_tokens
         yield Case(f"linear_{name}", model.name, f"T={num_tokens}", make, num_bytes, operations)
+
+
+def lora_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
+    """Products with what adapters add, beside ``linear_*`` without: shrinks on a branch of the
+    graph as in a decode step, or before the product; and sorting a step's tokens."""
+    q_size, kv_size = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    size, inner = model.hidden, model.intermediate
+    projections = [
+        Projection(0, ("q", "k", "v"), size, (q_size, kv_size, kv_size)),
+        Projection(0, ("o",), q_size, (size,)),
+        Projection(0, ("gate", "up"), size, (inner, inner)),
+        Projection(0, ("down",), inner, (size,)),
+    ]
+    for (num_slots, num_tokens), index in product([(8, 8), (8, 64), (8, 256), (64, 256)], range(4)):
+        for is_branched in (True, False):
+            projection, shape = projections[index], f"T={num_tokens} adapters={num_slots}"
+
+            def make(
+                projection: Projection = projection,
+                num_slots: int = num_slots,
+                num_tokens: int = num_tokens,
+                is_branched: bool = is_branched,
+            ) -> Callable[[], object]:
+                stack, slots = _random_stack(projection, num_slots, num_tokens)
+                branch = torch.cuda.Stream() if is_branched else None  # type: ignore[no-untyped-call]
+                step = TritonStep(stack, make_tiles(slots, num_slots), branch)
+                rows = sum(projection.out_features)
+                linear = kernels.prepare_linear([_randn(rows, projection.in_features)], None, BF16)
+                x = _randn(num_tokens, projection.in_features)
+                if len(projection.names) == 2:
+                    return lambda: step.project_gated(0, linear, x, True)
+                return lambda: step.project(0, linear, x)
+
+            out = sum(projection.out_features)
+            num_bytes = 2 * (out * projection.in_features + num_tokens * (out + size))
+            num_bytes += 2 * num_slots * projection.num_elements(16)
+            name = "_".join(projection.names) + ("" if is_branched else "_serial")
+            yield Case(f"lora_{name}", model.name, shape, make, num_bytes)
+
+        if not index:
+
+            def make_sort(
+                num_slots: int = num_slots, num_tokens: int = num_tokens
+            ) -> Callable[[], object]:
+                _, slots = _random_stack(projections[1], num_slots, num_tokens)
+                return lambda: make_tiles(slots, num_slots)
+
+            yield Case("lora_tiles", model.name, shape, make_sort, 4 * num_tokens)
+
+
+def _random_stack(
+    projection: Projection, num_slots: int, num_tokens: int
+) -> tuple[AdapterStack, Tensor]:
+    """Adapters of rank 16 for one product, and each token's slot, round robin."""
+    stack = AdapterStack.allocate([projection], num_slots, 16, BF16, torch.device("cuda"))
+    stack.storage.normal_()
+    stack.table[:, 0, 1] = 16
+    slots = torch.arange(num_tokens, dtype=torch.int32, device="cuda") % num_slots
+    return stack, slots
 
 
 def attention_batch(context_lens: list[int], query_lens: list[int]) -> AttentionBatch:
@@ -448,6 +510,7 @@ def standard_cases() -> dict[str, list[Case]]:
             "sampling": sampling_cases(model, kernels),
             "penalties": penalty_cases(model),
             "linear": linear_cases(model, kernels),
+            "lora": lora_cases(model, kernels),
         }.items():
             groups.setdefault(name, []).extend(cases)
     return groups

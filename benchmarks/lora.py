@@ -1,0 +1,237 @@
+#!/usr/bin/env python
+"""What LoRA adapters cost: throughput with many, the first token of a cold one, steps under loads.
+
+    python benchmarks/lora.py --shape 8b --dtype bfloat16 --results h100
+
+Prints one JSON line a figure, as offline.py does, on the workload mixed256 (256 requests at once,
+prompt and output uniform 100-1024, T=0.6):
+
+- ``base``: an engine without LoRA;
+- ``lora-unused``: adapters enabled, none used;
+- ``lora8``, ``lora64``: 8 and 64 adapters of rank 16 on all seven projections, round robin, and the
+  ratio to ``base``, measured in the same run;
+- ``lora-cold``: the first token of a 128-token prompt with an adapter that is in host memory
+  and not on the device, beside one that is on it;
+- ``lora-load``: the longest step while adapters are loaded beside 64 running requests, beside the
+  longest without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from random_adapters import make_random_adapters
+from record import Recorder
+from shapes import SHAPES, model_folder
+from workloads import Workload, make_workload
+
+from octavo import LLM, LoRARequest, SamplingParams
+
+PARTS = ("base", "lora-unused", "lora8", "lora64", "lora-cold", "lora-load")
+_RANK = 16
+
+
+class Bench:
+    """Engines one after another, and the figures they give."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        self._arguments = arguments
+        self._model = model_folder(arguments.shape)
+        self._options: dict[str, Any] = {"load_format": "dummy", "skip_tokenizer_init": True}
+        for name in ("dtype", "device", "max_model_len", "max_num_seqs"):
+            if (value := getattr(arguments, name)) is not None:
+                self._options[name] = value
+        config = json.loads((Path(self._model) / "config.json").read_text())
+        self._folders = make_random_adapters(folder, config, 65, _RANK)
+        self._recorder: Recorder | None = None
+        self._base: float | None = None
+
+    def open(self, **options: Any) -> LLM:
+        """An engine, its graphs captured."""
+        llm = LLM(self._model, **self._options, **options)
+        llm.prepare()
+        if self._recorder is None:
+            self._recorder = Recorder(llm.info.device, self._arguments.results)
+        return llm
+
+    def requests(self, count: int) -> list[LoRARequest]:
+        """The first adapters."""
+        return [LoRARequest(f"a{i}", self._folders[i]) for i in range(count)]
+
+    def figure(self, workload: str, name: str, value: float, unit: str, **more: Any) -> None:
+        """Record one number."""
+        assert self._recorder is not None
+        details = {"model": self._arguments.shape, "rank": _RANK, **more}
+        if self._arguments.scale != 1.0:
+            details["scale"] = self._arguments.scale
+        self._recorder.figure(workload, name, value, unit, **details)
+
+    def throughput(self, llm: LLM, name: str, adapters: Sequence[LoRARequest]) -> None:
+        """Output tokens a second of mixed256."""
+        workload = make_workload("mixed256", llm.info.vocab_size, self._arguments.scale)
+        chosen = [
+            adapters[i % len(adapters)] for i in range(len(workload.prompts) if adapters else 0)
+        ]
+        for request in adapters:
+            llm.load_lora(request)
+        rates = []
+        for number in range(self._arguments.repeats + 1):
+            llm.reset_prefix_cache()
+            rate = run_all(llm, workload, chosen if adapters else None)
+            if number:  # the first compiles and captures what is missing
+                rates.append(rate)
+        rate = statistics.median(rates)
+        self.figure(
+            name, "output_tokens_per_s", rate, "tokens/s", runs=[round(r, 1) for r in rates]
+        )
+        if name == "base":
+            self._base = rate
+        elif self._base is not None:
+            self.figure(name, "ratio_to_base", rate / self._base, "ratio")
+
+    def cold(self, llm: LLM) -> None:
+        """First tokens with an adapter on the device, and with one that must be copied first."""
+        (prompt,) = make_workload("single", llm.info.vocab_size).prompts
+        num_slots = llm.stats().adapters.num_slots  # type: ignore[union-attr]
+        adapters = self.requests(num_slots + 1)
+        for request in adapters:
+            llm.load_lora(request)
+        warm, cold = [], []
+        for number in range(4 * self._arguments.repeats * len(adapters)):
+            # One more than there are slots, in turn: the next one is never there.
+            request = adapters[number % len(adapters)]
+            for times in (cold, warm):
+                llm.reset_prefix_cache()
+                times.append(1e3 * first_token_s(llm, prompt, request))
+        skip = len(adapters)
+        warm, cold = warm[skip:], cold[skip:]
+        self.figure("lora-cold", "warm_ttft_ms", statistics.median(warm), "ms")
+        self.figure("lora-cold", "cold_ttft_ms", statistics.median(cold), "ms", worst=max(cold))
+        more = statistics.median(cold) - statistics.median(warm)
+        self.figure("lora-cold", "cold_above_warm_ms", more, "ms")
+
+    def load(self, llm: LLM) -> None:
+        """The longest steps of 64 decoding requests, with loads from disk and copies beside."""
+        for name, num_loads in (("without", 0), ("with", 24)):
+            steps = self._steps(llm, num_loads)
+            steps.sort()
+            p99 = steps[int(0.99 * (len(steps) - 1))]
+            self.figure(
+                "lora-load", f"max_step_ms_{name}_loads", steps[-1], "ms", p99=round(p99, 3)
+            )
+            self.figure("lora-load", f"median_step_ms_{name}_loads", statistics.median(steps), "ms")
+
+    def _steps(self, llm: LLM, num_loads: int) -> list[float]:
+        """Milliseconds of each step while everyone decodes; adapters are opened on the way."""
+        workload = make_workload("decode64", llm.info.vocab_size, self._arguments.scale)
+        core, intake = llm._engine.core, llm._intake
+        params = SamplingParams(temperature=0.6, max_tokens=400, ignore_eos=True, detokenize=False)
+        llm.reset_prefix_cache()
+        adapters = [llm.load_lora(request) for request in self.requests(4)]
+        for number, prompt in enumerate(workload.prompts):
+            adapter = adapters[number % len(adapters)]
+            core.submit(intake.prepare(f"load-{number}", prompt, params, adapter=adapter))
+        times: list[float] = []
+        opened = 0
+        before = time.perf_counter()
+        while core.has_work:
+            updates = core.step()
+            core.take_adapter_events()
+            now = time.perf_counter()
+            if len(updates) == len(workload.prompts):
+                times.append(1e3 * (now - before))
+                if opened < num_loads and len(times) % 12 == 0:
+                    opened += 1
+                    core.open_adapter(1_000_000 + opened, self._folders[opened])
+            before = now
+        for number in range(opened):
+            core.close_adapter(1_000_001 + number)
+        return times[10:]
+
+
+def run_all(llm: LLM, workload: Workload, adapters: list[LoRARequest] | None) -> float:
+    """Output tokens a second."""
+    params = [
+        SamplingParams(
+            temperature=workload.temperature, max_tokens=length, ignore_eos=True, detokenize=False
+        )
+        for length in workload.output_lens
+    ]
+    prompts = [{"prompt_token_ids": prompt} for prompt in workload.prompts]
+    started = time.perf_counter()
+    llm.generate(prompts, params, lora_request=adapters, use_tqdm=False)
+    return sum(workload.output_lens) / (time.perf_counter() - started)
+
+
+def first_token_s(llm: LLM, prompt: list[int], request: LoRARequest) -> float:
+    """From asking to the end of a request for one token."""
+    params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False)
+    started = time.perf_counter()
+    llm.generate({"prompt_token_ids": prompt}, params, lora_request=request, use_tqdm=False)
+    return time.perf_counter() - started
+
+
+def run_on(bench: Bench, measures: Sequence[Callable[[LLM], None]], **options: Any) -> None:
+    """Build an engine, measure, and give its memory back."""
+    if not measures:
+        return
+    llm = bench.open(**options)
+    for measure in measures:
+        measure(llm)
+    llm.close()
+    del llm
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def main() -> None:
+    """The parts asked for, each engine built once."""
+    arguments = _parse()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(arguments, Path(folder))
+        measures: dict[str, Callable[[LLM], None]] = {
+            "base": lambda llm: bench.throughput(llm, "base", []),
+            "lora-unused": lambda llm: bench.throughput(llm, "lora-unused", []),
+            "lora8": lambda llm: bench.throughput(llm, "lora8", bench.requests(8)),
+            "lora-cold": bench.cold,
+            "lora-load": bench.load,
+            "lora64": lambda llm: bench.throughput(llm, "lora64", bench.requests(64)),
+        }
+
+        def chosen(*names: str) -> list[Callable[[LLM], None]]:
+            return [measures[name] for name in names if name in arguments.parts]
+
+        lora = {"enable_lora": True, "max_lora_rank": _RANK}
+        run_on(bench, chosen("base"))
+        small = chosen("lora-unused", "lora8", "lora-cold", "lora-load")
+        run_on(bench, small, max_loras=8, max_cpu_loras=16, **lora)
+        run_on(bench, chosen("lora64"), max_loras=64, max_cpu_loras=64, **lora)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--repeats", type=int, default=2, help="runs a figure (default 2)")
+    parser.add_argument("--scale", type=float, default=1.0, help="shrink counts, for a quick look")
+    parser.add_argument("--results", help="append to benchmarks/results/NAME.jsonl")
+    parser.add_argument("--dtype")
+    parser.add_argument("--device")
+    parser.add_argument("--max-model-len", type=int)
+    parser.add_argument("--max-num-seqs", type=int)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
