@@ -20,6 +20,7 @@ from octavo.outputs import AdapterStats
 from octavo.server.body import read_model
 from octavo.server.context import ServerContext
 from octavo.server.errors import ApiError, bad_request, translate
+from octavo.server.openapi import describe, describe_answer
 from octavo.server.protocol.fields import RequestBody
 
 _MAX_UNLOAD_S = 3600.0
@@ -46,17 +47,39 @@ class UnloadAdapterRequest(RequestBody):
     )
 
 
+class AdapterCard(msgspec.Struct):
+    """What every description of an adapter has, beside the facts of its weights."""
+
+    id: str
+    state: str
+
+
+class AdapterList(msgspec.Struct):
+    """The answer to ``GET /v1/adapters``."""
+
+    object: str
+    data: list[AdapterCard]
+
+
+class Unloaded(msgspec.Struct):
+    """The answer to ``POST /v1/unload_lora_adapter``."""
+
+    id: str
+    state: str
+    requests_ended: int
+
+
 def build_router(context: ServerContext) -> APIRouter:
     """The routes, bound to ``context``; only administrators may reach them."""
     router = APIRouter()
 
-    @router.get("/v1/adapters")
+    @router.get("/v1/adapters", **describe_answer(AdapterList, 503))
     async def list_adapters() -> Response:
         """Every adapter: where it is, what it is, who uses it."""
         context.ready_model()
         return _json({"object": "list", "data": _all(context)})
 
-    @router.post("/v1/load_lora_adapter")
+    @router.post("/v1/load_lora_adapter", **describe(LoadAdapterRequest, answer=AdapterCard))
     async def load_adapter(request: Request) -> Response:
         """Load an adapter, or replace what its name stands for."""
         context.ready_model()
@@ -76,7 +99,7 @@ def build_router(context: ServerContext) -> APIRouter:
             raise _answer_to(error) from error
         return _json(_describe(entry, context.engine.stats().adapters))
 
-    @router.post("/v1/unload_lora_adapter")
+    @router.post("/v1/unload_lora_adapter", **describe(UnloadAdapterRequest, answer=Unloaded))
     async def unload_adapter(request: Request) -> Response:
         """Forget an adapter: its name at once, its weights when its requests have ended."""
         context.ready_model()
