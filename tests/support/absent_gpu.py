@@ -301,6 +301,8 @@ CASES: dict[str, list[Case]] = {
         partial(decode, FP32, 64, 3, None),
         partial(decode, FP32, 256, 4, 512),
         partial(decode, BF16, 128, 1, None, cache_dtype=FP8),
+    ],
+    "shared": [
         *[partial(decode, BF16, head_dim, 4, None, is_shared=True) for head_dim in [64, 128, 256]],
         partial(decode, BF16, 128, 4, None, 8, is_shared=True),
     ],

@@ -173,10 +173,10 @@ def test_operator_image_has_no_torch() -> None:
 
 
 def test_chart_runs_the_operator_under_the_user_of_its_image() -> None:
-    deployment = (REPOSITORY / "charts/octavo/templates/deployment.yaml").read_text()
+    pod_security = (REPOSITORY / "charts/octavo/templates/_names.tpl").read_text()
     assert values(stages("operator")[-1], "USER") == ["65532:65532"]
-    assert "runAsUser: 65532" in deployment
-    assert "runAsGroup: 65532" in deployment
+    assert "runAsUser: 65532" in pod_security
+    assert "runAsGroup: 65532" in pod_security
 
 
 def test_triton_finds_its_compiler_stand_in_where_the_image_puts_it() -> None:
