@@ -18,7 +18,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[HubModel]:
     """What the hub was asked for; it is never reached."""
     models: list[HubModel] = []
 
-    def fetch(model: HubModel, download_dir: str | None, needs_weights: bool) -> Path:
+    def fetch(
+        model: HubModel, download_dir: str | None, needs_weights: bool, *, is_checked: bool
+    ) -> Path:
         models.append(model)
         return Path("fetched")
 
