@@ -101,7 +101,11 @@ class ResponseRequest(ToolsBody, SamplingBody):
     ]
     tools: Annotated[
         Annotated[list[ChatTool], Field(max_length=MAX_TOOLS)] | None,
-        BeforeValidator(as_chat_tools, json_schema_input_type=list[ResponseTool] | None),
+        BeforeValidator(
+            as_chat_tools,
+            json_schema_input_type=Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)]
+            | None,
+        ),
     ] = None
     tool_choice: Annotated[
         Literal["none", "auto", "required"] | NamedToolChoice | None,

@@ -21,7 +21,7 @@ from octavo.server.body import read_model
 from octavo.server.context import ServerContext
 from octavo.server.errors import ApiError, bad_request, translate
 from octavo.server.openapi import describe, describe_answer
-from octavo.server.protocol.fields import RequestBody
+from octavo.server.protocol.fields import MAX_INT32, RequestBody
 
 _MAX_UNLOAD_S = 3600.0
 
@@ -41,7 +41,7 @@ class UnloadAdapterRequest(RequestBody):
     """``POST /v1/unload_lora_adapter``."""
 
     lora_name: str = Field(min_length=1, max_length=512)
-    lora_int_id: int | None = Field(None, description="Taken, and not needed.")
+    lora_int_id: int | None = Field(None, ge=0, le=MAX_INT32, description="Taken, and not needed.")
     timeout: float = Field(
         30.0, gt=0, le=_MAX_UNLOAD_S, description="Seconds its requests may still take."
     )
