@@ -126,7 +126,7 @@ class Soak:
             self._step()
             if time.monotonic() >= next_sample_s:
                 self._sample()
-                next_sample_s += _SAMPLE_EVERY_S if options.minutes else 0.0
+                next_sample_s += 0.0 if options.requests else _SAMPLE_EVERY_S
         # The end of a shift: whoever is not to be checked leaves at once.
         self.core.abort([id for id, request in self._open.items() if not request.is_checked])
         while self.core.has_work:
