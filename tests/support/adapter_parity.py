@@ -6,16 +6,14 @@ and what no program writes, is NaN.
 
 from __future__ import annotations
 
-import json
 import sys
-import traceback
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from kernel_parity import REFERENCE, Run, Trial, poisoned_memory
+from kernel_parity import REFERENCE, Run, Trial, poisoned_memory, report
 from octavo.kernels.adapters import (
     AdapterStack,
     Projection,
@@ -155,17 +153,5 @@ def check(name: str, device: torch.device, dtype: torch.dtype, seed: int) -> Non
     ADAPTER_CASES[name](Trial(device, dtype, seed))
 
 
-def main(names: list[str]) -> None:
-    seed = int(torch.seed() % 2**31)
-    for name in names:
-        for dtype in [torch.float32, torch.bfloat16]:
-            error = None
-            try:
-                check(name, torch.device("cpu"), dtype, seed)
-            except Exception:
-                error = f"seed {seed}, {dtype}\n{traceback.format_exc()}"
-            print(json.dumps({"case": name, "dtype": str(dtype), "error": error}), flush=True)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(ADAPTER_CASES))
+    report(sys.argv[1:] or list(ADAPTER_CASES), check)

@@ -803,7 +803,10 @@ def check(name: str, device: torch.device, dtype: torch.dtype, seed: int) -> Non
     (CASES | ENGINE_CASES)[name](Trial(device, dtype, seed))
 
 
-def main(names: list[str]) -> None:
+def report(
+    names: list[str], check: Callable[[str, torch.device, torch.dtype, int], None] = check
+) -> None:
+    """Run cases on the CPU in float32 and bf16; print a line of JSON for each."""
     seed = int(torch.seed() % 2**31)
     for name in names:
         for dtype in [torch.float32, torch.bfloat16]:
@@ -816,4 +819,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or [*CASES, *ENGINE_CASES])
+    report(sys.argv[1:] or [*CASES, *ENGINE_CASES])
