@@ -16,7 +16,8 @@ from typing import Any, Final
 from octavo_operator.errors import WorkerUnreachableError
 
 TIMEOUT_S: Final = 2.0
-_ANSWER_LIMIT: Final = 65_536
+_ANSWER_LIMIT: Final = 4 * 1024 * 1024
+"""A list of a thousand adapters is half a MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,32 +50,65 @@ class WorkerClient:
         except (KeyError, TypeError, ValueError) as error:
             raise WorkerUnreachableError(f"{host}:{port} does not tell its load") from error
 
-    async def _get(self, host: str, port: int, path: str) -> dict[str, Any]:
+    async def ask(
+        self,
+        host: str,
+        port: int,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> tuple[int, dict[str, Any]]:
+        """Status and JSON object of one call."""
         try:
-            async with asyncio.timeout(self._timeout_s):
-                status, body = await get(host, port, path)
-            answer = json.loads(body)
+            async with asyncio.timeout(timeout_s or self._timeout_s):
+                status, data = await call(host, port, method, path, body)
+            answer = json.loads(data)
         except (OSError, TimeoutError, ValueError) as error:
             reason = str(error) or type(error).__name__
-            raise WorkerUnreachableError(f"GET {path} of {host}:{port}: {reason}") from error
-        if status != 200 or not isinstance(answer, dict):
+            raise WorkerUnreachableError(f"{method} {path} of {host}:{port}: {reason}") from error
+        if not isinstance(answer, dict):
+            raise WorkerUnreachableError(f"{method} {path} of {host}:{port}: HTTP {status}")
+        return status, answer
+
+    async def _get(self, host: str, port: int, path: str) -> dict[str, Any]:
+        status, answer = await self.ask(host, port, "GET", path)
+        if status != 200:
             raise WorkerUnreachableError(f"GET {path} of {host}:{port}: HTTP {status}")
         return answer
 
 
 async def get(host: str, port: int, path: str) -> tuple[int, bytes]:
-    """Status and body (64 KiB of it) of one GET; raises OSError or ValueError."""
+    """Status and body of one GET; raises OSError or ValueError."""
+    return await call(host, port, "GET", path)
+
+
+async def call(
+    host: str, port: int, method: str, path: str, body: Mapping[str, Any] | None = None
+) -> tuple[int, bytes]:
+    """Status and body (4 MiB of it) of one request; raises OSError or ValueError."""
+    content = b"" if body is None else json.dumps(body).encode()
+    lines = [f"{method} {path} HTTP/1.0", f"Host: {host}", "Connection: close"]
+    if body is not None:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
     reader, writer = await asyncio.open_connection(host, port)
     try:
-        request = f"GET {path} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n"
-        writer.write(request.encode())
+        writer.write("\r\n".join([*lines, "", ""]).encode() + content)
         await writer.drain()
         status_line = await reader.readline()
         status = int(status_line.split()[1]) if b" " in status_line else 0
         while (await reader.readline()).strip():
             pass
-        return status, await reader.read(_ANSWER_LIMIT)
+        return status, await _body(reader)
     finally:
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+
+async def _body(reader: asyncio.StreamReader) -> bytes:
+    """Up to the end or the limit; a single read may end with a packet."""
+    body = bytearray()
+    while len(body) < _ANSWER_LIMIT and (part := await reader.read(_ANSWER_LIMIT - len(body))):
+        body += part
+    return bytes(body)

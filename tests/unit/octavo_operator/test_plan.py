@@ -206,11 +206,10 @@ async def test_what_cannot_run_yet_creates_nothing_and_says_so(
     [
         ({"parallelism": {"tensor": "Auto"}}, "Auto means 1 for now"),
         ({"engine": {"speculative": {"method": "NGram"}}}, "spec.engine.speculative"),
-        ({"engine": {"lora": {}}}, "LoRAAdapters are not loaded yet, so no room"),
         ({"routing": {"inferencePool": True}}, "no InferencePool"),
         ({"rolout": {}}, "spec.rolout (did you mean rollout?)"),
     ],
-    ids=["auto", "speculative", "lora", "pool", "unknown"],
+    ids=["auto", "speculative", "pool", "unknown"],
 )
 async def test_what_is_left_out_is_said_but_the_rest_runs(spec: dict[str, Any], words: str) -> None:
     world = World(inference_service(**spec))

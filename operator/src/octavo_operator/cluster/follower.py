@@ -1,4 +1,4 @@
-"""Keeps every InferenceService looked after: when a child of it changes, and now and then."""
+"""Keeps every InferenceService looked after: when something of it changes, and now and then."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from typing import Final
 
 from octavo_operator.cluster.activator import CallHolder
+from octavo_operator.cluster.adapter_keeper import AdapterKeeper
+from octavo_operator.cluster.adapter_ledger import OnLoad
 from octavo_operator.cluster.child_index import ChildIndex
 from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.cluster.interface import Cluster
@@ -44,6 +46,7 @@ class Follower:
         prometheus_url: str | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_done: Callable[[float, ClusterError | None], None] = lambda seconds, error: None,
+        on_load: OnLoad = lambda seconds, reason: None,
     ) -> None:
         self._cluster = cluster
         self._scopes: Sequence[str | None] = namespaces or (None,)
@@ -63,6 +66,25 @@ class Follower:
             on_done=on_done,
         )
         self.queue = WorkQueue(self.reconciler.reconcile)
+        self.adapters = AdapterKeeper(
+            cluster,
+            self.index,
+            workers or WorkerClient(),
+            look_later=lambda service, delay_s: self.adapter_queue.add_later(service, delay_s),
+            clock=clock,
+            on_load=on_load,
+        )
+        self.adapter_queue = WorkQueue(self.adapters.look_after)
+
+    def see_service(self, service: ServiceKey) -> None:
+        """The InferenceService has changed, come or gone."""
+        self.queue.add(service)
+        if self.adapters.concerns(service):
+            self.adapter_queue.add(service)
+
+    def see_adapter(self, service: ServiceKey) -> None:
+        """A LoRAAdapter of that service has changed, come or gone."""
+        self.adapter_queue.add(service)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -70,8 +92,10 @@ class Follower:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.index.run(), name="child index")
                 tasks.create_task(self.queue.run(), name="work queue")
+                tasks.create_task(self.adapter_queue.run(), name="adapter queue")
                 tasks.create_task(self._resync(), name="resync")
         finally:
+            await self.adapters.close()
             if self._holder is not None:
                 await self._holder.close_all()
 
@@ -84,7 +108,9 @@ class Follower:
                     listed = await self._cluster.list_objects(INFERENCE_SERVICE, scope, {})
                     for resource in listed.items:
                         metadata = resource["metadata"]
-                        self.queue.add((metadata["namespace"], metadata["name"]))
+                        self.see_service((metadata["namespace"], metadata["name"]))
+                for service in self.adapters.services():
+                    self.adapter_queue.add(service)
             except ClusterError as error:
                 logger.warning("resync put off: %s", error)
 
@@ -93,4 +119,4 @@ class Follower:
 
     def _poke(self, service: tuple[str, str]) -> None:
         if service[1]:
-            self.queue.add(service)
+            self.see_service(service)

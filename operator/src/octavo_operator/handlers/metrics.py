@@ -17,6 +17,7 @@ from octavo_operator.labels import LABEL_SERVICE, WORKER_CONTAINER
 from octavo_operator.reconcile.observed import LiveObject
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_LOAD_SECONDS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 180.0)
 
 _SERVICE_LABELS: Final = ("inferenceservice_namespace", "inferenceservice")
 """Named so that they do not clash with the labels Prometheus gives to a target."""
@@ -42,11 +43,31 @@ class OperatorMetrics:
             registry=self.registry,
         )
 
+        self._load_seconds = Histogram(
+            "octavo_operator_adapter_load_seconds",
+            "Time of one load of one adapter into one pod that worked, its download included.",
+            buckets=_LOAD_SECONDS,
+            registry=self.registry,
+        )
+        self._load_failures = Counter(
+            "octavo_operator_adapter_load_failures",
+            "Loads of one adapter into one pod that did not work, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
+
     def note_reconcile(self, seconds: float, error: ClusterError | None) -> None:
         """Count one pass."""
         self._seconds.observe(seconds)
         if error is not None:
             self._errors.labels(type(error).__name__).inc()
+
+    def note_load(self, seconds: float, reason: str | None) -> None:
+        """Count one load of an adapter; reason: why it failed, None for success."""
+        if reason is None:
+            self._load_seconds.observe(seconds)
+        else:
+            self._load_failures.labels(reason).inc()
 
     def watch_pods(
         self,

@@ -14,13 +14,11 @@ from typing import Final
 import kopf
 
 from octavo_operator.cluster.activator import Activator, CallHolder
-from octavo_operator.cluster.adapter_reporter import AdapterReporter
 from octavo_operator.cluster.follower import Follower
 from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.cluster.interface import Cluster
 from octavo_operator.cluster.kubernetes_api import KubernetesApi
 from octavo_operator.cluster.leader_lease import LeaderLease
-from octavo_operator.cluster.work_queue import WorkQueue
 from octavo_operator.handlers.events import register_events
 from octavo_operator.handlers.kopf_settings import configure_kopf
 from octavo_operator.handlers.kopf_thread import run_kopf
@@ -51,14 +49,12 @@ async def run_operator(
             holder=_activator(settings) if settings.pod_ip else None,
             prometheus_url=settings.prometheus_url or None,
             on_done=metrics.note_reconcile,
+            on_load=metrics.note_load,
         )
         metrics.watch_pods(follower.index.all_pods)
-        reporter = AdapterReporter(cluster)
-        metrics.watch_adapters(reporter.all_adapters)
+        metrics.watch_adapters(follower.adapters.all_adapters)
         lease = _lease(cluster, settings)
-        await _run_until_first_ends(
-            follower, reporter, lease, settings, stop_flag or asyncio.Event()
-        )
+        await _run_until_first_ends(follower, lease, settings, stop_flag or asyncio.Event())
 
 
 def _activator(settings: OperatorSettings) -> Callable[[Follower], CallHolder]:
@@ -79,7 +75,6 @@ def _activator(settings: OperatorSettings) -> Callable[[Follower], CallHolder]:
 
 async def _run_until_first_ends(
     follower: Follower,
-    reporter: AdapterReporter,
     lease: LeaderLease | None,
     settings: OperatorSettings,
     stop_flag: asyncio.Event,
@@ -88,14 +83,13 @@ async def _run_until_first_ends(
 
     kopf runs on a standby too: it answers the probes, and what it sees waits in the queues.
     """
-    adapters = WorkQueue(reporter.report, workers=1)
     registry = kopf.OperatorRegistry()
     register_login(registry)
     loop = asyncio.get_running_loop()
     register_events(
         registry,
-        lambda key: _hand_over(loop, follower.queue, key),
-        lambda key: _hand_over(loop, adapters, key),
+        lambda service: _hand_over(loop, follower.see_service, service),
+        lambda service: _hand_over(loop, follower.see_adapter, service),
     )
     register_liveness(registry, follower, loop)
     kopf_settings = kopf.OperatorSettings()
@@ -103,7 +97,7 @@ async def _run_until_first_ends(
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError, RuntimeError):
             loop.add_signal_handler(number, stop_flag.set)
-    ours = [asyncio.create_task(_lead(lease, follower, adapters))]
+    ours = [asyncio.create_task(_lead(lease, follower))]
     theirs = asyncio.create_task(run_kopf(registry, kopf_settings, settings, stop_flag))
     try:
         await asyncio.wait({theirs, *ours}, return_when=asyncio.FIRST_COMPLETED)
@@ -124,13 +118,13 @@ def _lease(cluster: Cluster, settings: OperatorSettings) -> LeaderLease | None:
     return LeaderLease(cluster, settings.pod_namespace, settings.lease_name, identity)
 
 
-async def _lead(lease: LeaderLease | None, follower: Follower, adapters: WorkQueue) -> None:
+async def _lead(lease: LeaderLease | None, follower: Follower) -> None:
     """Work once this is the leader, and for as long as it is."""
     if lease is None:
-        await asyncio.gather(follower.run(), adapters.run())
+        await follower.run()
         return
     await lease.acquire()
-    work = [asyncio.create_task(part) for part in (lease.keep(), follower.run(), adapters.run())]
+    work = [asyncio.create_task(part) for part in (lease.keep(), follower.run())]
     try:
         done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -144,10 +138,12 @@ async def _lead(lease: LeaderLease | None, follower: Follower, adapters: WorkQue
                 await lease.release()
 
 
-def _hand_over(loop: asyncio.AbstractEventLoop, queue: WorkQueue, key: ServiceKey) -> None:
-    """From kopf's thread into the queue's loop; while that loop ends, events do not matter."""
+def _hand_over(
+    loop: asyncio.AbstractEventLoop, see: Callable[[ServiceKey], None], service: ServiceKey
+) -> None:
+    """From kopf's thread into the queues' loop; while that loop ends, events do not matter."""
     with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(queue.add, key)
+        loop.call_soon_threadsafe(see, service)
 
 
 def register_login(registry: kopf.OperatorRegistry) -> None:

@@ -61,10 +61,6 @@ def _missing(service: InferenceService, served_kinds: frozenset[Kind]) -> tuple[
         sentences.append("spec.parallelism.tensor: Auto means 1 for now; give a number")
     if service.engine.speculative:
         sentences.append("spec.engine.speculative: not in effect yet; remove it")
-    if service.engine.lora is not None:
-        sentences.append(
-            "spec.engine.lora: LoRAAdapters are not loaded yet, so no room is kept for them"
-        )
     if service.inference_pool and INFERENCE_POOL not in served_kinds:
         sentences.append(
             "spec.routing.inferencePool: this cluster has no InferencePool kind; install the CRDs "
