@@ -219,10 +219,9 @@ async def test_what_cannot_run_yet_creates_nothing_and_says_so(
         ({"parallelism": {"tensor": "Auto"}}, "Auto means 1 for now"),
         ({"engine": {"speculative": {"method": "NGram"}}}, "spec.engine.speculative"),
         ({"engine": {"lora": {}}}, "LoRAAdapters are not loaded yet, so no room"),
-        ({"routing": {"inferencePool": True}}, "no InferencePool"),
         ({"rolout": {}}, "spec.rolout (did you mean rollout?)"),
     ],
-    ids=["auto", "speculative", "lora", "pool", "unknown"],
+    ids=["auto", "speculative", "lora", "unknown"],
 )
 async def test_what_is_left_out_is_said_but_the_rest_runs(spec: dict[str, Any], words: str) -> None:
     world = World(inference_service(**spec))
@@ -230,6 +229,13 @@ async def test_what_is_left_out_is_said_but_the_rest_runs(spec: dict[str, Any], 
     assert conditions(service)["FeaturesReady"] == ("False", "NotImplementedYet")
     assert words in condition_message(service, "FeaturesReady")
     assert await world.deployment()
+
+
+async def test_what_the_cluster_lacks_is_not_called_unimplemented() -> None:
+    world = World(inference_service(routing={"inferencePool": True}))
+    service = await world.settle()
+    assert conditions(service)["FeaturesReady"] == ("False", "KindMissing")
+    assert "install the CRDs" in condition_message(service, "FeaturesReady")
 
 
 async def test_replicas_are_not_written_while_an_autoscaler_owns_them() -> None:
