@@ -42,6 +42,7 @@ _SAME_NAMES = (
     "max_loras",
     "max_lora_rank",
     "max_cpu_loras",
+    "lora_state",
     "log_format",
     "log_level",
 )
@@ -54,6 +55,10 @@ def engine_config(parsed: argparse.Namespace) -> EngineConfig:
         raise ConfigError(
             f"--tensor-parallel-size is {parsed.tensor_parallel_size}; only 1 is supported yet. "
             "Run more replicas, or choose a model that fits one GPU."
+        )
+    if parsed.lora_state is not None and not Path(parsed.lora_state).parent.is_dir():
+        raise ConfigError(
+            f"--lora-state is {parsed.lora_state!r}, in a folder that is not there; make it first."
         )
     return EngineConfig(
         load_format=_load_format(parsed),

@@ -298,7 +298,14 @@ def _add_adapter_flags(group: argparse._ActionsContainer) -> None:
         type=lora_module,
         default=[],
         metavar="NAME=PATH",
-        help="adapters to load before serving: folders, or hf://ORG/NAME[@REVISION]",
+        help="adapters to load before serving: folders, hf://ORG/NAME[@REVISION] or "
+        "s3://BUCKET/PREFIX",
+    )
+    group.add_argument(
+        "--lora-state",
+        metavar="FILE",
+        help="remember adapters loaded over the API here, and load them again at the start "
+        "(default: they are forgotten)",
     )
     group.add_argument(
         "--lora-wait-timeout",

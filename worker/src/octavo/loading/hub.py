@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from octavo.errors import ModelLoadError
+from octavo.errors import ModelLoadError, SourceForbiddenError, SourceUnreachableError
 from octavo.loading.blob_digests import damaged_blobs
 from octavo.loading.cache_folder import cache_folder
 from octavo.loading.embedding_config import POOLING_FILE
@@ -29,6 +29,7 @@ _SMALL_FILES = (
     "chat_template.json",
     POOLING_FILE,
 )
+_FORBIDDEN = (401, 403)
 _WEIGHT_FILES = ("*.safetensors", "model.safetensors.index.json")
 _PATTERNS = {
     NeededFiles.ALL: (*_SMALL_FILES, *_WEIGHT_FILES),
@@ -151,7 +152,7 @@ def _worded(model: HubModel, where: str) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError as exc:
-        raise ModelLoadError(
+        raise SourceForbiddenError(
             f"{model} is gated: accept its conditions at {where}/{model.repository}, and set "
             "HF_TOKEN to a token of that account."
         ) from exc
@@ -160,7 +161,8 @@ def _worded(model: HubModel, where: str) -> Iterator[None]:
             f"{model} is not on {where}: the repository has no such revision; check --revision."
         ) from exc
     except errors.RepositoryNotFoundError as exc:
-        raise ModelLoadError(
+        kind = SourceForbiddenError if _status(exc) in _FORBIDDEN else ModelLoadError
+        raise kind(
             f"{model} is not on {where}, or is private: check its name, or set HF_TOKEN to a token "
             "that may read it."
         ) from exc
@@ -168,7 +170,7 @@ def _worded(model: HubModel, where: str) -> Iterator[None]:
         status = _status(exc)
         if status is not None:
             raise _refused(model, where, status) from exc
-        raise ModelLoadError(
+        raise SourceUnreachableError(
             f"{model} cannot be fetched and is not in the cache: {where} cannot be reached "
             f"({_reason(exc)}); check the network, or give a local folder."
         ) from exc
@@ -183,7 +185,7 @@ def _worded(model: HubModel, where: str) -> Iterator[None]:
     except Exception as exc:
         # Full disks, and connections lost on the way: the class of these depends on the HTTP
         # library, which is requests, httpx or httpx2 depending on the hub library's version.
-        raise ModelLoadError(
+        raise SourceUnreachableError(
             f"{model} cannot be fetched from {where}: {_reason(exc)}; try again, what is there "
             "already is kept."
         ) from exc
@@ -205,8 +207,11 @@ def _status(exc: BaseException | None) -> int | None:
 
 
 def _refused(model: HubModel, where: str, status: int | None) -> ModelLoadError:
-    hint = "set HF_TOKEN to a valid token" if status in (401, 403) else "try again later"
-    return ModelLoadError(f"{where} answered {status} for {model}; {hint}.")
+    if status in _FORBIDDEN:
+        return SourceForbiddenError(
+            f"{where} answered {status} for {model}; set HF_TOKEN to a valid token."
+        )
+    return SourceUnreachableError(f"{where} answered {status} for {model}; try again later.")
 
 
 def _reason(exc: BaseException) -> str:

@@ -17,8 +17,6 @@ from octavo.loading.needed_files import NeededFiles
 
 _HUB_SCHEME = "hf://"
 _DEMO_SCHEME = "demo://"
-_BUCKET_SCHEME = "s3://"
-_BUCKET = re.compile(r"([a-z0-9][a-z0-9.-]*[a-z0-9])(?:/(.*))?")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)")
 
@@ -41,8 +39,8 @@ def find_model(
         if model != DEMO_MODEL:
             raise ModelLoadError(f"{model} is not a demo model; there is {DEMO_MODEL}.")
         return fetch_demo_model()
-    if model.startswith(_BUCKET_SCHEME):
-        return _local(bucket.fetch(_parse_bucket(model), download_dir, needed))
+    if model.startswith(bucket.SCHEME):
+        return _local(bucket.fetch(bucket.parse_uri(model), download_dir, needed))
     if not model.startswith(_HUB_SCHEME):
         path = Path(model).expanduser()
         if path.exists():
@@ -81,14 +79,6 @@ def _refuse_what_looks_local(model: str, path: Path) -> None:
         raise ModelLoadError(
             f"{path} does not exist; give a model's folder, a .gguf file, or ORG/NAME on the hub."
         )
-
-
-def _parse_bucket(model: str) -> bucket.BucketModel:
-    match = _BUCKET.fullmatch(model.removeprefix(_BUCKET_SCHEME))
-    prefix = (match[2] or "").strip("/") if match else ""
-    if match is None or ".." in prefix.split("/"):
-        raise ModelLoadError(f"{model!r} is no bucket; write s3://BUCKET/PREFIX.")
-    return bucket.BucketModel(match[1], prefix)
 
 
 def _parse_hub_name(model: str, revision: str | None) -> hub.HubModel:
