@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from octavo_operator.cluster.activator import CallHolder
+from octavo_operator.cluster.admin_access import AdminAccess
 from octavo_operator.cluster.child_index import ChildIndex
 from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.cluster.interface import Cluster
@@ -28,7 +29,8 @@ _RESYNC_SPREAD: Final = 0.2
 class Follower:
     """Owns the index, the queue and the reconciler of a set of namespaces (empty: all).
 
-    `holder` makes what holds the calls of services without pods, from this follower's index.
+    `holder` makes what holds the calls of services without pods, from this follower's index;
+    without `access` the keys to workers are known to this follower alone.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Follower:
         resync_s: float,
         *,
         worker_peers: WorkerPeers | None = NAMESPACE_ONLY,
+        access: AdminAccess | None = None,
         workers: WorkerClient | None = None,
         holder: Callable[[Follower], CallHolder] | None = None,
         prometheus_url: str | None = None,
@@ -55,6 +58,7 @@ class Follower:
             self.index,
             default_image,
             worker_peers=worker_peers,
+            access=access or AdminAccess.for_this_run(),
             workers=workers,
             holder=self._holder,
             prometheus_url=prometheus_url,

@@ -17,6 +17,12 @@ from octavo_operator.resources.model_uri import (
 )
 
 WORKER_PORT: Final = 8000
+ADMIN_PORT: Final = 8001
+"""Of metrics, and of what only the operator may do; the NetworkPolicy keeps others off it."""
+
+NO_ADMIN_KEY: Final = "0" * 64
+"""A hash that no key has."""
+
 MODEL_MOUNT: Final = "/models"
 CACHE_MOUNT: Final = "/var/cache/octavo"
 ENDPOINT_REMOVAL_S: Final = 5
@@ -29,7 +35,7 @@ connect elsewhere, and readiness is red meanwhile.
 API_KEY_MOUNT: Final = "/etc/octavo/api-keys"
 
 
-def worker_command(service: InferenceService) -> list[str]:
+def worker_command(service: InferenceService, admin_key_sha256: str) -> list[str]:
     """The container's command, program and arguments in one list."""
     return [
         "octavo",
@@ -49,6 +55,7 @@ def worker_command(service: InferenceService) -> list[str]:
         *_option("--shutdown-timeout", service.rollout.drain_s),
         *(["--download-dir", CACHE_MOUNT] if is_downloaded(service.model.source) else []),
         *_api_keys(service),
+        *_admin_options(service, admin_key_sha256),
         *service.engine.args,
     ]
 
@@ -114,6 +121,15 @@ def _engine_options(engine: Engine, *, is_cpu: bool) -> list[str]:
 def _api_keys(service: InferenceService) -> list[str]:
     paths = api_key_paths(service)
     return ["--api-key-file", *paths] if paths else []
+
+
+def _admin_options(service: InferenceService, admin_key_sha256: str) -> list[str]:
+    """Metrics stay on the API's port too where an endpoint picker of a gateway looks for them."""
+    return [
+        *("--admin-host", "0.0.0.0", "--admin-port", str(ADMIN_PORT)),
+        *("--admin-key-sha256", admin_key_sha256),
+        *([] if service.inference_pool else ["--metrics-on-admin-port"]),
+    ]
 
 
 def _option(flag: str, value: object) -> list[str]:
