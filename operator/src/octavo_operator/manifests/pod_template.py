@@ -73,7 +73,7 @@ def _pod_spec(service: InferenceService, image: str, admin_key_sha256: str) -> d
         "volumes": pod_volumes(service),
         "topologySpreadConstraints": _spread(service.name),
     }
-    node_selector = _node_selector(service)
+    node_selector = service.accelerator.all_node_labels
     tolerations = _tolerations(service)
     if node_selector:
         spec["nodeSelector"] = node_selector
@@ -184,13 +184,6 @@ def _pod_security(service: InferenceService) -> dict[str, Any]:
         security["fsGroup"] = CACHE_GROUP
         security["fsGroupChangePolicy"] = "OnRootMismatch"
     return security
-
-
-def _node_selector(service: InferenceService) -> dict[str, str]:
-    selector = dict(service.accelerator.node_selector)
-    if service.accelerator.product is not None:
-        selector["nvidia.com/gpu.product"] = service.accelerator.product
-    return selector
 
 
 def _tolerations(service: InferenceService) -> list[dict[str, Any]]:
