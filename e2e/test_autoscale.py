@@ -23,6 +23,10 @@ def test_number_that_an_autoscaler_sets_stays(stage: Stage) -> None:
     assert (hpa["minReplicas"], hpa["maxReplicas"]) == (1, 3)
     assert hpa["scaleTargetRef"]["kind"] == "Deployment"
 
+    if not stage.cluster.serves("custom.metrics.k8s.io"):
+        features = stage.wait_condition(NAME, "FeaturesReady", "False", "MetricsAPIMissing")
+        assert "helm upgrade --install prometheus-adapter" in features["message"]
+
     stage.cluster.merge("deployments", stage.namespace, NAME, {"spec": {"replicas": 2}}, "scale")
     wait_for("two pods are ready", lambda: stage.ready_pods(NAME), lambda pods: len(pods) == 2, 300)
     stage.wait_rolled_out(NAME)

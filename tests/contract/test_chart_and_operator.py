@@ -14,7 +14,7 @@ from helm_binary import Helm, find_helm
 from octavo_operator.cli import main
 from octavo_operator.labels import APP_NAME, LABEL_NAME
 from octavo_operator.manifests.kinds import CHILD_KINDS, INFERENCE_SERVICE, LORA_ADAPTER, POD, Kind
-from octavo_operator.manifests.worker_command import WORKER_PORT
+from octavo_operator.manifests.worker_command import ADMIN_PORT, WORKER_PORT
 from octavo_operator.resources.engine import OWNED_FLAGS
 from octavo_operator.settings import LOG_LEVELS, OperatorSettings, operator_settings
 
@@ -47,10 +47,11 @@ def test_chart_without_values_states_the_operators_own_defaults(
 ) -> None:
     told = operator_settings(_environment(objects))
     assert told.worker_peers is not None
-    assert [
-        peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"]
-        for peer in told.worker_peers.others
-    ] == ["octavo", "prometheus"]
+    names = [
+        [peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"] for peer in peers]
+        for peers in (told.worker_peers.api, told.worker_peers.admin)
+    ]
+    assert names == [["octavo"], ["octavo", "prometheus"]]
     assert replace(told, worker_peers=OperatorSettings().worker_peers) == OperatorSettings()
 
 
@@ -129,7 +130,9 @@ def test_network_policy_reaches_the_workers(objects: list[dict[str, Any]]) -> No
     (rule,) = (rule for rule in policy["spec"]["egress"] if "to" in rule)
     (peer,) = rule["to"]
     assert peer["podSelector"]["matchLabels"] == {LABEL_NAME: APP_NAME}
-    assert rule["ports"] == [{"port": WORKER_PORT, "protocol": "TCP"}]
+    assert rule["ports"] == [
+        {"port": port, "protocol": "TCP"} for port in (WORKER_PORT, ADMIN_PORT)
+    ]
 
 
 def test_crds_define_the_kinds_the_operator_knows() -> None:

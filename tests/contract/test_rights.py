@@ -35,15 +35,23 @@ Right = tuple[str, str, str]
 """API group, resource (with subresource), verb."""
 
 
-def granted() -> set[Right]:
-    """By the role that the chart gives in a watched namespace."""
+HOME = "octavo-system"
+"""The namespace of the operator itself."""
+
+
+def granted(namespace: str = "models", name: str = "octavo-operator") -> set[Right]:
+    """By the role that the chart gives, in a watched namespace or in the operator's own."""
     objects = find_helm().template(REPOSITORY / "charts" / "octavo", {"namespaces": ["models"]})
     (role,) = (
         item
         for item in objects
         if (item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"])
-        == ("Role", "models", "octavo-operator")
+        == ("Role", namespace, name)
     )
+    for rule in role["rules"]:
+        # Whatever is more than making it is allowed by name, in the operator's own namespace.
+        is_named = bool(rule.get("resourceNames"))
+        assert namespace != HOME or is_named == (rule["verbs"] != ["create"])
     return {
         (group, resource, verb)
         for rule in role["rules"]
@@ -93,7 +101,9 @@ async def operator(
         monkeypatch.setattr(f"{module}.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
     logging.getLogger("kopf").setLevel(logging.ERROR)
     stop = asyncio.Event()
-    settings = OperatorSettings(namespaces=("models",), probe_port=0, metrics_port=0)
+    settings = OperatorSettings(
+        namespaces=("models",), pod_namespace=HOME, pod_name="me", probe_port=0, metrics_port=0
+    )
     task = asyncio.create_task(run_operator(settings, is_in_cluster=False, stop_flag=stop))
     yield
     stop.set()
@@ -182,3 +192,18 @@ async def test_role_grants_nothing_that_is_never_asked_for(kmock: Any, operator:
     # One adapter or pod is read again only after a conflict.
     spare -= {("", "pods", "get"), ("serving.octavo.dev", "loraadapters", "get")}
     assert spare == set()
+
+
+async def test_own_namespace_grants_what_the_lease_and_the_key_need(
+    kmock: Any, operator: None
+) -> None:
+    """One Secret may be read: the key to workers' admin ports; users' Secrets never are."""
+    await _live_through(kmock.store)
+    needed, allowed = asked(kmock, HOME), granted(HOME, "octavo-operator-own")
+    assert needed <= allowed, sorted(needed - allowed)
+    assert {right for right in allowed if right[1] == "secrets"} == {
+        ("", "secrets", "create"),
+        ("", "secrets", "get"),
+    }
+    assert ("", "secrets", "create") in needed
+    assert not [right for right in granted() if right[1] == "secrets"]

@@ -17,6 +17,7 @@ from eventually import eventually
 from fake_adapters import FakeWorkers, digest_of
 from faulty_cluster import FaultyCluster
 from inference_services import inference_service
+from octavo_operator.cluster.admin_access import ROOT_BYTES, AdminAccess
 from octavo_operator.cluster.follower import Follower
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.errors import NotFoundError
@@ -68,6 +69,7 @@ class AdapterStage:
             (),
             "worker:1",
             3600.0,
+            access=AdminAccess(bytes(ROOT_BYTES)),
             workers=self.workers,
             clock=lambda: self.now,
             on_load=lambda seconds, reason: self.loads.append(reason),

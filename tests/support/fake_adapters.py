@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo_operator.errors import WorkerUnreachableError
-from octavo_operator.worker_client import WorkerClient
+from octavo_operator.worker_client import WorkerClient, WorkerEndpoint
 
 Answer = tuple[int, dict[str, Any]]
 
@@ -134,17 +134,19 @@ class FakeWorkers(WorkerClient):
 
     async def ask(
         self,
-        host: str,
-        port: int,
+        worker: WorkerEndpoint,
         method: str,
         path: str,
         body: Mapping[str, Any] | None = None,
+        *,
+        is_open: bool = False,
         timeout_s: float | None = None,
     ) -> Answer:
+        host = worker.host
         self.calls[f"{method} {path}"] += 1
         await asyncio.sleep(0)
         if host in self.silent:
-            raise WorkerUnreachableError(f"{method} {path} of {host}:{port}: timed out")
+            raise WorkerUnreachableError(f"{method} {path} of {worker}: timed out")
         table = self.table(host)
         if path != "/v1/load_lora_adapter":
             return table.answer(method, path, body)
@@ -158,7 +160,7 @@ class FakeWorkers(WorkerClient):
             await asyncio.sleep(0)
             # A container that was restarted meanwhile has another table.
             if self.tables.get(host) is not table or host in self.silent:
-                raise WorkerUnreachableError(f"{method} {path} of {host}:{port}: broken off")
+                raise WorkerUnreachableError(f"{method} {path} of {worker}: broken off")
             return table.answer(method, path, body)
         finally:
             self.open[host] -= 1

@@ -38,30 +38,39 @@ class _Worker(ThreadingHTTPServer):
         return {"open_requests": self.num_open, "idle_s": idle_s}
 
 
+class _AdminPort(ThreadingHTTPServer):
+    daemon_threads = True
+    worker: _Worker
+
+
 class _Handler(BaseHTTPRequestHandler):
-    server: _Worker
+    server: _Worker | _AdminPort
     protocol_version = "HTTP/1.0"
+
+    @property
+    def worker(self) -> _Worker:
+        return self.server.worker if isinstance(self.server, _AdminPort) else self.server
 
     def do_GET(self) -> None:
         if self.path == "/health/live":
             self._answer(200, {})
         elif self.path == "/health/ready":
-            self._answer(200 if self.server.is_ready else 503, {})
+            self._answer(200 if self.worker.is_ready else 503, {})
         elif self.path == "/health/startup":
             self._answer(200, {"state": "ready", "phase": "", "phases_s": {"weights": 0.2}})
         elif self.path == "/health/load":
-            self._answer(200, self.server.load())
+            self._answer(200, self.worker.load())
         else:
             self._answer(200, {"argv": sys.argv[1:], "environment": dict(os.environ)})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.num_open += 1
-        time.sleep(self.server.answer_s)
-        self._answer(200, {"model": self.server.served_name, "echo": body, "pid": os.getpid()})
-        self.server.num_open -= 1
-        self.server.num_answered += 1
-        self.server.idle_since_s = time.monotonic()
+        self.worker.num_open += 1
+        time.sleep(self.worker.answer_s)
+        self._answer(200, {"model": self.worker.served_name, "echo": body, "pid": os.getpid()})
+        self.worker.num_open -= 1
+        self.worker.num_answered += 1
+        self.worker.idle_since_s = time.monotonic()
 
     def _answer(self, status: int, body: object) -> None:
         data = json.dumps(body).encode()
@@ -81,6 +90,8 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--admin-host")
+    parser.add_argument("--admin-port", type=int)
     parser.add_argument("--served-model-name", required=True)
     parser.add_argument("--download-dir", type=Path)
     parser.add_argument("--shutdown-delay", type=float, default=0.0)
@@ -94,6 +105,10 @@ def main() -> None:
     server = _Worker((options.host, options.port), _Handler)
     server.served_name = options.served_model_name
     server.answer_s = float(os.environ.get("FAKE_ANSWER_S", "0"))
+    if options.admin_port is not None:
+        admin = _AdminPort((options.admin_host, options.admin_port), _Handler)
+        admin.worker = server
+        threading.Thread(target=admin.serve_forever, daemon=True).start()
 
     def drain(*_: object) -> None:
         server.is_ready = False

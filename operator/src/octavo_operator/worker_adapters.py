@@ -7,11 +7,12 @@ how a worker is reached is `worker_client`'s business.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from octavo_operator.errors import AdapterCallError, WorkerUnreachableError
 from octavo_operator.reconcile.adapter_facts import ListedAdapter
 from octavo_operator.reconcile.adapter_standing import Load
+from octavo_operator.worker_client import WorkerClient, WorkerEndpoint
 
 LIST_LIMIT_S: Final = 5.0
 _MARGIN_S: Final = 5.0
@@ -28,21 +29,13 @@ _REASONS: Final[Mapping[tuple[int, str], str]] = {
 _FALLBACK: Final = "LoadFailed"
 
 
-class Ask(Protocol):
-    """One call to one worker: status and JSON object, or WorkerUnreachableError."""
-
-    async def __call__(
-        self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float
-    ) -> tuple[int, dict[str, Any]]: ...
-
-
-async def list_adapters(ask: Ask) -> dict[str, ListedAdapter]:
+async def list_adapters(workers: WorkerClient, worker: WorkerEndpoint) -> dict[str, ListedAdapter]:
     """By name; raises WorkerUnreachableError.
 
     Versions that no name stands for any more, whose requests still run, count where nothing else
     has the name.
     """
-    status, answer = await ask("GET", "/v1/adapters", None, LIST_LIMIT_S)
+    status, answer = await workers.ask(worker, "GET", "/v1/adapters", timeout_s=LIST_LIMIT_S)
     entries = answer.get("data")
     if status != 200 or not isinstance(entries, list):
         raise WorkerUnreachableError(f"GET /v1/adapters: HTTP {status}: {_message(answer)}")
@@ -54,7 +47,9 @@ async def list_adapters(ask: Ask) -> dict[str, ListedAdapter]:
     return found
 
 
-async def load_adapter(ask: Ask, load: Load, limit_s: float) -> tuple[str | None, str | None]:
+async def load_adapter(
+    workers: WorkerClient, worker: WorkerEndpoint, load: Load, limit_s: float
+) -> tuple[str | None, str | None]:
     """Digest and commit of what was loaded; raises AdapterCallError."""
     body = {
         "lora_name": load.key.name,
@@ -65,19 +60,29 @@ async def load_adapter(ask: Ask, load: Load, limit_s: float) -> tuple[str | None
         "timeout": limit_s,
     }
     given = {key: value for key, value in body.items() if value is not None}
-    answer = await _order(ask, "/v1/load_lora_adapter", given, limit_s)
+    answer = await _order(workers, worker, "/v1/load_lora_adapter", given, limit_s)
     return answer.get("digest"), answer.get("revision")
 
 
-async def unload_adapter(ask: Ask, name: str, drain_s: float) -> None:
+async def unload_adapter(
+    workers: WorkerClient, worker: WorkerEndpoint, name: str, drain_s: float
+) -> None:
     """Until its requests have ended, or their time has; raises AdapterCallError."""
     body = {"lora_name": name, "timeout": drain_s, "missing_ok": True}
-    await _order(ask, "/v1/unload_lora_adapter", body, drain_s)
+    await _order(workers, worker, "/v1/unload_lora_adapter", body, drain_s)
 
 
-async def _order(ask: Ask, path: str, body: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
+async def _order(
+    workers: WorkerClient,
+    worker: WorkerEndpoint,
+    path: str,
+    body: Mapping[str, Any],
+    limit_s: float,
+) -> dict[str, Any]:
     try:
-        status, answer = await ask("POST", path, body, limit_s + _MARGIN_S)
+        status, answer = await workers.ask(
+            worker, "POST", path, body, timeout_s=limit_s + _MARGIN_S
+        )
     except WorkerUnreachableError as error:
         raise AdapterCallError("PodUnreachable", str(error)) from error
     if status == 200:

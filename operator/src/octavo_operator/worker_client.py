@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from octavo_operator.errors import WorkerUnreachableError
@@ -28,54 +28,69 @@ class LoadReport:
     idle_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerEndpoint:
+    """Where a worker answers the operator; `key` opens what is for administrators only, None where
+    nothing can be had but what is open to all."""
+
+    host: str
+    port: int
+    key: str | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
 class WorkerClient:
     """Asks one worker at a time; every method raises WorkerUnreachableError within `timeout_s`."""
 
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
 
-    async def startup_phases_s(self, host: str, port: int) -> Mapping[str, float]:
+    async def startup_phases_s(self, worker: WorkerEndpoint) -> Mapping[str, float]:
         """Seconds of each phase of loading that has ended, by the worker's own names."""
-        answer = await self._get(host, port, "/health/startup")
+        answer = await self._get(worker, "/health/startup")
         phases = answer.get("phases_s")
         if not isinstance(phases, Mapping):
-            raise WorkerUnreachableError(f"{host}:{port} tells no phases of its start")
+            raise WorkerUnreachableError(f"{worker} tells no phases of its start")
         return {str(name): float(seconds) for name, seconds in phases.items()}
 
-    async def load(self, host: str, port: int) -> LoadReport:
+    async def load(self, worker: WorkerEndpoint) -> LoadReport:
         """Whether anybody is being served."""
-        answer = await self._get(host, port, "/health/load")
+        answer = await self._get(worker, "/health/load")
         try:
             return LoadReport(int(answer["open_requests"]), float(answer["idle_s"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise WorkerUnreachableError(f"{host}:{port} does not tell its load") from error
+            raise WorkerUnreachableError(f"{worker} does not tell its load") from error
+
+    async def _get(self, worker: WorkerEndpoint, path: str) -> dict[str, Any]:
+        status, answer = await self.ask(worker, "GET", path, is_open=True)
+        if status != 200:
+            raise WorkerUnreachableError(f"GET {path} of {worker}: HTTP {status}")
+        return answer
 
     async def ask(
         self,
-        host: str,
-        port: int,
+        worker: WorkerEndpoint,
         method: str,
         path: str,
         body: Mapping[str, Any] | None = None,
+        *,
+        is_open: bool = False,
         timeout_s: float | None = None,
     ) -> tuple[int, dict[str, Any]]:
-        """Status and JSON object of one call."""
+        """Status and JSON object of one call; an open route is not shown the key."""
+        key = None if is_open else worker.key
         try:
             async with asyncio.timeout(timeout_s or self._timeout_s):
-                status, data = await call(host, port, method, path, body)
+                status, data = await call(worker.host, worker.port, method, path, body, key)
             answer = json.loads(data)
         except (OSError, TimeoutError, ValueError) as error:
             reason = str(error) or type(error).__name__
-            raise WorkerUnreachableError(f"{method} {path} of {host}:{port}: {reason}") from error
+            raise WorkerUnreachableError(f"{method} {path} of {worker}: {reason}") from error
         if not isinstance(answer, dict):
-            raise WorkerUnreachableError(f"{method} {path} of {host}:{port}: HTTP {status}")
+            raise WorkerUnreachableError(f"{method} {path} of {worker}: HTTP {status}, no object")
         return status, answer
-
-    async def _get(self, host: str, port: int, path: str) -> dict[str, Any]:
-        status, answer = await self.ask(host, port, "GET", path)
-        if status != 200:
-            raise WorkerUnreachableError(f"GET {path} of {host}:{port}: HTTP {status}")
-        return answer
 
 
 async def get(host: str, port: int, path: str) -> tuple[int, bytes]:
@@ -84,11 +99,18 @@ async def get(host: str, port: int, path: str) -> tuple[int, bytes]:
 
 
 async def call(
-    host: str, port: int, method: str, path: str, body: Mapping[str, Any] | None = None
+    host: str,
+    port: int,
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    key: str | None = None,
 ) -> tuple[int, bytes]:
     """Status and body (4 MiB of it) of one request; raises OSError or ValueError."""
     content = b"" if body is None else json.dumps(body).encode()
     lines = [f"{method} {path} HTTP/1.0", f"Host: {host}", "Connection: close"]
+    if key is not None:
+        lines.append(f"Authorization: Bearer {key}")
     if body is not None:
         lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
     reader, writer = await asyncio.open_connection(host, port)

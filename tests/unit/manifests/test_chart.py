@@ -101,7 +101,10 @@ WORKLOAD_RIGHTS = {
     ("", "pods/status"): frozenset({"patch"}),
     ("", "events"): frozenset({"create", "patch"}),
 }
-LEASE_RIGHTS = {("coordination.k8s.io", "leases"): frozenset({"create", "get", "update", "patch"})}
+OWN_RIGHTS = {
+    ("coordination.k8s.io", "leases"): frozenset({"create", "get", "update", "patch"}),
+    ("", "secrets"): frozenset({"create", "get"}),
+}
 DISCOVERY_RIGHTS = {("apiextensions.k8s.io", "customresourcedefinitions"): READ}
 
 OPERATOR_PEER = {
@@ -285,8 +288,11 @@ def test_operator_is_started_with_its_settings(rendered: dict[str, Objects]) -> 
     assert environment(objects) == {
         "OCTAVO_NAMESPACES": "",
         "OCTAVO_WORKER_IMAGE": f"ghcr.io/octavo-serving/octavo-worker:{version}",
-        "OCTAVO_WORKER_PEERS": json.dumps([OPERATOR_PEER, PROMETHEUS_PEER], **COMPACT),
+        "OCTAVO_WORKER_PEERS": json.dumps(
+            {"admin": [OPERATOR_PEER, PROMETHEUS_PEER], "api": [OPERATOR_PEER]}, **COMPACT
+        ),
         "OCTAVO_LEASE_NAME": "octavo-operator",
+        "OCTAVO_ADMIN_KEY_SECRET": "octavo-operator-admin-key",
         "OCTAVO_ACTIVATOR_PORT": "9000",
         "OCTAVO_ACTIVATOR_HOLD_S": "120",
         "OCTAVO_LOG_LEVEL": "INFO",
@@ -300,8 +306,9 @@ def test_only_one_of_the_operators_works_at_a_time(rendered: dict[str, Objects])
     objects = rendered["defaults"]
     assert the(objects, "Deployment")["spec"]["replicas"] == 2
     name = environment(objects)["OCTAVO_LEASE_NAME"]
-    (lease,) = [role for role in roles_of_operator(objects) if role["kind"] == "Role"]
-    assert [rule["resourceNames"] for rule in lease["rules"] if "resourceNames" in rule] == [[name]]
+    (own,) = [role for role in roles_of_operator(objects) if role["kind"] == "Role"]
+    held = [rule for rule in own["rules"] if rule["resources"] == ["leases"]]
+    assert [rule["resourceNames"] for rule in held if "resourceNames" in rule] == [[name]]
     fields = {
         item["name"]: item["valueFrom"]["fieldRef"]["fieldPath"]
         for item in container(objects)["env"]
@@ -320,7 +327,10 @@ def test_workers_are_open_to_whom_the_values_name(rendered: dict[str, Objects]) 
 
     assert peers("workers_open_to_all") == "everybody"
     (gateway,) = BRANCHES["workers_open_to_a_gateway"]["workerNetworkPolicy"]["from"]
-    assert json.loads(peers("workers_open_to_a_gateway")) == [OPERATOR_PEER, gateway]
+    assert json.loads(peers("workers_open_to_a_gateway")) == {
+        "api": [OPERATOR_PEER, gateway],
+        "admin": [OPERATOR_PEER, PROMETHEUS_PEER],
+    }
 
 
 def test_named_namespaces_are_told_to_the_operator(rendered: dict[str, Objects]) -> None:
@@ -358,13 +368,13 @@ def test_placement_reaches_the_pod(rendered: dict[str, Objects]) -> None:
 
 
 def test_cluster_wide_rights_are_exactly_these(rendered: dict[str, Objects]) -> None:
-    lease, cluster = sorted(
+    own, cluster = sorted(
         roles_of_operator(rendered["defaults"]), key=lambda role: role["kind"], reverse=True
     )
     assert cluster["kind"] == "ClusterRole"
     assert rights(cluster) == {**WORKLOAD_RIGHTS, **DISCOVERY_RIGHTS}
-    assert (lease["kind"], lease["metadata"]["namespace"]) == ("Role", "octavo-system")
-    assert rights(lease) == LEASE_RIGHTS
+    assert (own["kind"], own["metadata"]["namespace"]) == ("Role", "octavo-system")
+    assert rights(own) == OWN_RIGHTS
 
 
 def test_namespaced_rights_are_exactly_these_and_none_cluster_wide(
@@ -377,7 +387,7 @@ def test_namespaced_rights_are_exactly_these_and_none_cluster_wide(
         role["metadata"]["namespace"]: rights(role) for role in roles_of_operator(objects)
     }
     assert by_namespace == {
-        "octavo-system": LEASE_RIGHTS,
+        "octavo-system": OWN_RIGHTS,
         "team-a": WORKLOAD_RIGHTS,
         "team-b": WORKLOAD_RIGHTS,
     }
@@ -440,16 +450,27 @@ def test_no_role_reaches_secrets_exec_or_wildcards(
     for role in of_kind(everything[branch], "Role") + of_kind(everything[branch], "ClusterRole"):
         for (group, resource), verbs in rights(role).items():
             assert "*" not in {group, resource, *verbs}
-            assert resource not in {"secrets", "pods/exec", "pods/attach", "pods/portforward"}
+            assert resource not in {"pods/exec", "pods/attach", "pods/portforward"}
+            # One Secret of its own namespace, by name; see the next test.
+            is_own = role["metadata"]["name"].endswith("-own")
+            assert resource != "secrets" or is_own
             assert not verbs & {"escalate", "bind", "impersonate"}
 
 
-def test_existing_lease_can_be_touched_by_name_only(rendered: dict[str, Objects]) -> None:
-    lease = the(rendered["defaults"], "Role")
-    name = the(rendered["defaults"], "Deployment")["metadata"]["name"]
-    assert [(rule["verbs"], rule.get("resourceNames")) for rule in lease["rules"]] == [
-        (["create"], None),
-        (["get", "update", "patch"], [name]),
+def test_lease_and_key_that_exist_can_be_touched_by_name_only(
+    rendered: dict[str, Objects],
+) -> None:
+    own = the(rendered["defaults"], "Role")
+    deployment = the(rendered["defaults"], "Deployment")
+    name = deployment["metadata"]["name"]
+    environment = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    (secret,) = (item["value"] for item in environment if item["name"].endswith("KEY_SECRET"))
+    rules = own["rules"]
+    assert [(rule["resources"], rule["verbs"], rule.get("resourceNames")) for rule in rules] == [
+        (["leases"], ["create"], None),
+        (["leases"], ["get", "update", "patch"], [name]),
+        (["secrets"], ["create"], None),
+        (["secrets"], ["get"], [secret]),
     ]
 
 

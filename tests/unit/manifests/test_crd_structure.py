@@ -119,7 +119,8 @@ def test_every_optional_scalar_of_an_object_that_has_a_default_states_it_or_is_t
     absent_means_something = {
         "InferenceService": {
             *(".model.revision", ".model.servedName", ".replicas", ".image"),
-            *(".accelerator.product", ".accelerator.resourceClaimTemplateName"),
+            *(".accelerator.product", ".accelerator.memory"),
+            ".accelerator.resourceClaimTemplateName",
             *(".accelerator.tolerations[].key", ".accelerator.tolerations[].value"),
             *(".accelerator.tolerations[].effect", ".accelerator.tolerations[].tolerationSeconds"),
             *(".engine.maxModelLen", ".engine.quantization"),

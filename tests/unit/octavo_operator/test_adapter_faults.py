@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adapter_stage import KEY, AdapterStage, adapter_stage, lora_adapter
+from adapter_stage import KEY, AdapterStage, adapter_stage, lora_adapter, states
 from inference_services import conditions
 from octavo_operator.errors import (
     ClusterError,
@@ -52,7 +52,7 @@ async def _story(stage: AdapterStage) -> dict[str, Any]:
             item["metadata"]["name"]: (
                 conditions(item),
                 item["status"].get("resolvedDigest"),
-                [(each["name"], each["state"]) for each in item["status"]["pods"]],
+                sorted(states(item)),
                 item["metadata"]["finalizers"],
             )
             for item in listed.items

@@ -186,6 +186,14 @@ def test_every_field_is_read() -> None:
             "beside resource none",
         ),
         (
+            {"accelerator": {"resource": "none", "memory": "80Gi"}},
+            "spec.accelerator.memory",
+            "beside resource none",
+        ),
+        ({"accelerator": {"memory": 80}}, "spec.accelerator.memory", "is 80, which is not a str"),
+        ({"accelerator": {"memory": "80 GB"}}, "spec.accelerator.memory", "is not a quantity"),
+        ({"accelerator": {"memory": "0Gi"}}, "spec.accelerator.memory", "is '0Gi'"),
+        (
             {"accelerator": {"tolerations": [{"operator": "Is"}]}},
             "spec.accelerator.tolerations[0].operator",
             "is 'Is'",

@@ -13,9 +13,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from octavo_operator.cluster.adapter_ledger import AdapterLedger, OnLoad
+from octavo_operator.cluster.admin_access import AdminAccess
 from octavo_operator.cluster.announcer import Announcer
 from octavo_operator.cluster.child_index import ChildIndex
 from octavo_operator.cluster.informer import ServiceKey
@@ -28,7 +29,6 @@ from octavo_operator.errors import (
 )
 from octavo_operator.labels import ADAPTERS_GATE, FINALIZER
 from octavo_operator.manifests.kinds import INFERENCE_SERVICE, LORA_ADAPTER, POD
-from octavo_operator.manifests.worker_command import WORKER_PORT
 from octavo_operator.reconcile.adapter_departure import Departure
 from octavo_operator.reconcile.adapter_facts import ListedAdapter
 from octavo_operator.reconcile.adapter_world import AdapterWorld
@@ -37,10 +37,13 @@ from octavo_operator.reconcile.conditions import timestamp
 from octavo_operator.reconcile.events import Announcement
 from octavo_operator.reconcile.observed import LiveObject
 from octavo_operator.reconcile.worker_pod import WorkerPod, takes_adapters, worker_pods
-from octavo_operator.worker_adapters import Ask, list_adapters
-from octavo_operator.worker_client import WorkerClient
+from octavo_operator.worker_adapters import list_adapters
+from octavo_operator.worker_client import WorkerClient, WorkerEndpoint
 
 logger = logging.getLogger(__name__)
+
+Endpoints: TypeAlias = Mapping[str, WorkerEndpoint]
+"""Where to ask each pod, by its uid."""
 
 CALLS: Final = 64
 """Loads and unloads under way, of all services together."""
@@ -57,6 +60,7 @@ class AdapterKeeper:
         cluster: Cluster,
         index: ChildIndex,
         workers: WorkerClient,
+        access: AdminAccess,
         *,
         look_later: Callable[[ServiceKey, float], None],
         clock: Callable[[], datetime],
@@ -65,6 +69,7 @@ class AdapterKeeper:
         self._cluster = cluster
         self._index = index
         self._workers = workers
+        self._access = access
         self._look_later = look_later
         self._clock = clock
         self._on_load = on_load
@@ -101,7 +106,9 @@ class AdapterKeeper:
         resource = await self._service(service)
         listed = await self._cluster.list_objects(LORA_ADAPTER, namespace, {})
         adapters = tuple(item for item in listed.items if _service_name(item) == name)
-        pods = worker_pods(self._index.pods_of(service))
+        found = self._index.pods_of(service)
+        pods = worker_pods(found)
+        endpoints = self._endpoints(found)
         self._note(service, adapters)
         told = ((resource or {}).get("status") or {}).get("adapters")
         if not adapters and not told and not any(pod.takes_adapters for pod in pods):
@@ -111,7 +118,7 @@ class AdapterKeeper:
             service=resource,
             adapters=adapters,
             pods=pods,
-            listings=await self._listings(pods),
+            listings=await self._listings(pods, endpoints),
             attempts=ledger.attempts,
             busy={**busy, **ledger.busy},
             now_s=time.monotonic(),
@@ -119,18 +126,22 @@ class AdapterKeeper:
         )
         plan = plan_adapters(world)
         ledger.keep_only(attempts_in_use(world), {pod.uid for pod in pods})
-        await self._carry_out(service, plan, ledger)
+        await self._carry_out(service, plan, ledger, endpoints)
         if plan.look_again_s is not None:
             self._look_later(service, plan.look_again_s)
 
     async def _carry_out(
-        self, service: ServiceKey, plan: AdapterPlan, ledger: AdapterLedger
+        self,
+        service: ServiceKey,
+        plan: AdapterPlan,
+        ledger: AdapterLedger,
+        endpoints: Endpoints,
     ) -> None:
         """All of it, whatever fails of it; the first failure is raised at the end."""
         for load in plan.loads:
-            ledger.start_load(load, self._ask(load.pod))
+            ledger.start_load(load, endpoints[load.pod.uid])
         for unload in plan.unloads:
-            ledger.start_unload(unload, self._ask(unload.pod))
+            ledger.start_unload(unload, endpoints[unload.pod.uid])
         writes: list[Callable[[], Awaitable[None]]] = [
             *(partial(self._admit, service[0], pod) for pod in plan.admits),
             *(partial(self._hold, resource) for resource in plan.holds),
@@ -155,6 +166,10 @@ class AdapterKeeper:
         with contextlib.suppress(NotFoundError):
             await self._cluster.write_status(INFERENCE_SERVICE, *service, report.status, version)
 
+    def _endpoints(self, pods: tuple[LiveObject, ...]) -> Endpoints:
+        found = {str(pod["metadata"]["uid"]): self._access.endpoint(pod) for pod in pods}
+        return {uid: worker for uid, worker in found.items() if worker is not None}
+
     async def _service(self, service: ServiceKey) -> LiveObject | None:
         try:
             return await self._cluster.get(INFERENCE_SERVICE, *service)
@@ -162,31 +177,21 @@ class AdapterKeeper:
             return None
 
     async def _listings(
-        self, pods: tuple[WorkerPod, ...]
+        self, pods: tuple[WorkerPod, ...], endpoints: Endpoints
     ) -> dict[str, Mapping[str, ListedAdapter]]:
-        able = [pod for pod in pods if pod.takes_adapters and pod.is_started and pod.host]
-        answers = await asyncio.gather(*(self._listing(pod) for pod in able))
+        able = [pod for pod in pods if pod.takes_adapters and pod.is_started]
+        asked = [pod.uid for pod in able if pod.uid in endpoints]
+        answers = await asyncio.gather(*(self._listing(endpoints[uid]) for uid in asked))
         return {
-            pod.uid: answer for pod, answer in zip(able, answers, strict=True) if answer is not None
+            uid: answer for uid, answer in zip(asked, answers, strict=True) if answer is not None
         }
 
-    async def _listing(self, pod: WorkerPod) -> Mapping[str, ListedAdapter] | None:
+    async def _listing(self, worker: WorkerEndpoint) -> Mapping[str, ListedAdapter] | None:
         try:
-            return await list_adapters(self._ask(pod))
+            return await list_adapters(self._workers, worker)
         except WorkerUnreachableError as error:
-            logger.info("adapters of pod %s are not known: %s", pod.name, error)
+            logger.info("adapters of %s are not known: %s", worker, error)
             return None
-
-    def _ask(self, pod: WorkerPod) -> Ask:
-        host = pod.host
-        assert host is not None
-
-        async def ask(
-            method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float
-        ) -> tuple[int, dict[str, Any]]:
-            return await self._workers.ask(host, WORKER_PORT, method, path, body, timeout_s)
-
-        return ask
 
     async def _admit(self, namespace: str, pod: WorkerPod) -> None:
         condition = {
@@ -253,7 +258,10 @@ class AdapterKeeper:
         ledger = self._ledgers.get(service)
         if ledger is None:
             ledger = AdapterLedger(
-                self._limit, self._on_load, lambda: self._look_later(service, SETTLE_S)
+                self._workers,
+                self._limit,
+                self._on_load,
+                lambda: self._look_later(service, SETTLE_S),
             )
             self._ledgers[service] = ledger
         return ledger

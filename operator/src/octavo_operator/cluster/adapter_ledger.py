@@ -22,7 +22,8 @@ from octavo_operator.reconcile.adapter_facts import (
 from octavo_operator.reconcile.adapter_standing import Load
 from octavo_operator.reconcile.adapter_world import Place
 from octavo_operator.reconcile.adapters import Unload
-from octavo_operator.worker_adapters import Ask, load_adapter, unload_adapter
+from octavo_operator.worker_adapters import load_adapter, unload_adapter
+from octavo_operator.worker_client import WorkerClient, WorkerEndpoint
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,13 @@ class AdapterLedger:
     """`limit` bounds the calls of all services together; `on_done` is told when one has ended."""
 
     def __init__(
-        self, limit: asyncio.Semaphore, on_load: OnLoad, on_done: Callable[[], None]
+        self,
+        workers: WorkerClient,
+        limit: asyncio.Semaphore,
+        on_load: OnLoad,
+        on_done: Callable[[], None],
     ) -> None:
+        self._workers = workers
         self._limit = limit
         self._on_load = on_load
         self._on_done = on_done
@@ -60,13 +66,14 @@ class AdapterLedger:
     def busy(self) -> dict[Place, AttemptKey]:
         return {place: key for place, (key, _) in self._tasks.items()}
 
-    def start_load(self, load: Load, ask: Ask) -> None:
+    def start_load(self, load: Load, worker: WorkerEndpoint) -> None:
         """Begin, unless something is under way for that name in that container."""
-        self._start(load.key, self._load(load, ask))
+        self._start(load.key, self._load(load, worker))
 
-    def start_unload(self, unload: Unload, ask: Ask) -> None:
+    def start_unload(self, unload: Unload, worker: WorkerEndpoint) -> None:
         """Begin, unless something is under way for that name in that container."""
-        self._start(unload.key, unload_adapter(ask, unload.key.name, DRAIN_S))
+        work = unload_adapter(self._workers, worker, unload.key.name, DRAIN_S)
+        self._start(unload.key, work)
 
     def keep_only(self, keys: Collection[AttemptKey], pod_uids: Collection[str]) -> None:
         """Forget attempts other than those of `keys`, and all that concerns pods that are gone."""
@@ -111,10 +118,10 @@ class AdapterLedger:
         finally:
             work.close()
 
-    async def _load(self, load: Load, ask: Ask) -> Attempt:
+    async def _load(self, load: Load, worker: WorkerEndpoint) -> Attempt:
         started_s = time.monotonic()
         try:
-            digest, revision = await load_adapter(ask, load, LOAD_LIMIT_S)
+            digest, revision = await load_adapter(self._workers, worker, load, LOAD_LIMIT_S)
         except AdapterCallError as error:
             self._on_load(time.monotonic() - started_s, error.reason)
             raise

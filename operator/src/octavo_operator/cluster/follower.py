@@ -12,6 +12,7 @@ from typing import Final
 from octavo_operator.cluster.activator import CallHolder
 from octavo_operator.cluster.adapter_keeper import AdapterKeeper
 from octavo_operator.cluster.adapter_ledger import OnLoad
+from octavo_operator.cluster.admin_access import AdminAccess
 from octavo_operator.cluster.child_index import ChildIndex
 from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.cluster.interface import Cluster
@@ -30,7 +31,8 @@ _RESYNC_SPREAD: Final = 0.2
 class Follower:
     """Owns the index, the queue and the reconciler of a set of namespaces (empty: all).
 
-    `holder` makes what holds the calls of services without pods, from this follower's index.
+    `holder` makes what holds the calls of services without pods, from this follower's index;
+    without `access` the keys to workers are known to this follower alone.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Follower:
         resync_s: float,
         *,
         worker_peers: WorkerPeers | None = NAMESPACE_ONLY,
+        access: AdminAccess | None = None,
         workers: WorkerClient | None = None,
         holder: Callable[[Follower], CallHolder] | None = None,
         prometheus_url: str | None = None,
@@ -52,12 +55,14 @@ class Follower:
         self._scopes: Sequence[str | None] = namespaces or (None,)
         self._resync_s = resync_s
         self._holder = holder(self) if holder is not None else None
+        access = access or AdminAccess.for_this_run()
         self.index = ChildIndex(cluster, namespaces, self._poke)
         self.reconciler = Reconciler(
             cluster,
             self.index,
             default_image,
             worker_peers=worker_peers,
+            access=access,
             workers=workers,
             holder=self._holder,
             prometheus_url=prometheus_url,
@@ -70,6 +75,7 @@ class Follower:
             cluster,
             self.index,
             workers or WorkerClient(),
+            access,
             look_later=lambda service, delay_s: self.adapter_queue.add_later(service, delay_s),
             clock=clock,
             on_load=on_load,

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from octavo_operator.cluster.activator import CallHolder
+from octavo_operator.cluster.admin_access import AdminAccess
 from octavo_operator.cluster.announcer import Announcer
 from octavo_operator.cluster.child_index import ChildIndex
 from octavo_operator.cluster.demand import DemandReader
@@ -51,9 +52,10 @@ class _Told:
 
 
 class Reconciler:
-    """`workers` is how workers are asked about themselves, None for not at all; `holder` holds the
-    calls of services without pods; `look_later` has a service looked at again after some seconds;
-    `on_done` is told the seconds each pass took and its error, None for success."""
+    """`workers` is how workers are asked about themselves, None for not at all, `access` where, and
+    with which key; `holder` holds the calls of services without pods; `look_later` has a service
+    looked at again after some seconds; `on_done` is told the seconds each pass took and its error,
+    None for success."""
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class Reconciler:
         default_image: str,
         *,
         worker_peers: WorkerPeers | None = NAMESPACE_ONLY,
+        access: AdminAccess,
         workers: WorkerClient | None = None,
         holder: CallHolder | None = None,
         prometheus_url: str | None = None,
@@ -73,8 +76,9 @@ class Reconciler:
         self._index = index
         self._default_image = default_image
         self._worker_peers = worker_peers
-        self._reports = StartupReports(workers) if workers is not None else None
-        self._demand = DemandReader(holder, workers) if holder and workers else None
+        self._access = access
+        self._reports = StartupReports(workers, access) if workers is not None else None
+        self._demand = DemandReader(holder, workers, access) if holder and workers else None
         self._prometheus_url = prometheus_url
         self._look_later = look_later
         self._announcer = Announcer(cluster, clock)
@@ -162,6 +166,7 @@ class Reconciler:
             startup_phases_s=told.phases_s,
             demand=told.demand,
             prometheus_url=self._prometheus_url,
+            admin_key_sha256=self._access.key_sha256(service),
         )
         return plan(observed, self._default_image, self._clock(), obstacle)
 

@@ -14,6 +14,7 @@ from typing import Final
 import kopf
 
 from octavo_operator.cluster.activator import Activator, CallHolder
+from octavo_operator.cluster.admin_access import AdminAccess, load_admin_access
 from octavo_operator.cluster.follower import Follower
 from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.cluster.interface import Cluster
@@ -45,6 +46,7 @@ async def run_operator(
             settings.worker_image,
             settings.resync_s,
             worker_peers=settings.worker_peers,
+            access=await _admin_access(cluster, settings),
             workers=WorkerClient(),
             holder=_activator(settings) if settings.pod_ip else None,
             prometheus_url=settings.prometheus_url or None,
@@ -55,6 +57,18 @@ async def run_operator(
         metrics.watch_adapters(follower.adapters.all_adapters)
         lease = _lease(cluster, settings)
         await _run_until_first_ends(follower, lease, settings, stop_flag or asyncio.Event())
+
+
+async def _admin_access(cluster: Cluster, settings: OperatorSettings) -> AdminAccess:
+    """Had before anything else is done: until then this operator is not ready, so that an update
+    of the operator stops at one that may not read its key."""
+    if settings.pod_namespace:
+        return await load_admin_access(cluster, settings.pod_namespace, settings.admin_key_secret)
+    logger.warning(
+        "--pod-namespace is not given, so the key to workers' admin ports is kept nowhere; the "
+        "next operator cannot load adapters into pods that start now"
+    )
+    return AdminAccess.for_this_run()
 
 
 def _activator(settings: OperatorSettings) -> Callable[[Follower], CallHolder]:

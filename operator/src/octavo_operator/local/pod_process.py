@@ -19,7 +19,7 @@ from octavo_operator.local.addresses import AddressPool
 from octavo_operator.local.container import Machine, local_container, worker_of
 from octavo_operator.local.probe import is_well
 from octavo_operator.local.worker_process import WorkerProcess
-from octavo_operator.manifests.worker_command import WORKER_PORT
+from octavo_operator.manifests.worker_command import ADMIN_PORT, WORKER_PORT
 from octavo_operator.reconcile.conditions import timestamp
 
 FIRST_BACKOFF_S: Final = 1.0
@@ -78,7 +78,7 @@ class PodProcess:
     async def run(self) -> None:
         """Until stopped; leaves no process, no folder and no address behind."""
         folder = Path(tempfile.mkdtemp(prefix="octavo-pod-"))
-        self.address = self._addresses.take(WORKER_PORT)
+        self.address = self._addresses.take(WORKER_PORT, ADMIN_PORT)
         try:
             (folder / "tmp").mkdir()
             while not self._stopping.is_set():

@@ -59,6 +59,8 @@ INFERENCE_POOL: Final = Kind("inference.networking.k8s.io", "v1", "InferencePool
 
 LEASE: Final = Kind("coordination.k8s.io", "v1", "Lease", "leases")
 EVENT: Final = Kind("", "v1", "Event", "events")
+SECRET: Final = Kind("", "v1", "Secret", "secrets")
+"""Of the operator's own namespace only, and only one of them is read."""
 
 CHILD_KINDS: Final = (
     SERVICE_ACCOUNT,
@@ -81,7 +83,7 @@ OPTIONAL_KINDS: Final = frozenset(
 )
 """Kinds a cluster may lack."""
 
-ALL_KINDS: Final = (INFERENCE_SERVICE, LORA_ADAPTER, POD, LEASE, EVENT, *CHILD_KINDS)
+ALL_KINDS: Final = (INFERENCE_SERVICE, LORA_ADAPTER, POD, LEASE, EVENT, SECRET, *CHILD_KINDS)
 
 
 def kind_of(manifest: Mapping[str, Any]) -> Kind:

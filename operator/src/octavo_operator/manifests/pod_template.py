@@ -10,8 +10,10 @@ from typing import Any, Final
 from octavo_operator.errors import ResourceError
 from octavo_operator.labels import (
     ADAPTERS_GATE,
+    ADMIN_PORT_NAME,
     FETCH_CONTAINER,
     HTTP_PORT_NAME,
+    LABEL_ADMIN_PORT,
     LABEL_COMPONENT,
     LABEL_INSTANCE,
     WORKER_CONTAINER,
@@ -22,6 +24,7 @@ from octavo_operator.manifests.overlay import merge_overlay
 from octavo_operator.manifests.probes import worker_probes
 from octavo_operator.manifests.volumes import cache_mounts, pod_volumes, worker_mounts
 from octavo_operator.manifests.worker_command import (
+    ADMIN_PORT,
     CACHE_MOUNT,
     ENDPOINT_REMOVAL_S,
     WORKER_PORT,
@@ -42,20 +45,22 @@ _CLAIM_NAME: Final = "accelerator"
 _TOKEN_KEY: Final = "token"
 
 
-def pod_template(service: InferenceService, image: str) -> dict[str, Any]:
+def pod_template(service: InferenceService, image: str, admin_key_sha256: str) -> dict[str, Any]:
     """PodTemplateSpec of the worker; raises ResourceError when the overlay cannot be merged."""
     labels = {
         **selector_labels(service.name),
         LABEL_INSTANCE: service.name,
         LABEL_COMPONENT: child_labels(service.name)[LABEL_COMPONENT],
+        LABEL_ADMIN_PORT: str(ADMIN_PORT),
     }
-    rendered = {"metadata": {"labels": labels}, "spec": _pod_spec(service, image)}
+    spec = _pod_spec(service, image, admin_key_sha256)
+    rendered = {"metadata": {"labels": labels}, "spec": spec}
     template = merge_overlay(rendered, service.template, "spec.template")
     _check_overlay(service, template)
     return template
 
 
-def _pod_spec(service: InferenceService, image: str) -> dict[str, Any]:
+def _pod_spec(service: InferenceService, image: str, admin_key_sha256: str) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "serviceAccountName": service.name,
         "automountServiceAccountToken": False,
@@ -65,11 +70,11 @@ def _pod_spec(service: InferenceService, image: str) -> dict[str, Any]:
         ),
         "securityContext": _pod_security(service),
         **_init_containers(service, image),
-        "containers": [_container(service, image)],
+        "containers": [_container(service, image, admin_key_sha256)],
         "volumes": pod_volumes(service),
         "topologySpreadConstraints": _spread(service.name),
     }
-    node_selector = _node_selector(service)
+    node_selector = service.accelerator.all_node_labels
     tolerations = _tolerations(service)
     if node_selector:
         spec["nodeSelector"] = node_selector
@@ -119,15 +124,16 @@ def _container_security() -> dict[str, Any]:
     }
 
 
-def _container(service: InferenceService, image: str) -> dict[str, Any]:
+def _container(service: InferenceService, image: str, admin_key_sha256: str) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": WORKER_CONTAINER,
         "image": image,
-        "command": worker_command(service),
+        "command": worker_command(service, admin_key_sha256),
         "env": _environment(service),
         **_credentials(_worker_secrets(service)),
         "ports": [
             {"name": HTTP_PORT_NAME, "containerPort": WORKER_PORT, "protocol": "TCP"},
+            {"name": ADMIN_PORT_NAME, "containerPort": ADMIN_PORT, "protocol": "TCP"},
         ],
         **worker_probes(),
         "securityContext": _container_security(),
@@ -208,13 +214,6 @@ def _pod_security(service: InferenceService) -> dict[str, Any]:
         security["fsGroup"] = CACHE_GROUP
         security["fsGroupChangePolicy"] = "OnRootMismatch"
     return security
-
-
-def _node_selector(service: InferenceService) -> dict[str, str]:
-    selector = dict(service.accelerator.node_selector)
-    if service.accelerator.product is not None:
-        selector["nvidia.com/gpu.product"] = service.accelerator.product
-    return selector
 
 
 def _tolerations(service: InferenceService) -> list[dict[str, Any]]:

@@ -18,6 +18,12 @@ from octavo_operator.resources.model_uri import (
 )
 
 WORKER_PORT: Final = 8000
+ADMIN_PORT: Final = 8001
+"""Of metrics, and of what only the operator may do; the NetworkPolicy keeps others off it."""
+
+NO_ADMIN_KEY: Final = "0" * 64
+"""A hash that no key has."""
+
 MODEL_MOUNT: Final = "/models"
 CACHE_MOUNT: Final = "/var/cache/octavo"
 ENDPOINT_REMOVAL_S: Final = 5
@@ -36,7 +42,7 @@ ENABLE_LORA: Final = "--enable-lora"
 LORA_MODULES: Final = "--lora-modules"
 
 
-def worker_command(service: InferenceService) -> list[str]:
+def worker_command(service: InferenceService, admin_key_sha256: str) -> list[str]:
     """The container's command, program and arguments in one list."""
     return [
         "octavo",
@@ -56,6 +62,7 @@ def worker_command(service: InferenceService) -> list[str]:
         *_option("--shutdown-timeout", service.rollout.drain_s),
         *(["--download-dir", CACHE_MOUNT] if _downloads(service) else []),
         *_api_keys(service),
+        *_admin_options(service, admin_key_sha256),
         *service.engine.args,
     ]
 
@@ -139,6 +146,15 @@ def _lora_options(lora: LoraCapacity | None) -> list[str]:
 def _api_keys(service: InferenceService) -> list[str]:
     paths = api_key_paths(service)
     return ["--api-key-file", *paths] if paths else []
+
+
+def _admin_options(service: InferenceService, admin_key_sha256: str) -> list[str]:
+    """Metrics stay on the API's port too where an endpoint picker of a gateway looks for them."""
+    return [
+        *("--admin-host", "0.0.0.0", "--admin-port", str(ADMIN_PORT)),
+        *("--admin-key-sha256", admin_key_sha256),
+        *([] if service.inference_pool else ["--metrics-on-admin-port"]),
+    ]
 
 
 def _option(flag: str, value: object) -> list[str]:

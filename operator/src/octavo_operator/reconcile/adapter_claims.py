@@ -12,7 +12,6 @@ from octavo_operator.reconcile.observed import LiveObject
 from octavo_operator.resources.inference_service import InferenceService, parse_inference_service
 from octavo_operator.resources.lora_adapter import LoRAAdapter, parse_lora_adapter
 
-
 REFUSALS: Final = frozenset({"InvalidSpec", "DuplicateName", "LoRANotEnabled", "ServiceInvalid"})
 """Reasons that only a user can do away with."""
 

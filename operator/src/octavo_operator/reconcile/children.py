@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo_operator.labels import ANNOTATION_REPLICAS_OWNER, ANNOTATION_STRIDE
+from octavo_operator.labels import ANNOTATION_REPLICAS_OWNER, ANNOTATION_STRIDE, LABEL_ADMIN_PORT
 from octavo_operator.manifests.deployment import deployment
 from octavo_operator.manifests.endpoint_slice import activator_slice
 from octavo_operator.manifests.horizontal_pod_autoscaler import horizontal_pod_autoscaler
@@ -65,10 +65,14 @@ def wanted_children(
         pod_disruption_budget(service),
     ]
     manifests += _scaling(service, workload, observed, is_loading=is_loading)
+    has_single = any(
+        LABEL_ADMIN_PORT not in (pod["metadata"].get("labels") or {})
+        for pod in (revision.template, *observed.pods)
+    )
     if peers is not None:
-        manifests.append(network_policy(service, peers))
+        manifests.append(network_policy(service, peers, has_single_port=has_single))
     if service.monitoring.pod_monitor and POD_MONITOR in served_kinds:
-        manifests.append(pod_monitor(service))
+        manifests.append(pod_monitor(service, has_single_port=has_single))
     if service.monitoring.alerts and PROMETHEUS_RULE in served_kinds:
         manifests.append(prometheus_rule(service))
     if service.inference_pool and INFERENCE_POOL in served_kinds:

@@ -90,7 +90,7 @@ def plan(
     live = live if live is not None and observed.is_owned(live) else None
     try:
         service = parse_inference_service(observed.resource)
-        pinned = pin_template(service, live, default_image)
+        pinned = pin_template(service, live, default_image, observed.admin_key_sha256)
     except ResourceError as error:
         workload = read_workload(None, live)
         return _with_status(

@@ -238,7 +238,10 @@ def _upgrade_available(findings: Findings) -> Condition:
 def _features_ready(findings: Findings) -> Condition:
     features = findings.features
     absent = (*features.blocking, *features.missing)
+    said = "; ".join((*absent, *(lack.message for lack in features.lacks)))
     if absent:
-        return Condition(FEATURES_READY, "False", "NotImplementedYet", "; ".join(absent))
+        return Condition(FEATURES_READY, "False", "NotImplementedYet", said)
+    if features.lacks:
+        return Condition(FEATURES_READY, "False", features.lacks[0].reason, said)
     message = "; ".join(("all that the spec asks for is in effect", *features.notes))
     return Condition(FEATURES_READY, truth(True), "AllInEffect", message)

@@ -20,7 +20,6 @@ class WorkerPod:
     """One pod that is not on its way out.
 
     template: pods with the same one have the same volumes and credentials.
-    host: its address, None while it has none.
     is_started: the worker has been ready since its container started; is_ready: it is now.
     takes_adapters: it was started with room for them.
     own_adapters: those of its command line, which are nobody else's to unload.
@@ -33,7 +32,6 @@ class WorkerPod:
     uid: str
     container_id: str
     template: str
-    host: str | None
     is_started: bool
     is_ready: bool
     takes_adapters: bool
@@ -71,7 +69,6 @@ def _read_pod(pod: LiveObject) -> WorkerPod | None:
         uid=str(metadata["uid"]),
         container_id=str(running.get("containerID") or ""),
         template=str((metadata.get("labels") or {}).get(_TEMPLATE_LABEL, "")),
-        host=status.get("podIP") or None,
         is_started=bool(running.get("started") or running.get("ready")),
         is_ready=bool(running.get("ready")),
         takes_adapters=ENABLE_LORA in _words(container),

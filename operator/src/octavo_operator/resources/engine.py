@@ -39,6 +39,10 @@ OWNED_FLAGS: Final = frozenset(
         "--download-dir",
         "--api-key",
         "--api-key-file",
+        "--admin-port",
+        "--admin-host",
+        "--admin-key-sha256",
+        "--metrics-on-admin-port",
         "--enable-lora",
         "--max-loras",
         "--max-lora-rank",
@@ -68,6 +72,21 @@ class Engine:
     speculative: Mapping[str, Any]
     lora: LoraCapacity | None
     args: tuple[str, ...]
+
+    def argument(self, flag: str) -> str | None:
+        """The value of a flag in `args`, written as one item or as two; None when it is absent."""
+        for index, arg in enumerate(self.args):
+            name, is_joined, value = arg.partition("=")
+            if name == flag and is_joined:
+                return value
+            if arg == flag and index + 1 < len(self.args):
+                return self.args[index + 1]
+        return None
+
+    def number_argument(self, flag: str) -> int | None:
+        """The same, where it is a plain number; the worker knows other spellings, too."""
+        value = self.argument(flag) or ""
+        return int(value) if value.isdecimal() and int(value) else None
 
 
 def parse_engine(fields: Fields) -> Engine:

@@ -42,8 +42,8 @@ from octavo.engine.compiler_process import (
     use_kernel_cache,
 )
 from octavo.errors import ConfigError
-from octavo.kernels.interface import WeightPart
 from octavo.kernels.select import select_absent_kernels
+from octavo.loading.absent_weights import META, AbsentWeights
 from octavo.loading.checkpoint import open_checkpoint
 from octavo.logs import configure_logging
 from octavo.models import registry
@@ -52,7 +52,6 @@ from octavo.version import __version__
 
 _log = logging.getLogger(__name__)
 _MAX_PROCESSES = 16
-_META = torch.device("meta")
 _CUDA = torch.device("cuda")
 
 
@@ -103,22 +102,6 @@ def capability_of(text: str) -> tuple[int, int]:
     return int(major), int(minor or 0)
 
 
-class _NoWeights:
-    """A weight source of shapes alone."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-
-    def __contains__(self, name: str) -> bool:
-        return True
-
-    def tensor(self, name: str, shape: Any) -> Tensor:
-        return torch.empty(tuple(shape), device=_META)
-
-    def matrix(self, name: str, shape: tuple[int, int]) -> WeightPart:
-        return torch.empty(shape, dtype=self._dtype, device=_META)
-
-
 class _AbsentCard:
     """As much of a Triton driver as compiling asks for."""
 
@@ -148,10 +131,10 @@ def _record(task: CompileTask) -> list[_Launch]:
     family = registry.resolve(task.hf_config)
     dtype = DTYPES[task.dtype]
     kernels = select_absent_kernels(task.capability, task.config.batch_invariant)
-    model = family.build(_NoWeights(dtype), kernels, dtype, _META, task.max_model_len)
+    model = family.build(AbsentWeights(dtype), kernels, dtype, META, task.max_model_len)
     limits = step_limits(task.config, _CUDA, task.max_model_len)
-    stack = adapter_stack(task.config, model, dtype, _META)
-    runner = make_runner(model, kernels, limits, dtype, _META, use_graphs=True, stack=stack)
+    stack = adapter_stack(task.config, model, dtype, META)
+    runner = make_runner(model, kernels, limits, dtype, META, use_graphs=True, stack=stack)
     with _recording() as launches:
         runner.run_covering()
     return list(launches.values())
