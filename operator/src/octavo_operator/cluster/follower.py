@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 from octavo_operator.cluster.activator import CallHolder
@@ -24,6 +25,9 @@ from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers
 logger = logging.getLogger(__name__)
 
 _RESYNC_SPREAD: Final = 0.2
+
+OnPass = Callable[[str, float, Exception | None], None]
+"""Told of each pass: the kind of resource, the seconds it took, and its error, None for success."""
 
 
 class Follower:
@@ -46,7 +50,7 @@ class Follower:
         holder: Callable[[Follower], CallHolder] | None = None,
         prometheus_url: str | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        on_done: Callable[[float, ClusterError | None], None] = lambda seconds, error: None,
+        on_pass: OnPass = lambda resource, seconds, error: None,
     ) -> None:
         self._cluster = cluster
         self._scopes: Sequence[str | None] = namespaces or (None,)
@@ -64,9 +68,10 @@ class Follower:
             prometheus_url=prometheus_url,
             look_later=self._look_later,
             clock=clock,
-            on_done=on_done,
         )
-        self.queue = WorkQueue(self.reconciler.reconcile)
+        self.queue = WorkQueue(
+            self.reconciler.reconcile, on_done=partial(on_pass, INFERENCE_SERVICE.kind)
+        )
 
     async def run(self) -> None:
         """Until cancelled."""
