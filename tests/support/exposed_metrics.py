@@ -12,6 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from fake_engine import FakeEngine
 from octavo.config import ServerConfig
 from octavo.server.app import create_app
+from octavo_operator.cluster.informer import ServiceKey
+from octavo_operator.cluster.work_queue import WorkQueue
+from octavo_operator.errors import ConflictError
 from octavo_operator.handlers.metrics import OperatorMetrics
 
 FROM_PROMETHEUS = frozenset({"up"})
@@ -36,14 +39,28 @@ async def worker_samples() -> frozenset[str]:
 
 
 def operator_samples() -> frozenset[str]:
-    """Names of all samples on the operator's page, with one pod and one adapter."""
+    """Names of all samples on the operator's page."""
+    return _samples(operator_page())
+
+
+def operator_page() -> str:
+    """The operator's page, with one pod, one adapter, and one of everything that happens."""
     metrics = OperatorMetrics()
+    metrics.operation.note_pass("InferenceService", 0.01, None)
+    metrics.operation.note_pass("InferenceService", 0.01, ConflictError("too late"))
+    metrics.operation.note_call("GET", 200)
+    metrics.operation.watch_queues({"InferenceService": WorkQueue(_no_work)})
+    metrics.operation.watch_watches(lambda now: {"pods": 1.0})
     metadata = {"namespace": "models", "name": "a", "labels": {}}
     metrics.watch_pods(lambda: [{"metadata": metadata, "status": {}}])
     metrics.watch_adapters(
         lambda: [{"metadata": metadata, "spec": {"serviceRef": {"name": "chat"}}}]
     )
-    return _samples(generate_latest(metrics.registry).decode())
+    return generate_latest(metrics.registry).decode()
+
+
+async def _no_work(key: ServiceKey) -> None:
+    pass
 
 
 def metrics_in(expression: str) -> frozenset[str]:

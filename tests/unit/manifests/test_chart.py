@@ -30,6 +30,7 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "pod_monitor": {
         "metrics": {"port": 9100, "podMonitor": {"enabled": True, "labels": {"release": "prom"}}}
     },
+    "alerts": {"metrics": {"alerts": {"enabled": True, "labels": {"release": "prom"}}}},
     "nothing_reaches_it": {
         "networkPolicy": {"metricsFrom": []},
         "activator": {"enabled": False},
@@ -210,7 +211,7 @@ def test_lint_has_nothing_to_say(helm: Helm) -> None:
 def test_built_in_kinds_are_valid(everything: dict[str, Objects], branch: str) -> None:
     checked = 0
     for item in everything[branch]:
-        if item["kind"] not in {"CustomResourceDefinition", "PodMonitor"}:
+        if item["kind"] not in {"CustomResourceDefinition", "PodMonitor", "PrometheusRule"}:
             kubernetes_validate.validate(item, "1.34", strict=True)
             checked += 1
     assert checked >= 1
@@ -562,12 +563,26 @@ def test_pod_monitor_is_there_when_asked_for(rendered: dict[str, Objects]) -> No
     ]
 
 
-def test_dashboard_is_the_file_of_the_repository(rendered: dict[str, Objects]) -> None:
+def test_alerts_on_the_operator_are_there_when_asked_for(rendered: dict[str, Objects]) -> None:
+    """What they say is tests/contract/test_alerts.py's."""
+    assert of_kind(rendered["defaults"], "PrometheusRule") == []
+    rule = the(rendered["alerts"], "PrometheusRule")
+    assert rule["metadata"]["labels"]["release"] == "prom"
+    (group,) = rule["spec"]["groups"]
+    name = container(rendered["alerts"])["name"]
+    for alert in group["rules"]:
+        assert f'{{namespace="octavo-system",container="{name}"}}' in alert["expr"]
+
+
+def test_dashboards_are_the_files_of_the_repository(rendered: dict[str, Objects]) -> None:
     assert of_kind(rendered["defaults"], "ConfigMap") == []
     shipped = the(rendered["dashboard"], "ConfigMap")
-    (text,) = shipped["data"].values()
-    file = CHART / "files" / "dashboards" / "inference-service.json"
-    assert json.loads(text) == json.loads(file.read_text(encoding="utf-8"))
+    files = {file.name: file for file in (CHART / "files" / "dashboards").glob("*.json")}
+    assert len(files) == 2
+    for name, text in shipped["data"].items():
+        file = files.pop(name.removeprefix("octavo-"))
+        assert json.loads(text) == json.loads(file.read_text(encoding="utf-8"))
+    assert files == {}
     assert shipped["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 

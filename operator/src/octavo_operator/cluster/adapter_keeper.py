@@ -80,8 +80,8 @@ class AdapterKeeper:
         self._versions: dict[str, str] = {}
 
     def all_adapters(self) -> tuple[LiveObject, ...]:
-        """Every LoRAAdapter as it was last looked at, for the metrics."""
-        return tuple(adapter for adapters in self._seen.values() for adapter in adapters)
+        """Every LoRAAdapter as it was last looked at, for the metrics, whose thread asks."""
+        return tuple(adapter for adapters in list(self._seen.values()) for adapter in adapters)
 
     def services(self) -> tuple[ServiceKey, ...]:
         """Those that have adapters, or had when last looked at."""

@@ -44,7 +44,15 @@ class ChildIndex:
 
     def oldest_contact_s(self, now: float) -> float:
         """How long ago, at `now` of the monotonic clock, the quietest watch heard of the server."""
-        return max(now - informer.last_contact for informer in (*self._children, *self._pods))
+        return max(self.contacts_s(now).values())
+
+    def contacts_s(self, now: float) -> dict[str, float]:
+        """The same for each kind, by its plural."""
+        contacts: dict[str, float] = {}
+        for informer in (*self._children, *self._pods):
+            age_s, plural = now - informer.last_contact, informer.kind.plural
+            contacts[plural] = max(age_s, contacts.get(plural, 0.0))
+        return contacts
 
     def remember(self, live: LiveObject) -> None:
         """Take note of a child just written."""

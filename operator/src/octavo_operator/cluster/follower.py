@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 from octavo_operator.cluster.activator import CallHolder
@@ -19,13 +20,16 @@ from octavo_operator.cluster.interface import Cluster
 from octavo_operator.cluster.reconciler import Reconciler
 from octavo_operator.cluster.work_queue import WorkQueue
 from octavo_operator.errors import ClusterError
-from octavo_operator.manifests.kinds import INFERENCE_SERVICE
+from octavo_operator.manifests.kinds import INFERENCE_SERVICE, LORA_ADAPTER
 from octavo_operator.worker_client import WorkerClient
 from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers
 
 logger = logging.getLogger(__name__)
 
 _RESYNC_SPREAD: Final = 0.2
+
+OnPass = Callable[[str, float, Exception | None], None]
+"""Told of each pass: the kind of resource, the seconds it took, and its error, None for success."""
 
 
 class Follower:
@@ -48,7 +52,7 @@ class Follower:
         holder: Callable[[Follower], CallHolder] | None = None,
         prometheus_url: str | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        on_done: Callable[[float, ClusterError | None], None] = lambda seconds, error: None,
+        on_pass: OnPass = lambda resource, seconds, error: None,
         on_load: OnLoad = lambda seconds, reason: None,
     ) -> None:
         self._cluster = cluster
@@ -68,9 +72,10 @@ class Follower:
             prometheus_url=prometheus_url,
             look_later=self._look_later,
             clock=clock,
-            on_done=on_done,
         )
-        self.queue = WorkQueue(self.reconciler.reconcile)
+        self.queue = WorkQueue(
+            self.reconciler.reconcile, on_done=partial(on_pass, INFERENCE_SERVICE.kind)
+        )
         self.adapters = AdapterKeeper(
             cluster,
             self.index,
@@ -80,7 +85,9 @@ class Follower:
             clock=clock,
             on_load=on_load,
         )
-        self.adapter_queue = WorkQueue(self.adapters.look_after)
+        self.adapter_queue = WorkQueue(
+            self.adapters.look_after, on_done=partial(on_pass, LORA_ADAPTER.kind)
+        )
 
     def see_service(self, service: ServiceKey) -> None:
         """The InferenceService has changed, come or gone."""

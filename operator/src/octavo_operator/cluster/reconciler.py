@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,8 +53,7 @@ class _Told:
 class Reconciler:
     """`workers` is how workers are asked about themselves, None for not at all, `access` where, and
     with which key; `holder` holds the calls of services without pods; `look_later` has a service
-    looked at again after some seconds; `on_done` is told the seconds each pass took and its error,
-    None for success."""
+    looked at again after some seconds."""
 
     def __init__(
         self,
@@ -70,7 +68,6 @@ class Reconciler:
         prometheus_url: str | None = None,
         look_later: Callable[[ServiceKey, float], None] = lambda service, delay_s: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        on_done: Callable[[float, ClusterError | None], None] = lambda seconds, error: None,
     ) -> None:
         self._cluster = cluster
         self._index = index
@@ -83,7 +80,6 @@ class Reconciler:
         self._look_later = look_later
         self._announcer = Announcer(cluster, clock)
         self._clock = clock
-        self._on_done = on_done
         self._locks: dict[ServiceKey, asyncio.Lock] = {}
         self._served_kinds: frozenset[Kind] | None = None
 
@@ -96,17 +92,9 @@ class Reconciler:
 
         Passes over the same resource wait for each other.
         """
-        started = time.perf_counter()
-        error: ClusterError | None = None
-        try:
-            async with self._locks.setdefault(service, asyncio.Lock()):
-                await self._index.wait_listed()
-                await self._reconcile(service)
-        except ClusterError as failure:
-            error = failure
-            raise
-        finally:
-            self._on_done(time.perf_counter() - started, error)
+        async with self._locks.setdefault(service, asyncio.Lock()):
+            await self._index.wait_listed()
+            await self._reconcile(service)
 
     async def _reconcile(self, service: ServiceKey) -> None:
         for attempt in range(1, MAX_ATTEMPTS + 1):
