@@ -1,4 +1,5 @@
-"""A rolling update of real workers under load: every request is answered, whole and in order.
+"""A rolling update of real workers under load: every request is answered, whole and in order
+(production-stack 601: traffic to terminating pods).
 
 Local mode runs the same plan and manifests as a cluster; the workers are real processes with a tiny
 model, the clients keep their connections as OpenAI's do, and half of them stream.
