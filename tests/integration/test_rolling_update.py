@@ -4,8 +4,8 @@
 Local mode runs the same plan and manifests as a cluster; the workers are real processes with a tiny
 model, the clients keep their connections as OpenAI's do, and half of them stream.
 
-On a busy machine everything may take long, and nothing of that is a failure: probes are patient, old
-pods drain for as long as the test may last, and what the operator learns late is waited for.
+On a busy machine everything may take long, and nothing of that is a failure: probes are patient,
+old pods drain for as long as the test may last, and what the operator learns late is waited for.
 """
 
 from __future__ import annotations

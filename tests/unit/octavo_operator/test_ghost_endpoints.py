@@ -119,7 +119,7 @@ async def test_pod_on_its_way_out_is_not_routed_though_it_still_serves(routed: R
 
 
 async def test_call_for_a_pod_that_went_unseen_is_answered_by_another() -> None:
-    """Between a pod's end and the news of it, its endpoint is still listed; nobody listens there."""
+    """Between a pod's end and the news of it its endpoint is listed, and nobody listens there."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
