@@ -178,7 +178,10 @@ async def test_no_call_goes_beyond_the_role(kmock: Any, operator: None) -> None:
 
 
 async def test_role_grants_nothing_that_is_never_asked_for(kmock: Any, operator: None) -> None:
-    """All kinds of child are granted alike; one that is not served here is left out."""
+    """dynamo 8907: rights that are too wide.
+
+    All kinds of child are granted alike; one that is not served here is left out.
+    """
     await _live_through(kmock.store)
     needed = asked(kmock, "models")
     for verb in ("get", "list", "watch", "create", "patch", "delete"):

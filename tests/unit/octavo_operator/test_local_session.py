@@ -126,6 +126,7 @@ async def test_resource_is_served_through_the_proxy_and_leaves_nothing(
 
 
 async def test_update_replaces_pods_without_a_failed_request(tmp_path: Path) -> None:
+    """production-stack 601: traffic to terminating pods."""
     service = inference_service(replicas=2, accelerator={"resource": "none"})
     path = write(tmp_path, service)
     log = io.StringIO()

@@ -261,6 +261,7 @@ async def test_number_of_pods_survives_the_change_to_an_autoscaler_and_back() ->
 
 
 async def test_new_operator_version_restarts_nothing_until_asked() -> None:
+    """kserve 5085: an upgrade of the operator restarts every model."""
     world = World(inference_service())
     await world.settle("worker:1")
     before = (await world.deployment())["spec"]
