@@ -48,6 +48,9 @@ Endpoints: TypeAlias = Mapping[str, WorkerEndpoint]
 CALLS: Final = 64
 """Loads and unloads under way, of all services together."""
 
+MAX_ATTEMPTS: Final = 3
+"""Passes within one call when somebody else, the service's own passes say, writes as well."""
+
 SETTLE_S: Final = 0.2
 """Loads that end within this time are reported together."""
 
@@ -99,6 +102,15 @@ class AdapterKeeper:
     async def look_after(self, service: ServiceKey) -> None:
         """One pass; raises ClusterError when it must be tried again."""
         await self._index.wait_listed()
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            try:
+                await self._pass(service)
+                return
+            except ConflictError:
+                if attempt == MAX_ATTEMPTS:
+                    raise
+
+    async def _pass(self, service: ServiceKey) -> None:
         ledger = self._ledger(service)
         # Before the pods are asked: what ends meanwhile need not be in their lists yet.
         busy = ledger.busy
