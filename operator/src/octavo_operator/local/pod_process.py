@@ -111,7 +111,6 @@ class PodProcess:
 
     async def _run_container(self, folder: Path) -> None:
         assert self.address is not None
-        self._has_started = False
         container = local_container(self._pod, self.address, folder, self._machine)
         process = await WorkerProcess.start(container, self._on_line)
         self._process = process
@@ -189,6 +188,7 @@ class PodProcess:
         self._note_end(137, f"was stopped, since {probe}", process)
 
     def _note_end(self, code: int, what: str, process: WorkerProcess) -> None:
+        self._has_started = False
         lines = tuple(process.last_lines)
         self._last_exit = {"exitCode": code, "message": "\n".join(lines[-10:])}
         self._events.failed(
