@@ -120,6 +120,7 @@ class Cosmos:
             adapters=tuple(copy.deepcopy(list(self.adapters.values()))),
             pods=worker_pods(self.pods.values()),
             listings=listings,
+            silences={},
             attempts=dict(self.attempts),
             busy={},
             now_s=self.now_s,
