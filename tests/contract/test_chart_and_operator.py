@@ -119,7 +119,8 @@ def test_role_covers_every_kind_the_operator_deals_with(objects: list[dict[str, 
     wanted = needed(POD, *read).union(
         *(needed(kind, *read, "create", "patch", "delete") for kind in CHILD_KINDS),
         *(needed(kind, *read) for kind in own),
-        *(needed(kind, "patch", subresource="/status") for kind in own),
+        *(needed(kind, "patch", subresource="/status") for kind in (*own, POD)),
+        needed(LORA_ADAPTER, "patch"),
     )
     assert wanted <= granted
 

@@ -10,7 +10,10 @@ import pytest
 from gitops_health import argo_health, flux_health
 from inference_services import inference_service
 from octavo_operator.labels import API_VERSION
-from octavo_operator.reconcile.adapters import adapter_status
+from octavo_operator.reconcile.adapter_claims import REFUSALS
+from octavo_operator.reconcile.adapter_facts import PERMANENT_REASONS
+from octavo_operator.reconcile.adapter_world import AdapterWorld
+from octavo_operator.reconcile.adapters import plan_adapters
 from octavo_operator.reconcile.observed import LiveObject, Observed
 from octavo_operator.reconcile.plan import plan
 
@@ -108,14 +111,19 @@ def ready(status: str, reason: str, **counts: int) -> dict[str, Any]:
 ADAPTERS: list[tuple[str, dict[str, Any], str, str]] = [
     ("unseen", adapter(None), "Progressing", "InProgress"),
     ("loading", adapter(ready("False", "Loading", desired=2)), "Progressing", "InProgress"),
+    ("no-service-yet", adapter(ready("False", "ServiceNotFound")), "Progressing", "InProgress"),
     ("loaded", adapter(ready("True", "Loaded", desired=2, loaded=2)), "Healthy", "Current"),
+    ("asleep", adapter(ready("False", "ScaledToZero")), "Healthy", "Current"),
     (
-        "failed-on-one-pod",
-        adapter(ready("False", "LoadFailed", desired=2, loaded=1, failed=1)),
-        "Degraded",
-        "Failed",
+        "may-still-come",
+        adapter(ready("False", "SourceUnreachable", desired=2, loaded=1, failed=1)),
+        "Progressing",
+        "InProgress",
     ),
-    ("invalid", adapter(ready("False", "InvalidSpec")), "Degraded", "Failed"),
+    *(
+        (reason, adapter(ready("False", reason, failed=1)), "Degraded", "Failed")
+        for reason in sorted(PERMANENT_REASONS | REFUSALS)
+    ),
 ]
 
 
@@ -129,5 +137,17 @@ def test_adapter_is_as_healthy_as_it_says(resource: dict[str, Any], argo: str, f
 
 
 def test_status_that_the_operator_gives_a_new_adapter_is_understood() -> None:
-    status = adapter_status(adapter(None), NOW)
-    assert argo_health(adapter(status)) in {"Progressing", "Degraded", "Healthy"}
+    resource = adapter(None)
+    world = AdapterWorld(
+        name="chat",
+        service=inference_service(engine={"lora": {}}),
+        adapters=(resource,),
+        pods=(),
+        listings={},
+        attempts={},
+        busy={},
+        now_s=0.0,
+        now=NOW,
+    )
+    (report,) = plan_adapters(world).reports
+    assert argo_health(adapter(dict(report.status))) == "Progressing"

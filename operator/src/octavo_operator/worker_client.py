@@ -16,7 +16,8 @@ from typing import Any, Final
 from octavo_operator.errors import WorkerUnreachableError
 
 TIMEOUT_S: Final = 2.0
-_ANSWER_LIMIT: Final = 65_536
+_ANSWER_LIMIT: Final = 4 * 1024 * 1024
+"""A list of a thousand adapters is half a MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class WorkerClient:
 
 
 async def get(host: str, port: int, path: str) -> tuple[int, bytes]:
-    """Status and body (64 KiB of it) of one GET; raises OSError or ValueError."""
+    """Status and body of one GET; raises OSError or ValueError."""
     return await call(host, port, "GET", path)
 
 
@@ -105,7 +106,7 @@ async def call(
     body: Mapping[str, Any] | None = None,
     key: str | None = None,
 ) -> tuple[int, bytes]:
-    """Status and body (64 KiB of it) of one request; raises OSError or ValueError."""
+    """Status and body (4 MiB of it) of one request; raises OSError or ValueError."""
     content = b"" if body is None else json.dumps(body).encode()
     lines = [f"{method} {path} HTTP/1.0", f"Host: {host}", "Connection: close"]
     if key is not None:
@@ -129,7 +130,7 @@ async def call(
 
 async def _body(reader: asyncio.StreamReader) -> bytes:
     """Up to the end or the limit; a single read may end with a packet."""
-    body = b""
+    body = bytearray()
     while len(body) < _ANSWER_LIMIT and (part := await reader.read(_ANSWER_LIMIT - len(body))):
         body += part
-    return body
+    return bytes(body)

@@ -83,7 +83,7 @@ OWNED = frozenset({"get", "list", "watch", "create", "patch", "delete"})
 READ = frozenset({"get", "list", "watch"})
 WORKLOAD_RIGHTS = {
     ("serving.octavo.dev", "inferenceservices"): READ,
-    ("serving.octavo.dev", "loraadapters"): READ,
+    ("serving.octavo.dev", "loraadapters"): READ | {"patch"},
     ("serving.octavo.dev", "inferenceservices/status"): frozenset({"patch"}),
     ("serving.octavo.dev", "loraadapters/status"): frozenset({"patch"}),
     ("apps", "deployments"): OWNED,
@@ -99,6 +99,7 @@ WORKLOAD_RIGHTS = {
     ("monitoring.coreos.com", "podmonitors"): OWNED,
     ("monitoring.coreos.com", "prometheusrules"): OWNED,
     ("", "pods"): READ,
+    ("", "pods/status"): frozenset({"patch"}),
     ("", "events"): frozenset({"create", "patch"}),
 }
 OWN_RIGHTS = {

@@ -88,6 +88,15 @@ ACCEPTED_SERVICES: list[dict[str, Any]] = [
     {"engine__gpuMemoryUtilization": "1.0"},
     {"engine__gpuMemoryUtilization": "0.05"},
     {"engine__lora": {}},
+    {
+        "engine__lora": {
+            "sources": [
+                {"pvc": {"name": "adapters"}},
+                {"image": {"reference": "r.io/a/sql:v1", "pullSecretRef": {"name": "pull"}}},
+                {"secretRef": {"name": "token"}},
+            ]
+        }
+    },
     {"engine__speculative": {"method": "NGram"}},
     {"engine__speculative": {"method": "Draft", "draftModel": {"uri": "hf://Qwen/Qwen3-0.6B"}}},
     {"engine__args": ["--seed=1", "--max-num-batched-tokens", "4096", "--hostname-like"]},
@@ -178,6 +187,11 @@ REFUSED_SERVICES: list[tuple[dict[str, Any], str]] = [
         "draftModel.revision is for hf://",
     ),
     (
+        {"engine__lora": {"sources": [{"pvc": {"name": "a"}, "secretRef": {"name": "b"}}]}},
+        "exactly one of pvc, image and secretRef",
+    ),
+    ({"engine__lora": {"sources": [{}]}}, "exactly one of pvc, image and secretRef"),
+    (
         {"engine__speculative": {"method": "NGram"}, "engine__lora": {}},
         "cannot be used together",
     ),
@@ -251,9 +265,11 @@ def test_adapter_is_refused_for_one_reason_only(changes: dict[str, Any], sentenc
     assert sentence in errors[0]
 
 
-def test_served_name_of_an_adapter_cannot_be_changed() -> None:
+def test_names_of_an_adapter_cannot_be_changed() -> None:
     old = adapter()
     assert admission_errors(ADAPTER, adapter(loadPolicy="Lazy"), old) == []
+    (error,) = admission_errors(ADAPTER, adapter(serviceRef={"name": "other"}), old)
+    assert "serviceRef cannot be changed" in error
     (error,) = admission_errors(ADAPTER, adapter(servedName="other"), old)
     assert "servedName cannot be changed" in error
 
@@ -261,7 +277,10 @@ def test_served_name_of_an_adapter_cannot_be_changed() -> None:
 @pytest.mark.parametrize("kind", ["InferenceService", "LoRAAdapter"])
 def test_every_rule_is_broken_by_some_sample(kind: str) -> None:
     refused = REFUSED_SERVICES if kind == "InferenceService" else REFUSED_ADAPTERS
-    sentences = {sentence for _, sentence in refused} | {"servedName cannot be changed"}
+    sentences = {sentence for _, sentence in refused} | {
+        "servedName cannot be changed",
+        "serviceRef cannot be changed",
+    }
     untested = [
         rule["message"]
         for _, node in walk(root_schema(crd_of_kind(kind)))

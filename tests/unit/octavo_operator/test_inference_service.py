@@ -108,7 +108,7 @@ def test_every_field_is_read() -> None:
     assert service.accelerator.node_selector == (("pool", "gpu"),)
     assert service.accelerator.tolerations == ({"key": "a", "operator": "Exists"},)
     assert service.engine.lora is not None
-    assert (service.engine.lora.max_adapters, service.engine.lora.max_rank) == (2, 32)
+    assert (service.engine.lora.max_adapters, service.engine.lora.max_rank) == (2, 16)
     assert service.cache_claim == "models"
     assert service.api_keys == ("keys",)
     assert service.image == "worker:2"

@@ -372,7 +372,9 @@ async def test_watch_that_fell_behind_lists_again(kmock: Any, operator: Any) -> 
     await eventually(lambda: is_reported(kmock.store))
 
 
-async def test_lora_adapter_is_told_that_it_is_not_loaded(kmock: Any, operator: Any) -> None:
+async def test_lora_adapter_without_a_service_is_told_so_and_can_be_deleted(
+    kmock: Any, operator: Any
+) -> None:
     adapter = {
         "apiVersion": API_VERSION,
         "kind": "LoRAAdapter",
@@ -388,11 +390,17 @@ async def test_lora_adapter_is_told_that_it_is_not_loaded(kmock: Any, operator: 
 
     async def is_told() -> bool:
         live = await kmock.store.get(LORA_ADAPTER, "models", "sql")
-        return conditions(live).get("Ready") == ("False", "NotImplementedYet")
+        return conditions(live).get("Ready") == ("False", "ServiceNotFound")
 
     await eventually(is_told)
-    before = await settled(kmock)
-    assert before == 1
+    # The finalizer and the status.
+    assert await settled(kmock) == 2
+    await kmock.store.delete(LORA_ADAPTER, "models", "sql")
+
+    async def is_gone() -> bool:
+        return not (await kmock.store.list_objects(LORA_ADAPTER, None, {})).items
+
+    await eventually(is_gone)
 
 
 async def test_absent_object_is_not_found(kmock: Any) -> None:
@@ -473,7 +481,12 @@ async def test_second_operator_takes_over_when_the_first_one_goes(
     assert 'octavo_operator_watch_age_seconds{resource="pods"}' in page
     assert 'octavo_operator_queue_length{resource="InferenceService"}' in page
     told = r'octavo_operator_reconcile_seconds_count\{outcome="success",resource="\w+"\} [1-9]'
-    assert re.search(told, page)
+
+    async def is_counted() -> bool:
+        return re.search(told, await metrics_page(port)) is not None
+
+    # The status is there before the pass has ended.
+    await eventually(is_counted)
     assert re.search(r'octavo_operator_api_calls_total\{code="200",method="WATCH"\} [1-9]', page)
     # That the Lease was not there at first, nor the children.
     assert re.search(r'octavo_operator_api_calls_total\{code="404",method="GET"\} [1-9]', page)

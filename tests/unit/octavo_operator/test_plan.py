@@ -218,10 +218,9 @@ async def test_what_cannot_run_yet_creates_nothing_and_says_so(
     [
         ({"parallelism": {"tensor": "Auto"}}, "Auto means 1 for now"),
         ({"engine": {"speculative": {"method": "NGram"}}}, "spec.engine.speculative"),
-        ({"engine": {"lora": {}}}, "LoRAAdapters are not loaded yet, so no room"),
         ({"rolout": {}}, "spec.rolout (did you mean rollout?)"),
     ],
-    ids=["auto", "speculative", "lora", "unknown"],
+    ids=["auto", "speculative", "unknown"],
 )
 async def test_what_is_left_out_is_said_but_the_rest_runs(spec: dict[str, Any], words: str) -> None:
     world = World(inference_service(**spec))

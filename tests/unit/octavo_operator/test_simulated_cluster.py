@@ -22,6 +22,7 @@ import pytest
 from eventually import eventually
 from faulty_cluster import FaultyCluster
 from inference_services import condition_message, conditions, inference_service
+from octavo_operator.cluster.admin_access import ROOT_BYTES, AdminAccess
 from octavo_operator.cluster.follower import Follower
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.errors import (
@@ -67,8 +68,15 @@ class Simulation:
         self.store = ObjectStore(seed=1, clock=lambda: self.now)
         self.cluster = FaultyCluster(self.store)
         self.now = NOW
-        self.follower = Follower(self.cluster, (), "worker:1", resync_s, clock=lambda: self.now)
+        self.follower = self._new_follower(resync_s)
         self._running: asyncio.Task[None] | None = None
+
+    def _new_follower(self, resync_s: float) -> Follower:
+        """With keys that are the same in every run, as they are part of pod templates."""
+        access = AdminAccess(bytes(ROOT_BYTES))
+        return Follower(
+            self.cluster, (), "worker:1", resync_s, access=access, clock=lambda: self.now
+        )
 
     def start(self) -> None:
         self._running = asyncio.create_task(self.follower.run())
@@ -81,7 +89,7 @@ class Simulation:
     async def restart(self) -> None:
         """As after a crash: nothing that was in memory is left."""
         await self.stop()
-        self.follower = Follower(self.cluster, (), "worker:1", 3600.0, clock=lambda: self.now)
+        self.follower = self._new_follower(3600.0)
         self.start()
         for service in (await self.store.list_objects(INFERENCE_SERVICE, None, {})).items:
             metadata = service["metadata"]

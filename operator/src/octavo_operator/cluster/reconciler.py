@@ -131,7 +131,7 @@ class Reconciler:
             await self._cluster.write_status(
                 INFERENCE_SERVICE, *service, status, resource["metadata"]["resourceVersion"]
             )
-            await self._announcer.announce(resource, status)
+            await self._announcer.announce(INFERENCE_SERVICE, resource, status)
         if first.look_again_s is not None:
             self._look_later(service, first.look_again_s)
         if isinstance(failure, ForbiddenError):

@@ -55,10 +55,14 @@ class WorkQueue:
             self._ready.put_nowait(key)
 
     def add_later(self, key: ServiceKey, delay_s: float) -> None:
-        """Have `key` looked at after a while, unless it comes up before."""
-        if key in self._waiting or key in self._timers:
+        """Have `key` looked at after a while, at the latest: what comes up before counts."""
+        if key in self._waiting:
             return
-        loop = asyncio.get_running_loop()
+        loop, known = asyncio.get_running_loop(), self._timers.get(key)
+        if known is not None:
+            if known.when() <= loop.time() + delay_s:
+                return
+            known.cancel()
         self._timers[key] = loop.call_later(delay_s, self.add, key)
 
     @property

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -16,6 +16,8 @@ from octavo_operator.errors import SettingsError
 from octavo_operator.handlers.operation_metrics import OperationMetrics
 from octavo_operator.labels import LABEL_SERVICE, WORKER_CONTAINER
 from octavo_operator.reconcile.observed import LiveObject
+
+_LOAD_SECONDS: Final = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 180.0)
 
 _SERVICE_LABELS: Final = ("inferenceservice_namespace", "inferenceservice")
 """Named so that they do not clash with the labels Prometheus gives to a target."""
@@ -29,6 +31,25 @@ class OperatorMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.operation = OperationMetrics(self.registry)
+        self._load_seconds = Histogram(
+            "octavo_operator_adapter_load_seconds",
+            "Time of one load of one adapter into one pod that worked, its download included.",
+            buckets=_LOAD_SECONDS,
+            registry=self.registry,
+        )
+        self._load_failures = Counter(
+            "octavo_operator_adapter_load_failures",
+            "Loads of one adapter into one pod that did not work, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
+
+    def note_load(self, seconds: float, reason: str | None) -> None:
+        """Count one load of an adapter; reason: why it failed, None for success."""
+        if reason is None:
+            self._load_seconds.observe(seconds)
+        else:
+            self._load_failures.labels(reason).inc()
 
     def watch_pods(
         self,

@@ -9,20 +9,17 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Final
 
 import kopf
 
 from octavo_operator.cluster.activator import Activator, CallHolder
-from octavo_operator.cluster.adapter_reporter import AdapterReporter
 from octavo_operator.cluster.admin_access import AdminAccess, load_admin_access
 from octavo_operator.cluster.follower import Follower
 from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.cluster.interface import Cluster
 from octavo_operator.cluster.kubernetes_api import KubernetesApi
 from octavo_operator.cluster.leader_lease import LeaderLease
-from octavo_operator.cluster.work_queue import WorkQueue
 from octavo_operator.handlers.events import register_events
 from octavo_operator.handlers.kopf_settings import configure_kopf
 from octavo_operator.handlers.kopf_thread import run_kopf
@@ -60,25 +57,18 @@ async def run_operator(
             holder=_activator(settings) if settings.pod_ip else None,
             prometheus_url=settings.prometheus_url or None,
             on_pass=metrics.operation.note_pass,
-        )
-        reporter = AdapterReporter(cluster)
-        adapters = WorkQueue(
-            reporter.report,
-            workers=1,
-            on_done=partial(metrics.operation.note_pass, LORA_ADAPTER.kind),
+            on_load=metrics.note_load,
         )
         metrics.watch_pods(follower.index.all_pods)
-        metrics.watch_adapters(reporter.all_adapters)
+        metrics.watch_adapters(follower.adapters.all_adapters)
         metrics.operation.watch_queues(
-            {INFERENCE_SERVICE.kind: follower.queue, LORA_ADAPTER.kind: adapters}
+            {INFERENCE_SERVICE.kind: follower.queue, LORA_ADAPTER.kind: follower.adapter_queue}
         )
         office = _Office(_lease(cluster, settings), metrics.operation)
         metrics.operation.watch_watches(
             lambda now: follower.index.contacts_s(now) if office.is_held else {}
         )
-        await _run_until_first_ends(
-            follower, adapters, office, settings, stop_flag or asyncio.Event()
-        )
+        await _run_until_first_ends(follower, office, settings, stop_flag or asyncio.Event())
 
 
 async def _admin_access(cluster: Cluster, settings: OperatorSettings) -> AdminAccess:
@@ -111,7 +101,6 @@ def _activator(settings: OperatorSettings) -> Callable[[Follower], CallHolder]:
 
 async def _run_until_first_ends(
     follower: Follower,
-    adapters: WorkQueue,
     office: _Office,
     settings: OperatorSettings,
     stop_flag: asyncio.Event,
@@ -125,8 +114,8 @@ async def _run_until_first_ends(
     loop = asyncio.get_running_loop()
     register_events(
         registry,
-        lambda key: _hand_over(loop, follower.queue, key),
-        lambda key: _hand_over(loop, adapters, key),
+        lambda service: _hand_over(loop, follower.see_service, service),
+        lambda service: _hand_over(loop, follower.see_adapter, service),
     )
     register_liveness(registry, follower, loop)
     kopf_settings = kopf.OperatorSettings()
@@ -134,7 +123,7 @@ async def _run_until_first_ends(
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError, RuntimeError):
             loop.add_signal_handler(number, stop_flag.set)
-    ours = [asyncio.create_task(_lead(office, follower, adapters))]
+    ours = [asyncio.create_task(_lead(office, follower))]
     theirs = asyncio.create_task(run_kopf(registry, kopf_settings, settings, stop_flag))
     try:
         await asyncio.wait({theirs, *ours}, return_when=asyncio.FIRST_COMPLETED)
@@ -189,10 +178,10 @@ class _Office:
         self._metrics.set_leader(is_held)
 
 
-async def _lead(office: _Office, follower: Follower, adapters: WorkQueue) -> None:
+async def _lead(office: _Office, follower: Follower) -> None:
     """Work once this is the leader, and for as long as it is."""
     await office.take()
-    work = [asyncio.create_task(part) for part in (office.keep(), follower.run(), adapters.run())]
+    work = [asyncio.create_task(part) for part in (office.keep(), follower.run())]
     try:
         done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -204,10 +193,12 @@ async def _lead(office: _Office, follower: Follower, adapters: WorkQueue) -> Non
         await office.leave()
 
 
-def _hand_over(loop: asyncio.AbstractEventLoop, queue: WorkQueue, key: ServiceKey) -> None:
-    """From kopf's thread into the queue's loop; while that loop ends, events do not matter."""
+def _hand_over(
+    loop: asyncio.AbstractEventLoop, see: Callable[[ServiceKey], None], service: ServiceKey
+) -> None:
+    """From kopf's thread into the queues' loop; while that loop ends, events do not matter."""
     with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(queue.add, key)
+        loop.call_soon_threadsafe(see, service)
 
 
 def register_login(registry: kopf.OperatorRegistry) -> None:

@@ -18,9 +18,12 @@ _TOLD: Final = (READY, WORKLOAD_READY, PROGRESSING, UPGRADE_AVAILABLE, FEATURES_
 """In this order; a reason that several conditions share is told once."""
 
 _UNREMARKABLE: Final = frozenset(
-    {"Creating", "PodsStarting", "UpToDate", "AllInEffect", "AllPodsReady", "Loading"}
+    {
+        *("Creating", "PodsStarting", "UpToDate", "AllInEffect", "AllPodsReady", "Loading"),
+        *("Resolving", "WaitingForPods", "Deleting"),
+    }
 )
-"""Every service passes through these, or stays there."""
+"""Every service and every adapter passes through these, or stays there."""
 
 _NORMAL: Final = frozenset(
     {
@@ -31,6 +34,7 @@ _NORMAL: Final = frozenset(
         "ScaledToZero",
         "Sleeping",
         "NewerTemplate",
+        "Loaded",
     }
 )
 _LIMIT: Final = 1000

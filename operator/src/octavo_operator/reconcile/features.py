@@ -88,10 +88,6 @@ def _missing(service: InferenceService) -> tuple[str, ...]:
         sentences.append("spec.parallelism.tensor: Auto means 1 for now; give a number")
     if service.engine.speculative:
         sentences.append("spec.engine.speculative: not in effect yet; remove it")
-    if service.engine.lora is not None:
-        sentences.append(
-            "spec.engine.lora: LoRAAdapters are not loaded yet, so no room is kept for them"
-        )
     if service.unknown_fields:
         sentences.append(f"fields unknown to this operator: {', '.join(service.unknown_fields)}")
     return tuple(sentences)

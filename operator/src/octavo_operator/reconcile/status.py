@@ -119,7 +119,11 @@ def _header(resource: Mapping[str, Any], workload: Workload) -> dict[str, Any]:
         "observedGeneration": resource["metadata"].get("generation", 0),
         "replicas": workload.total,
         "readyReplicas": workload.ready,
-        "summary": {"replicas": f"{workload.ready}/{workload.wanted}"},
+        # The other fields of it are written by others.
+        "summary": {
+            **((resource.get("status") or {}).get("summary") or {}),
+            "replicas": f"{workload.ready}/{workload.wanted}",
+        },
     }
 
 

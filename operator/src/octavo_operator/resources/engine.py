@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from octavo_operator.errors import ResourceError
 from octavo_operator.resources.fields import Fields
+from octavo_operator.resources.lora_capacity import LoraCapacity, parse_lora_capacity
 
 DTYPES: Final = ("auto", "bfloat16", "float16", "float32")
 
@@ -45,17 +46,10 @@ OWNED_FLAGS: Final = frozenset(
         "--enable-lora",
         "--max-loras",
         "--max-lora-rank",
+        "--lora-state",
     }
 )
 """Flags the operator writes itself; the same flag in `engine.args` would contradict the spec."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoraCapacity:
-    """Room for adapters: how many at once, and their highest rank."""
-
-    max_adapters: int
-    max_rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,22 +101,13 @@ def parse_engine(fields: Fields) -> Engine:
         prefix_caching=fields.boolean("prefixCaching", True),
         max_num_seqs=fields.integer("maxNumSeqs", DEFAULT_MAX_NUM_SEQS, 1, 65_536),
         speculative=fields.opaque("speculative"),
-        lora=fields.optional_section("lora", _parse_lora),
+        lora=fields.optional_section("lora", parse_lora_capacity),
         args=fields.strings("args"),
     )
     for index, arg in enumerate(engine.args):
         _refuse_owned_flag(fields.path_of(f"args[{index}]"), arg)
     fields.note_unknown()
     return engine
-
-
-def _parse_lora(fields: Fields) -> LoraCapacity:
-    capacity = LoraCapacity(
-        max_adapters=fields.integer("maxAdapters", 8, 1, 1024),
-        max_rank=fields.integer("maxRank", 32, 1, 512),
-    )
-    fields.note_unknown()
-    return capacity
 
 
 def _parse_flag_value(fields: Fields, name: str) -> str | None:
