@@ -56,6 +56,8 @@ def operator_samples() -> frozenset[str]:
 def operator_page() -> str:
     """The operator's page, with one pod, one adapter, and one of everything that happens."""
     metrics = OperatorMetrics()
+    metrics.note_load(1.0, None)
+    metrics.note_load(1.0, "RankTooHigh")
     metrics.operation.note_pass("InferenceService", 0.01, None)
     metrics.operation.note_pass("InferenceService", 0.01, ConflictError("too late"))
     metrics.operation.note_call("GET", 200)
