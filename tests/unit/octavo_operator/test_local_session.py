@@ -336,7 +336,7 @@ async def test_port_in_use_is_said_in_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ({"parallelism": {"tensor": 2, "pipeline": 2}}, "is not possible yet"),
+        ({"parallelism": {"tensor": "Auto"}}, "only a cluster can work out: give a number"),
         ({"replicas": 0}, "no pod is wanted"),
     ],
 )

@@ -28,7 +28,10 @@ from octavo_operator.worker_client import WorkerClient
 FILE_POLL_S: Final = 1.0
 TICK_S: Final = 0.1
 HOPELESS_REASONS: Final = frozenset(
-    {"InvalidSpec", "NotImplementedYet", "NameConflict", "ApplyRejected", "ScaledToZero"}
+    {
+        *("InvalidSpec", "NotImplementedYet", "NameConflict", "ApplyRejected", "ScaledToZero"),
+        *("GPUMemoryUnknown", "DoesNotFit", "NotDivisible"),
+    }
 )
 """Reasons of Ready=False that waiting does not cure."""
 
@@ -67,6 +70,7 @@ class LocalSession:
             (),
             "local-worker",
             resync_s=3600.0,
+            has_nodes_and_jobs=False,
             workers=WorkerClient(),
             holder=lambda follower: ProxyHolder(options.host, lambda: self._proxy),
         )
