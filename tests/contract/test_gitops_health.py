@@ -9,7 +9,10 @@ import pytest
 
 from gitops_health import argo_health, flux_health
 from inference_services import inference_service
+from inspections import L4, inspected_pod
+from model_shapes import LLAMA_405B
 from octavo_operator.labels import API_VERSION
+from octavo_operator.placement.model_shape import ModelShape
 from octavo_operator.reconcile.adapter_claims import REFUSALS
 from octavo_operator.reconcile.adapter_facts import PERMANENT_REASONS
 from octavo_operator.reconcile.adapter_world import AdapterWorld
@@ -42,7 +45,12 @@ def unscheduled() -> LiveObject:
     return pod(phase="Pending", conditions=[condition])
 
 
-def reported(counts: dict[str, Any] | None, *pods: LiveObject, **spec: Any) -> dict[str, Any]:
+def reported(
+    counts: dict[str, Any] | None,
+    *pods: LiveObject,
+    findings: ModelShape | None = None,
+    **spec: Any,
+) -> dict[str, Any]:
     """An InferenceService with the status that the operator gives it; counts: its Deployment's."""
     resource = inference_service(**spec)
     children: list[LiveObject] = []
@@ -54,12 +62,17 @@ def reported(counts: dict[str, Any] | None, *pods: LiveObject, **spec: Any) -> d
             if manifest["kind"] == "Deployment":
                 manifest["status"] = {"observedGeneration": 1, **counts}
             children.append(manifest)
-    planned = plan(Observed(resource, tuple(children), pods, frozenset()), "worker:1", NOW)
+    looked = (inspected_pod(resource, findings),) if findings is not None else ()
+    observed = Observed(resource, tuple(children), pods, frozenset(), companions=looked)
+    planned = plan(observed, "worker:1", NOW)
     return {**resource, "status": planned.status}
 
 
 STALE = reported(ALL_READY)
 STALE["metadata"] = {**STALE["metadata"], "generation": 2}
+
+AUTO = {"tensor": "Auto"}
+TOO_LARGE = reported(None, findings=LLAMA_405B, parallelism=AUTO, accelerator={"product": L4})
 
 SLEEPING = reported(ALL_READY)
 SLEEPING["status"]["conditions"] = [
@@ -82,6 +95,8 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("new-revision-crashes", reported(SURGING, waiting("CrashLoopBackOff")), "Degraded", "Failed"),
     ("image-missing", reported(STARTING, waiting("ImagePullBackOff")), "Degraded", "Failed"),
     ("deadline", reported({**STARTING, "conditions": [LATE]}), "Degraded", "Failed"),
+    ("looking-at-the-model", reported(None, parallelism=AUTO), "Progressing", "InProgress"),
+    ("too-large", TOO_LARGE, "Degraded", "Failed"),
     ("invalid", reported(None, rollout={"maxSurge": 0}), "Degraded", "Failed"),
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def granted(namespace: str = "models", name: str = "octavo-operator") -> set[Rig
     }
 
 
-def asked(requests: Any, namespace: str) -> set[Right]:
+def asked(requests: Any, namespace: str | None) -> set[Right]:
     """The rights that these requests need; an apply that makes its object needs `create` too."""
     rights: set[Right] = set()
     for request in requests:
@@ -86,6 +87,14 @@ async def operator(
     kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[None]:
     """The operator at work in the namespace `models`."""
+    async with _running(kmock, tmp_path, monkeypatch, namespaces=("models",)):
+        yield
+
+
+@asynccontextmanager
+async def _running(
+    kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, namespaces: tuple[str, ...]
+) -> AsyncIterator[None]:
     kubeconfig = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -102,7 +111,7 @@ async def operator(
     logging.getLogger("kopf").setLevel(logging.ERROR)
     stop = asyncio.Event()
     settings = OperatorSettings(
-        namespaces=("models",), pod_namespace=HOME, pod_name="me", probe_port=0, metrics_port=0
+        namespaces=namespaces, pod_namespace=HOME, pod_name="me", probe_port=0, metrics_port=0
     )
     task = asyncio.create_task(run_operator(settings, is_in_cluster=False, stop_flag=stop))
     yield
@@ -166,6 +175,30 @@ async def _live_through(store: ObjectStore) -> None:
         return ADAPTERS_GATE in conditions(await store.get(*place))
 
     await eventually(is_admitted)
+
+
+async def test_nodes_are_asked_for_where_a_cluster_role_allows_it_and_only_listed(
+    kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In named namespaces the operator has no such right, and so does not ask."""
+    async with _running(kmock, tmp_path, monkeypatch, namespaces=()):
+        await kmock.store.create(inference_service())
+
+        async def is_reported() -> bool:
+            live = await kmock.store.get(INFERENCE_SERVICE, "models", "chat")
+            return "Ready" in conditions(live)
+
+        await eventually(is_reported)
+    assert {right for right in asked(kmock, None) if right[1] == "nodes"} == {("", "nodes", "list")}
+    objects = find_helm().template(REPOSITORY / "charts" / "octavo", {})
+    verbs = [
+        rule["verbs"]
+        for item in objects
+        if item["kind"] == "ClusterRole" and item["metadata"]["name"] == "octavo-operator"
+        for rule in item["rules"]
+        if "nodes" in rule["resources"]
+    ]
+    assert verbs == [["list"]]
 
 
 async def test_no_call_goes_beyond_the_role(kmock: Any, operator: None) -> None:

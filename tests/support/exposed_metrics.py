@@ -25,8 +25,18 @@ _METRIC = re.compile(r"(?:vllm:|octavo_|process_|up\b)[a-zA-Z0-9_:]*")
 _STRINGS = re.compile(r'"[^"]*"')
 
 
+_known_of_worker: list[frozenset[str]] = []
+"""Once made: a server for every query of every panel would take most of the tests' time."""
+
+
 async def worker_samples() -> frozenset[str]:
     """Names of all samples on a worker's page."""
+    if not _known_of_worker:
+        _known_of_worker.append(await _worker_samples())
+    return _known_of_worker[0]
+
+
+async def _worker_samples() -> frozenset[str]:
     transport = httpx.ASGITransport(
         create_app(FakeEngine(), ServerConfig(served_model_names=("toy",)))
     )
@@ -46,6 +56,8 @@ def operator_samples() -> frozenset[str]:
 def operator_page() -> str:
     """The operator's page, with one pod, one adapter, and one of everything that happens."""
     metrics = OperatorMetrics()
+    metrics.note_load(1.0, None)
+    metrics.note_load(1.0, "RankTooHigh")
     metrics.operation.note_pass("InferenceService", 0.01, None)
     metrics.operation.note_pass("InferenceService", 0.01, ConflictError("too late"))
     metrics.operation.note_call("GET", 200)

@@ -45,6 +45,8 @@ class World:
         self.kinds = kinds
         self.resource = resource
         self.pods: tuple[LiveObject, ...] = ()
+        self.companions: tuple[LiveObject, ...] = ()
+        self.nodes: tuple[LiveObject, ...] | None = None
         self.worker_peers: WorkerPeers | None = NAMESPACE_ONLY
         self.admin_key_sha256 = NO_ADMIN_KEY
 
@@ -60,6 +62,8 @@ class World:
             self.pods,
             self.kinds,
             self.worker_peers,
+            companions=self.companions,
+            nodes=self.nodes,
             admin_key_sha256=self.admin_key_sha256,
         )
 

@@ -35,10 +35,20 @@ LABEL_ADMIN_PORT: Final = f"{GROUP}/admin-port"
 """On a pod: number of the port for metrics and administrators; pods without it have one port."""
 
 APP_NAME: Final = "octavo-worker"
+COMPANION_NAME: Final = "octavo-companion"
+"""LABEL_NAME of pods that belong to a service and take no requests."""
+
+COMPONENT_INSPECTION: Final = "inspection"
 MANAGED_BY: Final = "octavo-operator"
 
 ANNOTATION_APPLIED_HASH: Final = f"{GROUP}/applied-hash"
 """On a child: hash of the manifest as it was last applied."""
+
+ANNOTATION_INSPECTS: Final = f"{GROUP}/inspects"
+"""On an inspection Job and its pods: which model they look at."""
+
+ANNOTATION_PLACEMENT: Final = f"{GROUP}/placement"
+"""On the workload: GPUs of a replica as they were chosen, and what they were chosen for."""
 
 ANNOTATION_POD_TEMPLATE: Final = f"{GROUP}/pod-template"
 """On the Deployment: the pod template as rendered, so that a newer operator can leave it alone."""

@@ -87,6 +87,7 @@ WORKLOAD_RIGHTS = {
     ("serving.octavo.dev", "inferenceservices/status"): frozenset({"patch"}),
     ("serving.octavo.dev", "loraadapters/status"): frozenset({"patch"}),
     ("apps", "deployments"): OWNED,
+    ("batch", "jobs"): OWNED,
     ("", "services"): OWNED,
     ("", "serviceaccounts"): OWNED,
     ("policy", "poddisruptionbudgets"): OWNED,
@@ -106,7 +107,10 @@ OWN_RIGHTS = {
     ("coordination.k8s.io", "leases"): frozenset({"create", "get", "update", "patch"}),
     ("", "secrets"): frozenset({"create", "get"}),
 }
-DISCOVERY_RIGHTS = {("apiextensions.k8s.io", "customresourcedefinitions"): READ}
+DISCOVERY_RIGHTS = {
+    ("apiextensions.k8s.io", "customresourcedefinitions"): READ,
+    ("", "nodes"): frozenset({"list"}),
+}
 
 OPERATOR_PEER = {
     "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "octavo-system"}},
@@ -297,6 +301,7 @@ def test_operator_is_started_with_its_settings(rendered: dict[str, Objects]) -> 
         "OCTAVO_ACTIVATOR_PORT": "9000",
         "OCTAVO_ACTIVATOR_HOLD_S": "120",
         "OCTAVO_LOG_LEVEL": "INFO",
+        "OCTAVO_LOG_FORMAT": "text",
         "OCTAVO_METRICS_PORT": "8080",
         "OCTAVO_PROBE_PORT": "8081",
     }

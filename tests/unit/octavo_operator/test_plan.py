@@ -105,6 +105,7 @@ async def test_conditions_follow_the_workload_from_nothing_to_serving() -> None:
         "Ready": ("False", "PodsStarting"),
         "UpgradeAvailable": ("False", "UpToDate"),
         "FeaturesReady": ("True", "AllInEffect"),
+        "PlacementReady": ("Unknown", "GPUMemoryUnknown"),
     }
     await world.report_pods(replicas=2, updatedReplicas=2, readyReplicas=1, availableReplicas=1)
     half = await world.settle(now=LATER)
@@ -119,6 +120,7 @@ async def test_conditions_follow_the_workload_from_nothing_to_serving() -> None:
         "Ready": ("True", "Serving"),
         "UpgradeAvailable": ("False", "UpToDate"),
         "FeaturesReady": ("True", "AllInEffect"),
+        "PlacementReady": ("True", "Proved"),
     }
     assert {key: done["status"][key] for key in done["status"] if key != "conditions"} == {
         "observedGeneration": 1,
@@ -128,6 +130,7 @@ async def test_conditions_follow_the_workload_from_nothing_to_serving() -> None:
         "selector": "app.kubernetes.io/name=octavo-worker,serving.octavo.dev/service=chat",
         "url": "http://chat.models.svc:8000",
         "image": IMAGE,
+        "placement": {"tensor": 1, "pipeline": 1, "nodes": 1, "product": ""},
     }
 
 
@@ -198,7 +201,7 @@ async def test_stopping_pod_is_no_problem() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"parallelism": {"tensor": 2, "pipeline": 2, "nodes": 2}}, "pipeline 2 over 2 nodes"),
+        ({"parallelism": {"tensor": 2, "pipeline": 2, "nodes": 2}}, "a replica over 2 nodes"),
     ],
 )
 async def test_what_cannot_run_yet_creates_nothing_and_says_so(
@@ -216,11 +219,11 @@ async def test_what_cannot_run_yet_creates_nothing_and_says_so(
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"parallelism": {"tensor": "Auto"}}, "Auto means 1 for now"),
+        ({"parallelism": {"tensor": 2}}, "the worker of this version refuses to split a model"),
         ({"engine": {"speculative": {"method": "NGram"}}}, "spec.engine.speculative"),
         ({"rolout": {}}, "spec.rolout (did you mean rollout?)"),
     ],
-    ids=["auto", "speculative", "unknown"],
+    ids=["split", "speculative", "unknown"],
 )
 async def test_what_is_left_out_is_said_but_the_rest_runs(spec: dict[str, Any], words: str) -> None:
     world = World(inference_service(**spec))
@@ -526,9 +529,9 @@ async def test_plan_comes_to_an_end_from_anywhere(
     await _disturb(world, edits)
     world.resource = inference_service(**second)
     service = await world.settle(image="worker:2", now=LATER)
-    assert len(conditions(service)) == 6
+    assert len(conditions(service)) == 7
     found = conditions(service)
-    if found["Ready"][1] in ("InvalidSpec", "NotImplementedYet", "NameConflict"):
+    if found["Ready"][1] in ("InvalidSpec", "NotImplementedYet", "NameConflict", "Inspecting"):
         return
     names = {kind_of(child).kind for child in (await world.observe()).children}
     wants_monitor = second["monitoring"].get("podMonitor", True)

@@ -36,6 +36,7 @@ class Follower:
     """Owns the index, the queue and the reconciler of a set of namespaces (empty: all).
 
     `holder` makes what holds the calls of services without pods, from this follower's index;
+    `has_nodes_and_jobs` is false for a cluster that is one machine in disguise;
     without `access` the keys to workers are known to this follower alone.
     """
 
@@ -51,6 +52,7 @@ class Follower:
         workers: WorkerClient | None = None,
         holder: Callable[[Follower], CallHolder] | None = None,
         prometheus_url: str | None = None,
+        has_nodes_and_jobs: bool = True,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_pass: OnPass = lambda resource, seconds, error: None,
         on_load: OnLoad = lambda seconds, reason: None,
@@ -70,6 +72,9 @@ class Follower:
             workers=workers,
             holder=self._holder,
             prometheus_url=prometheus_url,
+            # A Role in some namespaces cannot give a right on nodes.
+            can_see_nodes=not namespaces and has_nodes_and_jobs,
+            can_inspect=has_nodes_and_jobs,
             look_later=self._look_later,
             clock=clock,
         )

@@ -20,6 +20,7 @@ from octavo_operator.cluster.child_index import ChildIndex
 from octavo_operator.cluster.demand import DemandReader
 from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.cluster.interface import Cluster
+from octavo_operator.cluster.node_reader import NodeReader
 from octavo_operator.cluster.startup_reports import StartupReports
 from octavo_operator.errors import (
     ClusterError,
@@ -53,7 +54,8 @@ class _Told:
 class Reconciler:
     """`workers` is how workers are asked about themselves, None for not at all, `access` where, and
     with which key; `holder` holds the calls of services without pods; `look_later` has a service
-    looked at again after some seconds."""
+    looked at again after some seconds; `can_see_nodes` and `can_inspect` tell whether there are
+    nodes to look at, and whether Jobs are run."""
 
     def __init__(
         self,
@@ -66,6 +68,8 @@ class Reconciler:
         workers: WorkerClient | None = None,
         holder: CallHolder | None = None,
         prometheus_url: str | None = None,
+        can_see_nodes: bool = False,
+        can_inspect: bool = True,
         look_later: Callable[[ServiceKey, float], None] = lambda service, delay_s: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -77,6 +81,8 @@ class Reconciler:
         self._reports = StartupReports(workers, access) if workers is not None else None
         self._demand = DemandReader(holder, workers, access) if holder and workers else None
         self._prometheus_url = prometheus_url
+        self._nodes = NodeReader(cluster) if can_see_nodes else None
+        self._can_inspect = can_inspect
         self._look_later = look_later
         self._announcer = Announcer(cluster, clock)
         self._clock = clock
@@ -122,6 +128,9 @@ class Reconciler:
             await self._demand.read(service, resource, pods) if self._demand else NO_DEMAND,
         )
         first = self._plan(service, resource, told, None)
+        if first.wants_nodes and self._nodes is not None:
+            await self._nodes.read()
+            first = self._plan(service, resource, told, None)
         failure = await self._write(service, resource, first)
         status = first.status
         if first.applies or first.deletes:
@@ -154,6 +163,9 @@ class Reconciler:
             startup_phases_s=told.phases_s,
             demand=told.demand,
             prometheus_url=self._prometheus_url,
+            companions=self._index.companions_of(service),
+            nodes=self._nodes.recent() if self._nodes is not None else None,
+            can_inspect=self._can_inspect,
             admin_key_sha256=self._access.key_sha256(service),
         )
         return plan(observed, self._default_image, self._clock(), obstacle)

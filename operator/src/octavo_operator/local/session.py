@@ -30,7 +30,10 @@ FILE_POLL_S: Final = 1.0
 TICK_S: Final = 0.1
 _MANAGER: Final = "octavo-operator-local"
 HOPELESS_REASONS: Final = frozenset(
-    {"InvalidSpec", "NotImplementedYet", "NameConflict", "ApplyRejected", "ScaledToZero"}
+    {
+        *("InvalidSpec", "NotImplementedYet", "NameConflict", "ApplyRejected", "ScaledToZero"),
+        *("GPUMemoryUnknown", "DoesNotFit", "NotDivisible"),
+    }
 )
 """Reasons of Ready=False that waiting does not cure."""
 
@@ -69,6 +72,7 @@ class LocalSession:
             (),
             "local-worker",
             resync_s=3600.0,
+            has_nodes_and_jobs=False,
             workers=WorkerClient(),
             holder=lambda follower: ProxyHolder(options.host, lambda: self._proxy),
         )

@@ -22,6 +22,8 @@ TMP_VOLUME: Final = "tmp"
 CACHE_VOLUME: Final = "model-cache"
 MODEL_VOLUME: Final = "model"
 SHARED_MEMORY_VOLUME: Final = "shared-memory"
+_API_KEY_PREFIX: Final = "api-keys-"
+_ADAPTER_PREFIX: Final = "adapters-"
 STATE_VOLUME: Final = "state"
 ADAPTER_MOUNT: Final = "/adapters"
 
@@ -74,6 +76,12 @@ def worker_mounts(service: InferenceService) -> list[dict[str, Any]]:
     return mounts
 
 
+def is_for_serving(volume: str) -> bool:
+    """Whether a volume of that name is of no use to a pod that only looks at the model."""
+    is_other = volume.startswith((_API_KEY_PREFIX, _ADAPTER_PREFIX))
+    return is_other or volume in (SHARED_MEMORY_VOLUME, STATE_VOLUME)
+
+
 def needs_shared_memory(service: InferenceService) -> bool:
     """Whether processes of one pod exchange tensors: /dev/shm has only 64 MiB by default."""
     return (service.parallelism.tensor or 1) > 1
@@ -97,7 +105,7 @@ def _adapter_volumes(lora: LoraCapacity) -> list[dict[str, Any]]:
 
 
 def _adapter_volume(source: str) -> str:
-    return f"adapters-{manifest_digest(source)[:10]}"
+    return f"{_ADAPTER_PREFIX}{manifest_digest(source)[:10]}"
 
 
 def _claim(name: str) -> dict[str, Any]:
@@ -109,4 +117,4 @@ def _image(reference: str) -> dict[str, Any]:
 
 
 def _api_key_volume(index: int) -> str:
-    return f"api-keys-{index}"
+    return f"{_API_KEY_PREFIX}{index}"

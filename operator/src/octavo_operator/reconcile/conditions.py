@@ -13,6 +13,7 @@ PROGRESSING: Final = "Progressing"
 READY: Final = "Ready"
 UPGRADE_AVAILABLE: Final = "UpgradeAvailable"
 FEATURES_READY: Final = "FeaturesReady"
+PLACEMENT_READY: Final = "PlacementReady"
 SOURCE_RESOLVED: Final = "SourceResolved"
 LOADED: Final = "Loaded"
 

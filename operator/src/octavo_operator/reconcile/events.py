@@ -8,18 +8,27 @@ from typing import Any, Final
 
 from octavo_operator.reconcile.conditions import (
     FEATURES_READY,
+    PLACEMENT_READY,
     PROGRESSING,
     READY,
     UPGRADE_AVAILABLE,
     WORKLOAD_READY,
 )
 
-_TOLD: Final = (READY, WORKLOAD_READY, PROGRESSING, UPGRADE_AVAILABLE, FEATURES_READY)
+_TOLD: Final = (
+    READY,
+    WORKLOAD_READY,
+    PROGRESSING,
+    UPGRADE_AVAILABLE,
+    FEATURES_READY,
+    PLACEMENT_READY,
+)
 """In this order; a reason that several conditions share is told once."""
 
 _UNREMARKABLE: Final = frozenset(
     {
         *("Creating", "PodsStarting", "UpToDate", "AllInEffect", "AllPodsReady", "Loading"),
+        *("Fits", "Proved", "NotNeeded", "Inspecting", "GPUMemoryUnknown"),
         *("Resolving", "WaitingForPods", "Deleting"),
     }
 )

@@ -73,19 +73,23 @@ def report_features(
 
 def _blocking(service: InferenceService) -> tuple[str, ...]:
     sentences = []
-    parallelism = service.parallelism
-    if parallelism.pipeline > 1 or parallelism.nodes > 1:
+    if service.parallelism.nodes > 1:
         sentences.append(
-            f"spec.parallelism: pipeline {parallelism.pipeline} over {parallelism.nodes} nodes is "
-            f"not possible yet; use tensor within one node"
+            f"spec.parallelism: a replica over {service.parallelism.nodes} nodes is not possible "
+            f"yet"
         )
     return tuple(sentences)
 
 
 def _missing(service: InferenceService) -> tuple[str, ...]:
     sentences = []
-    if service.parallelism.tensor is None:
-        sentences.append("spec.parallelism.tensor: Auto means 1 for now; give a number")
+    parallelism = service.parallelism
+    if (parallelism.tensor or 1) * parallelism.pipeline > 1:
+        sentences.append(
+            f"spec.parallelism: the worker of this version refuses to split a model (tensor "
+            f"{parallelism.tensor}, pipeline {parallelism.pipeline}), so its pods will not "
+            f"come up; name an image that can in spec.image, or a model that one GPU holds"
+        )
     if service.engine.speculative:
         sentences.append("spec.engine.speculative: not in effect yet; remove it")
     if service.unknown_fields:
