@@ -61,11 +61,18 @@ def compile_ahead(task: CompileTask, num_processes: int | None = None) -> int:
     started_s = time.perf_counter()
     use_kernel_cache(task.config)
     launches = _record(task)
-    _compile_in_processes(launches, num_processes or min(num_usable_cpus(), _MAX_PROCESSES))
+    recorded_s = time.perf_counter() - started_s
+    taken = _compile_in_processes(launches, num_processes or min(num_usable_cpus(), _MAX_PROCESSES))
     marker = marker_of(task)
     marker.parent.mkdir(parents=True, exist_ok=True)
     marker.write_text(json.dumps({"programs": len(launches), "octavo": __version__}))
-    _log.info("Compiled %d programs in %.1f s", len(launches), time.perf_counter() - started_s)
+    _log.info(
+        "Compiled %d programs in %.1f s, of which finding them %.1f s; the longest: %s",
+        len(launches),
+        time.perf_counter() - started_s,
+        recorded_s,
+        ", ".join(f"{name} {seconds:.1f} s" for seconds, name in sorted(taken)[-3:]),
+    )
     return len(launches)
 
 
@@ -191,16 +198,18 @@ _to_compile: list[_Launch] = []
 """For the processes forked off: programs cannot be sent, but they are inherited."""
 
 
-def _compile_in_processes(launches: list[_Launch], num_processes: int) -> None:
+def _compile_in_processes(launches: list[_Launch], num_processes: int) -> list[tuple[float, str]]:
+    """Compile them all; returns for each its seconds and its name."""
     _to_compile[:] = launches
     # This process has neither threads nor a CUDA context that a fork could break.
     context = multiprocessing.get_context("fork")
     with context.Pool(min(num_processes, max(1, len(launches)))) as pool:
         # The last ones recorded are no smaller than the first, so each is handed out alone.
-        pool.map(_compile, range(len(launches)), chunksize=1)
+        return pool.map(_compile, range(len(launches)), chunksize=1)
 
 
-def _compile(index: int) -> None:
+def _compile(index: int) -> tuple[float, str]:
+    started_s = time.perf_counter()
     torch.set_num_threads(1)
     program = _to_compile[index]()
     # Triton before 3.7 compiles a C launcher for each program, too; later ones do it for all.
@@ -208,6 +217,7 @@ def _compile(index: int) -> None:
         from triton.backends.nvidia.driver import CudaLauncher
 
         CudaLauncher(program.src, program.metadata)
+    return time.perf_counter() - started_s, program.metadata.name
 
 
 def main() -> int:
