@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.timeout(1300)
+"""A hundred programs, on a machine whose neighbours may leave it half a core."""
 _COMPILER = Path(__file__).parents[4] / "support/absent_gpu.py"
 _REGISTERS = 65536
 _SHARED_BYTES = {90: 227 * 1024, 89: 99 * 1024}
