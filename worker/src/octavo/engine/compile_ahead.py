@@ -197,13 +197,14 @@ def _find_launches(task: CompileTask, found: Callable[[str, Callable[[], object]
     from triton.runtime import driver
 
     driver.set_active(_AbsentCard(task.capability))
-    family = registry.resolve(task.hf_config)
+    family = registry.resolve(task.hf_config).abridged()
     dtype = DTYPES[task.dtype]
     kernels = select_absent_kernels(task.capability, task.config.batch_invariant)
     model = family.build(_NoWeights(dtype), kernels, dtype, _META, task.max_model_len)
     limits = step_limits(task.config, _CUDA, task.max_model_len)
     stack = adapter_stack(task.config, model, dtype, _META)
-    runner = make_runner(model, kernels, limits, dtype, _META, use_graphs=True, stack=stack)
+    num_tokens = limits.max_num_batched_tokens
+    runner = make_runner(model, kernels, limits, dtype, _META, num_tokens, stack)
     with _recording(found) as launches:
         runner.run_covering()
     return len(launches)
