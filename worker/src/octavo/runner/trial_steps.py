@@ -57,7 +57,7 @@ class CardUse:
     def captured_tokens(self) -> int:
         """Up to how many tokens the device takes less than twice as long for a step as the host
         does to launch it: capturing longer ones gains nothing, and keeps both waiting once."""
-        return int(2e3 * self.launch_ms / self.us_per_token)
+        return max(1, int(2e3 * self.launch_ms / self.us_per_token))
 
 
 def try_steps(
