@@ -18,7 +18,7 @@ PROMISED = {
     "--max-num-batched-tokens --gpu-memory-utilization --kv-cache-memory-bytes --block-size",
     "--load-format --seed --enable-prefix-caching --no-enable-prefix-caching --api-key",
     "--api-key-file --revision --download-dir --hf-overrides --skip-tokenizer-init",
-    "--enable-lora --max-loras --max-lora-rank --max-cpu-loras --lora-modules",
+    "--enable-lora --max-loras --max-lora-rank --max-cpu-loras --lora-modules --lora-state",
     "--quantization --chat-template --shutdown-timeout --shutdown-delay --kernels --num-threads",
     "--tensor-parallel-size --enforce-eager --enable-log-requests --help",
 }

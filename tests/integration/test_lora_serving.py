@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,14 @@ def server(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     flags = "--enable-lora --max-loras 2 --max-cpu-loras 3 --lora-wait-timeout 20 "
     flags += "--served-model-name base --max-model-len 256 --lora-modules"
     log = tmp_path_factory.mktemp("log") / "log"
+    with pytest.MonkeyPatch.context() as patch:
+        # Nobody answers there.
+        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+        patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        yield from _serve(world, log, flags)
+
+
+def _serve(world: World, log: Path, flags: str) -> Iterator[ServedModel]:
     with served_model(
         world.model, log, *flags.split(), f"first={world.folders['first']}"
     ) as server:
@@ -123,6 +132,57 @@ def test_loading_is_idempotent_and_tells_what_was_loaded(server: ServedModel, wo
     assert generate(server, "second").status_code == 404
     refused = post(server, "/v1/unload_lora_adapter", lora_name="second")
     assert (refused.status_code, refused.json()["error"]["param"]) == (404, "lora_name")
+    again = post(server, "/v1/unload_lora_adapter", lora_name="second", missing_ok=True)
+    assert (again.status_code, again.json()["requests_ended"]) == (200, 0)
+
+
+def test_a_digest_that_is_expected_must_be_there(server: ServedModel, world: World) -> None:
+    second, third = world.folders["second"], world.folders["third"]
+    loaded = load(server, "pinned", second)
+    wanted = {"name", "digest", "generation", "state", "revision"}
+    assert wanted <= set(loaded)
+    assert (loaded["name"], loaded["state"], loaded["revision"]) == ("pinned", "ready", None)
+    digest = loaded["digest"]
+    assert load(server, "pinned", second, digest=digest)["generation"] == loaded["generation"]
+    answer = post(
+        server,
+        "/v1/load_lora_adapter",
+        lora_name="pinned",
+        lora_path=str(third),
+        digest=digest,
+        timeout=60,
+    )
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (409, "adapter_changed")
+    other = load(server, "other", third)["digest"]
+    assert digest in error["message"]
+    assert other in error["message"]
+    entry = adapters(server)["pinned"]
+    assert (entry["state"], entry["digest"], entry["path"]) == ("ready", digest, str(second))
+    assert entry["message"] == error["message"]
+    assert tokens(server, "pinned") == world.expected["second"]
+    unload(server, "pinned")
+    unload(server, "other")
+
+
+def test_kinds_of_failure_are_told_apart(server: ServedModel, world: World, tmp_path: Path) -> None:
+    closed = make_adapter(tmp_path / "closed", world.config)
+    (closed / "adapter_model.safetensors").chmod(0)
+    cases: list[tuple[dict[str, Any], int, str]] = [
+        ({"lora_path": "hf://acme/gone"}, 503, "adapter_unreachable"),
+        ({"lora_path": "s3://acme/gone"}, 503, "adapter_unreachable"),
+        ({"lora_path": "/nowhere"}, 404, "adapter_not_found"),
+        ({"lora_path": "hf://a/b@v1", "revision": "v2"}, 400, "adapter_refused"),
+        ({"lora_path": "/nowhere", "digest": "sha256:1"}, 400, "invalid_value"),
+        ({"lora_path": "/nowhere", "timeout": 0}, 400, "invalid_value"),
+    ]
+    if os.geteuid():  # root reads what it likes
+        cases.append(({"lora_path": str(closed)}, 403, "adapter_forbidden"))
+    for body, status, code in cases:
+        answer = post(server, "/v1/load_lora_adapter", lora_name="bad", **body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+        assert (status == 503) == ("Retry-After" in answer.headers)
+    assert "bad" not in adapters(server)
 
 
 def test_more_adapters_than_slots_and_host_memory_take_turns(
@@ -179,6 +239,7 @@ def test_one_bad_adapter_touches_no_other(server: ServedModel, world: World) -> 
 
 
 def test_a_lazy_adapter_is_loaded_by_its_first_request(server: ServedModel, world: World) -> None:
+    """kubeai 347: a request to an adapter that is not loaded yet hangs."""
     assert load(server, "second", world.folders["second"], lazy=True)["state"] == "known"
     assert tokens(server, "second") == world.expected["second"]
     assert adapters(server)["second"]["state"] == "ready"
@@ -197,6 +258,7 @@ def test_a_lazy_adapter_is_loaded_by_its_first_request(server: ServedModel, worl
 def test_replacing_under_load_drops_no_request_and_mixes_no_generation(
     server: ServedModel, world: World
 ) -> None:
+    """vllm 42125: an adapter that is loaded again under its name is served stale prefix blocks."""
     load(server, "swapped", world.folders["second"])
     allowed = [world.expected["second"], world.expected["third"]]
     stop = threading.Event()
@@ -231,12 +293,37 @@ def test_replacing_under_load_drops_no_request_and_mixes_no_generation(
     assert set(adapters(server)) == {"first"}
 
 
-def test_an_adapter_is_there_again_after_a_restart(world: World, tmp_path: Path) -> None:
-    flags = ["--enable-lora", "--max-model-len", "256", "--lora-modules"]
-    modules = [f"{name}={world.folders[name]}" for name in NAMES[:2]]
-    for _ in range(2):
-        with served_model(world.model, tmp_path / "log", *flags, *modules) as server:
-            assert tokens(server, "second") == world.expected["second"]
+def test_adapters_survive_a_restart_in_place(world: World, tmp_path: Path) -> None:
+    """As a container that the kernel kills and the kubelet starts again, its emptyDir kept."""
+    state = tmp_path / "state.json"
+    flags = ["--enable-lora", "--max-model-len", "256", "--lora-state", str(state)]
+    flags += ["--served-model-name", "base", "--lora-modules", f"first={world.folders['first']}"]
+    moving = make_adapter(tmp_path / "moving", world.config, seed=2)
+    with served_model(world.model, tmp_path / "log", *flags) as server:
+        digests = {
+            name: load(server, name, path)["digest"]
+            for name, path in [("second", world.folders["second"]), ("moving", moving)]
+        }
+        load(server, "lazy", world.folders["third"], lazy=True)
+        load(server, "passing", world.folders["third"])
+        unload(server, "passing")
+        server.stop(signal.SIGKILL)
+    make_adapter(tmp_path / "moving", world.config, seed=3)
+    with served_model(world.model, tmp_path / "log", *flags) as server:
+        listed = adapters(server)
+        assert {name: entry["state"] for name, entry in listed.items()} == {
+            "first": "ready",
+            "second": "ready",
+            "moving": "failed",
+            "lazy": "known",
+        }
+        assert listed["second"]["digest"] == digests["second"]
+        assert digests["moving"] in listed["moving"]["message"]
+        for name, like in [("first", "first"), ("second", "second"), ("lazy", "third")]:
+            assert tokens(server, name) == world.expected[like]
+        assert generate(server, "moving").status_code == 503
+        assert load(server, "moving", moving)["digest"] != digests["moving"]
+        assert generate(server, "moving").status_code == 200
 
 
 def test_loading_and_unloading_leaks_no_slot_and_no_memory(

@@ -95,6 +95,8 @@ class EngineConfig:
     Others are read from their files again when a request asks for them."""
     lora_modules: tuple[tuple[str, str], ...] = ()
     """Names and folders (or ORG/NAME on the hub) of adapters to load before serving."""
+    lora_state: str | None = None
+    """A file that remembers adapters loaded over the API, which are loaded again at the start."""
     lora_wait_s: float = 30.0
     """How long a request waits for an adapter that is not loaded yet; then HTTP 503."""
 
@@ -130,6 +132,8 @@ class EngineConfig:
     def _check_adapters(self) -> None:
         if self.lora_modules and not self.enable_lora:
             raise ConfigError("--lora-modules needs --enable-lora; add it.")
+        if self.lora_state is not None and not self.enable_lora:
+            raise ConfigError("--lora-state needs --enable-lora; add it.")
         if self.enable_lora and self.batch_invariant:
             raise ConfigError(
                 "enable_lora and batch_invariant are both on; what an adapter adds is summed in "
@@ -200,6 +204,8 @@ class ServerConfig:
     admin_host: str = "127.0.0.1"
     """Address of that port. Another one opens it to whoever reaches it and, where there is an
     admin key, has that."""
+    admin_key_hashes: tuple[str, ...] = ()
+    """SHA-256 hashes, in hexadecimal, of keys that open the admin port and nothing else."""
     metrics_on_admin_port: bool = False
     """Whether /metrics is on the admin port only."""
     exports_traces: bool = False

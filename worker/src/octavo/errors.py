@@ -5,9 +5,12 @@
     OctavoError
     ├── ConfigError              an option or a combination of options cannot be served
     │   └── UnsupportedModelError    the architecture or a feature of the checkpoint is unknown
-    ├── ModelLoadError           a model's files cannot be found, fetched or read
+    ├── ModelLoadError           files of a model or adapter cannot be found or read (HTTP 404)
+    │   ├── SourceForbiddenError     where they lie we may not read (HTTP 403)
+    │   ├── SourceUnreachableError   they cannot be had now, try again (HTTP 503)
     │   └── WeightError              a tensor is missing, left over, or of the wrong shape
     ├── AdapterError             a LoRA adapter cannot be served with this model, ever (HTTP 400)
+    │   └── AdapterChangedError      its files are not those that were asked for (HTTP 409)
     ├── AdapterNotReadyError     an adapter is not loaded in time (HTTP 503, try again)
     ├── OutOfMemoryError         weights or KV cache do not fit
     ├── InvalidRequestError      one request cannot be served as asked (HTTP 400)
@@ -36,7 +39,15 @@ class UnsupportedModelError(ConfigError):
 
 
 class ModelLoadError(OctavoError):
-    """A model's files cannot be found, fetched or read."""
+    """Files of a model, or of an adapter, cannot be found, fetched or read."""
+
+
+class SourceForbiddenError(ModelLoadError):
+    """The hub, the bucket or the file system does not let us read them."""
+
+
+class SourceUnreachableError(ModelLoadError):
+    """They cannot be had now: a network or a disk is in trouble. Another try may succeed."""
 
 
 class WeightError(ModelLoadError):
@@ -45,6 +56,10 @@ class WeightError(ModelLoadError):
 
 class AdapterError(OctavoError):
     """A LoRA adapter that this model cannot serve as it is: trying again is of no use."""
+
+
+class AdapterChangedError(AdapterError):
+    """An adapter's files have another digest than the one that was asked for."""
 
 
 class AdapterNotReadyError(OctavoError):

@@ -27,6 +27,7 @@ from octavo.engine.messages import AdapterOpened, Refused, RequestSpec
 from octavo.engine.text import ChoiceText
 from octavo.errors import InvalidRequestError, QueueFullError, RequestFailedError
 from octavo.grammar import Vocabulary
+from octavo.lora.adapter_source import AdapterSource
 from octavo.lora.request import LoRARequest
 from octavo.outputs import CompletionOutput, EngineStats, RequestOutput, RequestUpdate
 from octavo.request import AdapterGeneration
@@ -117,7 +118,7 @@ class LLM:
         if known is not None and known[0] == request.path:
             return known[1]
         core, generation = self._engine.core, next(self._generations)
-        core.open_adapter(generation, request.path)
+        core.open_adapter(generation, AdapterSource(request.path))
         while not (events := core.take_adapter_events()):
             core.step()
         (event,) = events

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from octavo.errors import AdapterError, ModelLoadError
 from octavo.kernels.adapters import matrices_in
 from octavo.lora.adapter_config import parse_peft_config
-from octavo.lora.adapter_folder import find_adapter, read_adapter
+from octavo.lora.adapter_folder import read_adapter
+from octavo.lora.adapter_source import AdapterSource, find_adapter
 from octavo.lora.adapter_weights import AdapterWeights, lay_out
 from octavo.models import registry
 from octavo.models.decoder import projections_of
@@ -185,9 +186,9 @@ def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
 
 def test_pickles_missing_files_and_huge_ones_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="is not a folder"):
-        find_adapter(str(tmp_path / "nowhere"))
+        find_adapter(AdapterSource(str(tmp_path / "nowhere")))
     with pytest.raises(ModelLoadError, match="neither a folder nor hf://"):
-        find_adapter("hf://one-part")
+        find_adapter(AdapterSource("hf://one-part"))
     folder = make_adapter(tmp_path / "adapter", CONFIG)
     with pytest.raises(AdapterError, match="at most"):
         read_adapter(folder, -(1 << 24))

@@ -15,6 +15,7 @@ from octavo.engine.carried_errors import to_refusal
 from octavo.engine.messages import AdapterEvent, AdapterFailed, AdapterOpened
 from octavo.errors import AdapterNotReadyError, OctavoError, RequestFailedError
 from octavo.logs import log_event
+from octavo.lora.adapter_source import AdapterSource
 from octavo.lora.outcomes import Filled, FillFailed, Opened, OpenFailed, Outcome
 from octavo.outputs import AdapterStats
 from octavo.scheduler.scheduler import Scheduler
@@ -47,10 +48,10 @@ class AdapterControl:
         """Whether something is under way, or to be told."""
         return self._store.is_busy or bool(self._events)
 
-    def open(self, adapter_id: int, path: str, known_digest: str | None) -> None:
+    def open(self, adapter_id: int, source: AdapterSource, known_digest: str | None) -> None:
         """Begin to read an adapter."""
         self._open.add(adapter_id)
-        self._store.open(adapter_id, path, known_digest)
+        self._store.open(adapter_id, source, known_digest)
 
     def close(self, adapter_id: int) -> None:
         """Forget an adapter; who still uses it ends with an error."""
@@ -143,6 +144,7 @@ class AdapterControl:
                 opened.size_bytes,
                 opened.seconds,
                 opened.base_model,
+                opened.revision,
                 opened.is_known,
             )
         )

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from octavo.engine.adapter_state import AdapterStateFile, RememberedAdapter
 from octavo.engine.carried_errors import from_adapter_failure
 from octavo.engine.messages import AdapterFailed, AdapterOpened, CloseAdapter, OpenAdapter
 from octavo.errors import (
@@ -24,6 +25,7 @@ from octavo.errors import (
     UnknownModelError,
 )
 from octavo.logs import log_event
+from octavo.lora.adapter_source import AdapterSource
 from octavo.metrics import Histogram
 from octavo.request import AdapterGeneration
 
@@ -52,6 +54,8 @@ class Generation:
     rank: int
     size_bytes: int
     base_model: str | None
+    revision: str | None = None
+    """The hub's commit."""
     num_open: int = 0
     """Requests that use it."""
     is_retired: bool = False
@@ -63,7 +67,10 @@ class AdapterEntry:
     """A name that requests may use."""
 
     name: str
-    path: str
+    source: AdapterSource
+    is_lazy: bool = False
+    is_remembered: bool = False
+    """Whether it is there again after a restart; adapters of the command line are anyway."""
     current: Generation | None = None
     load: asyncio.Task[Generation] | None = None
     """Under way, if any."""
@@ -78,15 +85,39 @@ class AdapterEntry:
             return AdapterState.LOADING
         return AdapterState.KNOWN if self.error is None else AdapterState.FAILED
 
+    def stands_for(self, source: AdapterSource) -> bool:
+        """Whether it is that already, known without a look at the files."""
+        is_there = self.current is not None and source.digest == self.current.digest
+        return is_there and source.path == self.source.path
+
+    def can_wait_with(self, source: AdapterSource) -> bool:
+        """Whether nobody uses anything else under this name."""
+        return source == self.source if self.current is not None else self.load is None
+
+    def remembered(self) -> RememberedAdapter:
+        """For the state file: what it stands for now, not what may be at its source later."""
+        source = self.source
+        if self.current is not None:
+            source = source.pinned(self.current.revision, self.current.digest)
+        return RememberedAdapter(
+            self.name, source.path, source.revision, source.digest, self.is_lazy
+        )
+
 
 class AdapterTable:
     """Lives in one event loop. ``send`` takes messages to the engine."""
 
     def __init__(
-        self, send: Callable[[OpenAdapter | CloseAdapter], None], *, is_enabled: bool, wait_s: float
+        self,
+        send: Callable[[OpenAdapter | CloseAdapter], None],
+        *,
+        is_enabled: bool,
+        wait_s: float,
+        state_file: AdapterStateFile | None = None,
     ) -> None:
         self._send = send
         self._wait_s = wait_s
+        self._state_file = state_file
         self.is_enabled = is_enabled
         self.load_seconds = Histogram(
             "octavo_lora_load_seconds", "From an adapter's files to host memory.", _LOAD_BUCKETS
@@ -147,7 +178,7 @@ class AdapterTable:
                 self._forget(generation)
 
     async def _wait_for(self, entry: AdapterEntry) -> None:
-        load = entry.load or self._begin(entry, entry.path)
+        load = entry.load or self._begin_again(entry)
         try:
             await asyncio.wait_for(asyncio.shield(load), self._wait_s)
         except TimeoutError:
@@ -156,7 +187,7 @@ class AdapterTable:
                 "is still being loaded, try again.",
                 _RETRY_AFTER_S,
             ) from None
-        except EngineDeadError:
+        except (EngineDeadError, UnknownModelError):
             raise
         except OctavoError as error:
             raise AdapterNotReadyError(
@@ -165,47 +196,75 @@ class AdapterTable:
 
     # ---- Administration ---------------------------------------------------------------------
 
-    def announce(self, name: str, path: str) -> AdapterEntry:
-        """Make a name known; it is loaded when first asked for."""
-        self._check_enabled()
-        entry = self._entries.get(name)
-        if entry is None:
-            entry = self._entries[name] = AdapterEntry(name, path)
-        elif entry.current is None and entry.load is None:
-            entry.path, entry.error = path, None
-        return entry
-
-    async def load(self, name: str, path: str) -> AdapterEntry:
+    async def load(
+        self,
+        name: str,
+        source: AdapterSource,
+        timeout_s: float | None = None,
+        *,
+        is_lazy: bool = False,
+        is_remembered: bool = True,
+    ) -> AdapterEntry:
         """Load an adapter, or what is there now of one that is; the name is flipped at the end.
 
-        Raises AdapterError or ModelLoadError; then a name that stood for something still does.
+        ``is_lazy``: a name that stands for nothing is only made known, and loaded when first
+        asked for. Raises AdapterError or ModelLoadError; then a name that stood for something
+        still does. AdapterNotReadyError after ``timeout_s``: the load goes on.
         """
-        self._check_enabled()
+        if not self.is_enabled:
+            raise AdapterError("This server takes no adapters; start it with --enable-lora.")
         entry = self._entries.get(name)
         is_new = entry is None
         if entry is None:
-            entry = self._entries[name] = AdapterEntry(name, path)
-        while entry.load is not None:  # one after another
-            await asyncio.wait([entry.load])
+            entry = self._entries[name] = AdapterEntry(name, source)
+        if entry.stands_for(source) or (is_lazy and entry.can_wait_with(source)):
+            if entry.current is None:
+                entry.source, entry.error = source, None
+            self._settle(entry, is_lazy, is_remembered)
+            return entry
         try:
-            # A client that leaves does not end what others may wait for.
-            await asyncio.shield(self._begin(entry, path))
+            async with asyncio.timeout(timeout_s):
+                while entry.load is not None:  # one after another
+                    await asyncio.wait([entry.load])
+                # A client that leaves does not end what others may wait for.
+                await asyncio.shield(self._begin(entry, source, is_lazy, is_remembered))
+        except TimeoutError:
+            raise AdapterNotReadyError(
+                f"The adapter {name!r:.200} was not loaded within {timeout_s:.0f} s; loading goes "
+                "on, ask again.",
+                _RETRY_AFTER_S,
+            ) from None
         except OctavoError:
             if is_new and entry.current is None and self._entries.get(name) is entry:
                 del self._entries[name]
             raise
         return entry
 
+    async def restore(self) -> None:
+        """Load what the state file remembers, waiting no longer than a request would.
+
+        What cannot be loaded is there, as failed.
+        """
+        remembered = [] if self._state_file is None else self._state_file.read()
+        loads = []
+        for one in remembered:
+            entry = AdapterEntry(one.name, one.source, one.lazy, is_remembered=True)
+            self._entries[one.name] = entry
+            if not one.lazy:
+                loads.append(self._begin_again(entry))
+        if loads:
+            await asyncio.wait(loads, timeout=self._wait_s)
+
     async def unload(self, name: str, timeout_s: float) -> int:
         """Forget a name at once, and its weights when its requests have ended.
 
-        Those that have not by ``timeout_s`` end with an error; returns how many.
+        Those that have not by ``timeout_s`` are ended; returns how many. A load under way comes
+        to nothing.
         """
         entry = self._entries.pop(name, None)
         if entry is None:
             raise UnknownModelError(f"There is no adapter {name!r:.200} here.", "lora_name")
-        if entry.load is not None:
-            await asyncio.wait([entry.load])
+        self._remember()
         generation = entry.current
         if generation is None:
             return 0
@@ -238,21 +297,24 @@ class AdapterTable:
 
     # ---- Inside -----------------------------------------------------------------------------
 
-    def _check_enabled(self) -> None:
-        if not self.is_enabled:
-            raise AdapterError("This server takes no adapters; start it with --enable-lora.")
-
-    def _begin(self, entry: AdapterEntry, path: str) -> asyncio.Task[Generation]:
-        entry.load = asyncio.create_task(self._load(entry, path))
+    def _begin(
+        self, entry: AdapterEntry, source: AdapterSource, is_lazy: bool, is_remembered: bool
+    ) -> asyncio.Task[Generation]:
+        entry.load = asyncio.create_task(self._load(entry, source, is_lazy, is_remembered))
         # Whoever waits hears of an error; if nobody does any more, the entry tells.
         entry.load.add_done_callback(lambda task: task.cancelled() or task.exception())
         return entry.load
 
-    async def _load(self, entry: AdapterEntry, path: str) -> Generation:
+    def _begin_again(self, entry: AdapterEntry) -> asyncio.Task[Generation]:
+        return self._begin(entry, entry.source, entry.is_lazy, entry.is_remembered)
+
+    async def _load(
+        self, entry: AdapterEntry, source: AdapterSource, is_lazy: bool, is_remembered: bool
+    ) -> Generation:
         before, id_ = entry.current, next(self._ids)
         future = self._pending[id_] = asyncio.get_running_loop().create_future()
         try:
-            self._send(OpenAdapter(id_, path, None if before is None else before.digest))
+            self._send(OpenAdapter(id_, source, None if before is None else before.digest))
             opened = await future
         except OctavoError as error:
             self.outcomes["failed"] += 1
@@ -262,22 +324,44 @@ class AdapterTable:
         finally:
             entry.load = None
             self._pending.pop(id_, None)
-        entry.path, entry.error = path, None
-        if opened.is_known:
-            assert before is not None
-            self.outcomes["unchanged"] += 1
-            return before
-        self.outcomes["loaded"] += 1
+        if self._entries.get(entry.name) is not entry:
+            if not opened.is_known:
+                self._send(CloseAdapter(id_))
+            raise UnknownModelError(f"{entry.name!r:.200} was unloaded meanwhile.", "model")
+        generation = before if opened.is_known else self._made(entry, opened)
+        assert generation is not None
+        entry.source, entry.error, entry.current = source, None, generation
+        generation.revision = opened.revision
+        self.outcomes["unchanged" if opened.is_known else "loaded"] += 1
+        if before is not None and before is not generation:
+            self._retire(before)
+        self._settle(entry, is_lazy, is_remembered)
+        return generation
+
+    def _made(self, entry: AdapterEntry, opened: AdapterOpened) -> Generation:
         self.load_seconds.observe(opened.seconds)
         generation = Generation(
-            id_, opened.digest, opened.rank, opened.size_bytes, opened.base_model
+            opened.adapter_id, opened.digest, opened.rank, opened.size_bytes, opened.base_model
         )
-        self._generations[id_] = (entry.name, generation)
-        entry.current = generation
-        if before is not None:
-            self._retire(before)
-        log_event(_log, "adapter_ready", name=entry.name, generation=id_, digest=opened.digest)
+        self._generations[generation.id] = (entry.name, generation)
+        log_event(
+            _log,
+            "adapter_ready",
+            name=entry.name,
+            generation=generation.id,
+            digest=opened.digest,
+        )
         return generation
+
+    def _settle(self, entry: AdapterEntry, is_lazy: bool, is_remembered: bool) -> None:
+        entry.is_lazy, entry.is_remembered = is_lazy, is_remembered
+        self._remember()
+
+    def _remember(self) -> None:
+        if self._state_file is not None:
+            self._state_file.write(
+                [entry.remembered() for entry in self._entries.values() if entry.is_remembered]
+            )
 
     def _retire(self, generation: Generation) -> None:
         generation.is_retired = True

@@ -16,11 +16,13 @@ import socket
 import sys
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from octavo.config import EngineConfig
+from octavo.engine.adapter_state import AdapterStateFile
 from octavo.engine.adapter_table import AdapterTable
 from octavo.engine.carried_errors import from_load_failure, from_refusal
 from octavo.engine.intake import Intake
@@ -59,6 +61,7 @@ from octavo.errors import (
     RequestFailedError,
 )
 from octavo.grammar import Grammar, ReasoningSpan
+from octavo.lora.adapter_source import AdapterSource
 from octavo.outputs import GenerationEvent, RequestState, RequestUpdate
 from octavo.pooling_params import PoolingParams
 from octavo.request import EVERYONE, AdapterGeneration, Tenant
@@ -104,8 +107,12 @@ class AsyncEngine:
         self._tokenizer_load: asyncio.Task[None] | None = None
         self._tokenizer_path: str | None = None
         self._trials: GrammarTrials | None = None
+        state = None if config.lora_state is None else AdapterStateFile(Path(config.lora_state))
         self.adapters = AdapterTable(
-            self._send, is_enabled=config.enable_lora, wait_s=config.lora_wait_s
+            self._send,
+            is_enabled=config.enable_lora,
+            wait_s=config.lora_wait_s,
+            state_file=state,
         )
 
     @property
@@ -472,10 +479,14 @@ class AsyncEngine:
             self._ready.set_exception(EngineDeadError(_UNREADY[self.state]))
 
     async def _load_adapters(self) -> bool:
-        """Those of the command line, before any request is taken; False where one cannot be."""
+        """Before any request is taken: those that were loaded over the API before a restart, and
+        those of the command line; False where one of these cannot be loaded."""
+        await self.adapters.restore()
         for name, path in self._config.lora_modules:
+            if name in self.adapters:
+                continue  # replaced over the API
             try:
-                await self.adapters.load(name, path)
+                await self.adapters.load(name, AdapterSource(path), is_remembered=False)
             except OctavoError as error:
                 kind = type(error)
                 self._fail_load(kind(f"--lora-modules {name}={path}: {error}"))

@@ -44,8 +44,8 @@ from octavo.engine.compiler_process import (
     use_kernel_cache,
 )
 from octavo.errors import ConfigError, OctavoError
-from octavo.kernels.interface import WeightPart
 from octavo.kernels.select import select_absent_kernels
+from octavo.loading.absent_weights import META, AbsentWeights
 from octavo.loading.checkpoint import open_checkpoint
 from octavo.logs import configure_logging
 from octavo.models import registry
@@ -54,7 +54,6 @@ from octavo.version import __version__
 
 _log = logging.getLogger("octavo.engine.compile_ahead")  # also where it is the main program
 _MAX_PROCESSES = 16
-_META = torch.device("meta")
 _CUDA = torch.device("cuda")
 
 
@@ -112,22 +111,6 @@ def capability_of(text: str) -> tuple[int, int]:
             f"--compute-capability is {text!r}; write it as 9.0 (H100), 8.9 (L4) or 8.0 (A100)."
         )
     return int(major), int(minor or 0)
-
-
-class _NoWeights:
-    """A weight source of shapes alone."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-
-    def __contains__(self, name: str) -> bool:
-        return True
-
-    def tensor(self, name: str, shape: Any) -> Tensor:
-        return torch.empty(tuple(shape), device=_META)
-
-    def matrix(self, name: str, shape: tuple[int, int]) -> WeightPart:
-        return torch.empty(shape, dtype=self._dtype, device=_META)
 
 
 class _AbsentCard:
@@ -200,11 +183,11 @@ def _find_launches(task: CompileTask, found: Callable[[str, Callable[[], object]
     family = registry.resolve(task.hf_config).abridged()
     dtype = DTYPES[task.dtype]
     kernels = select_absent_kernels(task.capability, task.config.batch_invariant)
-    model = family.build(_NoWeights(dtype), kernels, dtype, _META, task.max_model_len)
+    model = family.build(AbsentWeights(dtype), kernels, dtype, META, task.max_model_len)
     limits = step_limits(task.config, _CUDA, task.max_model_len)
-    stack = adapter_stack(task.config, model, dtype, _META)
+    stack = adapter_stack(task.config, model, dtype, META)
     num_tokens = limits.max_num_batched_tokens
-    runner = make_runner(model, kernels, limits, dtype, _META, num_tokens, stack)
+    runner = make_runner(model, kernels, limits, dtype, META, num_tokens, stack)
     with _recording(found) as launches:
         runner.run_covering()
     return len(launches)

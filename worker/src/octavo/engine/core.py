@@ -11,6 +11,7 @@ from octavo.engine.adapter_control import AdapterControl
 from octavo.engine.messages import AdapterEvent, RequestSpec
 from octavo.engine.step_pace import SHORTEST_LIMIT_S, StepPace
 from octavo.errors import AdapterError, InvalidRequestError
+from octavo.lora.adapter_source import AdapterSource
 from octavo.outputs import (
     SCHEDULER_STEP_BUCKETS,
     STEP_TOKEN_BUCKETS,
@@ -92,7 +93,9 @@ class EngineCore:
             self._scheduler.abort(request_id)
         self._aborted += self._scheduler.take_updates()
 
-    def open_adapter(self, adapter_id: int, path: str, known_digest: str | None = None) -> None:
+    def open_adapter(
+        self, adapter_id: int, source: AdapterSource, known_digest: str | None = None
+    ) -> None:
         """Begin to load an adapter; :meth:`take_adapter_events` tells how it ended.
 
         Raises AdapterError where adapters are not taken.
@@ -101,7 +104,7 @@ class EngineCore:
             raise AdapterError(
                 "This server takes no adapters; start it with --enable-lora (enable_lora=True)."
             )
-        self._adapters.open(adapter_id, path, known_digest)
+        self._adapters.open(adapter_id, source, known_digest)
 
     def close_adapter(self, adapter_id: int) -> None:
         """Forget an adapter; requests of it that are still open end with an error."""

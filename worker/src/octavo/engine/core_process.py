@@ -170,7 +170,7 @@ class EngineLoop:
                 self._refuse(message, RequestFailedError(f"{type(error).__name__}: {error}"))
         elif isinstance(message, OpenAdapter):
             try:
-                self._core.open_adapter(message.adapter_id, message.path, message.known_digest)
+                self._core.open_adapter(message.adapter_id, message.source, message.known_digest)
             except OctavoError as error:
                 kind = type(error).__name__
                 self._channel.send(AdapterFailed(message.adapter_id, kind, str(error)))

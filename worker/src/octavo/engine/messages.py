@@ -17,6 +17,7 @@ import msgspec
 
 from octavo.engine.interface import EngineStats, ModelInfo
 from octavo.grammar import Grammar
+from octavo.lora.adapter_source import AdapterSource
 from octavo.outputs import RequestState, RequestUpdate
 from octavo.pooling_params import PoolingParams
 from octavo.request import EVERYONE, Tenant
@@ -62,7 +63,7 @@ class OpenAdapter(msgspec.Struct, tag=True, array_like=True):
     """Read an adapter; answered by AdapterOpened or AdapterFailed."""
 
     adapter_id: int
-    path: str
+    source: AdapterSource
     known_digest: str | None = None
     """If the files have this digest, nothing is kept."""
 
@@ -141,6 +142,7 @@ class AdapterOpened(msgspec.Struct, tag=True, array_like=True):
     size_bytes: int
     seconds: float
     base_model: str | None = None
+    revision: str | None = None
     is_known: bool = False
 
 

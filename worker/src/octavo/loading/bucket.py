@@ -16,17 +16,21 @@ import re
 import urllib.error
 import urllib.request
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from octavo.errors import ModelLoadError
+from octavo.errors import ModelLoadError, SourceForbiddenError, SourceUnreachableError
 from octavo.loading.bucket_signature import Credentials, canonical_query, signed_headers
 from octavo.loading.cache_folder import cache_folder
 from octavo.loading.folder_lock import folder_lock
+from octavo.loading.needed_files import NeededFiles
 
+SCHEME = "s3://"
+_URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]*[a-z0-9])(?:/(.*))?")
 _WANTED = re.compile(r"[^/]+\.(safetensors|gguf|json|jinja)")
 """Files beside each other; folders hold other forms of a model, and pickles are never read."""
 
@@ -44,7 +48,7 @@ class BucketModel:
     prefix: str
 
     def __str__(self) -> str:
-        return f"s3://{self.bucket}/{self.prefix}"
+        return f"{SCHEME}{self.bucket}/{self.prefix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,36 +57,89 @@ class _Object:
     size_bytes: int
     etag: str
 
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2]
 
-def fetch(model: BucketModel, download_dir: str | None) -> Path:
+
+def fetch(
+    model: BucketModel, download_dir: str | None, needed: NeededFiles = NeededFiles.ALL
+) -> Path:
     """The folder that holds the model, downloaded where it is not yet.
 
     One process downloads and others wait. What an interrupted download left is taken up again;
     each file is checked against the store's digest before it gets its name. Raises ModelLoadError.
     """
-    root = Path(download_dir) if download_dir else cache_folder()
-    folder = root / "s3" / model.bucket / model.prefix
+    folder = _cache(model, download_dir)
     store = _Store(model)
+    with _kept_in(folder, model):
+        objects = store.wanted()
+        if not objects:
+            raise ModelLoadError(
+                f"{model} holds no model: there is no .safetensors, .gguf or .json file right "
+                "below it; check bucket and prefix."
+            )
+        for item in _needed(objects, needed):
+            _fetch_object(store, item, folder)
+    return folder
+
+
+def fetch_version(model: BucketModel, download_dir: str | None, names: Sequence[str]) -> Path:
+    """A folder with these objects as they are now; otherwise as :func:`fetch`.
+
+    Other contents get another folder, so what was found once stays as it was, whatever becomes
+    of the bucket.
+    """
+    store = _Store(model)
+    objects = [item for item in store.wanted() if item.name in names]
+    if len(objects) < len(names):
+        missing = ", ".join(sorted({*names} - {item.name for item in objects}))
+        raise ModelLoadError(f"{model} lacks {missing}; check bucket and prefix.")
+    version = hashlib.sha256(repr([(item.name, item.etag) for item in objects]).encode())
+    folder = _cache(model, download_dir) / ".versions" / version.hexdigest()[:32]
+    with _kept_in(folder, model):
+        for item in objects:
+            _fetch_object(store, item, folder)
+    return folder
+
+
+def parse_uri(uri: str) -> BucketModel:
+    """``s3://BUCKET/PREFIX``; raises ModelLoadError for anything else."""
+    match = _URI.fullmatch(uri)
+    prefix = (match[2] or "").strip("/") if match else ""
+    if match is None or ".." in prefix.split("/"):
+        raise ModelLoadError(f"{uri!r:.200} is no bucket; write s3://BUCKET/PREFIX.")
+    return BucketModel(match[1], prefix)
+
+
+def _cache(model: BucketModel, download_dir: str | None) -> Path:
+    root = Path(download_dir) if download_dir else cache_folder()
+    return root / "s3" / model.bucket / model.prefix
+
+
+@contextmanager
+def _kept_in(folder: Path, model: BucketModel) -> Iterator[None]:
+    """The folder is there, and no other process's meanwhile."""
     try:
         with folder_lock(folder.parent / f".{folder.name}.lock"):
             folder.mkdir(parents=True, exist_ok=True)
-            objects = store.wanted()
-            if not objects:
-                raise ModelLoadError(
-                    f"{model} holds no model: there is no .safetensors, .gguf or .json file right "
-                    "below it; check bucket and prefix."
-                )
-            for item in objects:
-                _fetch_object(store, item, folder)
+            yield
     except OSError as exc:
         raise ModelLoadError(
             f"{model} cannot be kept in {folder}: {exc.strerror or exc}; what is there is kept."
         ) from exc
-    return folder
+
+
+def _needed(objects: list[_Object], needed: NeededFiles) -> list[_Object]:
+    """A GGUF file has its configuration in itself, so such a model is fetched whole."""
+    names = {item.name for item in objects}
+    if needed is NeededFiles.ALL or "config.json" not in names:
+        return objects
+    return [item for item in objects if not item.name.endswith((".safetensors", ".gguf"))]
 
 
 def _fetch_object(store: _Store, item: _Object, folder: Path) -> None:
-    target = folder / item.key.rsplit("/", 1)[-1]
+    target = folder / item.name
     memory = folder / f".{target.name}.etag"
     is_known = memory.is_file() and memory.read_text() == item.etag
     if is_known and target.is_file() and target.stat().st_size == item.size_bytes:
@@ -97,7 +154,7 @@ def _fetch_object(store: _Store, item: _Object, folder: Path) -> None:
             break
         except (OSError, http.client.HTTPException) as exc:
             if attempt == _ATTEMPTS:
-                raise ModelLoadError(
+                raise SourceUnreachableError(
                     f"{store.model}: {item.key} breaks off ({exc}); try again, what is there "
                     "already is kept."
                 ) from exc
@@ -182,8 +239,7 @@ class _Store:
         prefix = f"{self.model.prefix}/" if self.model.prefix else ""
         query = {"list-type": "2", "prefix": prefix, "delimiter": "/"}
         while True:
-            with self._get("/" if self._root.count("/") == 2 else "", query, {}) as answer:
-                page = ElementTree.fromstring(answer.read())
+            page = self._page(query)
             space = page.tag.partition("}")[0] + "}" if page.tag.startswith("{") else ""
             for entry in page.iter(f"{space}Contents"):
                 yield _Object(
@@ -195,6 +251,16 @@ class _Store:
             if not token:
                 return
             query["continuation-token"] = token
+
+    def _page(self, query: Mapping[str, str]) -> ElementTree.Element:
+        path = "/" if self._root.count("/") == 2 else ""
+        try:
+            with self._get(path, query, {}) as answer:
+                return ElementTree.fromstring(answer.read())
+        except (OSError, http.client.HTTPException, ElementTree.ParseError) as exc:
+            raise SourceUnreachableError(
+                f"{self.model} cannot be listed: {self._root} answered amiss ({exc}); try again."
+            ) from exc
 
     def _get(
         self, path: str, query: Mapping[str, str], headers: Mapping[str, str]
@@ -211,23 +277,26 @@ class _Store:
         except urllib.error.HTTPError as exc:
             raise self._refused(exc.code) from exc
         except urllib.error.URLError as exc:
-            raise ModelLoadError(
+            raise SourceUnreachableError(
                 f"{self.model} cannot be fetched: {self._root} cannot be reached ({exc.reason}); "
                 "check the network and AWS_ENDPOINT_URL."
             ) from exc
         return answer
 
     def _refused(self, status: int) -> ModelLoadError:
-        hint = {
-            301: "set AWS_REGION to the bucket's region",
-            400: "check AWS_REGION and the key",
-            401: "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-            403: "the key (or nobody, without one) may not read it; check AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY and the bucket's policy",
-            404: "there is no such bucket or object; check the URI",
-            412: "an object changed meanwhile; try again",
-        }.get(status, "try again later")
-        return ModelLoadError(f"{self._root} answered {status} for {self.model}; {hint}.")
+        kind, hint = {
+            301: (ModelLoadError, "set AWS_REGION to the bucket's region"),
+            400: (ModelLoadError, "check AWS_REGION and the key"),
+            401: (SourceForbiddenError, "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+            403: (
+                SourceForbiddenError,
+                "the key (or nobody, without one) may not read it; check AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY and the bucket's policy",
+            ),
+            404: (ModelLoadError, "there is no such bucket or object; check the URI"),
+            412: (SourceUnreachableError, "an object changed meanwhile; try again"),
+        }.get(status, (SourceUnreachableError, "try again later"))
+        return kind(f"{self._root} answered {status} for {self.model}; {hint}.")
 
 
 def _hex(checksum: str) -> str | None:

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from octavo.errors import ModelLoadError
+from octavo.errors import ModelLoadError, SourceForbiddenError, SourceUnreachableError
 from octavo.loading.blob_digests import damaged_blobs
 from octavo.loading.cache_folder import cache_folder
 from octavo.loading.embedding_config import POOLING_FILE
 from octavo.loading.folder_lock import folder_lock
+from octavo.loading.needed_files import NeededFiles
 
 _SMALL_FILES = (
     "config.json",
@@ -28,7 +29,13 @@ _SMALL_FILES = (
     "chat_template.json",
     POOLING_FILE,
 )
+_FORBIDDEN = (401, 403)
 _WEIGHT_FILES = ("*.safetensors", "model.safetensors.index.json")
+_PATTERNS = {
+    NeededFiles.ALL: (*_SMALL_FILES, *_WEIGHT_FILES),
+    NeededFiles.NO_WEIGHTS: _SMALL_FILES,
+    NeededFiles.SHAPE: ("config.json", "model.safetensors.index.json"),
+}
 _NEVER = (
     "[!1]*/*",
     "1*/*.safetensors",
@@ -57,7 +64,7 @@ class HubModel:
 
 
 def fetch(
-    model: HubModel, download_dir: str | None, needs_weights: bool, *, is_checked: bool = False
+    model: HubModel, download_dir: str | None, needed: NeededFiles, *, is_checked: bool = False
 ) -> Path:
     """The folder (or the file) that holds the model, downloaded where it is not yet.
 
@@ -69,15 +76,15 @@ def fetch(
     ModelLoadError with one sentence that says what is wrong and what to do.
     """
     if not is_checked:
-        return _download(model, download_dir, needs_weights)
+        return _download(model, download_dir, needed)
     notes = (Path(download_dir) if download_dir else cache_folder()) / ".octavo"
     name = model.repository.replace("/", "--")
     try:
         with folder_lock(notes / f"{name}.lock"):
-            path = _download(model, download_dir, needs_weights)
+            path = _download(model, download_dir, needed)
             for blob in _damaged(path, notes):
                 blob.unlink()
-            path = _download(model, download_dir, needs_weights)
+            path = _download(model, download_dir, needed)
             damaged = _damaged(path, notes)
     except OSError as exc:
         raise ModelLoadError(
@@ -96,12 +103,11 @@ def _damaged(path: Path, notes: Path) -> list[Path]:
     return damaged_blobs(path if path.is_dir() else path.parent, notes / "digests")
 
 
-def _download(model: HubModel, download_dir: str | None, needs_weights: bool) -> Path:
+def _download(model: HubModel, download_dir: str | None, needed: NeededFiles) -> Path:
     import huggingface_hub
 
     if model.file is None:
-        patterns = [*_SMALL_FILES, *(_WEIGHT_FILES if needs_weights else ())]
-        return fetch_files(model, download_dir, patterns, _NEVER)
+        return fetch_files(model, download_dir, _PATTERNS[needed], _NEVER)
     endpoint = _endpoint()
     with _worded(model, endpoint):
         return Path(
@@ -146,7 +152,7 @@ def _worded(model: HubModel, where: str) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError as exc:
-        raise ModelLoadError(
+        raise SourceForbiddenError(
             f"{model} is gated: accept its conditions at {where}/{model.repository}, and set "
             "HF_TOKEN to a token of that account."
         ) from exc
@@ -155,7 +161,8 @@ def _worded(model: HubModel, where: str) -> Iterator[None]:
             f"{model} is not on {where}: the repository has no such revision; check --revision."
         ) from exc
     except errors.RepositoryNotFoundError as exc:
-        raise ModelLoadError(
+        kind = SourceForbiddenError if _status(exc) in _FORBIDDEN else ModelLoadError
+        raise kind(
             f"{model} is not on {where}, or is private: check its name, or set HF_TOKEN to a token "
             "that may read it."
         ) from exc
@@ -163,7 +170,7 @@ def _worded(model: HubModel, where: str) -> Iterator[None]:
         status = _status(exc)
         if status is not None:
             raise _refused(model, where, status) from exc
-        raise ModelLoadError(
+        raise SourceUnreachableError(
             f"{model} cannot be fetched and is not in the cache: {where} cannot be reached "
             f"({_reason(exc)}); check the network, or give a local folder."
         ) from exc
@@ -178,7 +185,7 @@ def _worded(model: HubModel, where: str) -> Iterator[None]:
     except Exception as exc:
         # Full disks, and connections lost on the way: the class of these depends on the HTTP
         # library, which is requests, httpx or httpx2 depending on the hub library's version.
-        raise ModelLoadError(
+        raise SourceUnreachableError(
             f"{model} cannot be fetched from {where}: {_reason(exc)}; try again, what is there "
             "already is kept."
         ) from exc
@@ -200,8 +207,11 @@ def _status(exc: BaseException | None) -> int | None:
 
 
 def _refused(model: HubModel, where: str, status: int | None) -> ModelLoadError:
-    hint = "set HF_TOKEN to a valid token" if status in (401, 403) else "try again later"
-    return ModelLoadError(f"{where} answered {status} for {model}; {hint}.")
+    if status in _FORBIDDEN:
+        return SourceForbiddenError(
+            f"{where} answered {status} for {model}; set HF_TOKEN to a valid token."
+        )
+    return SourceUnreachableError(f"{where} answered {status} for {model}; try again later.")
 
 
 def _reason(exc: BaseException) -> str:

@@ -13,11 +13,10 @@ from pathlib import Path
 from octavo.errors import ModelLoadError
 from octavo.loading import bucket, hub
 from octavo.loading.demo_model import DEMO_MODEL, fetch_demo_model
+from octavo.loading.needed_files import NeededFiles
 
 _HUB_SCHEME = "hf://"
 _DEMO_SCHEME = "demo://"
-_BUCKET_SCHEME = "s3://"
-_BUCKET = re.compile(r"([a-z0-9][a-z0-9.-]*[a-z0-9])(?:/(.*))?")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)")
 
@@ -27,7 +26,7 @@ def find_model(
     *,
     revision: str | None = None,
     download_dir: str | None = None,
-    needs_weights: bool = True,
+    needed: NeededFiles = NeededFiles.ALL,
     is_checked: bool = False,
 ) -> Path:
     """The folder or the ``.gguf`` file that holds the model, fetched where it must be.
@@ -40,15 +39,15 @@ def find_model(
         if model != DEMO_MODEL:
             raise ModelLoadError(f"{model} is not a demo model; there is {DEMO_MODEL}.")
         return fetch_demo_model()
-    if model.startswith(_BUCKET_SCHEME):
-        return _local(bucket.fetch(_parse_bucket(model), download_dir))
+    if model.startswith(bucket.SCHEME):
+        return _local(bucket.fetch(bucket.parse_uri(model), download_dir, needed))
     if not model.startswith(_HUB_SCHEME):
         path = Path(model).expanduser()
         if path.exists():
             return _local(path)
         _refuse_what_looks_local(model, path)
     name = _parse_hub_name(model, revision)
-    path = hub.fetch(name, download_dir, needs_weights, is_checked=is_checked)
+    path = hub.fetch(name, download_dir, needed, is_checked=is_checked)
     if path.is_dir() and not (path / "config.json").exists():
         raise ModelLoadError(
             f"{name} has no config.json; if it holds GGUF files, name one of them: "
@@ -80,14 +79,6 @@ def _refuse_what_looks_local(model: str, path: Path) -> None:
         raise ModelLoadError(
             f"{path} does not exist; give a model's folder, a .gguf file, or ORG/NAME on the hub."
         )
-
-
-def _parse_bucket(model: str) -> bucket.BucketModel:
-    match = _BUCKET.fullmatch(model.removeprefix(_BUCKET_SCHEME))
-    prefix = (match[2] or "").strip("/") if match else ""
-    if match is None or ".." in prefix.split("/"):
-        raise ModelLoadError(f"{model!r} is no bucket; write s3://BUCKET/PREFIX.")
-    return bucket.BucketModel(match[1], prefix)
 
 
 def _parse_hub_name(model: str, revision: str | None) -> hub.HubModel:

@@ -1,4 +1,4 @@
-"""An adapter's two files: found, fetched from the hub where it must be, read at one moment.
+"""An adapter's two files, read at one moment.
 
 Both are read whole, so that what was hashed is what is served: a mapped file that somebody
 replaces or cuts meanwhile would end the process. Only safetensors; pickles are never opened.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from octavo.errors import AdapterError, ModelLoadError
-from octavo.loading import hub
+from octavo.errors import AdapterError, SourceForbiddenError, SourceUnreachableError
 from octavo.loading.model_folder import file_inside
+from octavo.lora.adapter_source import CONFIG_NAME, WEIGHTS_NAME
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
-_HUB_SCHEME = "hf://"
-_HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 1 << 24
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -40,31 +35,11 @@ class AdapterFiles:
     """``sha256:`` and hexadecimal, of both files' contents: names an adapter whatever its path."""
 
 
-def find_adapter(path: str, download_dir: str | None = None) -> Path:
-    """The folder of an adapter: itself, or on the hub ``ORG/NAME[@REVISION]``, fetched.
-
-    Raises ModelLoadError where there is none.
-    """
-    if not path.startswith(_HUB_SCHEME):
-        folder = Path(path).expanduser()
-        if folder.is_dir():
-            return folder
-        if path.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(path):
-            raise ModelLoadError(
-                f"{path} is not a folder; give an adapter's folder, or ORG/NAME on the hub."
-            )
-    match = _HUB_NAME.fullmatch(path.removeprefix(_HUB_SCHEME))
-    if match is None:
-        raise ModelLoadError(f"{path!r:.200} is neither a folder nor hf://ORG/NAME[@REVISION].")
-    name = hub.HubModel(match[1], match[2])
-    return hub.fetch_files(name, download_dir, (CONFIG_NAME, WEIGHTS_NAME))
-
-
 def read_adapter(folder: Path, max_weight_bytes: int) -> AdapterFiles:
     """Read both files. ``max_weight_bytes``: tensors beyond that cannot be for this model.
 
-    Raises ModelLoadError for files that are missing or cannot be read, AdapterError for contents
-    that are not an adapter.
+    Raises ModelLoadError for files that are missing, one of its kinds for those that cannot be
+    read, AdapterError for contents that are not an adapter.
     """
     if not (folder / WEIGHTS_NAME).exists() and (folder / "adapter_model.bin").exists():
         raise AdapterError(
@@ -140,7 +115,9 @@ def _read(folder: Path, name: str, max_bytes: int) -> bytearray:
                 )
             data = bytearray(size)
             if file.readinto(data) != size:
-                raise ModelLoadError(f"{path} changed while it was read; try again.")
+                raise SourceUnreachableError(f"{path} changed while it was read; try again.")
+    except PermissionError as exc:
+        raise SourceForbiddenError(f"{path} may not be read ({exc}); change its mode.") from exc
     except OSError as exc:
-        raise ModelLoadError(f"{path} cannot be read ({exc}).") from exc
+        raise SourceUnreachableError(f"{path} cannot be read ({exc}); try again.") from exc
     return data

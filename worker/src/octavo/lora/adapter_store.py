@@ -1,8 +1,10 @@
 """Where adapters' weights lie: files, then a cache in host memory, then slots of the device.
 
-Files are read, checked and converted by one thread, away from the engine's loop; a copy from the
-host's (pinned) memory to a slot runs on a stream of its own, beside the steps. The loop calls
-everything else here and waits for nothing: :meth:`AdapterStore.poll` tells what has ended.
+Files are fetched, read, checked and converted by threads, away from the engine's loop: new
+adapters by several, so that a source that does not answer holds no other up, and those that were
+dropped from host memory by one that never waits for a network unless their folder is gone. A copy
+from the host's (pinned) memory to a slot runs on a stream of its own, beside the steps. The loop
+calls everything else here and waits for nothing: :meth:`AdapterStore.poll` tells what has ended.
 Decides nothing about slots (:mod:`octavo.scheduler.adapter_slots` does); the host's cache drops
 who has not been copied for longest.
 """
@@ -14,19 +16,21 @@ import queue
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from octavo.errors import AdapterError, ModelLoadError, OctavoError
+from octavo.errors import AdapterChangedError, ModelLoadError, OctavoError
 from octavo.kernels.adapters import AdapterStack
-from octavo.lora.adapter_folder import find_adapter, read_adapter
+from octavo.lora.adapter_folder import AdapterFiles, read_adapter
+from octavo.lora.adapter_source import AdapterSource, find_adapter
 from octavo.lora.adapter_weights import AdapterWeights, lay_out
 from octavo.lora.outcomes import Filled, FillFailed, Opened, OpenFailed, Outcome
 
 _log = logging.getLogger(__name__)
-_STOP, _REREAD, _FIRST_READ = 0, 1, 2
-"""What a request waits for goes before what is only being announced."""
+_NUM_OPENERS = 4
+_STOP_LIMIT_S = 5.0
 _WIDEST_BYTES = 4
 """Of a number in an adapter's file."""
 
@@ -35,7 +39,10 @@ _WIDEST_BYTES = 4
 class _Record:
     """An adapter; ``entry`` is where the host's cache has it."""
 
-    path: str
+    source: AdapterSource
+    folder: Path | None = None
+    """Where the files were found."""
+    revision: str | None = None
     digest: str = ""
     table: tuple[tuple[int, int], ...] = ()
     size: int = 0
@@ -44,15 +51,17 @@ class _Record:
     last_used: int = 0
 
 
-@dataclass(order=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Job:
-    """For the thread: read an adapter, then perhaps fill a slot."""
+    """For a thread: read an adapter, then perhaps fill a slot."""
 
-    priority: int
-    number: int
-    adapter_id: int = field(compare=False, default=0)
-    slot: int | None = field(compare=False, default=None)
-    known_digest: str | None = field(compare=False, default=None)
+    adapter_id: int
+    slot: int | None = None
+    known_digest: str | None = None
+
+
+_Jobs = queue.SimpleQueue[_Job | None]
+"""None: the thread that takes it ends."""
 
 
 @dataclass(slots=True)
@@ -89,7 +98,10 @@ class AdapterStore:
         if is_cuda:
             self._stream = torch.cuda.Stream(stack.storage.device)  # type: ignore[no-untyped-call]
         self._lock = threading.Condition()
-        """Guards the records and entries, which the thread also changes."""
+        """Guards the records and entries, which the threads also change."""
+        self._reading = threading.Lock()
+        """One adapter at a time is read and converted: more would take the interpreter from the
+        loop, and memory."""
         self._records: dict[int, _Record] = {}
         self._entries: list[int | None] = [None] * num_host_entries
         self._busy: set[int] = set()
@@ -99,29 +111,32 @@ class AdapterStore:
         self._read: deque[_Job] = deque()
         """Jobs whose adapter is in host memory again and whose slot can be filled."""
         self._news = threading.Event()
-        self._jobs: queue.PriorityQueue[_Job] = queue.PriorityQueue()
-        self._num_jobs = 0
+        self._openings: _Jobs = queue.SimpleQueue()
+        self._rereads: _Jobs = queue.SimpleQueue()
         self._num_unfinished = 0
+        self._is_stopping = False
         self._uses = 0
         self.num_evictions = 0
         """Adapters dropped from host memory."""
-        self._thread = threading.Thread(target=self._run, name="adapter-reader", daemon=True)
-        self._thread.start()
+        for jobs in (self._rereads, *[self._openings] * _NUM_OPENERS):
+            threading.Thread(
+                target=self._run, args=(jobs,), name="adapter-reader", daemon=True
+            ).start()
 
     @property
     def is_busy(self) -> bool:
         """Whether :meth:`poll` has something to tell, or will."""
         return bool(self._num_unfinished or self._read or self._outcomes or self._copies)
 
-    def open(self, adapter_id: int, path: str, known_digest: str | None = None) -> None:
+    def open(self, adapter_id: int, source: AdapterSource, known_digest: str | None = None) -> None:
         """Begin to read an adapter; ends with :class:`Opened` or :class:`OpenFailed`.
 
         ``known_digest``: if that is what the files have, they are not kept.
         """
         with self._lock:
             assert adapter_id not in self._records, f"adapter {adapter_id} is open"
-            self._records[adapter_id] = _Record(path)
-        self._post(_FIRST_READ, adapter_id, known_digest=known_digest)
+            self._records[adapter_id] = _Record(source)
+        self._post(self._openings, _Job(adapter_id, known_digest=known_digest))
 
     def fill(self, adapter_id: int, slot: int) -> None:
         """Begin to copy an adapter to a slot; ends with :class:`Filled` or :class:`FillFailed`.
@@ -136,7 +151,7 @@ class AdapterStore:
         if is_there:
             self._copy(adapter_id, slot)
         else:
-            self._post(_REREAD, adapter_id, slot)
+            self._post(self._rereads, _Job(adapter_id, slot))
 
     def close(self, adapter_id: int) -> None:
         """Forget an adapter; nothing more is heard of it."""
@@ -174,9 +189,15 @@ class AdapterStore:
             return [id for id in self._entries if id is not None]
 
     def shut_down(self) -> None:
-        """End the thread; may be called twice."""
-        self._jobs.put(_Job(_STOP, 0))
-        self._thread.join(timeout=10)
+        """End the threads; may be called twice. One that waits for a network is left behind: it
+        touches nothing more."""
+        self._is_stopping = True
+        with self._lock:
+            self._lock.notify_all()
+        for jobs in (self._rereads, *[self._openings] * _NUM_OPENERS):
+            jobs.put(None)
+        if self._reading.acquire(timeout=_STOP_LIMIT_S):  # nothing is being written any more
+            self._reading.release()
 
     # ---- Copies (the loop) ------------------------------------------------------------------
 
@@ -187,7 +208,7 @@ class AdapterStore:
             if record is None:
                 return
             if record.entry is None:  # dropped again meanwhile
-                self._post(_REREAD, adapter_id, slot)
+                self._post(self._rereads, _Job(adapter_id, slot))
                 return
             entry, size = record.entry, record.size
             self._uses += 1
@@ -218,22 +239,15 @@ class AdapterStore:
                 self._entries[entry] = None
             self._lock.notify_all()
 
-    def _post(
-        self,
-        priority: int,
-        adapter_id: int,
-        slot: int | None = None,
-        known_digest: str | None = None,
-    ) -> None:
+    def _post(self, jobs: _Jobs, job: _Job) -> None:
         with self._lock:
-            self._num_jobs += 1
             self._num_unfinished += 1
-        self._jobs.put(_Job(priority, self._num_jobs, adapter_id, slot, known_digest))
+        jobs.put(job)
 
-    # ---- Files (the thread) -----------------------------------------------------------------
+    # ---- Files (the threads) ----------------------------------------------------------------
 
-    def _run(self) -> None:
-        while (job := self._jobs.get()).priority != _STOP:
+    def _run(self, jobs: _Jobs) -> None:
+        while (job := jobs.get()) is not None:
             try:
                 outcome = self._carry_out(job)
             except OctavoError as error:
@@ -254,27 +268,43 @@ class AdapterStore:
             record = self._records.get(job.adapter_id)
         if record is None:
             return None  # closed meanwhile
-        if record.entry is not None:  # two requests asked for it
-            self._read.append(job)
+        folder, opened = self._find(record), None
+        with self._reading:
+            if not self._is_needed(job, record):
+                return None
+            if record.entry is None:  # else two requests asked for it
+                opened = self._read_in(job, record, folder, started)
+        if opened is not None and opened.is_known:
+            return opened
+        if not self._is_needed(job, record):
             return None
-        max_bytes = self._host.shape[1] * _WIDEST_BYTES
-        files = read_adapter(find_adapter(record.path, self._download_dir), max_bytes)
+        if job.slot is None:
+            return opened
+        self._read.append(job)
+        return None
+
+    def _is_needed(self, job: _Job, record: _Record) -> bool:
+        return not self._is_stopping and self._records.get(job.adapter_id) is record
+
+    def _find(self, record: _Record) -> Path:
+        """Where its files lie: where they were, if they still do."""
+        if record.folder is not None and record.folder.is_dir():
+            return record.folder
+        source = record.source
+        if record.is_open:
+            source = source.pinned(record.revision, record.digest)
+        found = find_adapter(source, self._download_dir)
+        record.folder, record.revision = found.folder, found.revision
+        return found.folder
+
+    def _read_in(self, job: _Job, record: _Record, folder: Path, started: float) -> Opened:
+        files = read_adapter(folder, self._host.shape[1] * _WIDEST_BYTES)
+        _check_digest(record, files)
         if files.digest == job.known_digest:
-            self.close(job.adapter_id)
-            return Opened(job.adapter_id, files.digest, 0, 0, 0.0, None, is_known=True)
-        if record.is_open and files.digest != record.digest:
-            raise AdapterError(
-                f"The adapter's files in {record.path} are no longer those that were loaded; load "
-                "it again to serve what is there now."
-            )
+            return self._known_again(job.adapter_id, record)
         weights = lay_out(files, self._stack.projections, self._stack.max_rank)
         del files
         self._keep(job.adapter_id, record, weights)
-        if self._records.get(job.adapter_id) is not record:
-            return None  # closed meanwhile
-        if job.slot is not None:
-            self._read.append(job)
-            return None
         return Opened(
             job.adapter_id,
             weights.digest,
@@ -282,7 +312,19 @@ class AdapterStore:
             weights.size * self._host.element_size(),
             time.perf_counter() - started,
             weights.base_model,
+            record.revision,
         )
+
+    def _known_again(self, adapter_id: int, record: _Record) -> Opened:
+        """What was read is there already; if it must be read again, then from here."""
+        with self._lock:
+            for other in self._records.values():
+                if other.is_open and other.digest == record.digest:
+                    other.source, other.folder = record.source, record.folder
+                    other.revision = record.revision
+        self.close(adapter_id)
+        digest, revision = record.digest, record.revision
+        return Opened(adapter_id, digest, 0, 0, 0.0, None, revision, is_known=True)
 
     @torch.inference_mode()
     def _keep(self, adapter_id: int, record: _Record, weights: AdapterWeights) -> None:
@@ -296,7 +338,7 @@ class AdapterStore:
         with self._lock:
             self._uses += 1
             record.last_used = self._uses
-            record.digest, record.table, record.size = weights.digest, weights.table, weights.size
+            record.table, record.size = weights.table, weights.size
             record.entry, record.is_open = entry, True
         self._release(entry)
 
@@ -307,6 +349,8 @@ class AdapterStore:
                 free = [e for e in range(len(self._entries)) if e not in self._busy]
                 if free:
                     break
+                if self._is_stopping:
+                    raise ModelLoadError("The server is shutting down.")
                 self._lock.wait()
             entry = min(free, key=self._age)
             holder = self._entries[entry]
@@ -326,3 +370,19 @@ class AdapterStore:
             return FillFailed(job.adapter_id, job.slot, error)
         self.close(job.adapter_id)
         return OpenFailed(job.adapter_id, error)
+
+
+def _check_digest(record: _Record, files: AdapterFiles) -> None:
+    """What was loaded must still be there; what was asked for must be there at all."""
+    if record.is_open and files.digest != record.digest:
+        raise AdapterChangedError(
+            f"The adapter's files in {record.folder} are no longer those that were loaded; load "
+            "it again to serve what is there now."
+        )
+    expected = record.source.digest
+    if expected is not None and files.digest != expected:
+        raise AdapterChangedError(
+            f"The adapter's files in {record.source.path} have the digest {files.digest}, not "
+            f"{expected}; ask for the one that is there, or for none."
+        )
+    record.digest = files.digest

@@ -18,6 +18,8 @@ class Opened:
     size_bytes: int
     seconds: float
     base_model: str | None
+    revision: str | None = None
+    """The hub's commit."""
     is_known: bool = False
 
 

@@ -13,6 +13,7 @@ import msgspec
 from starlette.responses import Response
 
 from octavo.errors import (
+    AdapterChangedError,
     AdapterError,
     AdapterNotReadyError,
     EngineDeadError,
@@ -20,9 +21,12 @@ from octavo.errors import (
     ModelLoadError,
     PromptTooLongError,
     QueueFullError,
+    SourceForbiddenError,
+    SourceUnreachableError,
     UnknownModelError,
 )
 
+_UNREACHABLE_RETRY_S = 10
 _TYPES = {
     401: "authentication_error",
     429: "rate_limit_error",
@@ -99,8 +103,17 @@ def translate(error: Exception) -> ApiError | None:
             seconds = str(max(1, math.ceil(error.retry_after_s)))
             headers = {"Retry-After": seconds}
             return ApiError(503, str(error), code="adapter_not_ready", headers=headers)
+        case AdapterChangedError():
+            return ApiError(409, str(error), code="adapter_changed", param="digest")
         case AdapterError():
             return ApiError(400, str(error), code="adapter_refused", param="lora_path")
+        case SourceForbiddenError():
+            return ApiError(403, str(error), code="adapter_forbidden", param="lora_path")
+        case SourceUnreachableError():
+            headers = {"Retry-After": str(_UNREACHABLE_RETRY_S)}
+            return ApiError(
+                503, str(error), code="adapter_unreachable", param="lora_path", headers=headers
+            )
         case ModelLoadError():
             return ApiError(404, str(error), code="adapter_not_found", param="lora_path")
         case EngineDeadError():

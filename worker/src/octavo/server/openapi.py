@@ -28,9 +28,10 @@ _ERROR = {
 _MEANINGS = {
     400: "The request cannot be served as asked.",
     401: "No API key, or a wrong one.",
-    403: "The key is not an administrator's.",
+    403: "The key is not an administrator's, or we may not read what was named.",
     404: "No such model, or nothing of that name.",
     408: "The body did not come in time.",
+    409: "What was named is not what was expected.",
     413: "The body is too large.",
     415: "The body is not JSON.",
     429: "The queue is full; Retry-After says when to come back.",
@@ -47,12 +48,18 @@ _STREAM = {"type": "string", "description": "Server-sent events, each with a JSO
 
 
 def describe(
-    *bodies: type[RequestBody], answer: type[msgspec.Struct], is_streamable: bool = False
+    *bodies: type[RequestBody],
+    answer: type[msgspec.Struct],
+    is_streamable: bool = False,
+    errors: tuple[int, ...] = (),
 ) -> dict[str, Any]:
-    """Keyword arguments for a route that takes one of ``bodies`` and answers with ``answer``."""
+    """Keyword arguments for a route that takes one of ``bodies`` and answers with ``answer``.
+
+    ``errors``: statuses beyond those that any body may be answered with.
+    """
     schemas = [_inline(body.model_json_schema(ref_template="#/{model}")) for body in bodies]
     schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-    described = describe_answer(answer, *_FOR_BODIES)
+    described = describe_answer(answer, *_FOR_BODIES, *errors)
     if is_streamable:
         described["responses"][200]["content"]["text/event-stream"] = {"schema": _STREAM}
     content = {"application/json": {"schema": schema}}

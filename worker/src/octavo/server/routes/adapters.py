@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from octavo.engine.adapter_table import AdapterEntry, AdapterTable, Generation
 from octavo.errors import OctavoError
+from octavo.lora.adapter_source import AdapterSource
 from octavo.outputs import AdapterStats
 from octavo.server.body import read_model
 from octavo.server.context import ServerContext
@@ -23,6 +24,7 @@ from octavo.server.errors import ApiError, bad_request, translate
 from octavo.server.openapi import describe, describe_answer
 from octavo.server.protocol.fields import MAX_INT32, RequestBody
 
+_MAX_LOAD_S = 3600.0
 _MAX_UNLOAD_S = 3600.0
 
 
@@ -31,7 +33,20 @@ class LoadAdapterRequest(RequestBody):
 
     lora_name: str = Field(min_length=1, max_length=512, description="What requests call it.")
     lora_path: str = Field(
-        min_length=1, max_length=4096, description="A folder, or hf://ORG/NAME[@REVISION]."
+        min_length=1,
+        max_length=4096,
+        description="A folder, hf://ORG/NAME[@REVISION] or s3://BUCKET/PREFIX.",
+    )
+    revision: str | None = Field(
+        None, min_length=1, max_length=256, description="On the hub, instead of @REVISION."
+    )
+    digest: str | None = Field(
+        None,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="What GET /v1/adapters shows of it: files that have another are not loaded.",
+    )
+    timeout: float | None = Field(
+        None, gt=0, le=_MAX_LOAD_S, description="Seconds to wait; loading goes on after them."
     )
     load_inplace: bool = Field(False, description="Taken; a name is always replaced in place.")
     lazy: bool = Field(False, description="Only make the name known: its first request loads it.")
@@ -45,13 +60,22 @@ class UnloadAdapterRequest(RequestBody):
     timeout: float = Field(
         30.0, gt=0, le=_MAX_UNLOAD_S, description="Seconds its requests may still take."
     )
+    missing_ok: bool = Field(False, description="Whether a name that is not there is no error.")
 
 
 class AdapterCard(msgspec.Struct):
     """What every description of an adapter has, beside the facts of its weights."""
 
     id: str
+    name: str
     state: str
+    path: str | None
+    revision: str | None
+    """The hub's commit; null for other sources, and for what is not loaded."""
+    digest: str | None
+    generation: int | None
+    message: str | None
+    """Why it could not be loaded when last tried."""
 
 
 class AdapterList(msgspec.Struct):
@@ -79,7 +103,10 @@ def build_router(context: ServerContext) -> APIRouter:
         context.ready_model()
         return _json({"object": "list", "data": _all(context)})
 
-    @router.post("/v1/load_lora_adapter", **describe(LoadAdapterRequest, answer=AdapterCard))
+    @router.post(
+        "/v1/load_lora_adapter",
+        **describe(LoadAdapterRequest, answer=AdapterCard, errors=(409,)),
+    )
     async def load_adapter(request: Request) -> Response:
         """Load an adapter, or replace what its name stands for."""
         context.ready_model()
@@ -90,11 +117,9 @@ def build_router(context: ServerContext) -> APIRouter:
                 "lora_name",
             )
         table = context.engine.adapters
+        source = AdapterSource(body.lora_path, body.revision, body.digest)
         try:
-            if body.lazy:
-                entry = table.announce(body.lora_name, body.lora_path)
-            else:
-                entry = await table.load(body.lora_name, body.lora_path)
+            entry = await table.load(body.lora_name, source, body.timeout, is_lazy=body.lazy)
         except OctavoError as error:
             raise _answer_to(error) from error
         return _json(_describe(entry, context.engine.stats().adapters))
@@ -104,10 +129,9 @@ def build_router(context: ServerContext) -> APIRouter:
         """Forget an adapter: its name at once, its weights when its requests have ended."""
         context.ready_model()
         body = await read_model(request, UnloadAdapterRequest, context.config.max_body_bytes)
-        try:
-            num_ended = await context.engine.adapters.unload(body.lora_name, body.timeout)
-        except OctavoError as error:
-            raise _answer_to(error) from error
+        table, num_ended = context.engine.adapters, 0
+        if body.lora_name in table or not body.missing_ok:
+            num_ended = await table.unload(body.lora_name, body.timeout)
         return _json({"id": body.lora_name, "state": "unloaded", "requests_ended": num_ended})
 
     return router
@@ -123,21 +147,22 @@ def _all(context: ServerContext) -> list[dict[str, Any]]:
     stats = context.engine.stats().adapters
     described = [_describe(entry, stats) for entry in table.entries()]
     for name, generation in table.draining():
-        described.append({"id": name, "state": "draining", **_facts(generation, stats)})
+        described.append(_card(name, "draining") | _facts(generation, stats))
     return described
 
 
 def _describe(entry: AdapterEntry, stats: AdapterStats | None) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "id": entry.name,
-        "object": "adapter",
-        "path": entry.path,
-        "state": entry.state.value,
-        "error": entry.error,
-    }
+    described = _card(entry.name, entry.state, entry.source.path, entry.error)
     if entry.current is not None:
         described |= _facts(entry.current, stats)
     return described
+
+
+def _card(
+    name: str, state: str, path: str | None = None, message: str | None = None
+) -> dict[str, Any]:
+    card = AdapterCard(name, name, str(state), path, None, None, None, message)
+    return {"object": "adapter", **msgspec.structs.asdict(card)}
 
 
 def _facts(generation: Generation, stats: AdapterStats | None) -> dict[str, Any]:
@@ -146,6 +171,7 @@ def _facts(generation: Generation, stats: AdapterStats | None) -> dict[str, Any]
     return {
         "generation": generation.id,
         "digest": generation.digest,
+        "revision": generation.revision,
         "rank": generation.rank,
         "size_bytes": generation.size_bytes,
         "base_model": generation.base_model,

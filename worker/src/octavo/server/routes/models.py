@@ -21,7 +21,9 @@ def build_router(context: ServerContext) -> APIRouter:
         names = context.model_names()
         base = [ModelCard(name, info.created, info.name, info.max_model_len) for name in names]
         adapters = [
-            ModelCard(entry.name, info.created, entry.path, info.max_model_len, parent=names[0])
+            ModelCard(
+                entry.name, info.created, entry.source.path, info.max_model_len, parent=names[0]
+            )
             for entry in context.engine.adapters.entries()
         ]
         return base + adapters

@@ -1,0 +1,233 @@
+"""Names of adapters, and what of them outlives a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo.engine.adapter_state import AdapterStateFile
+from octavo.engine.adapter_table import AdapterTable
+from octavo.engine.messages import AdapterFailed, AdapterOpened, CloseAdapter, OpenAdapter
+from octavo.errors import (
+    AdapterChangedError,
+    AdapterNotReadyError,
+    SourceUnreachableError,
+    UnknownModelError,
+)
+from octavo.lora.adapter_source import AdapterSource
+
+
+class Engine:
+    """The other side: sources that exist have a digest, and maybe a commit."""
+
+    def __init__(self, state: Path | None = None, wait_s: float = 60.0) -> None:
+        self.digests: dict[str, str] = {}
+        self.commits: dict[str, str] = {}
+        self.held: list[OpenAdapter] = []
+        self.is_holding = False
+        self.opened: list[AdapterSource] = []
+        self.closed: list[int] = []
+        state_file = None if state is None else AdapterStateFile(state)
+        self.table = AdapterTable(self._take, is_enabled=True, wait_s=wait_s, state_file=state_file)
+
+    def _take(self, message: OpenAdapter | CloseAdapter) -> None:
+        if isinstance(message, CloseAdapter):
+            self.closed.append(message.adapter_id)
+        elif self.is_holding:
+            self.held.append(message)
+        else:
+            asyncio.get_running_loop().call_soon(self._answer, message)
+
+    def release(self) -> None:
+        self.is_holding = False
+        for message in self.held:
+            self._answer(message)
+
+    def _answer(self, message: OpenAdapter) -> None:
+        source, digest = message.source, self.digests.get(message.source.path)
+        self.opened.append(source)
+        if digest is None:
+            failed = AdapterFailed(message.adapter_id, "SourceUnreachableError", "No answer.")
+            self.table.heard(failed)
+        elif source.digest not in (None, digest):
+            changed = f"{digest}, not {source.digest}"
+            self.table.heard(AdapterFailed(message.adapter_id, "AdapterChangedError", changed))
+        else:
+            commit, is_known = self.commits.get(source.path), digest == message.known_digest
+            self.table.heard(
+                AdapterOpened(message.adapter_id, digest, 4, 9, 0.1, None, commit, is_known)
+            )
+
+
+def run(action: Callable[[], Any]) -> None:
+    asyncio.run(asyncio.wait_for(action(), 60))
+
+
+def remembered(state: Path) -> list[dict[str, Any]]:
+    document = json.loads(state.read_text())
+    assert document["version"] == 1
+    entries: list[dict[str, Any]] = document["adapters"]
+    return entries
+
+
+def test_what_was_loaded_is_remembered_as_it_was_found(tmp_path: Path) -> None:
+    engine = Engine(tmp_path / "state")
+    engine.digests |= {"hf://acme/sql@main": "d1", "/adapters/fr": "d2", "/module": "d3"}
+    engine.commits["hf://acme/sql@main"] = "c1"
+
+    async def action() -> None:
+        table = engine.table
+        await table.load("module", AdapterSource("/module"), is_remembered=False)
+        await table.load("sql", AdapterSource("hf://acme/sql@main"))
+        await table.load("fr", AdapterSource("/adapters/fr"))
+        await table.load("later", AdapterSource("/later"), is_lazy=True)
+        with pytest.raises(SourceUnreachableError):
+            await table.load("gone", AdapterSource("/gone"))
+        with pytest.raises(AdapterChangedError):
+            await table.load("fr", AdapterSource("/adapters/fr", digest="d9"))
+        await table.unload("fr", 1.0)
+
+    run(action)
+    nothing = {"revision": None, "digest": None}
+    assert remembered(tmp_path / "state") == [
+        {"name": "sql", "path": "hf://acme/sql", "revision": "c1", "digest": "d1", "lazy": False},
+        {"name": "later", "path": "/later", "lazy": True} | nothing,
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_restart_restores_each_by_its_digest_and_one_failure_keeps_nobody_out(
+    tmp_path: Path,
+) -> None:
+    before, after = Engine(tmp_path / "state"), Engine(tmp_path / "state")
+    before.digests |= {"/good": "d1", "/moved": "d2", "/away": "d3"}
+    after.digests |= {"/good": "d1", "/moved": "d9", "/lazy": "d4"}
+
+    async def first() -> None:
+        for name in ("good", "moved", "away"):
+            await before.table.load(name, AdapterSource(f"/{name}"))
+        await before.table.load("lazy", AdapterSource("/lazy"), is_lazy=True)
+
+    async def second() -> None:
+        await after.table.restore()
+        entries = {entry.name: entry for entry in after.table.entries()}
+        states = {name: str(entry.state) for name, entry in entries.items()}
+        assert states == {"good": "ready", "moved": "failed", "away": "failed", "lazy": "known"}
+        assert entries["moved"].error == "d9, not d2"
+        assert entries["away"].error == "No answer."
+        # A request makes another attempt; the state file still has all.
+        after.digests["/away"] = "d3"
+        after.table.release(await after.table.acquire("away"))
+        after.table.release(await after.table.acquire("lazy"))
+
+    run(first)
+    run(second)
+    found = [(one["name"], one["digest"], one["lazy"]) for one in remembered(tmp_path / "state")]
+    assert found == [
+        ("good", "d1", False),
+        ("moved", "d2", False),
+        ("away", "d3", False),
+        ("lazy", "d4", True),
+    ]
+
+
+def test_restoring_waits_no_longer_than_a_request(tmp_path: Path) -> None:
+    before, after = Engine(tmp_path / "state"), Engine(tmp_path / "state", wait_s=0.05)
+    before.digests["/slow"] = after.digests["/slow"] = "d1"
+    after.is_holding = True
+
+    async def second() -> None:
+        await after.table.restore()
+        (entry,) = after.table.entries()
+        assert str(entry.state) == "loading"
+        after.release()
+        while str(entry.state) != "ready":
+            await asyncio.sleep(0)
+
+    run(lambda: before.table.load("slow", AdapterSource("/slow")))
+    run(second)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"version": 2, "adapters": []}'], ids=repr)
+def test_a_state_file_that_cannot_be_understood_keeps_nobody_out(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tmp_path / "state"
+    state.write_bytes(content)
+    engine = Engine(state)
+    engine.digests["/good"] = "d1"
+    run(engine.table.restore)
+    assert "no adapter is restored" in caplog.text
+    run(lambda: engine.table.load("good", AdapterSource("/good")))
+    assert [one["name"] for one in remembered(state)] == ["good"]
+
+
+def test_a_state_file_that_cannot_be_written_is_told_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(tmp_path / "nowhere" / "state")
+    engine.digests["/good"] = "d1"
+    run(lambda: engine.table.load("good", AdapterSource("/good")))
+    assert "cannot be written" in caplog.text
+
+
+def test_what_is_there_by_its_digest_is_not_read_again() -> None:
+    engine = Engine()
+    engine.digests["/good"] = "d1"
+
+    async def action() -> None:
+        await engine.table.load("good", AdapterSource("/good"))
+        for digest, num_reads in [("d1", 1), (None, 2)]:
+            await engine.table.load("good", AdapterSource("/good", digest=digest))
+            assert len(engine.opened) == num_reads
+        # Known lazily, that is how it stays until what is asked for is something else.
+        await engine.table.load("good", AdapterSource("/good"), is_lazy=True)
+        assert len(engine.opened) == 2
+        engine.digests["/better"] = "d2"
+        entry = await engine.table.load("good", AdapterSource("/better"), is_lazy=True)
+        assert entry.current is not None
+        assert entry.current.digest == "d2"
+
+    run(action)
+
+
+def test_a_load_that_takes_too_long_goes_on() -> None:
+    engine = Engine()
+    engine.digests["/slow"] = "d1"
+    engine.is_holding = True
+
+    async def action() -> None:
+        with pytest.raises(AdapterNotReadyError, match="loading goes on"):
+            await engine.table.load("slow", AdapterSource("/slow"), 0.01)
+        again = asyncio.create_task(engine.table.load("slow", AdapterSource("/slow", digest="d1")))
+        await asyncio.sleep(0)
+        engine.release()
+        entry = await again
+        assert str(entry.state) == "ready"
+
+    run(action)
+
+
+def test_unloading_ends_a_load_under_way() -> None:
+    engine = Engine()
+    engine.digests["/slow"] = "d1"
+    engine.is_holding = True
+
+    async def action() -> None:
+        load = asyncio.create_task(engine.table.load("slow", AdapterSource("/slow")))
+        waiting = asyncio.create_task(engine.table.acquire("slow"))
+        await asyncio.sleep(0.01)
+        assert await engine.table.unload("slow", 1.0) == 0
+        engine.release()
+        for task in (load, waiting):
+            with pytest.raises(UnknownModelError, match="unloaded meanwhile"):
+                await task
+        assert engine.closed == [1]
+        assert not engine.table.entries()
+
+    run(action)

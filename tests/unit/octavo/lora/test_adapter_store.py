@@ -1,0 +1,161 @@
+"""Adapters on their way from files to slots, beside a loop that waits for nothing."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from octavo.errors import AdapterChangedError, ModelLoadError
+from octavo.kernels.adapters import AdapterStack
+from octavo.lora import adapter_store
+from octavo.lora.adapter_source import AdapterSource, FoundAdapter, find_adapter
+from octavo.lora.adapter_store import AdapterStore
+from octavo.lora.outcomes import Filled, FillFailed, Opened, OpenFailed, Outcome
+from octavo.models import registry
+from octavo.models.decoder import projections_of
+from tiny_adapters import make_adapter
+from tiny_models import tiny_config
+
+CONFIG = tiny_config("llama")
+PROJECTIONS = projections_of(registry.resolve(CONFIG).config)
+OTHER = "sha256:" + 64 * "0"
+
+
+@pytest.fixture
+def store() -> Iterator[AdapterStore]:
+    stack = AdapterStack.allocate(PROJECTIONS, 1, 16, torch.float32, torch.device("cpu"))
+    store = AdapterStore(stack, num_host_entries=1)
+    yield store
+    store.shut_down()
+
+
+def outcomes(store: AdapterStore, number: int) -> list[Outcome]:
+    found: list[Outcome] = []
+    while len(found) < number:
+        store.wait(1.0)
+        found += store.poll()
+    assert len(found) == number
+    return found
+
+
+def outcome(store: AdapterStore) -> Outcome:
+    return outcomes(store, 1)[0]
+
+
+def opened(store: AdapterStore, adapter_id: int, source: AdapterSource) -> Opened:
+    store.open(adapter_id, source)
+    one = outcome(store)
+    assert isinstance(one, Opened), one
+    return one
+
+
+def test_files_of_another_digest_than_expected_are_not_kept(
+    store: AdapterStore, tmp_path: Path
+) -> None:
+    path = str(make_adapter(tmp_path, CONFIG))
+    store.open(1, AdapterSource(path, digest=OTHER))
+    failed = outcome(store)
+    assert isinstance(failed, OpenFailed)
+    assert isinstance(failed.error, AdapterChangedError)
+    assert OTHER in str(failed.error)
+    assert not store.in_host_memory()
+    digest = opened(store, 2, AdapterSource(path)).digest
+    assert digest in str(failed.error)
+    assert opened(store, 3, AdapterSource(path, digest=digest)).digest == digest
+
+
+def test_a_source_that_does_not_answer_holds_no_other_up(
+    store: AdapterStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+
+    def find(source: AdapterSource, download_dir: str | None) -> FoundAdapter:
+        if source.path == "hf://slow/adapter":
+            answers.wait()
+            raise ModelLoadError("too late")
+        return find_adapter(source, download_dir)
+
+    monkeypatch.setattr(adapter_store, "find_adapter", find)
+    slow = [1, 2, 3]
+    for adapter_id in slow:
+        store.open(adapter_id, AdapterSource("hf://slow/adapter"))
+    first, second = (
+        AdapterSource(str(make_adapter(tmp_path / name, CONFIG, seed=seed)))
+        for seed, name in enumerate(("first", "second"))
+    )
+    opened(store, 4, first)
+    opened(store, 5, second)  # takes the only entry
+    store.fill(4, 0)  # so it is read again
+    assert outcome(store) == Filled(4, 0)
+    assert store.num_evictions == 2
+    answers.set()
+    failed = outcomes(store, len(slow))
+    assert all(isinstance(one, OpenFailed) for one in failed)
+    assert {one.adapter_id for one in failed} == set(slow)
+
+
+def test_what_is_read_again_comes_from_where_it_was_found(
+    store: AdapterStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not from where a revision that moves leads to meanwhile."""
+    places = {name: make_adapter(tmp_path / name, CONFIG, seed=ord(name)) for name in "ab"}
+    asked: list[AdapterSource] = []
+
+    def find(source: AdapterSource, download_dir: str | None) -> FoundAdapter:
+        asked.append(source)
+        return FoundAdapter(places[source.revision or "a"], source.revision or "a")
+
+    monkeypatch.setattr(adapter_store, "find_adapter", find)
+    first = opened(store, 1, AdapterSource("hf://acme/sql@main"))
+    opened(store, 2, AdapterSource("hf://acme/sql", "b"))
+    asked.clear()
+    store.fill(1, 0)
+    assert outcome(store) == Filled(1, 0)
+    assert not asked
+    shutil.rmtree(places["b"])
+    store.fill(2, 0)
+    assert isinstance(outcome(store), FillFailed)
+    places["a"] = shutil.move(places["a"], tmp_path / "moved")
+    opened(store, 3, AdapterSource(str(make_adapter(tmp_path / "c", CONFIG, seed=5)), "a"))
+    asked.clear()
+    store.fill(1, 0)
+    assert outcome(store) == Filled(1, 0)
+    assert asked == [AdapterSource("hf://acme/sql", "a", first.digest)]
+
+
+def test_an_adapter_found_again_elsewhere_is_read_again_from_there(
+    store: AdapterStore, tmp_path: Path
+) -> None:
+    old, new = make_adapter(tmp_path / "old", CONFIG), make_adapter(tmp_path / "new", CONFIG)
+    digest = opened(store, 1, AdapterSource(str(old))).digest
+    store.open(2, AdapterSource(str(new)), known_digest=digest)
+    known = outcome(store)
+    assert isinstance(known, Opened)
+    assert known.is_known
+    shutil.rmtree(old)
+    opened(store, 3, AdapterSource(str(make_adapter(tmp_path / "other", CONFIG, seed=9))))
+    store.fill(1, 0)
+    assert outcome(store) == Filled(1, 0)
+
+
+def test_shutting_down_does_not_wait_for_a_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+
+    def find(source: AdapterSource, download_dir: str | None) -> FoundAdapter:
+        answers.wait()
+        return FoundAdapter(tmp_path, None)
+
+    monkeypatch.setattr(adapter_store, "find_adapter", find)
+    stack = AdapterStack.allocate(PROJECTIONS, 1, 16, torch.float32, torch.device("cpu"))
+    store = AdapterStore(stack, num_host_entries=1)
+    store.open(1, AdapterSource("hf://slow/adapter"))
+    store.shut_down()
+    store.shut_down()
+    answers.set()

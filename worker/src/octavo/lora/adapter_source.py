@@ -1,0 +1,95 @@
+"""Where an adapter comes from, as a user says it, and how its files get to this machine.
+
+Knows the three kinds of places (a folder, the hub, a bucket); knows nothing of what the files
+hold. Torch-free: the server's process names sources too.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from octavo.errors import AdapterError, ModelLoadError
+from octavo.loading import bucket, hub
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+_FILES = (CONFIG_NAME, WEIGHTS_NAME)
+_HUB_SCHEME = "hf://"
+_HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSource:
+    """An adapter that somebody named."""
+
+    path: str
+    """A folder, ``hf://ORG/NAME[@REVISION]`` (or without the scheme, where there is no such
+    folder), or ``s3://BUCKET/PREFIX``."""
+    revision: str | None = None
+    """Of the hub, instead of the one in the path."""
+    digest: str | None = None
+    """What its files must have; None: whatever is there."""
+
+    def pinned(self, revision: str | None, digest: str) -> AdapterSource:
+        """The same, as it was found."""
+        path = self.path if revision is None else self.path.partition("@")[0]
+        return AdapterSource(path, revision, digest)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundAdapter:
+    """An adapter's files on this machine."""
+
+    folder: Path
+    revision: str | None
+    """The hub's commit."""
+
+
+def find_adapter(source: AdapterSource, download_dir: str | None = None) -> FoundAdapter:
+    """The files of an adapter, fetched where they must be.
+
+    Raises ModelLoadError where there are none, or one of its kinds where they cannot be had;
+    AdapterError for a source that makes no sense.
+    """
+    path = source.path
+    if path.startswith(bucket.SCHEME):
+        _refuse_revision(source)
+        folder = bucket.fetch_version(bucket.parse_uri(path), download_dir, _FILES)
+        return FoundAdapter(folder, None)
+    if not path.startswith(_HUB_SCHEME):
+        folder = Path(path).expanduser()
+        if folder.is_dir():
+            _refuse_revision(source)
+            return FoundAdapter(folder, None)
+        if path.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(path):
+            raise ModelLoadError(
+                f"{path} is not a folder; give an adapter's folder, hf://ORG/NAME or "
+                "s3://BUCKET/PREFIX."
+            )
+    folder = hub.fetch_files(_hub_model(source), download_dir, _FILES)
+    return FoundAdapter(folder, folder.name)
+
+
+def _hub_model(source: AdapterSource) -> hub.HubModel:
+    match = _HUB_NAME.fullmatch(source.path.removeprefix(_HUB_SCHEME))
+    if match is None:
+        raise ModelLoadError(
+            f"{source.path!r:.200} is neither a folder nor hf://ORG/NAME[@REVISION] nor "
+            "s3://BUCKET/PREFIX."
+        )
+    if match[2] is not None and source.revision is not None:
+        raise AdapterError(
+            f"{source.path!r:.200} names a revision, and revision is {source.revision!r:.80}; "
+            "leave one of them out."
+        )
+    return hub.HubModel(match[1], source.revision or match[2])
+
+
+def _refuse_revision(source: AdapterSource) -> None:
+    if source.revision is not None:
+        raise AdapterError(
+            f"revision is {source.revision!r:.80}, which only adapters on the hub have; "
+            f"{source.path!r:.200} is not there. Leave it out, or give a digest."
+        )
