@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster import wait_for
-from services import Stage, uids
+from services import Stage, condition, uids
 
 NAME = "autoscale"
 SCALING = {"minReplicas": 1, "maxReplicas": 3}
@@ -22,6 +22,11 @@ def test_number_that_an_autoscaler_sets_stays(stage: Stage) -> None:
     hpa = stage.cluster.get("horizontalpodautoscalers", stage.namespace, NAME)["spec"]
     assert (hpa["minReplicas"], hpa["maxReplicas"]) == (1, 3)
     assert hpa["scaleTargetRef"]["kind"] == "Deployment"
+
+    if not stage.cluster.serves("custom.metrics.k8s.io"):
+        told = stage.wait_condition(NAME, "FeaturesReady", "False", "MetricsAPIMissing")
+        remedy = condition(told, "FeaturesReady")["message"]
+        assert "helm upgrade --install prometheus-adapter" in remedy
 
     stage.cluster.merge("deployments", stage.namespace, NAME, {"spec": {"replicas": 2}}, "scale")
     wait_for("two pods are ready", lambda: stage.ready_pods(NAME), lambda pods: len(pods) == 2, 300)

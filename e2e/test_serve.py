@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster import wait_for
-from services import Stage, condition, is_ready
+from services import ADMIN_PORT, Stage, condition, is_ready
 
 NAME = "serve"
 
@@ -21,6 +21,21 @@ def test_applied_model_answers(stage: Stage) -> None:
     assert answer.body["usage"]["completion_tokens"] >= 1
     listed = stage.ask(pod, "/v1/models")
     assert [model["id"] for model in listed.body["data"]][:1] == [NAME]
+
+
+def test_metrics_and_administrators_have_a_port_of_their_own(stage: Stage) -> None:
+    stage.apply(stage.manifest(NAME))
+    service = stage.wait_ready(NAME)
+    (pod,) = stage.ready_pods(NAME)
+    assert stage.ask(pod, "/metrics").status == 404
+    assert stage.ask(pod, "/v1/requests").status == 404
+    # A NetworkPolicy may keep this test off it; who gets through still needs the operator's key.
+    page = stage.ask(pod, "/metrics", port=ADMIN_PORT)
+    assert page.status in (None, 200)
+    assert page.status is None or "octavo_requests_total" in page.body
+    assert stage.ask(pod, "/v1/requests", port=ADMIN_PORT).status in (None, 401)
+    # The operator itself is let in: it has read how long the start took.
+    assert {"load", "warmup", "total"} <= service["status"]["startup"].keys()
 
 
 def test_kubectl_shows_what_a_user_looks_for(stage: Stage) -> None:

@@ -86,6 +86,11 @@ class Cluster:
             raise ApiError(f"{method} {path}", response.status, text)
         return text
 
+    def serves(self, group: str) -> bool:
+        """Whether the cluster has an API group."""
+        groups = self._json("GET", "/apis")["groups"]
+        return group in {item["name"] for item in groups}
+
     def get(self, plural: str, namespace: str | None, name: str, subresource: str = "") -> Object:
         return self._json("GET", path_of(plural, namespace, name, subresource))
 

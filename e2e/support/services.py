@@ -15,6 +15,7 @@ from environment import Environment
 
 API_VERSION = "serving.octavo.dev/v1alpha1"
 WORKER_PORT = 8000
+ADMIN_PORT = 8001
 START_S = 300
 """A start with a download on a slow machine."""
 
@@ -106,11 +107,17 @@ class Stage:
             deadline_s,
         )
 
-    def ask(self, pod: Object, path: str, body: Mapping[str, Any] | None = None) -> Answer:
+    def ask(
+        self,
+        pod: Object,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        port: int = WORKER_PORT,
+    ) -> Answer:
         """One request to one pod: straight to its IP, or through the API server."""
         if self._is_direct(pod):
-            return _ask_directly(pod["status"]["podIP"], path, body)
-        name = f"{pod['metadata']['name']}:{WORKER_PORT}"
+            return _ask_directly(f"{pod['status']['podIP']}:{port}", path, body)
+        name = f"{pod['metadata']['name']}:{port}"
         proxied = path_of("pods", self.namespace, name, f"proxy{path}")
         try:
             text = self.cluster.call("POST" if body else "GET", proxied, body)
@@ -163,7 +170,7 @@ def uids(pods: list[Object]) -> set[str]:
 
 
 def _ask_directly(address: str, path: str, body: Mapping[str, Any] | None) -> Answer:
-    url = f"http://{address}:{WORKER_PORT}{path}"
+    url = f"http://{address}{path}"
     try:
         response = httpx.request("POST" if body else "GET", url, json=body, timeout=60)
     except httpx.HTTPError as error:

@@ -1,4 +1,7 @@
-"""Alerts: they name metrics that exist, lead to pages that exist, and fire when they should."""
+"""Alerts: they name metrics that exist, lead to pages that exist, and fire when they should.
+
+Those of one InferenceService are rendered by the operator, those on the operator by its chart.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import pytest
 
 from crd_schema import REPOSITORY
 from exposed_metrics import metrics_in, operator_samples, worker_samples
+from helm_binary import find_helm
 from inference_services import inference_service
 from octavo_operator.manifests.prometheus_rule import RUNBOOKS, prometheus_rule
 from octavo_operator.resources.inference_service import parse_inference_service
@@ -22,6 +26,14 @@ needs_promtool = pytest.mark.skipif(not has_promtool(), reason=HOW_TO_GET)
 SPEC: dict[str, Any] = json.loads(
     json.dumps(prometheus_rule(parse_inference_service(inference_service()))["spec"])
 )
+(_CHARTS,) = (
+    item
+    for item in find_helm().template(
+        REPOSITORY / "charts" / "octavo", {"metrics": {"alerts": {"enabled": True}}}
+    )
+    if item["kind"] == "PrometheusRule"
+)
+SPEC["groups"] += _CHARTS["spec"]["groups"]
 RULES = {rule["alert"]: rule for group in SPEC["groups"] for rule in group["rules"]}
 
 POD = 'namespace="models",serving_octavo_dev_service="chat",pod="chat-1",model_name="chat"'
@@ -60,6 +72,15 @@ def pods(state: str) -> str:
 
 def adapter_pods(state: str) -> str:
     return f'octavo_operator_adapter_pods{{{OURS},loraadapter="sql",state="{state}"}}'
+
+
+def own(name: str, resource: str) -> str:
+    labels = f'namespace="octavo-system",container="operator",resource="{resource}"'
+    return f"octavo_operator_{name}{{{labels}}}"
+
+
+def leader(pod: str) -> str:
+    return f'octavo_operator_leader{{namespace="octavo-system",container="operator",pod="{pod}"}}'
 
 
 AGE = f"octavo_last_progress_age_seconds{{{POD}}}"
@@ -135,6 +156,73 @@ STORIES = [
         {"state": "crashing"},
     ),
     Story("crashed-once", "OctavoCrashLoop", {pods("crashing"): "0 1 0x40"}, False),
+    Story(
+        "works", "OctavoOperatorWithoutLeader", {leader("a"): "1x40", leader("b"): "0x40"}, False
+    ),
+    Story(
+        "nobody-leads",
+        "OctavoOperatorWithoutLeader",
+        {leader("a"): "1x10 0x30", leader("b"): "0x40"},
+        True,
+        {"namespace": "octavo-system"},
+    ),
+    Story(
+        "handed-over",
+        "OctavoOperatorWithoutLeader",
+        {leader("a"): "1x24 0x16", leader("b"): "0x26 1x14"},
+        False,
+    ),
+    Story(
+        "not-scraped",
+        "OctavoOperatorWithoutLeader",
+        {leader("a").replace("octavo-system", "elsewhere"): "1x40"},
+        True,
+        {"namespace": "octavo-system", "container": "operator"},
+    ),
+    Story(
+        "blind",
+        "OctavoOperatorBlind",
+        {own("watch_age_seconds", "pods"): "0+60x40", own("watch_age_seconds", "leases"): "5x40"},
+        True,
+        {"namespace": "octavo-system", "resource": "pods"},
+    ),
+    # A kind that the cluster lacks is asked for every five minutes.
+    Story(
+        "absent-kind",
+        "OctavoOperatorBlind",
+        {own("watch_age_seconds", "scaledobjects"): "0+60x5 0+60x5 0+60x5 0+60x5 0+60x5 0+60x9"},
+        False,
+    ),
+    Story(
+        "behind",
+        "OctavoOperatorBehind",
+        {own("queue_oldest_seconds", "InferenceService"): "0+20x40"},
+        True,
+        {"namespace": "octavo-system", "resource": "InferenceService"},
+    ),
+    Story(
+        "busy-for-a-while",
+        "OctavoOperatorBehind",
+        {own("queue_oldest_seconds", "InferenceService"): "0x22 0+30x8"},
+        False,
+    ),
+    Story(
+        "fails-on",
+        "OctavoOperatorFailing",
+        {own("queue_failing", "InferenceService"): "0x5 1x35"},
+        True,
+        {
+            "namespace": "octavo-system",
+            "container": "operator",
+            "resource": "InferenceService",
+        },
+    ),
+    Story(
+        "fails-now-and-then",
+        "OctavoOperatorFailing",
+        {own("queue_failing", "InferenceService"): "1x10 0 1x10 0 1x18"},
+        False,
+    ),
     Story("slow-start", "OctavoStartTooSlow", {START: "0+60x40"}, True),
     Story("quick-start", "OctavoStartTooSlow", {START: "0+60x9 0x31"}, False),
 ]

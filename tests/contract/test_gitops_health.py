@@ -9,8 +9,14 @@ import pytest
 
 from gitops_health import argo_health, flux_health
 from inference_services import inference_service
+from inspections import L4, inspected_pod
+from model_shapes import LLAMA_405B
 from octavo_operator.labels import API_VERSION
-from octavo_operator.reconcile.adapters import adapter_status
+from octavo_operator.placement.model_shape import ModelShape
+from octavo_operator.reconcile.adapter_claims import REFUSALS
+from octavo_operator.reconcile.adapter_facts import PERMANENT_REASONS
+from octavo_operator.reconcile.adapter_world import AdapterWorld
+from octavo_operator.reconcile.adapters import plan_adapters
 from octavo_operator.reconcile.observed import LiveObject, Observed
 from octavo_operator.reconcile.plan import plan
 
@@ -39,7 +45,12 @@ def unscheduled() -> LiveObject:
     return pod(phase="Pending", conditions=[condition])
 
 
-def reported(counts: dict[str, Any] | None, *pods: LiveObject, **spec: Any) -> dict[str, Any]:
+def reported(
+    counts: dict[str, Any] | None,
+    *pods: LiveObject,
+    findings: ModelShape | None = None,
+    **spec: Any,
+) -> dict[str, Any]:
     """An InferenceService with the status that the operator gives it; counts: its Deployment's."""
     resource = inference_service(**spec)
     children: list[LiveObject] = []
@@ -51,12 +62,17 @@ def reported(counts: dict[str, Any] | None, *pods: LiveObject, **spec: Any) -> d
             if manifest["kind"] == "Deployment":
                 manifest["status"] = {"observedGeneration": 1, **counts}
             children.append(manifest)
-    planned = plan(Observed(resource, tuple(children), pods, frozenset()), "worker:1", NOW)
+    looked = (inspected_pod(resource, findings),) if findings is not None else ()
+    observed = Observed(resource, tuple(children), pods, frozenset(), companions=looked)
+    planned = plan(observed, "worker:1", NOW)
     return {**resource, "status": planned.status}
 
 
 STALE = reported(ALL_READY)
 STALE["metadata"] = {**STALE["metadata"], "generation": 2}
+
+AUTO = {"tensor": "Auto"}
+TOO_LARGE = reported(None, findings=LLAMA_405B, parallelism=AUTO, accelerator={"product": L4})
 
 SLEEPING = reported(ALL_READY)
 SLEEPING["status"]["conditions"] = [
@@ -79,6 +95,8 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("new-revision-crashes", reported(SURGING, waiting("CrashLoopBackOff")), "Degraded", "Failed"),
     ("image-missing", reported(STARTING, waiting("ImagePullBackOff")), "Degraded", "Failed"),
     ("deadline", reported({**STARTING, "conditions": [LATE]}), "Degraded", "Failed"),
+    ("looking-at-the-model", reported(None, parallelism=AUTO), "Progressing", "InProgress"),
+    ("too-large", TOO_LARGE, "Degraded", "Failed"),
     ("invalid", reported(None, rollout={"maxSurge": 0}), "Degraded", "Failed"),
 ]
 
@@ -108,14 +126,19 @@ def ready(status: str, reason: str, **counts: int) -> dict[str, Any]:
 ADAPTERS: list[tuple[str, dict[str, Any], str, str]] = [
     ("unseen", adapter(None), "Progressing", "InProgress"),
     ("loading", adapter(ready("False", "Loading", desired=2)), "Progressing", "InProgress"),
+    ("no-service-yet", adapter(ready("False", "ServiceNotFound")), "Progressing", "InProgress"),
     ("loaded", adapter(ready("True", "Loaded", desired=2, loaded=2)), "Healthy", "Current"),
+    ("asleep", adapter(ready("False", "ScaledToZero")), "Healthy", "Current"),
     (
-        "failed-on-one-pod",
-        adapter(ready("False", "LoadFailed", desired=2, loaded=1, failed=1)),
-        "Degraded",
-        "Failed",
+        "may-still-come",
+        adapter(ready("False", "SourceUnreachable", desired=2, loaded=1, failed=1)),
+        "Progressing",
+        "InProgress",
     ),
-    ("invalid", adapter(ready("False", "InvalidSpec")), "Degraded", "Failed"),
+    *(
+        (reason, adapter(ready("False", reason, failed=1)), "Degraded", "Failed")
+        for reason in sorted(PERMANENT_REASONS | REFUSALS)
+    ),
 ]
 
 
@@ -129,5 +152,18 @@ def test_adapter_is_as_healthy_as_it_says(resource: dict[str, Any], argo: str, f
 
 
 def test_status_that_the_operator_gives_a_new_adapter_is_understood() -> None:
-    status = adapter_status(adapter(None), NOW)
-    assert argo_health(adapter(status)) in {"Progressing", "Degraded", "Healthy"}
+    resource = adapter(None)
+    world = AdapterWorld(
+        name="chat",
+        service=inference_service(engine={"lora": {}}),
+        adapters=(resource,),
+        pods=(),
+        listings={},
+        silences={},
+        attempts={},
+        busy={},
+        now_s=0.0,
+        now=NOW,
+    )
+    (report,) = plan_adapters(world).reports
+    assert argo_health(adapter(dict(report.status))) == "Progressing"

@@ -1,12 +1,19 @@
-"""The metric names, types and labels that dashboards, KEDA triggers and gateways of vLLM read."""
+"""The metric names, types and labels that dashboards, KEDA triggers and gateways of vLLM read.
+
+The operator's own are held by the table in docs/monitoring.md.
+"""
 
 from __future__ import annotations
+
+import re
 
 import httpx
 import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from crd_schema import REPOSITORY
+from exposed_metrics import operator_page
 from fake_engine import FakeEngine
 from octavo.config import ServerConfig
 from octavo.metrics import length_buckets
@@ -199,3 +206,21 @@ async def test_failure_and_disconnect_are_counted_as_such() -> None:
     assert value(page, "octavo_requests_refused_total", code="queue_full") == 1
     assert value(page, "vllm:request_success_total", finished_reason="error") == 1
     assert value(page, "vllm:request_success_total", finished_reason="abort") == 2
+
+
+def test_table_of_the_operators_metrics_is_whole() -> None:
+    """Each family that the operator exposes has its row, and its labels are named there."""
+    text = (REPOSITORY / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(octavo_operator_\w+)` \| (.*) \|$", text, flags=re.MULTILINE))
+    exposed = {
+        name + ("_total" if family.type == "counter" else ""): family
+        for name, family in families(operator_page()).items()
+        if not name.endswith("_created")  # prometheus_client's, beside each counter
+    }
+    assert rows.keys() == exposed.keys()
+    for name, family in exposed.items():
+        assert family.documentation
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        told = {"inferenceservice_namespace", "inferenceservice", "loraadapter", "state"}
+        for label in labels - told - ({"resource"} if "_queue_" in name else set()):
+            assert f"`{label}`" in rows[name], f"{name}: {label}"

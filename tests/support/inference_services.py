@@ -22,7 +22,7 @@ def inference_service(name: str = "chat", **spec: Any) -> dict[str, Any]:
 def conditions(resource: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Status and reason by condition type."""
     found = (resource.get("status") or {}).get("conditions") or ()
-    return {item["type"]: (item["status"], item["reason"]) for item in found}
+    return {item["type"]: (item["status"], item.get("reason", "")) for item in found}
 
 
 def condition_message(resource: Mapping[str, Any], kind: str) -> str:

@@ -6,17 +6,20 @@ a number of GPUs, and pods that come up at once or never, as the test says.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from octavo_operator.cluster.object_store import ObjectStore
+from octavo_operator.labels import ADMIN_PORT_NAME, ANNOTATION_POD_TEMPLATE, LABEL_ADMIN_PORT
 from octavo_operator.local.deployment_controller import (
     new_pod,
     next_step,
     progress_condition,
     rollout_counts,
 )
+from octavo_operator.manifests.digest import canonical_json
 from octavo_operator.manifests.kinds import (
     CHILD_KINDS,
     DEPLOYMENT,
@@ -25,8 +28,10 @@ from octavo_operator.manifests.kinds import (
     POD,
     Kind,
 )
+from octavo_operator.manifests.worker_command import NO_ADMIN_KEY
 from octavo_operator.reconcile.observed import LiveObject, Observed
 from octavo_operator.reconcile.plan import Plan, plan
+from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 IMAGE = "worker:1"
@@ -40,6 +45,10 @@ class World:
         self.kinds = kinds
         self.resource = resource
         self.pods: tuple[LiveObject, ...] = ()
+        self.companions: tuple[LiveObject, ...] = ()
+        self.nodes: tuple[LiveObject, ...] | None = None
+        self.worker_peers: WorkerPeers | None = NAMESPACE_ONLY
+        self.admin_key_sha256 = NO_ADMIN_KEY
 
     async def observe(self) -> Observed:
         live = await self.store.apply(self.resource, "user")
@@ -47,7 +56,16 @@ class World:
         for kind in CHILD_KINDS:
             if kind not in OPTIONAL_KINDS or kind in self.kinds:
                 children += (await self.store.list_objects(kind, "models", {})).items
-        return Observed(live, tuple(children), self.pods, self.kinds)
+        return Observed(
+            live,
+            tuple(children),
+            self.pods,
+            self.kinds,
+            self.worker_peers,
+            companions=self.companions,
+            nodes=self.nodes,
+            admin_key_sha256=self.admin_key_sha256,
+        )
 
     async def step(self, image: str = IMAGE, now: datetime = NOW) -> Plan:
         """Plan once and carry it out."""
@@ -168,6 +186,40 @@ def worker_of(deployment: LiveObject) -> Mapping[str, Any]:
     """The worker container in the template of a Deployment."""
     containers: list[Mapping[str, Any]] = deployment["spec"]["template"]["spec"]["containers"]
     return containers[0]
+
+
+def pod_of(deployment: LiveObject) -> LiveObject:
+    """A pod made from the template of a Deployment, about which nothing is known yet."""
+    template = deployment["spec"]["template"]
+    metadata = {**template["metadata"], "name": "chat-1", "namespace": "models"}
+    return {"metadata": metadata, "spec": template["spec"], "status": {}}
+
+
+def without_admin_port(live: LiveObject) -> dict[str, Any]:
+    """The Deployment `live` as an operator without admin ports would have applied it."""
+    template = json.loads(json.dumps(live["spec"]["template"]))
+    del template["metadata"]["labels"][LABEL_ADMIN_PORT]
+    worker = template["spec"]["containers"][0]
+    worker["ports"] = [port for port in worker["ports"] if port["name"] != ADMIN_PORT_NAME]
+    start = worker["command"].index("--admin-host")
+    del worker["command"][start : worker["command"].index("--metrics-on-admin-port") + 1]
+    metadata = {
+        "name": live["metadata"]["name"],
+        "namespace": live["metadata"]["namespace"],
+        "labels": live["metadata"]["labels"],
+        "ownerReferences": live["metadata"]["ownerReferences"],
+        "annotations": {
+            **live["metadata"]["annotations"],
+            ANNOTATION_POD_TEMPLATE: canonical_json(template),
+        },
+    }
+    spec = {**live["spec"], "template": template}
+    return {
+        "apiVersion": live["apiVersion"],
+        "kind": live["kind"],
+        "metadata": metadata,
+        "spec": spec,
+    }
 
 
 def broken_pod(**status: Any) -> LiveObject:

@@ -43,6 +43,7 @@ class RunningServer:
     listener: RecordingListener
     lifecycle: Lifecycle
     task: asyncio.Task[int]
+    admin_url: str = ""
 
     async def stop(self) -> int:
         self.lifecycle.stop()
@@ -53,12 +54,15 @@ class RunningServer:
 async def running_server(
     engine: FakeEngine, config: ServerConfig | None = None
 ) -> AsyncIterator[RunningServer]:
-    """Listening when entered, stopped when left."""
+    """Listening when entered, stopped when left; on a free admin port too if `config` has one."""
     listener = RecordingListener()
     socket = open_listener("127.0.0.1", 0)
-    lifecycle = Lifecycle(engine, config or ServerConfig(shutdown_timeout_s=5.0), listener)
-    task = asyncio.create_task(lifecycle.run(socket))
-    server = RunningServer(base_url(socket), engine, listener, lifecycle, task)
+    config = config or ServerConfig(shutdown_timeout_s=5.0)
+    admin = open_listener("127.0.0.1", 0) if config.admin_port is not None else None
+    lifecycle = Lifecycle(engine, config, listener)
+    task = asyncio.create_task(lifecycle.run(socket, admin))
+    admin_url = base_url(admin) if admin is not None else ""
+    server = RunningServer(base_url(socket), engine, listener, lifecycle, task, admin_url)
     try:
         yield server
     finally:

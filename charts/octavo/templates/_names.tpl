@@ -49,13 +49,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 {{- end -}}
 {{- end -}}
 
+{{/* Where the operator keeps the key to workers' admin ports; it makes the Secret itself. */}}
+{{- define "octavo.adminKeySecret" -}}
+{{- printf "%s-admin-key" (include "octavo.fullname" .) -}}
+{{- end -}}
+
 {{/* Who may reach workers from outside their namespace, as the operator's setting has it. */}}
 {{- define "octavo.workerPeers" -}}
 {{- if .Values.workerNetworkPolicy.enabled -}}
 {{- $namespace := dict "matchLabels" (dict "kubernetes.io/metadata.name" .Release.Namespace) -}}
 {{- $pods := dict "matchLabels" (include "octavo.selectorLabels" . | fromYaml) -}}
 {{- $operator := dict "namespaceSelector" $namespace "podSelector" $pods -}}
-{{- concat (list $operator) .Values.workerNetworkPolicy.from | toJson -}}
+{{- $api := concat (list $operator) .Values.workerNetworkPolicy.from -}}
+{{- $admin := concat (list $operator) .Values.workerNetworkPolicy.metricsFrom -}}
+{{- dict "api" $api "admin" $admin | toJson -}}
 {{- else -}}
 everybody
 {{- end -}}

@@ -1,16 +1,20 @@
 {{/*
-What the operator may do where its resources live. No secrets, no pods/exec, no writes to the spec
-of its own kinds.
+What the operator may do where its resources live. No secrets, no pods/exec. LoRAAdapters may be
+patched for the sake of their finalizer; their spec is never written, nor any of an InferenceService.
 */}}
 {{- define "octavo.workloadRules" -}}
 - apiGroups: [serving.octavo.dev]
   resources: [inferenceservices, loraadapters]
   verbs: [get, list, watch]
 - apiGroups: [serving.octavo.dev]
-  resources: [inferenceservices/status, loraadapters/status]
+  resources: [inferenceservices/status, loraadapters, loraadapters/status]
   verbs: [patch]
 - apiGroups: [apps]
   resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+# The look at a model before it is placed.
+- apiGroups: [batch]
+  resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [services, serviceaccounts]
@@ -42,6 +46,9 @@ of its own kinds.
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [pods/status]
+  verbs: [patch]
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]

@@ -71,8 +71,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     helps = {
         "namespaces": "namespaces to watch, separated by commas; none for all",
         "worker_image": "worker image where an InferenceService names none",
-        "worker_peers": "JSON list of NetworkPolicy peers that may reach workers of any namespace, "
-        "or everybody",
+        "worker_peers": "NetworkPolicy peers that may reach workers of any namespace, in JSON: "
+        '{"api": [...], "admin": [...]}; or everybody',
         "resync_s": "seconds after which everything is looked at again",
         "request_timeout_s": "limit in seconds of one call to the Kubernetes API",
         "prometheus_url": "where KEDA finds the workers' metrics; none for an HPA instead",
@@ -80,6 +80,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "pod_name": "name of the operator's own pod, to stand for election with",
         "pod_namespace": "namespace of the Lease; none when there is no other operator",
         "lease_name": "name of the Lease that the leading operator holds",
+        "admin_key_secret": "name of the Secret with the key to workers' admin ports",
         "activator_port": "first of 1000 ports to hold calls on",
         "activator_hold_s": "longest time in seconds a call is held",
         "probe_port": "port of /healthz; 0 for none",

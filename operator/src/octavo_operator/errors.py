@@ -18,6 +18,7 @@ where they enter (`cluster/`, `local/`), and into kopf's own at the handler edge
     │   └── RejectedError        400, 422: the object is invalid; trying again is useless
     ├── LeaseLostError           another operator leads by now, or may
     ├── WorkerUnreachableError   a worker does not answer, or not as it should
+    ├── AdapterCallError         a worker does not load, or forget, an adapter
     └── LocalError               `octavo-operator local` cannot go on (the user)
         ├── PortInUseError
         └── WorkerFailedError    a worker process does not come up
@@ -89,6 +90,14 @@ class LeaseLostError(OctavoOperatorError):
 
 class WorkerUnreachableError(OctavoOperatorError):
     """A worker does not answer, or not as the contract says."""
+
+
+class AdapterCallError(OctavoOperatorError):
+    """A worker does not load, or forget, an adapter; `reason` is a stable word."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
 
 
 class LocalError(OctavoOperatorError):

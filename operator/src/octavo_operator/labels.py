@@ -18,18 +18,37 @@ FIELD_MANAGER: Final = "octavo-operator"
 WORKER_CONTAINER: Final = "worker"
 FETCH_CONTAINER: Final = "fetch"
 HTTP_PORT_NAME: Final = "http"
+ADMIN_PORT_NAME: Final = "admin"
+
+ADAPTERS_GATE: Final = f"{GROUP}/adapters"
+"""Condition of a pod, set once its eager adapters are loaded; the pod's readiness waits for it."""
+
+FINALIZER: Final = f"{GROUP}/finalizer"
+"""Holds a deleted LoRAAdapter until pods have unloaded it, or have had their time."""
 
 LABEL_NAME: Final = "app.kubernetes.io/name"
 LABEL_INSTANCE: Final = "app.kubernetes.io/instance"
 LABEL_COMPONENT: Final = "app.kubernetes.io/component"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 LABEL_SERVICE: Final = f"{GROUP}/service"
+LABEL_ADMIN_PORT: Final = f"{GROUP}/admin-port"
+"""On a pod: number of the port for metrics and administrators; pods without it have one port."""
 
 APP_NAME: Final = "octavo-worker"
+COMPANION_NAME: Final = "octavo-companion"
+"""LABEL_NAME of pods that belong to a service and take no requests."""
+
+COMPONENT_INSPECTION: Final = "inspection"
 MANAGED_BY: Final = "octavo-operator"
 
 ANNOTATION_APPLIED_HASH: Final = f"{GROUP}/applied-hash"
 """On a child: hash of the manifest as it was last applied."""
+
+ANNOTATION_INSPECTS: Final = f"{GROUP}/inspects"
+"""On an inspection Job and its pods: which model they look at."""
+
+ANNOTATION_PLACEMENT: Final = f"{GROUP}/placement"
+"""On the workload: GPUs of a replica as they were chosen, and what they were chosen for."""
 
 ANNOTATION_POD_TEMPLATE: Final = f"{GROUP}/pod-template"
 """On the Deployment: the pod template as rendered, so that a newer operator can leave it alone."""
@@ -43,6 +62,9 @@ ANNOTATION_PINNED_IMAGE: Final = f"{GROUP}/pinned-image"
 ANNOTATION_UPGRADE: Final = f"{GROUP}/upgrade"
 """On an InferenceService: `auto` follows the operator; any new value upgrades once, and tries a
 template again that was rolled back."""
+
+ANNOTATION_RESOLVE: Final = f"{GROUP}/resolve"
+"""On a LoRAAdapter: any new value has its source looked up again, whose files may have changed."""
 
 ANNOTATION_UPGRADED_BY: Final = f"{GROUP}/upgraded-by"
 """On the Deployment: the value of the upgrade annotation that its template answers to."""

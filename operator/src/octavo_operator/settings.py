@@ -37,7 +37,8 @@ class OperatorSettings:
     lease_name: the Lease that tells which of several operators works.
     activator_port: first of 1000 ports on which calls of services without pods are held.
     activator_hold_s: longest time a call is held before it gets an HTTP 503.
-    worker_peers: who may reach workers from outside their namespace, besides; None for all.
+    worker_peers: who may reach which port of workers from outside their namespace; None for all.
+    admin_key_secret: the Secret in `pod_namespace` that holds the key to workers' admin ports.
     version: the operator's own version, shown in conditions.
     resync_s: every resource is reconciled at least this often, whatever the watches say.
     request_timeout_s: limit of one call to the Kubernetes API.
@@ -54,6 +55,7 @@ class OperatorSettings:
     pod_name: str = ""
     pod_namespace: str = ""
     lease_name: str = "octavo-operator"
+    admin_key_secret: str = "octavo-operator-admin-key"
     activator_port: int = 9000
     activator_hold_s: float = 120.0
     version: str = __version__
@@ -83,6 +85,7 @@ def operator_settings(
         pod_name=values.text("pod_name", ""),
         pod_namespace=values.text("pod_namespace", ""),
         lease_name=values.text("lease_name", "octavo-operator"),
+        admin_key_secret=values.text("admin_key_secret", "octavo-operator-admin-key"),
         activator_port=int(values.number("activator_port", 9000, 1024, 64_000)),
         activator_hold_s=values.number("activator_hold_s", 120.0, 1.0, 3600.0),
         resync_s=values.number("resync_s", 600.0, 10.0, 86_400.0),
@@ -136,7 +139,7 @@ class _Values:
         return tuple(dict.fromkeys(names))
 
     def peers(self, setting: str) -> WorkerPeers | None:
-        text = self.text(setting, "[]")
+        text = self.text(setting, "{}")
         if text == _EVERYBODY:
             return None
         try:
@@ -145,7 +148,9 @@ class _Values:
             peers = None
         if peers is None:
             raise self._error(
-                setting, text, f"give a JSON list of NetworkPolicy peers, or {_EVERYBODY}"
+                setting,
+                text,
+                f'give {{"api": [...], "admin": [...]}} with NetworkPolicy peers, or {_EVERYBODY}',
             )
         return peers
 

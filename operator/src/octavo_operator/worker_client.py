@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from octavo_operator.errors import WorkerUnreachableError
 
 TIMEOUT_S: Final = 2.0
-_ANSWER_LIMIT: Final = 65_536
+_ANSWER_LIMIT: Final = 4 * 1024 * 1024
+"""A list of a thousand adapters is half a MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,54 +28,109 @@ class LoadReport:
     idle_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerEndpoint:
+    """Where a worker answers the operator; `key` opens what is for administrators only, None where
+    nothing can be had but what is open to all."""
+
+    host: str
+    port: int
+    key: str | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
 class WorkerClient:
     """Asks one worker at a time; every method raises WorkerUnreachableError within `timeout_s`."""
 
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
 
-    async def startup_phases_s(self, host: str, port: int) -> Mapping[str, float]:
+    async def startup_phases_s(self, worker: WorkerEndpoint) -> Mapping[str, float]:
         """Seconds of each phase of loading that has ended, by the worker's own names."""
-        answer = await self._get(host, port, "/health/startup")
+        answer = await self._get(worker, "/health/startup")
         phases = answer.get("phases_s")
         if not isinstance(phases, Mapping):
-            raise WorkerUnreachableError(f"{host}:{port} tells no phases of its start")
+            raise WorkerUnreachableError(f"{worker} tells no phases of its start")
         return {str(name): float(seconds) for name, seconds in phases.items()}
 
-    async def load(self, host: str, port: int) -> LoadReport:
+    async def load(self, worker: WorkerEndpoint) -> LoadReport:
         """Whether anybody is being served."""
-        answer = await self._get(host, port, "/health/load")
+        answer = await self._get(worker, "/health/load")
         try:
             return LoadReport(int(answer["open_requests"]), float(answer["idle_s"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise WorkerUnreachableError(f"{host}:{port} does not tell its load") from error
+            raise WorkerUnreachableError(f"{worker} does not tell its load") from error
 
-    async def _get(self, host: str, port: int, path: str) -> dict[str, Any]:
+    async def _get(self, worker: WorkerEndpoint, path: str) -> dict[str, Any]:
+        status, answer = await self.ask(worker, "GET", path, is_open=True)
+        if status != 200:
+            raise WorkerUnreachableError(f"GET {path} of {worker}: HTTP {status}")
+        return answer
+
+    async def ask(
+        self,
+        worker: WorkerEndpoint,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        is_open: bool = False,
+        timeout_s: float | None = None,
+    ) -> tuple[int, dict[str, Any]]:
+        """Status and JSON object of one call; an open route is not shown the key."""
+        key = None if is_open else worker.key
         try:
-            async with asyncio.timeout(self._timeout_s):
-                status, body = await get(host, port, path)
-            answer = json.loads(body)
+            async with asyncio.timeout(timeout_s or self._timeout_s):
+                status, data = await call(worker.host, worker.port, method, path, body, key)
+            answer = json.loads(data)
         except (OSError, TimeoutError, ValueError) as error:
             reason = str(error) or type(error).__name__
-            raise WorkerUnreachableError(f"GET {path} of {host}:{port}: {reason}") from error
-        if status != 200 or not isinstance(answer, dict):
-            raise WorkerUnreachableError(f"GET {path} of {host}:{port}: HTTP {status}")
-        return answer
+            raise WorkerUnreachableError(f"{method} {path} of {worker}: {reason}") from error
+        if not isinstance(answer, dict):
+            raise WorkerUnreachableError(f"{method} {path} of {worker}: HTTP {status}, no object")
+        return status, answer
 
 
 async def get(host: str, port: int, path: str) -> tuple[int, bytes]:
-    """Status and body (64 KiB of it) of one GET; raises OSError or ValueError."""
+    """Status and body of one GET; raises OSError or ValueError."""
+    return await call(host, port, "GET", path)
+
+
+async def call(
+    host: str,
+    port: int,
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    key: str | None = None,
+) -> tuple[int, bytes]:
+    """Status and body (4 MiB of it) of one request; raises OSError or ValueError."""
+    content = b"" if body is None else json.dumps(body).encode()
+    lines = [f"{method} {path} HTTP/1.0", f"Host: {host}", "Connection: close"]
+    if key is not None:
+        lines.append(f"Authorization: Bearer {key}")
+    if body is not None:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
     reader, writer = await asyncio.open_connection(host, port)
     try:
-        request = f"GET {path} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n"
-        writer.write(request.encode())
+        writer.write("\r\n".join([*lines, "", ""]).encode() + content)
         await writer.drain()
         status_line = await reader.readline()
         status = int(status_line.split()[1]) if b" " in status_line else 0
         while (await reader.readline()).strip():
             pass
-        return status, await reader.read(_ANSWER_LIMIT)
+        return status, await _body(reader)
     finally:
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+
+async def _body(reader: asyncio.StreamReader) -> bytes:
+    """Up to the end or the limit; a single read may end with a packet."""
+    body = bytearray()
+    while len(body) < _ANSWER_LIMIT and (part := await reader.read(_ANSWER_LIMIT - len(body))):
+        body += part
+    return bytes(body)

@@ -78,13 +78,25 @@ ACCEPTED_SERVICES: list[dict[str, Any]] = [
     {"parallelism": {"tensor": 8, "pipeline": 2, "nodes": 2}},
     {"parallelism__tensor": 64},
     {"accelerator__resource": "none"},
+    {"accelerator__resource": "none", "parallelism__tensor": "Auto"},
     {"accelerator__resource": "amd.com/gpu", "parallelism__tensor": 4},
     {"accelerator__resourceClaimTemplateName": "h100"},
     {"accelerator__nodeSelector": {"pool": "gpu"}},
+    {"accelerator__memory": "80Gi"},
+    {"accelerator__memory": "139.8Gi"},
     {"accelerator__tolerations": [{"operator": "Exists"}, {"key": "gpu", "value": "yes"}]},
     {"engine__gpuMemoryUtilization": "1.0"},
     {"engine__gpuMemoryUtilization": "0.05"},
     {"engine__lora": {}},
+    {
+        "engine__lora": {
+            "sources": [
+                {"pvc": {"name": "adapters"}},
+                {"image": {"reference": "r.io/a/sql:v1", "pullSecretRef": {"name": "pull"}}},
+                {"secretRef": {"name": "token"}},
+            ]
+        }
+    },
     {"engine__speculative": {"method": "NGram"}},
     {"engine__speculative": {"method": "Draft", "draftModel": {"uri": "hf://Qwen/Qwen3-0.6B"}}},
     {"engine__args": ["--seed=1", "--max-num-batched-tokens", "4096", "--hostname-like"]},
@@ -137,10 +149,11 @@ REFUSED_SERVICES: list[tuple[dict[str, Any], str]] = [
     ({"parallelism": {"tensor": 3, "nodes": 2}}, "parallelism.nodes must divide"),
     ({"parallelism": {"tensor": "Auto", "nodes": 2}}, "parallelism.nodes must divide"),
     ({"accelerator__resource": "none", "parallelism__tensor": 2}, "(CPU) serves with"),
-    ({"accelerator__resource": "none", "parallelism__tensor": "Auto"}, "(CPU) serves with"),
     ({"accelerator__resource": "none", "parallelism__pipeline": 2}, "(CPU) serves with"),
     ({"accelerator__resource": "gpu"}, "must be an extended resource"),
     ({"accelerator": {"resource": "none", "product": "H100"}}, "none means CPU"),
+    ({"accelerator": {"resource": "none", "memory": "80Gi"}}, "none means CPU"),
+    ({"accelerator__memory": "80 GB"}, "memory"),
     (
         {"accelerator": {"resource": "none", "resourceClaimTemplateName": "h100"}},
         "none means CPU",
@@ -173,6 +186,11 @@ REFUSED_SERVICES: list[tuple[dict[str, Any], str]] = [
         },
         "draftModel.revision is for hf://",
     ),
+    (
+        {"engine__lora": {"sources": [{"pvc": {"name": "a"}, "secretRef": {"name": "b"}}]}},
+        "exactly one of pvc, image and secretRef",
+    ),
+    ({"engine__lora": {"sources": [{}]}}, "exactly one of pvc, image and secretRef"),
     (
         {"engine__speculative": {"method": "NGram"}, "engine__lora": {}},
         "cannot be used together",
@@ -247,9 +265,11 @@ def test_adapter_is_refused_for_one_reason_only(changes: dict[str, Any], sentenc
     assert sentence in errors[0]
 
 
-def test_served_name_of_an_adapter_cannot_be_changed() -> None:
+def test_names_of_an_adapter_cannot_be_changed() -> None:
     old = adapter()
     assert admission_errors(ADAPTER, adapter(loadPolicy="Lazy"), old) == []
+    (error,) = admission_errors(ADAPTER, adapter(serviceRef={"name": "other"}), old)
+    assert "serviceRef cannot be changed" in error
     (error,) = admission_errors(ADAPTER, adapter(servedName="other"), old)
     assert "servedName cannot be changed" in error
 
@@ -257,7 +277,10 @@ def test_served_name_of_an_adapter_cannot_be_changed() -> None:
 @pytest.mark.parametrize("kind", ["InferenceService", "LoRAAdapter"])
 def test_every_rule_is_broken_by_some_sample(kind: str) -> None:
     refused = REFUSED_SERVICES if kind == "InferenceService" else REFUSED_ADAPTERS
-    sentences = {sentence for _, sentence in refused} | {"servedName cannot be changed"}
+    sentences = {sentence for _, sentence in refused} | {
+        "servedName cannot be changed",
+        "serviceRef cannot be changed",
+    }
     untested = [
         rule["message"]
         for _, node in walk(root_schema(crd_of_kind(kind)))

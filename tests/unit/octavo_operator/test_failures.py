@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import pytest
 
@@ -107,11 +108,35 @@ async def test_failed_work_comes_back_and_stops_no_other(
             raise failures.pop()
         done.append(key)
 
-    queue = WorkQueue(work, workers=1)
+    told: list[str] = []
+    queue = WorkQueue(
+        work, workers=1, on_done=lambda seconds, error: told.append(type(error).__name__)
+    )
     task = asyncio.create_task(queue.run())
     queue.add(KEY)
     queue.add(("models", "other"))
-    await eventually(lambda: len(done) >= 2)
+    await eventually(lambda: len(done) >= 1)
+    assert queue.num_failing == 1
+    await eventually(lambda: len(done) >= 2 and queue.is_idle)
     assert done == [("models", "other"), KEY]
     assert "down; trying again" in caplog.text
+    assert told == ["UnavailableError", "NoneType", "RuntimeError", "NoneType"]
+    assert queue.num_failing == 0
+    task.cancel()
+
+
+async def test_queue_tells_how_long_the_first_in_it_has_waited() -> None:
+    async def work(key: tuple[str, str]) -> None:
+        await asyncio.Event().wait()
+
+    queue = WorkQueue(work, workers=1)
+    now = time.monotonic()
+    assert (queue.num_waiting, queue.longest_wait_s(now + 60.0)) == (0, 0.0)
+    queue.add(KEY)
+    queue.add(("models", "other"))
+    assert queue.num_waiting == 2
+    assert queue.longest_wait_s(now + 60.0) > 50.0
+    task = asyncio.create_task(queue.run())
+    await eventually(lambda: queue.num_waiting == 1)
+    assert queue.longest_work_s(time.monotonic() + 60.0) >= 60.0
     task.cancel()

@@ -108,7 +108,7 @@ def test_every_field_is_read() -> None:
     assert service.accelerator.node_selector == (("pool", "gpu"),)
     assert service.accelerator.tolerations == ({"key": "a", "operator": "Exists"},)
     assert service.engine.lora is not None
-    assert (service.engine.lora.max_adapters, service.engine.lora.max_rank) == (2, 32)
+    assert (service.engine.lora.max_adapters, service.engine.lora.max_rank) == (2, 16)
     assert service.cache_claim == "models"
     assert service.api_keys == ("keys",)
     assert service.image == "worker:2"
@@ -185,6 +185,14 @@ def test_every_field_is_read() -> None:
             "spec.accelerator.product",
             "beside resource none",
         ),
+        (
+            {"accelerator": {"resource": "none", "memory": "80Gi"}},
+            "spec.accelerator.memory",
+            "beside resource none",
+        ),
+        ({"accelerator": {"memory": 80}}, "spec.accelerator.memory", "is 80, which is not a str"),
+        ({"accelerator": {"memory": "80 GB"}}, "spec.accelerator.memory", "is not a quantity"),
+        ({"accelerator": {"memory": "0Gi"}}, "spec.accelerator.memory", "is '0Gi'"),
         (
             {"accelerator": {"tolerations": [{"operator": "Is"}]}},
             "spec.accelerator.tolerations[0].operator",

@@ -24,12 +24,16 @@ import yaml
 
 from eventually import eventually
 from inference_services import conditions, inference_service
+from octavo_operator.address import Address
 from octavo_operator.errors import LocalError, PortInUseError, WorkerFailedError
-from octavo_operator.local.container import Machine
+from octavo_operator.local.addresses import AddressPool
+from octavo_operator.local.container import Machine, local_container
 from octavo_operator.local.progress import Progress
 from octavo_operator.local.resource_file import read_resource_file
 from octavo_operator.local.session import LocalOptions, LocalSession
 from octavo_operator.manifests.kinds import INFERENCE_SERVICE, POD
+from octavo_operator.manifests.pod_template import pod_template
+from octavo_operator.resources.inference_service import parse_inference_service
 
 SUPPORT = Path(__file__).parents[2] / "support"
 WORKER = str(SUPPORT / "fake_octavo_worker.py")
@@ -126,6 +130,7 @@ async def test_resource_is_served_through_the_proxy_and_leaves_nothing(
 
 
 async def test_update_replaces_pods_without_a_failed_request(tmp_path: Path) -> None:
+    """production-stack 601: traffic to terminating pods."""
     service = inference_service(replicas=2, accelerator={"resource": "none"})
     path = write(tmp_path, service)
     log = io.StringIO()
@@ -331,7 +336,7 @@ async def test_port_in_use_is_said_in_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ({"parallelism": {"tensor": 2, "pipeline": 2}}, "is not possible yet"),
+        ({"parallelism": {"tensor": "Auto"}}, "only a cluster can work out: give a number"),
         ({"replicas": 0}, "no pod is wanted"),
     ],
 )
@@ -369,6 +374,35 @@ async def test_secrets_of_the_file_reach_the_worker(tmp_path: Path) -> None:
         folder = Path(seen["argv"][seen["argv"].index("--api-key-file") + 1])
         assert (folder / "one").read_text() == "sesame"
     assert seen["environment"]["HF_TOKEN"] == "hf_123"
+
+
+@pytest.mark.parametrize(
+    ("address", "admin_port"),
+    [(Address("127.42.0.1", 8000), "8001"), (Address("127.0.0.1", 4711), "0")],
+    ids=["own", "shared"],
+)
+def test_pods_that_share_an_address_do_not_fight_for_one_admin_port(
+    address: Address, admin_port: str, tmp_path: Path
+) -> None:
+    """As where only 127.0.0.1 is local, or another program has the port."""
+    service = parse_inference_service(inference_service(accelerator={"resource": "none"}))
+    pod = {"metadata": {"name": "chat-1"}, **pod_template(service, "worker:1", "0" * 64)}
+    machine = Machine({"octavo": ("octavo",)}, {}, tmp_path, {})
+    command = local_container(pod, address, tmp_path, machine).command
+    placed = [command[command.index(flag) + 1] for flag in ("--host", "--port", "--admin-host")]
+    assert placed == [address.host, str(address.port), address.host]
+    assert command[command.index("--admin-port") + 1] == admin_port
+
+
+def test_address_whose_admin_port_is_taken_is_passed_over() -> None:
+    with socket.socket() as other:
+        other.bind(("127.43.0.1", 0))
+        other.listen(1)
+        taken = other.getsockname()[1]
+        with socket.socket() as probe:
+            probe.bind(("127.43.0.1", 0))
+            free = probe.getsockname()[1]
+        assert AddressPool("127.43.0").take(free, taken) == Address("127.43.0.2", free)
 
 
 RunCommand = Callable[..., subprocess.Popen[str]]

@@ -16,7 +16,9 @@ from octavo_operator.labels import ANNOTATION_APPLIED_HASH, ANNOTATION_POD_TEMPL
 from octavo_operator.manifests.kinds import OPTIONAL_KINDS, kind_of
 from octavo_operator.manifests.network_policy import network_policy
 from octavo_operator.manifests.overlay import merge_overlay
+from octavo_operator.manifests.pod_monitor import pod_monitor
 from octavo_operator.manifests.pod_template import pod_template
+from octavo_operator.manifests.worker_command import NO_ADMIN_KEY
 from octavo_operator.reconcile.rendering import render_service
 from octavo_operator.resources.inference_service import parse_inference_service
 from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers
@@ -85,10 +87,43 @@ def test_grace_of_a_pod_covers_all_that_its_worker_may_take_to_end() -> None:
 def test_network_policy_lets_in_whom_the_installer_names() -> None:
     service = parse_inference_service(inference_service())
     gateway = {"namespaceSelector": {"matchLabels": {"team": "web"}}}
-    policy = network_policy(service, WorkerPeers((gateway,)))
-    (rule,) = policy["spec"]["ingress"]
-    assert rule["from"] == [{"podSelector": {}}, gateway]
+    prometheus = {"podSelector": {"matchLabels": {"app": "prometheus"}}}
+    policy = network_policy(service, WorkerPeers(api=(gateway,), admin=(prometheus,)))
+    api, admin = policy["spec"]["ingress"]
+    assert api["from"] == [{"podSelector": {}}, gateway]
+    assert api["ports"] == [{"port": "http", "protocol": "TCP"}]
+    assert admin["from"] == [prometheus]
+    assert admin["ports"] == [{"port": "admin", "protocol": "TCP"}]
+
+
+def test_admin_port_is_closed_where_nobody_is_named() -> None:
+    """A rule without peers would let everybody in."""
+    (rule,) = network_policy(parse_inference_service(inference_service()), NAMESPACE_ONLY)["spec"][
+        "ingress"
+    ]
     assert rule["ports"] == [{"port": "http", "protocol": "TCP"}]
+
+
+def test_metrics_of_pods_with_a_single_port_can_still_be_read() -> None:
+    service = parse_inference_service(inference_service())
+    prometheus = {"podSelector": {"matchLabels": {"app": "prometheus"}}}
+    policy = network_policy(service, WorkerPeers(admin=(prometheus,)), has_single_port=True)
+    assert [port["port"] for port in policy["spec"]["ingress"][1]["ports"]] == ["admin", "http"]
+    new, old = pod_monitor(service, has_single_port=True)["spec"]["podMetricsEndpoints"]
+    assert (new["port"], old["port"]) == ("admin", "http")
+    (rule,) = old["relabelings"]
+    assert rule["action"] == "drop"
+    assert rule["sourceLabels"] == [
+        "__meta_kubernetes_pod_labelpresent_serving_octavo_dev_admin_port"
+    ]
+
+
+def test_metrics_stay_on_the_port_where_an_endpoint_picker_looks() -> None:
+    for routing, has_metrics in (({}, False), ({"inferencePool": True}, True)):
+        service = parse_inference_service(inference_service(routing=routing))
+        template = pod_template(service, "worker:1", NO_ADMIN_KEY)
+        command = template["spec"]["containers"][0]["command"]
+        assert ("--metrics-on-admin-port" not in command) == has_metrics
 
 
 def test_pods_of_a_replica_that_spans_nodes_reach_each_other_on_every_port() -> None:
@@ -199,5 +234,5 @@ def test_overlay(base: dict[str, Any], overlay: dict[str, Any], merged: dict[str
 def test_overlay_that_cannot_be_merged_is_refused(template: dict[str, Any], field: str) -> None:
     service = parse_inference_service(inference_service(template=template))
     with pytest.raises(ResourceError) as caught:
-        pod_template(service, "worker:1")
+        pod_template(service, "worker:1", NO_ADMIN_KEY)
     assert caught.value.field == field

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -66,13 +67,13 @@ async def operator(
     stop = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
 
-    async def start(probe_port: int = 0, **more: Any) -> None:
+    async def start(probe_port: int = 0, metrics_port: int = 0, **more: Any) -> None:
         settings = OperatorSettings(
             **more,
             namespaces=("models",),
             worker_image="worker:1",
             probe_port=probe_port,
-            metrics_port=0,
+            metrics_port=metrics_port,
         )
         tasks.append(
             asyncio.create_task(run_operator(settings, is_in_cluster=False, stop_flag=stop))
@@ -93,6 +94,19 @@ async def settled(kmock: Any) -> int:
         quiet = quiet + 1 if now == count else 0
         count = now
     return count
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+async def metrics_page(port: int) -> str:
+    """What the operator tells Prometheus."""
+    async with httpx.AsyncClient() as client:
+        return (await client.get(f"http://127.0.0.1:{port}/metrics")).text
 
 
 def writes(kmock: Any) -> list[Any]:
@@ -358,7 +372,9 @@ async def test_watch_that_fell_behind_lists_again(kmock: Any, operator: Any) -> 
     await eventually(lambda: is_reported(kmock.store))
 
 
-async def test_lora_adapter_is_told_that_it_is_not_loaded(kmock: Any, operator: Any) -> None:
+async def test_lora_adapter_without_a_service_is_told_so_and_can_be_deleted(
+    kmock: Any, operator: Any
+) -> None:
     adapter = {
         "apiVersion": API_VERSION,
         "kind": "LoRAAdapter",
@@ -374,11 +390,17 @@ async def test_lora_adapter_is_told_that_it_is_not_loaded(kmock: Any, operator: 
 
     async def is_told() -> bool:
         live = await kmock.store.get(LORA_ADAPTER, "models", "sql")
-        return conditions(live).get("Ready") == ("False", "NotImplementedYet")
+        return conditions(live).get("Ready") == ("False", "ServiceNotFound")
 
     await eventually(is_told)
-    before = await settled(kmock)
-    assert before == 1
+    # The finalizer and the status.
+    assert await settled(kmock) == 2
+    await kmock.store.delete(LORA_ADAPTER, "models", "sql")
+
+    async def is_gone() -> bool:
+        return not (await kmock.store.list_objects(LORA_ADAPTER, None, {})).items
+
+    await eventually(is_gone)
 
 
 async def test_absent_object_is_not_found(kmock: Any) -> None:
@@ -389,9 +411,7 @@ async def test_absent_object_is_not_found(kmock: Any) -> None:
 async def test_healthz_tells_of_watches_and_passes(
     kmock: Any, operator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     await kmock.store.create(inference_service())
     await operator(probe_port=port)
     await eventually(lambda: is_reported(kmock.store))
@@ -406,9 +426,7 @@ async def test_healthz_fails_when_a_pass_is_stuck(
     kmock: Any, operator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("octavo_operator.handlers.liveness.STUCK_AFTER_S", -1.0)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     await kmock.store.create(inference_service())
     await operator(probe_port=port)
     await eventually(lambda: is_reported(kmock.store))
@@ -443,7 +461,8 @@ async def test_second_operator_takes_over_when_the_first_one_goes(
     }
     await kmock.store.create(lease, "another")
     await kmock.store.create(inference_service())
-    await operator(pod_name="me", pod_namespace="system")
+    port = free_port()
+    await operator(pod_name="me", pod_namespace="system", metrics_port=port)
 
     async def is_waiting() -> bool:
         reads = [
@@ -453,7 +472,24 @@ async def test_second_operator_takes_over_when_the_first_one_goes(
 
     await eventually(is_waiting)
     assert await children(kmock.store) == {}
+    page = await metrics_page(port)
+    assert "octavo_operator_leader 0.0" in page
+    assert "octavo_operator_watch_age_seconds{" not in page
     await eventually(lambda: is_reported(kmock.store))
+    page = await metrics_page(port)
+    assert "octavo_operator_leader 1.0" in page
+    assert 'octavo_operator_watch_age_seconds{resource="pods"}' in page
+    assert 'octavo_operator_queue_length{resource="InferenceService"}' in page
+    told = r'octavo_operator_reconcile_seconds_count\{outcome="success",resource="\w+"\} [1-9]'
+
+    async def is_counted() -> bool:
+        return re.search(told, await metrics_page(port)) is not None
+
+    # The status is there before the pass has ended.
+    await eventually(is_counted)
+    assert re.search(r'octavo_operator_api_calls_total\{code="200",method="WATCH"\} [1-9]', page)
+    # That the Lease was not there at first, nor the children.
+    assert re.search(r'octavo_operator_api_calls_total\{code="404",method="GET"\} [1-9]', page)
     held = await kmock.store.get(LEASE, "system", "octavo-operator")
     assert held["spec"]["holderIdentity"] == "me"
     assert held["spec"]["leaseTransitions"] == 1

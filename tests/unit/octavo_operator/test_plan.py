@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_services import condition_message, conditions, inference_service
-from octavo_operator.labels import ANNOTATION_UPGRADE
+from octavo_operator.labels import ANNOTATION_UPGRADE, FIELD_MANAGER, LABEL_ADMIN_PORT
 from octavo_operator.manifests.kinds import (
     DEPLOYMENT,
     INFERENCE_POOL,
+    NETWORK_POLICY,
     POD_DISRUPTION_BUDGET,
     POD_MONITOR,
     PROMETHEUS_RULE,
@@ -27,7 +28,18 @@ from octavo_operator.reconcile.drift import is_applied
 from octavo_operator.reconcile.observed import LiveObject, Observed
 from octavo_operator.reconcile.plan import plan
 from octavo_operator.reconcile.status import Obstacle
-from planner_world import IMAGE, NOW, World, broken_pod, unschedulable, waiting, worker_of
+from octavo_operator.worker_peers import WorkerPeers
+from planner_world import (
+    IMAGE,
+    NOW,
+    World,
+    broken_pod,
+    pod_of,
+    unschedulable,
+    waiting,
+    without_admin_port,
+    worker_of,
+)
 
 LATER = NOW + timedelta(hours=1)
 
@@ -93,6 +105,7 @@ async def test_conditions_follow_the_workload_from_nothing_to_serving() -> None:
         "Ready": ("False", "PodsStarting"),
         "UpgradeAvailable": ("False", "UpToDate"),
         "FeaturesReady": ("True", "AllInEffect"),
+        "PlacementReady": ("Unknown", "GPUMemoryUnknown"),
     }
     await world.report_pods(replicas=2, updatedReplicas=2, readyReplicas=1, availableReplicas=1)
     half = await world.settle(now=LATER)
@@ -107,6 +120,7 @@ async def test_conditions_follow_the_workload_from_nothing_to_serving() -> None:
         "Ready": ("True", "Serving"),
         "UpgradeAvailable": ("False", "UpToDate"),
         "FeaturesReady": ("True", "AllInEffect"),
+        "PlacementReady": ("True", "Proved"),
     }
     assert {key: done["status"][key] for key in done["status"] if key != "conditions"} == {
         "observedGeneration": 1,
@@ -116,6 +130,7 @@ async def test_conditions_follow_the_workload_from_nothing_to_serving() -> None:
         "selector": "app.kubernetes.io/name=octavo-worker,serving.octavo.dev/service=chat",
         "url": "http://chat.models.svc:8000",
         "image": IMAGE,
+        "placement": {"tensor": 1, "pipeline": 1, "nodes": 1, "product": ""},
     }
 
 
@@ -186,7 +201,7 @@ async def test_stopping_pod_is_no_problem() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"parallelism": {"tensor": 2, "pipeline": 2, "nodes": 2}}, "pipeline 2 over 2 nodes"),
+        ({"parallelism": {"tensor": 2, "pipeline": 2, "nodes": 2}}, "a replica over 2 nodes"),
     ],
 )
 async def test_what_cannot_run_yet_creates_nothing_and_says_so(
@@ -204,13 +219,11 @@ async def test_what_cannot_run_yet_creates_nothing_and_says_so(
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"parallelism": {"tensor": "Auto"}}, "Auto means 1 for now"),
+        ({"parallelism": {"tensor": 2}}, "the worker of this version refuses to split a model"),
         ({"engine": {"speculative": {"method": "NGram"}}}, "spec.engine.speculative"),
-        ({"engine": {"lora": {}}}, "LoRAAdapters are not loaded yet, so no room"),
-        ({"routing": {"inferencePool": True}}, "no InferencePool"),
         ({"rolout": {}}, "spec.rolout (did you mean rollout?)"),
     ],
-    ids=["auto", "speculative", "lora", "pool", "unknown"],
+    ids=["split", "speculative", "unknown"],
 )
 async def test_what_is_left_out_is_said_but_the_rest_runs(spec: dict[str, Any], words: str) -> None:
     world = World(inference_service(**spec))
@@ -218,6 +231,13 @@ async def test_what_is_left_out_is_said_but_the_rest_runs(spec: dict[str, Any], 
     assert conditions(service)["FeaturesReady"] == ("False", "NotImplementedYet")
     assert words in condition_message(service, "FeaturesReady")
     assert await world.deployment()
+
+
+async def test_what_the_cluster_lacks_is_not_called_unimplemented() -> None:
+    world = World(inference_service(routing={"inferencePool": True}))
+    service = await world.settle()
+    assert conditions(service)["FeaturesReady"] == ("False", "KindMissing")
+    assert "install the CRDs" in condition_message(service, "FeaturesReady")
 
 
 async def test_replicas_are_not_written_while_an_autoscaler_owns_them() -> None:
@@ -244,6 +264,7 @@ async def test_number_of_pods_survives_the_change_to_an_autoscaler_and_back() ->
 
 
 async def test_new_operator_version_restarts_nothing_until_asked() -> None:
+    """kserve 5085: an upgrade of the operator restarts every model."""
     world = World(inference_service())
     await world.settle("worker:1")
     before = (await world.deployment())["spec"]
@@ -282,6 +303,53 @@ async def test_newer_rendering_of_pods_waits_for_the_upgrade_too(
     assert (await world.deployment())["spec"]["template"] == before
     assert (await world.deployment())["spec"]["replicas"] == 2
     assert "a newer pod template" in condition_message(service, "UpgradeAvailable")
+
+
+async def test_pods_without_an_admin_port_keep_their_one_port_until_they_are_upgraded() -> None:
+    """Theirs is the template of an operator that knew no admin port (kserve 5085)."""
+
+    async def ports() -> tuple[list[list[str]], list[str]]:
+        policy = await world.store.get(NETWORK_POLICY, "models", "chat")
+        monitor = await world.store.get(POD_MONITOR, "models", "chat")
+        endpoints = monitor["spec"]["podMetricsEndpoints"]
+        rules = policy["spec"]["ingress"]
+        return (
+            [[port["port"] for port in rule["ports"]] for rule in rules],
+            [endpoint["port"] for endpoint in endpoints],
+        )
+
+    world = World(inference_service(), frozenset({POD_MONITOR}))
+    prometheus = {"podSelector": {"matchLabels": {"app": "prometheus"}}}
+    world.worker_peers = WorkerPeers(admin=(prometheus,))
+    await world.settle()
+    old = without_admin_port(await world.deployment())
+    await world.store.apply(old, FIELD_MANAGER)
+    service = await world.settle()
+    assert (await world.deployment())["spec"]["template"] == old["spec"]["template"]
+    assert "a newer pod template" in condition_message(service, "UpgradeAvailable")
+    assert await ports() == ([["http"], ["admin", "http"]], ["admin", "http"])
+
+    world.pods = (pod_of(await world.deployment()),)
+    world.resource["metadata"]["annotations"] = {ANNOTATION_UPGRADE: "now"}
+    await world.settle()
+    labels = (await world.deployment())["spec"]["template"]["metadata"]["labels"]
+    assert labels[LABEL_ADMIN_PORT] == "8001"
+    assert await ports() == ([["http"], ["admin", "http"]], ["admin", "http"])
+    world.pods = (pod_of(await world.deployment()),)
+    await world.settle()
+    assert await ports() == ([["http"], ["admin"]], ["admin"])
+
+
+async def test_lost_key_to_the_pods_restarts_nothing() -> None:
+    world = World(inference_service())
+    world.admin_key_sha256 = "a" * 64
+    await world.settle()
+    before = (await world.deployment())["spec"]["template"]
+    assert "a" * 64 in worker_of(await world.deployment())["command"]
+    world.admin_key_sha256 = "b" * 64
+    service = await world.settle()
+    assert (await world.deployment())["spec"]["template"] == before
+    assert conditions(service)["UpgradeAvailable"] == ("True", "NewerTemplate")
 
 
 async def test_own_image_is_used_at_once() -> None:
@@ -461,9 +529,9 @@ async def test_plan_comes_to_an_end_from_anywhere(
     await _disturb(world, edits)
     world.resource = inference_service(**second)
     service = await world.settle(image="worker:2", now=LATER)
-    assert len(conditions(service)) == 6
+    assert len(conditions(service)) == 7
     found = conditions(service)
-    if found["Ready"][1] in ("InvalidSpec", "NotImplementedYet", "NameConflict"):
+    if found["Ready"][1] in ("InvalidSpec", "NotImplementedYet", "NameConflict", "Inspecting"):
         return
     names = {kind_of(child).kind for child in (await world.observe()).children}
     wants_monitor = second["monitoring"].get("podMonitor", True)

@@ -280,7 +280,7 @@ async def test_any_state_of_a_rollout_comes_to_rest(
     await world.store.merge(*KEY, {"metadata": {"annotations": memory}})
     world.is_past_deadline = is_late
     service = await world.come_to_rest()
-    assert len(conditions(service)) == 6
+    assert len(conditions(service)) == 7
     world.is_past_deadline = False
     world.num_gpus = None
     world.is_broken = lambda pod: False

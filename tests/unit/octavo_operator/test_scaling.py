@@ -9,20 +9,25 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from crd_schema import REPOSITORY
 from eventually import eventually
 from inference_services import condition_message, conditions, inference_service
 from octavo_operator.address import Address
 from octavo_operator.cluster.activator import Activator
 from octavo_operator.holding_proxy import HoldingProxy
+from octavo_operator.manifests.horizontal_pod_autoscaler import METRIC_NAMES
 from octavo_operator.manifests.kinds import (
     DEPLOYMENT,
     ENDPOINT_SLICE,
     HORIZONTAL_POD_AUTOSCALER,
     SCALED_OBJECT,
 )
+from octavo_operator.manifests.scaled_object import QUERIES
+from octavo_operator.reconcile.features import ADAPTER_COMMAND
 from octavo_operator.reconcile.observed import LiveObject, Observed
 from octavo_operator.reconcile.plan import plan
 from octavo_operator.reconcile.replicas import SWITCH_MANAGER, Demand
@@ -149,16 +154,66 @@ async def test_pods_that_crash_do_not_hold_the_number_up() -> None:
     assert (await world.autoscaler())["spec"]["minReplicas"] == 1
 
 
-async def test_autoscaler_without_its_metric_is_said() -> None:
+@pytest.mark.parametrize(
+    ("said", "reason", "remedy"),
+    [
+        (
+            "unable to get metric octavo_waiting_requests: unable to fetch metrics from custom "
+            "metrics API: no custom metrics API (custom.metrics.k8s.io) registered",
+            "MetricsAPIMissing",
+            "helm upgrade --install prometheus-adapter",
+        ),
+        (
+            "unable to get metric octavo_waiting_requests: no metrics returned from custom metrics "
+            "API",
+            "MetricMissing",
+            "needs the rule for octavo_waiting_requests",
+        ),
+        ("x" * 5000, "MetricMissing", "needs the rule for octavo_waiting_requests"),
+    ],
+    ids=["api", "metric", "long"],
+)
+async def test_autoscaler_without_its_metric_is_said_until_it_has_it(
+    said: str, reason: str, remedy: str
+) -> None:
+    async def autoscaler_says(status: str, word: str, message: str) -> None:
+        condition = {"type": "ScalingActive", "status": status, "reason": word, "message": message}
+        told = {"conditions": [condition]}
+        await world.store.write_status(HORIZONTAL_POD_AUTOSCALER, "models", "chat", told, None)
+
     world = ScaledWorld({"maxReplicas": 8})
     await world.settle()
-    condition = {"type": "ScalingActive", "status": "False", "reason": "FailedGetPodsMetric"}
-    condition["message"] = "no metrics API"
+    await autoscaler_says("False", "FailedGetPodsMetric", said)
+    service = await world.settle()
+    assert conditions(service)["FeaturesReady"] == ("False", reason)
+    assert remedy in condition_message(service, "FeaturesReady")
+    assert len(condition_message(service, "FeaturesReady")) < 1024
+    await autoscaler_says("True", "ValidMetricFound", "the HPA was able to compute the count")
+    assert conditions(await world.settle())["FeaturesReady"] == ("True", "AllInEffect")
+
+
+async def test_autoscaler_that_is_off_at_zero_lacks_nothing() -> None:
+    world = ScaledWorld({"maxReplicas": 8})
+    await world.settle()
+    condition = {"type": "ScalingActive", "status": "False", "reason": "ScalingDisabled"}
     status = {"conditions": [condition]}
     await world.store.write_status(HORIZONTAL_POD_AUTOSCALER, "models", "chat", status, None)
-    service = await world.settle()
-    assert conditions(service)["FeaturesReady"][0] == "False"
-    assert "no metrics API" in condition_message(service, "FeaturesReady")
+    assert conditions(await world.settle())["FeaturesReady"] == ("True", "AllInEffect")
+
+
+def test_adapters_rules_serve_the_metrics_that_autoscalers_read() -> None:
+    values = yaml.safe_load(
+        (REPOSITORY / "charts" / "octavo" / "files" / "prometheus-adapter.yaml").read_text()
+    )
+    rules = {rule["name"]["as"]: rule for rule in values["rules"]["custom"]}
+    assert rules.keys() == set(METRIC_NAMES.values())
+    for kind, name in METRIC_NAMES.items():
+        series = rules[name]["seriesQuery"].partition("{")[0]
+        assert series in QUERIES[kind]
+        assert set(rules[name]["resources"]["overrides"]) == {"namespace", "pod"}
+    path = "charts/octavo/files/prometheus-adapter.yaml"
+    assert path in ADAPTER_COMMAND
+    assert path in (REPOSITORY / "docs" / "scaling.md").read_text()
 
 
 async def sleeping() -> ScaledWorld:

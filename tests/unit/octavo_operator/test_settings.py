@@ -36,14 +36,26 @@ def test_variables_are_those_of_the_chart_and_flags_win() -> None:
 
 def test_peers_of_workers_are_network_policy_peers() -> None:
     peer = {"namespaceSelector": {"matchLabels": {"team": "web"}}}
-    told = operator_settings({"OCTAVO_WORKER_PEERS": json.dumps([peer])})
-    assert told.worker_peers == WorkerPeers((peer,))
+    told = operator_settings({"OCTAVO_WORKER_PEERS": json.dumps({"api": [peer]})})
+    assert told.worker_peers == WorkerPeers(api=(peer,))
+    told = operator_settings({"OCTAVO_WORKER_PEERS": json.dumps({"admin": [peer]})})
+    assert told.worker_peers == WorkerPeers(admin=(peer,))
     assert operator_settings({"OCTAVO_WORKER_PEERS": "everybody"}).worker_peers is None
 
 
-@pytest.mark.parametrize("text", ["nobody", "{}", "[{}]", '["a"]', '[{"podSelectors": {}}]'])
+NO_LISTS_OF_PEERS = ["nobody", "{}", "[{}]", '["a"]', '[{"podSelectors": {}}]', '"everybody"']
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("nobody", "[]", "[{}]", '"everybody"', '{"metrics": []}'),
+        *(f'{{"api": {peers}}}' for peers in NO_LISTS_OF_PEERS),
+        *(f'{{"admin": {peers}}}' for peers in NO_LISTS_OF_PEERS),
+    ],
+)
 def test_what_is_no_peer_is_refused(text: str) -> None:
-    with pytest.raises(SettingsError, match="JSON list of NetworkPolicy peers"):
+    with pytest.raises(SettingsError, match="with NetworkPolicy peers"):
         operator_settings({"OCTAVO_WORKER_PEERS": text})
 
 

@@ -12,7 +12,7 @@ import gc
 import os
 import resource as process_resources
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,11 +22,15 @@ import pytest
 from eventually import eventually
 from faulty_cluster import FaultyCluster
 from inference_services import condition_message, conditions, inference_service
+from inspections import H100, gpu_node, inspected_pod
+from model_shapes import LLAMA_70B
+from octavo_operator.cluster.admin_access import ROOT_BYTES, AdminAccess
 from octavo_operator.cluster.follower import Follower
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.errors import (
     ClusterError,
     ConflictError,
+    ForbiddenError,
     GoneError,
     NotFoundError,
     ThrottledError,
@@ -38,6 +42,7 @@ from octavo_operator.manifests.kinds import (
     DEPLOYMENT,
     EVENT,
     INFERENCE_SERVICE,
+    JOB,
     OPTIONAL_KINDS,
     POD,
     SERVICE,
@@ -67,8 +72,15 @@ class Simulation:
         self.store = ObjectStore(seed=1, clock=lambda: self.now)
         self.cluster = FaultyCluster(self.store)
         self.now = NOW
-        self.follower = Follower(self.cluster, (), "worker:1", resync_s, clock=lambda: self.now)
+        self.follower = self._new_follower(resync_s)
         self._running: asyncio.Task[None] | None = None
+
+    def _new_follower(self, resync_s: float) -> Follower:
+        """With keys that are the same in every run, as they are part of pod templates."""
+        access = AdminAccess(bytes(ROOT_BYTES))
+        return Follower(
+            self.cluster, (), "worker:1", resync_s, access=access, clock=lambda: self.now
+        )
 
     def start(self) -> None:
         self._running = asyncio.create_task(self.follower.run())
@@ -81,7 +93,7 @@ class Simulation:
     async def restart(self) -> None:
         """As after a crash: nothing that was in memory is left."""
         await self.stop()
-        self.follower = Follower(self.cluster, (), "worker:1", 3600.0, clock=lambda: self.now)
+        self.follower = self._new_follower(3600.0)
         self.start()
         for service in (await self.store.list_objects(INFERENCE_SERVICE, None, {})).items:
             metadata = service["metadata"]
@@ -151,6 +163,38 @@ async def _story(running: Simulation) -> dict[str, Any]:
     return await running.children()
 
 
+async def _placed_story(running: Simulation) -> dict[str, Any]:
+    """Auto: nodes and model are looked at, a placement is chosen, pods come up."""
+    await running.store.create(gpu_node(H100))
+    resource = inference_service(parallelism={"tensor": "Auto"}, engine={"maxModelLen": 8192})
+    await running.apply(resource)
+    await running.settled()
+    (job,) = (await running.store.list_objects(JOB, "models", {})).items
+    await running.store.create(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                **job["spec"]["template"]["metadata"],
+                "name": "look",
+                "namespace": "models",
+                "ownerReferences": [{"uid": job["metadata"]["uid"]}],
+            },
+        },
+        "controller",
+    )
+    found = inspected_pod(resource, LLAMA_70B)["status"]
+    await running.store.write_status(POD, "models", "look", found, None)
+    await running.settled()
+    await running.make_ready()
+    await running.settled()
+    status = (await running.service())["status"]
+    assert conditions(await running.service())["Ready"] == ("True", "Serving")
+    assert (status["placement"]["tensor"], status["model"]["numLayers"]) == (2, 80)
+    assert (await running.store.list_objects(POD, "models", {})).items == ()
+    return await running.children()
+
+
 async def test_calls_for_each_change_are_counted() -> None:
     async with simulation() as running:
         calls = running.cluster.calls
@@ -183,14 +227,15 @@ _FAULTS = [
 ]
 
 
+@pytest.mark.parametrize("story", [_story, _placed_story], ids=["story", "placed"])
 @pytest.mark.parametrize("is_done_first", [False, True], ids=["refused", "answer-lost"])
 @pytest.mark.parametrize("fault", _FAULTS, ids=lambda fault: type(fault).__name__)
 async def test_fault_at_any_call_changes_nothing_in_the_end(
-    fault: ClusterError, is_done_first: bool
+    fault: ClusterError, is_done_first: bool, story: Callable[[Simulation], Awaitable[Any]]
 ) -> None:
     async with simulation() as running:
         running.cluster.calls.clear()
-        expected = await _story(running)
+        expected = await story(running)
         num_calls = running.cluster.calls.total()
     stride = 1 if IS_FULL else 8
     offset = 0 if IS_FULL else 2 * _FAULTS.index(fault) + is_done_first
@@ -198,7 +243,7 @@ async def test_fault_at_any_call_changes_nothing_in_the_end(
         async with simulation() as running:
             running.cluster.is_done_first = is_done_first
             running.cluster.faults = [None] * position + [fault]
-            assert await _story(running) == expected, position
+            assert await story(running) == expected, position
 
 
 async def test_dropped_watches_and_restarts_lose_nothing() -> None:
@@ -264,6 +309,30 @@ async def test_ready_is_false_while_the_only_pod_crashes() -> None:
         await running.make_ready(pods=0)
         await running.settled()
         assert conditions(await running.service())["Ready"][0] == "False"
+
+
+async def test_nodes_are_asked_for_while_somebody_needs_them_and_not_after() -> None:
+    async with simulation() as running:
+        calls = running.cluster.calls
+        await _placed_story(running)
+        assert calls["list nodes"] == 1
+        await running.apply(inference_service("other"))
+        await running.apply(inference_service("third"))
+        await running.settled()
+        assert calls["list nodes"] == 1
+        assert calls["watch nodes"] == 0
+
+
+async def test_an_operator_that_may_not_see_nodes_does_without() -> None:
+    async with simulation() as running:
+        await running.store.create(gpu_node(H100))
+        # The resource and the kinds are read first.
+        running.cluster.faults = [None, None, ForbiddenError("no right on nodes")]
+        await running.apply(inference_service())
+        await running.settled()
+        assert running.cluster.calls["list nodes"] == 1
+        found = conditions(await running.service())
+        assert found["PlacementReady"] == ("Unknown", "GPUMemoryUnknown")
 
 
 async def test_every_condition_ends_so_that_gitops_never_waits_for_ever() -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from octavo_operator.cluster.admin_access import AdminAccess
 from octavo_operator.cluster.startup_reports import StartupReports
 from octavo_operator.errors import WorkerUnreachableError
 from octavo_operator.reconcile.startup import startup_status
-from octavo_operator.worker_client import WorkerClient
+from octavo_operator.worker_client import WorkerClient, WorkerEndpoint
 
 PHASES_S = {"files": 3.0, "weights": 12.25, "kv_cache": 1.0, "warmup": 2.5}
 
@@ -75,7 +76,7 @@ class FlakyWorkers(WorkerClient):
         super().__init__()
         self.asked = 0
 
-    async def startup_phases_s(self, host: str, port: int) -> dict[str, float]:
+    async def startup_phases_s(self, worker: WorkerEndpoint) -> dict[str, float]:
         self.asked += 1
         if self.asked == 1:
             raise WorkerUnreachableError("no route")
@@ -86,7 +87,7 @@ async def test_worker_is_asked_once_and_a_silent_one_is_left_alone_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     workers = FlakyWorkers()
-    reports = StartupReports(workers)
+    reports = StartupReports(workers, AdminAccess.for_this_run())
     assert await reports.of([pod()]) == {}
     assert await reports.of([pod()]) == {}
     assert workers.asked == 1
@@ -98,4 +99,4 @@ async def test_worker_is_asked_once_and_a_silent_one_is_left_alone_for_a_while(
 
 async def test_unreachable_worker_is_an_error_of_ours() -> None:
     with pytest.raises(WorkerUnreachableError, match="/health/load"):
-        await WorkerClient(timeout_s=1.0).load("127.0.0.1", 1)
+        await WorkerClient(timeout_s=1.0).load(WorkerEndpoint("127.0.0.1", 1))

@@ -199,6 +199,8 @@ class ServerConfig:
     admin_host: str = "127.0.0.1"
     """Address of that port. Another one opens it to whoever reaches it and, where there is an
     admin key, has that."""
+    admin_key_hashes: tuple[str, ...] = ()
+    """SHA-256 hashes, in hexadecimal, of keys that open the admin port and nothing else."""
     metrics_on_admin_port: bool = False
     """Whether /metrics is on the admin port only."""
     exports_traces: bool = False

@@ -105,12 +105,15 @@ class Activator:
 
 
 def ready_addresses(pods: tuple[LiveObject, ...]) -> tuple[Address, ...]:
-    """Where those of `pods` listen that are ready and not on their way out."""
-    found = []
-    for pod in pods:
-        status = pod.get("status") or {}
-        conditions = status.get("conditions") or ()
-        is_ready = any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
-        if is_ready and status.get("podIP") and not pod["metadata"].get("deletionTimestamp"):
-            found.append(Address(str(status["podIP"]), WORKER_PORT))
-    return tuple(found)
+    """Where those of `pods` listen that can serve."""
+    return tuple(
+        Address(str(pod["status"]["podIP"]), WORKER_PORT) for pod in pods if can_serve(pod)
+    )
+
+
+def can_serve(pod: LiveObject) -> bool:
+    """Whether `pod` is ready, has an address, and is not on its way out."""
+    status = pod.get("status") or {}
+    conditions = status.get("conditions") or ()
+    is_ready = any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+    return bool(is_ready and status.get("podIP") and not pod["metadata"].get("deletionTimestamp"))

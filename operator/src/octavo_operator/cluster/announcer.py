@@ -1,4 +1,4 @@
-"""Posts events about an InferenceService. An event that cannot be posted is not insisted on."""
+"""Posts events about our resources. An event that cannot be posted is not insisted on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from octavo_operator.cluster.interface import Cluster
 from octavo_operator.errors import ClusterError
 from octavo_operator.labels import API_VERSION, FIELD_MANAGER
-from octavo_operator.manifests.kinds import EVENT, INFERENCE_SERVICE
+from octavo_operator.manifests.kinds import EVENT, Kind
 from octavo_operator.reconcile.conditions import timestamp
 from octavo_operator.reconcile.events import Announcement, announcements
 from octavo_operator.reconcile.observed import LiveObject
@@ -25,16 +25,19 @@ class Announcer:
         self._cluster = cluster
         self._clock = clock
 
-    async def announce(self, resource: LiveObject, status: Mapping[str, Any]) -> None:
+    async def announce(self, kind: Kind, resource: LiveObject, status: Mapping[str, Any]) -> None:
         """Tell what `status` has new over the one that `resource` was read with."""
         for item in announcements(resource.get("status"), status):
-            try:
-                await self._cluster.create(self._event(resource, item))
-            except ClusterError as error:
-                logger.info("event %s is not posted: %s", item.reason, error)
-                return
+            await self.post(kind, resource, item)
 
-    def _event(self, resource: LiveObject, item: Announcement) -> dict[str, Any]:
+    async def post(self, kind: Kind, resource: LiveObject, item: Announcement) -> None:
+        """Tell one thing about `resource`."""
+        try:
+            await self._cluster.create(self._event(kind, resource, item))
+        except ClusterError as error:
+            logger.info("event %s is not posted: %s", item.reason, error)
+
+    def _event(self, kind: Kind, resource: LiveObject, item: Announcement) -> dict[str, Any]:
         metadata, now = resource["metadata"], timestamp(self._clock())
         return {
             "apiVersion": EVENT.api_version,
@@ -45,7 +48,7 @@ class Announcer:
             },
             "involvedObject": {
                 "apiVersion": API_VERSION,
-                "kind": INFERENCE_SERVICE.kind,
+                "kind": kind.kind,
                 "name": metadata["name"],
                 "namespace": metadata["namespace"],
                 "uid": metadata["uid"],

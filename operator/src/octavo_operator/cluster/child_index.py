@@ -7,7 +7,13 @@ from collections.abc import Callable, Sequence
 
 from octavo_operator.cluster.informer import Informer, ServiceKey
 from octavo_operator.cluster.interface import Cluster
-from octavo_operator.labels import APP_NAME, LABEL_MANAGED_BY, LABEL_NAME, MANAGED_BY
+from octavo_operator.labels import (
+    APP_NAME,
+    COMPANION_NAME,
+    LABEL_MANAGED_BY,
+    LABEL_NAME,
+    MANAGED_BY,
+)
 from octavo_operator.manifests.kinds import CHILD_KINDS, POD, kind_of
 from octavo_operator.reconcile.observed import LiveObject
 
@@ -32,6 +38,11 @@ class ChildIndex:
         self._pods = [
             Informer(cluster, POD, scope, {LABEL_NAME: APP_NAME}, on_change) for scope in scopes
         ]
+        self._companions = [
+            Informer(cluster, POD, scope, {LABEL_NAME: COMPANION_NAME}, on_change)
+            for scope in scopes
+        ]
+        self._all = (*self._children, *self._pods, *self._companions)
 
     def children_of(self, service: ServiceKey) -> tuple[LiveObject, ...]:
         return tuple(live for informer in self._children for live in informer.objects_of(service))
@@ -39,12 +50,24 @@ class ChildIndex:
     def pods_of(self, service: ServiceKey) -> tuple[LiveObject, ...]:
         return tuple(live for informer in self._pods for live in informer.objects_of(service))
 
+    def companions_of(self, service: ServiceKey) -> tuple[LiveObject, ...]:
+        """Pods that belong to the service and take no requests."""
+        return tuple(live for informer in self._companions for live in informer.objects_of(service))
+
     def all_pods(self) -> tuple[LiveObject, ...]:
         return tuple(live for informer in self._pods for live in informer.all_objects())
 
     def oldest_contact_s(self, now: float) -> float:
         """How long ago, at `now` of the monotonic clock, the quietest watch heard of the server."""
-        return max(now - informer.last_contact for informer in (*self._children, *self._pods))
+        return max(self.contacts_s(now).values())
+
+    def contacts_s(self, now: float) -> dict[str, float]:
+        """The same for each kind, by its plural."""
+        contacts: dict[str, float] = {}
+        for informer in self._all:
+            age_s, plural = now - informer.last_contact, informer.kind.plural
+            contacts[plural] = max(age_s, contacts.get(plural, 0.0))
+        return contacts
 
     def remember(self, live: LiveObject) -> None:
         """Take note of a child just written."""
@@ -55,12 +78,10 @@ class ChildIndex:
 
     async def wait_listed(self) -> None:
         """Until every kind has been listed once; deciding earlier would create what exists."""
-        await asyncio.gather(
-            *(informer.listed.wait() for informer in (*self._children, *self._pods))
-        )
+        await asyncio.gather(*(informer.listed.wait() for informer in self._all))
 
     async def run(self) -> None:
         """Follow all kinds until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            for informer in (*self._children, *self._pods):
+            for informer in self._all:
                 tasks.create_task(informer.run(), name=f"informer {informer.kind.plural}")

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from octavo_operator.cluster.activator import CallHolder, ready_addresses
+from octavo_operator.cluster.activator import CallHolder, can_serve
+from octavo_operator.cluster.admin_access import AdminAccess
 from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.errors import WorkerUnreachableError
 from octavo_operator.reconcile.observed import LiveObject
@@ -17,9 +18,10 @@ from octavo_operator.worker_client import WorkerClient
 class DemandReader:
     """Keeps a place to hold calls for every service that scales to zero, and only for those."""
 
-    def __init__(self, holder: CallHolder, workers: WorkerClient) -> None:
+    def __init__(self, holder: CallHolder, workers: WorkerClient, access: AdminAccess) -> None:
         self._holder = holder
         self._workers = workers
+        self._access = access
 
     async def read(
         self, service: ServiceKey, resource: LiveObject, pods: tuple[LiveObject, ...]
@@ -38,13 +40,12 @@ class DemandReader:
 
     async def _idle_s(self, pods: tuple[LiveObject, ...]) -> float | None:
         """For how long no pod has had a request; None when one of them does not say."""
-        addresses = ready_addresses(pods)
-        if not addresses:
+        ready = [self._access.endpoint(pod) for pod in pods if can_serve(pod)]
+        workers = [worker for worker in ready if worker is not None]
+        if not workers:
             return None
         try:
-            loads = await asyncio.gather(
-                *(self._workers.load(address.host, address.port) for address in addresses)
-            )
+            loads = await asyncio.gather(*map(self._workers.load, workers))
         except WorkerUnreachableError:
             return None
         return min(0.0 if load.open_requests else load.idle_s for load in loads)

@@ -1,4 +1,4 @@
-"""Keeps every InferenceService looked after: when a child of it changes, and now and then."""
+"""Keeps every InferenceService looked after: when something of it changes, and now and then."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 from octavo_operator.cluster.activator import CallHolder
+from octavo_operator.cluster.adapter_keeper import AdapterKeeper
+from octavo_operator.cluster.adapter_ledger import OnLoad
+from octavo_operator.cluster.admin_access import AdminAccess
 from octavo_operator.cluster.child_index import ChildIndex
 from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.cluster.interface import Cluster
 from octavo_operator.cluster.reconciler import Reconciler
 from octavo_operator.cluster.work_queue import WorkQueue
 from octavo_operator.errors import ClusterError
-from octavo_operator.manifests.kinds import INFERENCE_SERVICE
+from octavo_operator.manifests.kinds import INFERENCE_SERVICE, LORA_ADAPTER
 from octavo_operator.worker_client import WorkerClient
 from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers
 
@@ -24,11 +28,16 @@ logger = logging.getLogger(__name__)
 
 _RESYNC_SPREAD: Final = 0.2
 
+OnPass = Callable[[str, float, Exception | None], None]
+"""Told of each pass: the kind of resource, the seconds it took, and its error, None for success."""
+
 
 class Follower:
     """Owns the index, the queue and the reconciler of a set of namespaces (empty: all).
 
-    `holder` makes what holds the calls of services without pods, from this follower's index.
+    `holder` makes what holds the calls of services without pods, from this follower's index;
+    `has_nodes_and_jobs` is false for a cluster that is one machine in disguise;
+    without `access` the keys to workers are known to this follower alone.
     """
 
     def __init__(
@@ -39,30 +48,61 @@ class Follower:
         resync_s: float,
         *,
         worker_peers: WorkerPeers | None = NAMESPACE_ONLY,
+        access: AdminAccess | None = None,
         workers: WorkerClient | None = None,
         holder: Callable[[Follower], CallHolder] | None = None,
         prometheus_url: str | None = None,
+        has_nodes_and_jobs: bool = True,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        on_done: Callable[[float, ClusterError | None], None] = lambda seconds, error: None,
+        on_pass: OnPass = lambda resource, seconds, error: None,
+        on_load: OnLoad = lambda seconds, reason: None,
     ) -> None:
         self._cluster = cluster
         self._scopes: Sequence[str | None] = namespaces or (None,)
         self._resync_s = resync_s
         self._holder = holder(self) if holder is not None else None
+        access = access or AdminAccess.for_this_run()
         self.index = ChildIndex(cluster, namespaces, self._poke)
         self.reconciler = Reconciler(
             cluster,
             self.index,
             default_image,
             worker_peers=worker_peers,
+            access=access,
             workers=workers,
             holder=self._holder,
             prometheus_url=prometheus_url,
+            # A Role in some namespaces cannot give a right on nodes.
+            can_see_nodes=not namespaces and has_nodes_and_jobs,
+            can_inspect=has_nodes_and_jobs,
             look_later=self._look_later,
             clock=clock,
-            on_done=on_done,
         )
-        self.queue = WorkQueue(self.reconciler.reconcile)
+        self.queue = WorkQueue(
+            self.reconciler.reconcile, on_done=partial(on_pass, INFERENCE_SERVICE.kind)
+        )
+        self.adapters = AdapterKeeper(
+            cluster,
+            self.index,
+            workers or WorkerClient(),
+            access,
+            look_later=lambda service, delay_s: self.adapter_queue.add_later(service, delay_s),
+            clock=clock,
+            on_load=on_load,
+        )
+        self.adapter_queue = WorkQueue(
+            self.adapters.look_after, on_done=partial(on_pass, LORA_ADAPTER.kind)
+        )
+
+    def see_service(self, service: ServiceKey) -> None:
+        """The InferenceService has changed, come or gone."""
+        self.queue.add(service)
+        if self.adapters.concerns(service):
+            self.adapter_queue.add(service)
+
+    def see_adapter(self, service: ServiceKey) -> None:
+        """A LoRAAdapter of that service has changed, come or gone."""
+        self.adapter_queue.add(service)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -70,8 +110,10 @@ class Follower:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.index.run(), name="child index")
                 tasks.create_task(self.queue.run(), name="work queue")
+                tasks.create_task(self.adapter_queue.run(), name="adapter queue")
                 tasks.create_task(self._resync(), name="resync")
         finally:
+            await self.adapters.close()
             if self._holder is not None:
                 await self._holder.close_all()
 
@@ -84,7 +126,9 @@ class Follower:
                     listed = await self._cluster.list_objects(INFERENCE_SERVICE, scope, {})
                     for resource in listed.items:
                         metadata = resource["metadata"]
-                        self.queue.add((metadata["namespace"], metadata["name"]))
+                        self.see_service((metadata["namespace"], metadata["name"]))
+                for service in self.adapters.services():
+                    self.adapter_queue.add(service)
             except ClusterError as error:
                 logger.warning("resync put off: %s", error)
 
@@ -93,4 +137,4 @@ class Follower:
 
     def _poke(self, service: tuple[str, str]) -> None:
         if service[1]:
-            self.queue.add(service)
+            self.see_service(service)

@@ -60,7 +60,10 @@ class Informer:
         return tuple(value for _, value in sorted(self._objects.get(service, {}).items()))
 
     def all_objects(self) -> tuple[LiveObject, ...]:
-        return tuple(live for objects in self._objects.values() for live in objects.values())
+        """All of them; may be asked from another thread, hence the copies."""
+        return tuple(
+            live for objects in list(self._objects.values()) for live in list(objects.values())
+        )
 
     def remember(self, live: LiveObject) -> None:
         """Take note of an object just written, before the watch tells of it."""
@@ -77,6 +80,7 @@ class Informer:
                 pause_s = FIRST_PAUSE_S
                 await self._watch(version)
             except NotFoundError:
+                self.last_contact = time.monotonic()
                 self._forget_all()
                 self.listed.set()
                 await asyncio.sleep(ABSENT_KIND_PAUSE_S)
@@ -87,6 +91,7 @@ class Informer:
                     continue
                 # A cluster that has the kind, and a role made before it came: do without.
                 logger.warning("%s; %s is not used", error, self.kind.plural)
+                self.last_contact = time.monotonic()
                 self._forget_all()
                 self.listed.set()
                 await asyncio.sleep(ABSENT_KIND_PAUSE_S)

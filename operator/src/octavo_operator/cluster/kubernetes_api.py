@@ -7,7 +7,7 @@ objects as plain dicts. No call is ever repeated here: who asked decides when to
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urlencode
@@ -33,14 +33,29 @@ PAGE_SIZE: Final = 500
 
 
 class KubernetesApi:
-    """A `Cluster` over HTTP. Use as a context manager, inside a running event loop."""
+    """A `Cluster` over HTTP. Use as a context manager, inside a running event loop.
 
-    def __init__(self, configuration: Configuration, request_timeout_s: float) -> None:
+    `on_call` is told of each call: the method (WATCH for a watch), the status, None for no answer.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        request_timeout_s: float,
+        on_call: Callable[[str, int | None], None] = lambda method, status: None,
+    ) -> None:
         self._client = ApiClient(configuration)
         self._timeout = aiohttp.ClientTimeout(total=request_timeout_s)
+        self._on_call = on_call
 
     @classmethod
-    async def connect(cls, request_timeout_s: float, *, is_in_cluster: bool) -> Self:
+    async def connect(
+        cls,
+        request_timeout_s: float,
+        *,
+        is_in_cluster: bool,
+        on_call: Callable[[str, int | None], None] = lambda method, status: None,
+    ) -> Self:
         """With the pod's service account, or else KUBECONFIG; SettingsError when that fails."""
         configuration = Configuration()
         try:
@@ -52,7 +67,7 @@ class KubernetesApi:
             raise SettingsError(
                 f"no way to a cluster: {error}; set KUBECONFIG, or run inside a pod"
             ) from error
-        return cls(configuration, request_timeout_s)
+        return cls(configuration, request_timeout_s, on_call)
 
     async def __aenter__(self) -> Self:
         return self
@@ -174,6 +189,18 @@ class KubernetesApi:
             content_type="application/merge-patch+json",
         )
 
+    async def set_condition(
+        self, kind: Kind, namespace: str, name: str, uid: str, condition: Mapping[str, Any]
+    ) -> LiveObject:
+        # Lists with merge keys are merged by this kind of patch only; it knows built-in kinds only.
+        return await self._call(
+            "PATCH",
+            kind.path(namespace, name, "status"),
+            {"fieldManager": FIELD_MANAGER},
+            body={"metadata": {"uid": uid}, "status": {"conditions": [condition]}},
+            content_type="application/strategic-merge-patch+json",
+        )
+
     async def write_status(
         self,
         kind: Kind,
@@ -235,11 +262,16 @@ class KubernetesApi:
             body=body,
             auth_settings=["BearerToken"],
         )
-        answer = await self._client.rest_client.request(
-            method, url, headers=headers, body=body, _request_timeout=timeout
-        )
-        response: aiohttp.ClientResponse = answer.response
-        return response
+        status: int | None = None
+        try:
+            answer = await self._client.rest_client.request(
+                method, url, headers=headers, body=body, _request_timeout=timeout
+            )
+            response: aiohttp.ClientResponse = answer.response
+            status = response.status
+            return response
+        finally:
+            self._on_call("WATCH" if query and "watch" in query else method, status)
 
 
 def _selector(labels: Mapping[str, str]) -> dict[str, str]:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
 from octavo_operator.cluster.activator import CallHolder
+from octavo_operator.cluster.admin_access import AdminAccess
 from octavo_operator.cluster.announcer import Announcer
 from octavo_operator.cluster.child_index import ChildIndex
 from octavo_operator.cluster.demand import DemandReader
 from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.cluster.interface import Cluster
+from octavo_operator.cluster.node_reader import NodeReader
 from octavo_operator.cluster.startup_reports import StartupReports
 from octavo_operator.errors import (
     ClusterError,
@@ -51,9 +52,10 @@ class _Told:
 
 
 class Reconciler:
-    """`workers` is how workers are asked about themselves, None for not at all; `holder` holds the
-    calls of services without pods; `look_later` has a service looked at again after some seconds;
-    `on_done` is told the seconds each pass took and its error, None for success."""
+    """`workers` is how workers are asked about themselves, None for not at all, `access` where, and
+    with which key; `holder` holds the calls of services without pods; `look_later` has a service
+    looked at again after some seconds; `can_see_nodes` and `can_inspect` tell whether there are
+    nodes to look at, and whether Jobs are run."""
 
     def __init__(
         self,
@@ -62,24 +64,28 @@ class Reconciler:
         default_image: str,
         *,
         worker_peers: WorkerPeers | None = NAMESPACE_ONLY,
+        access: AdminAccess,
         workers: WorkerClient | None = None,
         holder: CallHolder | None = None,
         prometheus_url: str | None = None,
+        can_see_nodes: bool = False,
+        can_inspect: bool = True,
         look_later: Callable[[ServiceKey, float], None] = lambda service, delay_s: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        on_done: Callable[[float, ClusterError | None], None] = lambda seconds, error: None,
     ) -> None:
         self._cluster = cluster
         self._index = index
         self._default_image = default_image
         self._worker_peers = worker_peers
-        self._reports = StartupReports(workers) if workers is not None else None
-        self._demand = DemandReader(holder, workers) if holder and workers else None
+        self._access = access
+        self._reports = StartupReports(workers, access) if workers is not None else None
+        self._demand = DemandReader(holder, workers, access) if holder and workers else None
         self._prometheus_url = prometheus_url
+        self._nodes = NodeReader(cluster) if can_see_nodes else None
+        self._can_inspect = can_inspect
         self._look_later = look_later
         self._announcer = Announcer(cluster, clock)
         self._clock = clock
-        self._on_done = on_done
         self._locks: dict[ServiceKey, asyncio.Lock] = {}
         self._served_kinds: frozenset[Kind] | None = None
 
@@ -92,17 +98,9 @@ class Reconciler:
 
         Passes over the same resource wait for each other.
         """
-        started = time.perf_counter()
-        error: ClusterError | None = None
-        try:
-            async with self._locks.setdefault(service, asyncio.Lock()):
-                await self._index.wait_listed()
-                await self._reconcile(service)
-        except ClusterError as failure:
-            error = failure
-            raise
-        finally:
-            self._on_done(time.perf_counter() - started, error)
+        async with self._locks.setdefault(service, asyncio.Lock()):
+            await self._index.wait_listed()
+            await self._reconcile(service)
 
     async def _reconcile(self, service: ServiceKey) -> None:
         for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -130,6 +128,9 @@ class Reconciler:
             await self._demand.read(service, resource, pods) if self._demand else NO_DEMAND,
         )
         first = self._plan(service, resource, told, None)
+        if first.wants_nodes and self._nodes is not None:
+            await self._nodes.read()
+            first = self._plan(service, resource, told, None)
         failure = await self._write(service, resource, first)
         status = first.status
         if first.applies or first.deletes:
@@ -139,7 +140,7 @@ class Reconciler:
             await self._cluster.write_status(
                 INFERENCE_SERVICE, *service, status, resource["metadata"]["resourceVersion"]
             )
-            await self._announcer.announce(resource, status)
+            await self._announcer.announce(INFERENCE_SERVICE, resource, status)
         if first.look_again_s is not None:
             self._look_later(service, first.look_again_s)
         if isinstance(failure, ForbiddenError):
@@ -162,6 +163,10 @@ class Reconciler:
             startup_phases_s=told.phases_s,
             demand=told.demand,
             prometheus_url=self._prometheus_url,
+            companions=self._index.companions_of(service),
+            nodes=self._nodes.recent() if self._nodes is not None else None,
+            can_inspect=self._can_inspect,
+            admin_key_sha256=self._access.key_sha256(service),
         )
         return plan(observed, self._default_image, self._clock(), obstacle)
 

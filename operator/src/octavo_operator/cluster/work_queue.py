@@ -22,13 +22,22 @@ LONGEST_RETRY_S: Final = 300.0
 
 
 class WorkQueue:
-    """Calls `work` for every key added, with at most `workers` at the same time."""
+    """Calls `work` for every key added, with at most `workers` at the same time.
 
-    def __init__(self, work: Callable[[ServiceKey], Awaitable[None]], workers: int = 4) -> None:
+    `on_done` is told the seconds each call took, and its error.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[ServiceKey], Awaitable[None]],
+        workers: int = 4,
+        on_done: Callable[[float, Exception | None], None] = lambda seconds, error: None,
+    ) -> None:
         self._work = work
         self._workers = workers
+        self._on_done = on_done
         self._ready: asyncio.Queue[ServiceKey] = asyncio.Queue()
-        self._waiting: set[ServiceKey] = set()
+        self._waiting: dict[ServiceKey, float] = {}
         self._active: dict[ServiceKey, float] = {}
         self._again: set[ServiceKey] = set()
         self._failures: dict[ServiceKey, int] = {}
@@ -42,14 +51,18 @@ class WorkQueue:
         if key in self._active:
             self._again.add(key)
         elif key not in self._waiting:
-            self._waiting.add(key)
+            self._waiting[key] = time.monotonic()
             self._ready.put_nowait(key)
 
     def add_later(self, key: ServiceKey, delay_s: float) -> None:
-        """Have `key` looked at after a while, unless it comes up before."""
-        if key in self._waiting or key in self._timers:
+        """Have `key` looked at after a while, at the latest: what comes up before counts."""
+        if key in self._waiting:
             return
-        loop = asyncio.get_running_loop()
+        loop, known = asyncio.get_running_loop(), self._timers.get(key)
+        if known is not None:
+            if known.when() <= loop.time() + delay_s:
+                return
+            known.cancel()
         self._timers[key] = loop.call_later(delay_s, self.add, key)
 
     @property
@@ -61,9 +74,18 @@ class WorkQueue:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def num_failing(self) -> int:
+        """Keys whose latest work failed."""
+        return len(self._failures)
+
+    def longest_wait_s(self, now: float) -> float:
+        """How long the key that waits longest has waited at `now`, a monotonic time."""
+        return max(0.0, now - min(list(self._waiting.values()), default=now))
+
     def longest_work_s(self, now: float) -> float:
         """How long the oldest work has been under way at `now`, a monotonic time; 0 if none is."""
-        return now - min(self._active.values(), default=now)
+        return now - min(list(self._active.values()), default=now)
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -79,17 +101,21 @@ class WorkQueue:
     async def _serve(self) -> None:
         while True:
             key = await self._ready.get()
-            self._waiting.discard(key)
-            self._active[key] = time.monotonic()
+            self._waiting.pop(key, None)
+            self._active[key] = started_s = time.monotonic()
+            failure: Exception | None = None
             try:
                 await self._work(key)
                 self._failures.pop(key, None)
             except OctavoOperatorError as error:
+                failure = error
                 self._retry(key, error)
             except Exception as error:  # a bug in one resource's work must not stop the others
+                failure = error
                 logger.exception("reconciling %s/%s failed", *key)
                 self._retry(key, error)
             finally:
+                self._on_done(time.monotonic() - started_s, failure)
                 self._active.pop(key, None)
                 if key in self._again:
                     self._again.discard(key)

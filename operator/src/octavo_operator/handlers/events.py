@@ -1,4 +1,4 @@
-"""kopf handlers: a watch event of one of our kinds puts its name into a queue."""
+"""kopf handlers: a watch event of one of our kinds puts a service's name into a queue."""
 
 from __future__ import annotations
 
@@ -16,15 +16,21 @@ def register_events(
     add_service: Callable[[ServiceKey], None],
     add_adapter: Callable[[ServiceKey], None],
 ) -> None:
-    """One handler a kind, for everything that can happen to it, the first listing included."""
-    for kind, add in ((INFERENCE_SERVICE, add_service), (LORA_ADAPTER, add_adapter)):
-        _register(registry, kind, add)
+    """One handler a kind, for everything that can happen to it, the first listing included.
+
+    Both are told the InferenceService that is concerned.
+    """
+    _register(registry, INFERENCE_SERVICE, add_service, lambda service: service["metadata"]["name"])
+    _register(registry, LORA_ADAPTER, add_adapter, _service_of)
 
 
 def _register(
-    registry: kopf.OperatorRegistry, kind: Kind, add: Callable[[ServiceKey], None]
+    registry: kopf.OperatorRegistry,
+    kind: Kind,
+    add: Callable[[ServiceKey], None],
+    service_of: Callable[[Mapping[str, Any]], str],
 ) -> None:
-    seen: dict[ServiceKey, object] = {}
+    seen: dict[tuple[str, str], object] = {}
 
     @kopf.on.event(
         kind.group, kind.version, kind.plural, id=f"see-{kind.plural}", registry=registry
@@ -32,15 +38,21 @@ def _register(
     async def see(event: Mapping[str, Any], **_: Any) -> None:
         metadata = event["object"]["metadata"]
         key = (str(metadata["namespace"]), str(metadata["name"]))
+        service = (key[0], service_of(event["object"]))
         if event["type"] == "DELETED":
             seen.pop(key, None)
-            add(key)
+            add(service)
             return
         # Our own status writes come back as events; they are not worth a pass.
         relevant = _relevant(metadata)
         if event["type"] is None or seen.get(key) != relevant:
             seen[key] = relevant
-            add(key)
+            add(service)
+
+
+def _service_of(adapter: Mapping[str, Any]) -> str:
+    """The schema makes sure that there is one."""
+    return str(adapter["spec"]["serviceRef"]["name"])
 
 
 def _relevant(metadata: Mapping[str, Any]) -> object:

@@ -30,6 +30,7 @@ def configure_kopf(target: kopf.OperatorSettings, settings: OperatorSettings) ->
     target.scanning.disabled = bool(settings.namespaces)
     target.process.ultimate_exiting_timeout = settings.exit_timeout_s
     # Nothing is stored by these, as no handler needs it; should one ever, then under our own name.
-    target.persistence.finalizer = f"{GROUP}/finalizer"
+    # kopf takes its finalizer off where no handler needs it, so it must not be the operator's.
+    target.persistence.finalizer = f"{GROUP}/kopf"
     target.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP)
     target.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=GROUP)

@@ -45,7 +45,8 @@ def register_liveness(
 
     @kopf.on.probe(id="reconcile", registry=registry)
     async def reconcile(**_: Any) -> dict[str, float | int]:
-        busy_s = follower.queue.longest_work_s(time.monotonic())
+        now, queues = time.monotonic(), (follower.queue, follower.adapter_queue)
+        busy_s = max(queue.longest_work_s(now) for queue in queues)
         if busy_s > STUCK_AFTER_S:
             raise kopf.PermanentError(f"a pass has been under way for {busy_s:.0f} s")
         return {"longest_pass_s": round(busy_s, 1), "waiting": follower.queue.num_waiting}

@@ -1,4 +1,4 @@
-"""The operator's own metrics, for Prometheus."""
+"""What the operator tells Prometheus of services and adapters."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from octavo_operator.errors import ClusterError, SettingsError
+from octavo_operator.errors import SettingsError
+from octavo_operator.handlers.operation_metrics import OperationMetrics
 from octavo_operator.labels import LABEL_SERVICE, WORKER_CONTAINER
 from octavo_operator.reconcile.observed import LiveObject
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_LOAD_SECONDS: Final = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 180.0)
 
 _SERVICE_LABELS: Final = ("inferenceservice_namespace", "inferenceservice")
 """Named so that they do not clash with the labels Prometheus gives to a target."""
@@ -29,24 +30,26 @@ class OperatorMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._seconds = Histogram(
-            "octavo_operator_reconcile_seconds",
-            "Time of one pass over one InferenceService, API calls included.",
-            buckets=_SECONDS,
+        self.operation = OperationMetrics(self.registry)
+        self._load_seconds = Histogram(
+            "octavo_operator_adapter_load_seconds",
+            "Time of one load of one adapter into one pod that worked, its download included.",
+            buckets=_LOAD_SECONDS,
             registry=self.registry,
         )
-        self._errors = Counter(
-            "octavo_operator_reconcile_errors",
-            "Passes that must be tried again, by kind of error.",
-            ["error"],
+        self._load_failures = Counter(
+            "octavo_operator_adapter_load_failures",
+            "Loads of one adapter into one pod that did not work, by reason.",
+            ["reason"],
             registry=self.registry,
         )
 
-    def note_reconcile(self, seconds: float, error: ClusterError | None) -> None:
-        """Count one pass."""
-        self._seconds.observe(seconds)
-        if error is not None:
-            self._errors.labels(type(error).__name__).inc()
+    def note_load(self, seconds: float, reason: str | None) -> None:
+        """Count one load of an adapter; reason: why it failed, None for success."""
+        if reason is None:
+            self._load_seconds.observe(seconds)
+        else:
+            self._load_failures.labels(reason).inc()
 
     def watch_pods(
         self,

@@ -14,18 +14,19 @@ from typing import Final
 import kopf
 
 from octavo_operator.cluster.activator import Activator, CallHolder
-from octavo_operator.cluster.adapter_reporter import AdapterReporter
+from octavo_operator.cluster.admin_access import AdminAccess, load_admin_access
 from octavo_operator.cluster.follower import Follower
 from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.cluster.interface import Cluster
 from octavo_operator.cluster.kubernetes_api import KubernetesApi
 from octavo_operator.cluster.leader_lease import LeaderLease
-from octavo_operator.cluster.work_queue import WorkQueue
 from octavo_operator.handlers.events import register_events
 from octavo_operator.handlers.kopf_settings import configure_kopf
 from octavo_operator.handlers.kopf_thread import run_kopf
 from octavo_operator.handlers.liveness import register_liveness
 from octavo_operator.handlers.metrics import OperatorMetrics
+from octavo_operator.handlers.operation_metrics import OperationMetrics
+from octavo_operator.manifests.kinds import INFERENCE_SERVICE, LORA_ADAPTER
 from octavo_operator.settings import NUM_ACTIVATOR_PORTS, OperatorSettings
 from octavo_operator.worker_client import WorkerClient
 
@@ -39,7 +40,11 @@ async def run_operator(
 ) -> None:
     """Until a signal, or `stop_flag`; raises SettingsError when there is no way to a cluster."""
     metrics = OperatorMetrics()
-    connecting = KubernetesApi.connect(settings.request_timeout_s, is_in_cluster=is_in_cluster)
+    connecting = KubernetesApi.connect(
+        settings.request_timeout_s,
+        is_in_cluster=is_in_cluster,
+        on_call=metrics.operation.note_call,
+    )
     async with await connecting as cluster, _metrics_server(metrics, settings):
         follower = Follower(
             cluster,
@@ -47,18 +52,35 @@ async def run_operator(
             settings.worker_image,
             settings.resync_s,
             worker_peers=settings.worker_peers,
+            access=await _admin_access(cluster, settings),
             workers=WorkerClient(),
             holder=_activator(settings) if settings.pod_ip else None,
             prometheus_url=settings.prometheus_url or None,
-            on_done=metrics.note_reconcile,
+            on_pass=metrics.operation.note_pass,
+            on_load=metrics.note_load,
         )
         metrics.watch_pods(follower.index.all_pods)
-        reporter = AdapterReporter(cluster)
-        metrics.watch_adapters(reporter.all_adapters)
-        lease = _lease(cluster, settings)
-        await _run_until_first_ends(
-            follower, reporter, lease, settings, stop_flag or asyncio.Event()
+        metrics.watch_adapters(follower.adapters.all_adapters)
+        metrics.operation.watch_queues(
+            {INFERENCE_SERVICE.kind: follower.queue, LORA_ADAPTER.kind: follower.adapter_queue}
         )
+        office = _Office(_lease(cluster, settings), metrics.operation)
+        metrics.operation.watch_watches(
+            lambda now: follower.index.contacts_s(now) if office.is_held else {}
+        )
+        await _run_until_first_ends(follower, office, settings, stop_flag or asyncio.Event())
+
+
+async def _admin_access(cluster: Cluster, settings: OperatorSettings) -> AdminAccess:
+    """Had before anything else is done: until then this operator is not ready, so that an update
+    of the operator stops at one that may not read its key."""
+    if settings.pod_namespace:
+        return await load_admin_access(cluster, settings.pod_namespace, settings.admin_key_secret)
+    logger.warning(
+        "--pod-namespace is not given, so the key to workers' admin ports is kept nowhere; the "
+        "next operator cannot load adapters into pods that start now"
+    )
+    return AdminAccess.for_this_run()
 
 
 def _activator(settings: OperatorSettings) -> Callable[[Follower], CallHolder]:
@@ -79,8 +101,7 @@ def _activator(settings: OperatorSettings) -> Callable[[Follower], CallHolder]:
 
 async def _run_until_first_ends(
     follower: Follower,
-    reporter: AdapterReporter,
-    lease: LeaderLease | None,
+    office: _Office,
     settings: OperatorSettings,
     stop_flag: asyncio.Event,
 ) -> None:
@@ -88,14 +109,13 @@ async def _run_until_first_ends(
 
     kopf runs on a standby too: it answers the probes, and what it sees waits in the queues.
     """
-    adapters = WorkQueue(reporter.report, workers=1)
     registry = kopf.OperatorRegistry()
     register_login(registry)
     loop = asyncio.get_running_loop()
     register_events(
         registry,
-        lambda key: _hand_over(loop, follower.queue, key),
-        lambda key: _hand_over(loop, adapters, key),
+        lambda service: _hand_over(loop, follower.see_service, service),
+        lambda service: _hand_over(loop, follower.see_adapter, service),
     )
     register_liveness(registry, follower, loop)
     kopf_settings = kopf.OperatorSettings()
@@ -103,7 +123,7 @@ async def _run_until_first_ends(
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError, RuntimeError):
             loop.add_signal_handler(number, stop_flag.set)
-    ours = [asyncio.create_task(_lead(lease, follower, adapters))]
+    ours = [asyncio.create_task(_lead(office, follower))]
     theirs = asyncio.create_task(run_kopf(registry, kopf_settings, settings, stop_flag))
     try:
         await asyncio.wait({theirs, *ours}, return_when=asyncio.FIRST_COMPLETED)
@@ -124,13 +144,44 @@ def _lease(cluster: Cluster, settings: OperatorSettings) -> LeaderLease | None:
     return LeaderLease(cluster, settings.pod_namespace, settings.lease_name, identity)
 
 
-async def _lead(lease: LeaderLease | None, follower: Follower, adapters: WorkQueue) -> None:
+class _Office:
+    """Whether this operator leads: by a Lease, or always where there is none."""
+
+    def __init__(self, lease: LeaderLease | None, metrics: OperationMetrics) -> None:
+        self.is_held = False
+        self._lease = lease
+        self._metrics = metrics
+
+    async def take(self) -> None:
+        """Until this operator leads."""
+        if self._lease is not None:
+            await self._lease.acquire()
+        self._hold(True)
+
+    async def keep(self) -> None:
+        """As long as it leads; raises LeaseLostError when it does not any more."""
+        if self._lease is None:
+            await asyncio.Event().wait()
+        else:
+            await self._lease.keep()
+
+    async def leave(self) -> None:
+        """Let the next one lead at once."""
+        self._hold(False)
+        if self._lease is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RELEASE_LIMIT_S):
+                    await self._lease.release()
+
+    def _hold(self, is_held: bool) -> None:
+        self.is_held = is_held
+        self._metrics.set_leader(is_held)
+
+
+async def _lead(office: _Office, follower: Follower) -> None:
     """Work once this is the leader, and for as long as it is."""
-    if lease is None:
-        await asyncio.gather(follower.run(), adapters.run())
-        return
-    await lease.acquire()
-    work = [asyncio.create_task(part) for part in (lease.keep(), follower.run(), adapters.run())]
+    await office.take()
+    work = [asyncio.create_task(part) for part in (office.keep(), follower.run())]
     try:
         done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -139,15 +190,15 @@ async def _lead(lease: LeaderLease | None, follower: Follower, adapters: WorkQue
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RELEASE_LIMIT_S):
-                await lease.release()
+        await office.leave()
 
 
-def _hand_over(loop: asyncio.AbstractEventLoop, queue: WorkQueue, key: ServiceKey) -> None:
-    """From kopf's thread into the queue's loop; while that loop ends, events do not matter."""
+def _hand_over(
+    loop: asyncio.AbstractEventLoop, see: Callable[[ServiceKey], None], service: ServiceKey
+) -> None:
+    """From kopf's thread into the queues' loop; while that loop ends, events do not matter."""
     with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(queue.add, key)
+        loop.call_soon_threadsafe(see, service)
 
 
 def register_login(registry: kopf.OperatorRegistry) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from dataclasses import replace
 from typing import Final
 
 from octavo_operator.address import Address
@@ -24,13 +25,13 @@ class AddressPool:
         self._network = network
         self._taken: set[Address] = set()
 
-    def take(self, port: int) -> Address:
-        """A free address, with `port` where the machine allows it."""
+    def take(self, port: int, other_port: int) -> Address:
+        """A free address, with `port` where the machine allows it, and `other_port` free then."""
         for number in range(_FIRST, _LAST):
             address = Address(f"{self._network}.{number}", port)
             if address in self._taken:
                 continue
-            failure = _bind_failure(address)
+            failure = _bind_failure(address) or _bind_failure(replace(address, port=other_port))
             if failure is None:
                 self._taken.add(address)
                 return address

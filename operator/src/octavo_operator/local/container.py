@@ -1,9 +1,9 @@
 """From a container of a pod to a process of this machine: program, arguments, environment, folders.
 
-What differs from a cluster, all of it here: `--host` and `--port` name the pod's own loopback
-address; a stopping worker waits less long for its endpoint to go, since the proxy drops it at once;
-mount paths become folders (emptyDir: a temporary one; the model cache: the user's own, so
-that nothing is downloaded twice); HOME stays the user's; Secrets come from the resource file.
+What differs from a cluster, all of it here: hosts and ports name the pod's own loopback address; a
+stopping worker waits less long for its endpoint to go, since the proxy drops it at once; mount
+paths become folders (emptyDir: a temporary one; the model cache: the user's own, so that nothing
+is downloaded twice); HOME stays the user's; Secrets come from the resource file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from octavo_operator.address import Address
 from octavo_operator.errors import LocalError
 from octavo_operator.labels import FETCH_CONTAINER, WORKER_CONTAINER
 from octavo_operator.local.resource_file import Secrets
-from octavo_operator.manifests.worker_command import CACHE_MOUNT
+from octavo_operator.manifests.worker_command import ADMIN_PORT, CACHE_MOUNT, WORKER_PORT
 
 _TMP_MOUNT: Final = "/tmp"
 _SHARED_MEMORY_MOUNT: Final = "/dev/shm"
@@ -178,9 +178,13 @@ def _translated(word: str, mounts: Mapping[str, Path]) -> str:
 
 
 def _at_address(arguments: list[str], address: Address) -> list[str]:
+    # Where pods share an address there is no admin port that the operator could know of.
+    admin_port = ADMIN_PORT if address.port == WORKER_PORT else 0
     values = {
         "--host": address.host,
         "--port": str(address.port),
+        "--admin-host": address.host,
+        "--admin-port": str(admin_port),
         "--shutdown-delay": _SHUTDOWN_DELAY_S,
     }
     placed = list(arguments)

@@ -57,11 +57,19 @@ LEADER_WORKER_SET: Final = Kind(
 )
 INFERENCE_POOL: Final = Kind("inference.networking.k8s.io", "v1", "InferencePool", "inferencepools")
 
+JOB: Final = Kind("batch", "v1", "Job", "jobs")
+
 LEASE: Final = Kind("coordination.k8s.io", "v1", "Lease", "leases")
 EVENT: Final = Kind("", "v1", "Event", "events")
+NODE: Final = Kind("", "v1", "Node", "nodes")
+"""Not namespaced: asked for without a namespace."""
+
+SECRET: Final = Kind("", "v1", "Secret", "secrets")
+"""Of the operator's own namespace only, and only one of them is read."""
 
 CHILD_KINDS: Final = (
     SERVICE_ACCOUNT,
+    JOB,
     SERVICE,
     DEPLOYMENT,
     LEADER_WORKER_SET,
@@ -81,7 +89,7 @@ OPTIONAL_KINDS: Final = frozenset(
 )
 """Kinds a cluster may lack."""
 
-ALL_KINDS: Final = (INFERENCE_SERVICE, LORA_ADAPTER, POD, LEASE, EVENT, *CHILD_KINDS)
+ALL_KINDS: Final = (INFERENCE_SERVICE, LORA_ADAPTER, POD, LEASE, EVENT, NODE, SECRET, *CHILD_KINDS)
 
 
 def kind_of(manifest: Mapping[str, Any]) -> Kind:

@@ -1,31 +1,37 @@
-"""NetworkPolicy: who may reach the worker's port.
+"""NetworkPolicy: who may reach which port of a worker.
 
-API, metrics and adapter routes share one port, so the policy is about peers: the namespace's own
-pods, the operator, Prometheus, and whom the operator's installer lets in besides (gateways).
+The API is for the namespace's own pods, the operator, which holds calls, and whom its installer
+lets in besides (gateways). Metrics and what administrators do are for the operator and Prometheus.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from octavo_operator.labels import HTTP_PORT_NAME, selector_labels
+from octavo_operator.labels import ADMIN_PORT_NAME, HTTP_PORT_NAME, selector_labels
 from octavo_operator.manifests.metadata import child_metadata
 from octavo_operator.resources.inference_service import InferenceService
 from octavo_operator.worker_peers import WorkerPeers
 
 
-def network_policy(service: InferenceService, peers: WorkerPeers) -> dict[str, Any]:
+def network_policy(
+    service: InferenceService, peers: WorkerPeers, *, has_single_port: bool = False
+) -> dict[str, Any]:
     """The policy for incoming traffic; outgoing is free, since weights come from anywhere.
 
+    has_single_port: there are pods of an older operator, whose metrics are on the API's port.
     Pods of one replica that spans nodes talk to each other on ports that NCCL picks.
     """
     own_pods = {"matchLabels": selector_labels(service.name)}
     ingress: list[dict[str, Any]] = [
         {
-            "from": [{"podSelector": {}}, *map(dict, peers.others)],
-            "ports": [{"port": HTTP_PORT_NAME, "protocol": "TCP"}],
+            "from": [{"podSelector": {}}, *map(dict, peers.api)],
+            "ports": [_port(HTTP_PORT_NAME)],
         }
     ]
+    if peers.admin:  # a rule without peers would be for everybody
+        names = (ADMIN_PORT_NAME, HTTP_PORT_NAME) if has_single_port else (ADMIN_PORT_NAME,)
+        ingress.append({"from": [*map(dict, peers.admin)], "ports": [*map(_port, names)]})
     if service.parallelism.nodes > 1:
         ingress.append({"from": [{"podSelector": own_pods}]})
     return {
@@ -38,3 +44,7 @@ def network_policy(service: InferenceService, peers: WorkerPeers) -> dict[str, A
             "ingress": ingress,
         },
     }
+
+
+def _port(name: str) -> dict[str, Any]:
+    return {"port": name, "protocol": "TCP"}

@@ -9,8 +9,11 @@ from typing import Any, Final
 
 from octavo_operator.errors import ResourceError
 from octavo_operator.labels import (
+    ADAPTERS_GATE,
+    ADMIN_PORT_NAME,
     FETCH_CONTAINER,
     HTTP_PORT_NAME,
+    LABEL_ADMIN_PORT,
     LABEL_COMPONENT,
     LABEL_INSTANCE,
     WORKER_CONTAINER,
@@ -21,6 +24,7 @@ from octavo_operator.manifests.overlay import merge_overlay
 from octavo_operator.manifests.probes import worker_probes
 from octavo_operator.manifests.volumes import cache_mounts, pod_volumes, worker_mounts
 from octavo_operator.manifests.worker_command import (
+    ADMIN_PORT,
     CACHE_MOUNT,
     ENDPOINT_REMOVAL_S,
     WORKER_PORT,
@@ -41,20 +45,22 @@ _CLAIM_NAME: Final = "accelerator"
 _TOKEN_KEY: Final = "token"
 
 
-def pod_template(service: InferenceService, image: str) -> dict[str, Any]:
+def pod_template(service: InferenceService, image: str, admin_key_sha256: str) -> dict[str, Any]:
     """PodTemplateSpec of the worker; raises ResourceError when the overlay cannot be merged."""
     labels = {
         **selector_labels(service.name),
         LABEL_INSTANCE: service.name,
         LABEL_COMPONENT: child_labels(service.name)[LABEL_COMPONENT],
+        LABEL_ADMIN_PORT: str(ADMIN_PORT),
     }
-    rendered = {"metadata": {"labels": labels}, "spec": _pod_spec(service, image)}
+    spec = _pod_spec(service, image, admin_key_sha256)
+    rendered = {"metadata": {"labels": labels}, "spec": spec}
     template = merge_overlay(rendered, service.template, "spec.template")
     _check_overlay(service, template)
     return template
 
 
-def _pod_spec(service: InferenceService, image: str) -> dict[str, Any]:
+def _pod_spec(service: InferenceService, image: str, admin_key_sha256: str) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "serviceAccountName": service.name,
         "automountServiceAccountToken": False,
@@ -64,18 +70,21 @@ def _pod_spec(service: InferenceService, image: str) -> dict[str, Any]:
         ),
         "securityContext": _pod_security(service),
         **_init_containers(service, image),
-        "containers": [_container(service, image)],
+        "containers": [_container(service, image, admin_key_sha256)],
         "volumes": pod_volumes(service),
         "topologySpreadConstraints": _spread(service.name),
     }
-    node_selector = _node_selector(service)
+    node_selector = service.accelerator.all_node_labels
     tolerations = _tolerations(service)
     if node_selector:
         spec["nodeSelector"] = node_selector
     if tolerations:
         spec["tolerations"] = tolerations
-    if isinstance(service.model.source, ImageModel) and service.model.secret is not None:
-        spec["imagePullSecrets"] = [{"name": service.model.secret}]
+    pull_secrets = _pull_secrets(service)
+    if pull_secrets:
+        spec["imagePullSecrets"] = [{"name": secret} for secret in pull_secrets]
+    if service.engine.lora is not None:
+        spec["readinessGates"] = [{"conditionType": ADAPTERS_GATE}]
     if service.accelerator.claim_template is not None:
         spec["resourceClaims"] = [
             {
@@ -98,7 +107,7 @@ def _init_containers(service: InferenceService, image: str) -> dict[str, Any]:
         "image": image,
         "command": fetch_command(service),
         "env": _environment(service),
-        **_credentials(service),
+        **_credentials(_model_secrets(service)),
         "securityContext": _container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": cache_mounts(),
@@ -115,15 +124,16 @@ def _container_security() -> dict[str, Any]:
     }
 
 
-def _container(service: InferenceService, image: str) -> dict[str, Any]:
+def _container(service: InferenceService, image: str, admin_key_sha256: str) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": WORKER_CONTAINER,
         "image": image,
-        "command": worker_command(service),
+        "command": worker_command(service, admin_key_sha256),
         "env": _environment(service),
-        **_credentials(service),
+        **_credentials(_worker_secrets(service)),
         "ports": [
             {"name": HTTP_PORT_NAME, "containerPort": WORKER_PORT, "protocol": "TCP"},
+            {"name": ADMIN_PORT_NAME, "containerPort": ADMIN_PORT, "protocol": "TCP"},
         ],
         **worker_probes(),
         "securityContext": _container_security(),
@@ -142,21 +152,47 @@ def _environment(service: InferenceService) -> list[dict[str, Any]]:
         {"name": "HOME", "value": "/tmp"},
         {"name": "TRITON_CACHE_DIR", "value": f"{CACHE_MOUNT}/triton"},
     ]
-    if service.model.secret is not None and isinstance(service.model.source, HubModel):
-        reference = {"name": service.model.secret, "key": _TOKEN_KEY, "optional": True}
+    secret = _hub_secret(service)
+    if secret is not None:
+        reference = {"name": secret, "key": _TOKEN_KEY, "optional": True}
         environment.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
     return environment
 
 
-def _credentials(service: InferenceService) -> dict[str, Any]:
-    """Every key of the Secret as a variable (HF_TOKEN, AWS_ACCESS_KEY_ID, ...).
+def _hub_secret(service: InferenceService) -> str | None:
+    """Whose token a process has for the hub: there is one variable for it, so the model's first."""
+    if service.model.secret is not None and isinstance(service.model.source, HubModel):
+        return service.model.secret
+    lora = service.engine.lora
+    return lora.secrets[0] if lora is not None and lora.secrets else None
+
+
+def _credentials(secrets: list[str]) -> dict[str, Any]:
+    """Every key of the Secrets as a variable (HF_TOKEN, AWS_ACCESS_KEY_ID, ...).
 
     A hub token may also be stored under `token`; kubelet leaves a variable alone whose optional
     key is missing, so either spelling works. A missing Secret keeps the container from starting.
     """
-    if service.model.secret is None or not is_downloaded(service.model.source):
-        return {}
-    return {"envFrom": [{"secretRef": {"name": service.model.secret}}]}
+    return {"envFrom": [{"secretRef": {"name": name}} for name in secrets]} if secrets else {}
+
+
+def _model_secrets(service: InferenceService) -> list[str]:
+    secret = service.model.secret
+    return [secret] if secret is not None and is_downloaded(service.model.source) else []
+
+
+def _worker_secrets(service: InferenceService) -> list[str]:
+    """The model's comes last, which wins where two hold the same key."""
+    lora, model = service.engine.lora, _model_secrets(service)
+    return [*(name for name in (lora.secrets if lora else ()) if name not in model), *model]
+
+
+def _pull_secrets(service: InferenceService) -> tuple[str, ...]:
+    """Of image volumes, each once."""
+    lora = service.engine.lora
+    names = [service.model.secret] if isinstance(service.model.source, ImageModel) else []
+    names += [image.pull_secret for image in lora.images] if lora is not None else []
+    return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 def _resources(service: InferenceService) -> dict[str, Any]:
@@ -178,13 +214,6 @@ def _pod_security(service: InferenceService) -> dict[str, Any]:
         security["fsGroup"] = CACHE_GROUP
         security["fsGroupChangePolicy"] = "OnRootMismatch"
     return security
-
-
-def _node_selector(service: InferenceService) -> dict[str, str]:
-    selector = dict(service.accelerator.node_selector)
-    if service.accelerator.product is not None:
-        selector["nvidia.com/gpu.product"] = service.accelerator.product
-    return selector
 
 
 def _tolerations(service: InferenceService) -> list[dict[str, Any]]:

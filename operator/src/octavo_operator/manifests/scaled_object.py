@@ -14,7 +14,7 @@ from octavo_operator.resources.scaling import Scaling
 _POLL_S: Final = 15
 """As often as the workers are scraped."""
 
-_QUERIES: Final = {
+QUERIES: Final = {
     "WaitingRequests": "sum(vllm:num_requests_waiting{%s})",
     "RunningRequests": "sum(vllm:num_requests_running{%s})",
     "KVCacheUsage": "sum(vllm:kv_cache_usage_perc{%s}) * 100",
@@ -48,7 +48,7 @@ def scaled_object(
                     "metricType": "AverageValue",
                     "metadata": {
                         "serverAddress": prometheus_url,
-                        "query": _QUERIES[scaling.metric.type] % series,
+                        "query": QUERIES[scaling.metric.type] % series,
                         "threshold": str(scaling.metric.target),
                     },
                 }

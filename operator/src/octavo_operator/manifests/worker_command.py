@@ -6,6 +6,7 @@ from typing import Final
 
 from octavo_operator.resources.engine import Engine
 from octavo_operator.resources.inference_service import InferenceService
+from octavo_operator.resources.lora_capacity import LoraCapacity
 from octavo_operator.resources.model_uri import (
     BucketModel,
     DemoModel,
@@ -17,6 +18,12 @@ from octavo_operator.resources.model_uri import (
 )
 
 WORKER_PORT: Final = 8000
+ADMIN_PORT: Final = 8001
+"""Of metrics, and of what only the operator may do; the NetworkPolicy keeps others off it."""
+
+NO_ADMIN_KEY: Final = "0" * 64
+"""A hash that no key has."""
+
 MODEL_MOUNT: Final = "/models"
 CACHE_MOUNT: Final = "/var/cache/octavo"
 ENDPOINT_REMOVAL_S: Final = 5
@@ -27,9 +34,15 @@ connect elsewhere, and readiness is red meanwhile.
 """
 
 API_KEY_MOUNT: Final = "/etc/octavo/api-keys"
+STATE_MOUNT: Final = "/var/lib/octavo"
+"""What a container needs to remember of before its restart in place; it goes with the pod."""
+
+LORA_STATE_FILE: Final = f"{STATE_MOUNT}/adapters.json"
+ENABLE_LORA: Final = "--enable-lora"
+LORA_MODULES: Final = "--lora-modules"
 
 
-def worker_command(service: InferenceService) -> list[str]:
+def worker_command(service: InferenceService, admin_key_sha256: str) -> list[str]:
     """The container's command, program and arguments in one list."""
     return [
         "octavo",
@@ -47,8 +60,9 @@ def worker_command(service: InferenceService) -> list[str]:
         *_engine_options(service.engine, is_cpu=service.accelerator.is_cpu),
         *_option("--shutdown-delay", ENDPOINT_REMOVAL_S),
         *_option("--shutdown-timeout", service.rollout.drain_s),
-        *(["--download-dir", CACHE_MOUNT] if is_downloaded(service.model.source) else []),
+        *(["--download-dir", CACHE_MOUNT] if _downloads(service) else []),
         *_api_keys(service),
+        *_admin_options(service, admin_key_sha256),
         *service.engine.args,
     ]
 
@@ -87,6 +101,11 @@ def is_downloaded(source: ModelSource) -> bool:
     return isinstance(source, HubModel | DemoModel | BucketModel)
 
 
+def _downloads(service: InferenceService) -> bool:
+    """Adapters come from the hub or a bucket too."""
+    return is_downloaded(service.model.source) or service.engine.lora is not None
+
+
 def api_key_paths(service: InferenceService) -> list[str]:
     """One folder a Secret, in the order of the spec; each file in it holds one accepted key.
 
@@ -108,12 +127,34 @@ def _engine_options(engine: Engine, *, is_cpu: bool) -> list[str]:
         *([] if is_cpu else _option("--gpu-memory-utilization", engine.gpu_memory_utilization)),
         *([] if engine.prefix_caching else ["--no-enable-prefix-caching"]),
         *_option("--max-num-seqs", engine.max_num_seqs),
+        *_lora_options(engine.lora),
+    ]
+
+
+def _lora_options(lora: LoraCapacity | None) -> list[str]:
+    """Room for adapters; which ones is no part of it, since they are loaded into running pods."""
+    if lora is None:
+        return []
+    return [
+        ENABLE_LORA,
+        *_option("--max-loras", lora.max_adapters),
+        *_option("--max-lora-rank", lora.max_rank),
+        *_option("--lora-state", LORA_STATE_FILE),
     ]
 
 
 def _api_keys(service: InferenceService) -> list[str]:
     paths = api_key_paths(service)
     return ["--api-key-file", *paths] if paths else []
+
+
+def _admin_options(service: InferenceService, admin_key_sha256: str) -> list[str]:
+    """Metrics stay on the API's port too where an endpoint picker of a gateway looks for them."""
+    return [
+        *("--admin-host", "0.0.0.0", "--admin-port", str(ADMIN_PORT)),
+        *("--admin-key-sha256", admin_key_sha256),
+        *([] if service.inference_pool else ["--metrics-on-admin-port"]),
+    ]
 
 
 def _option(flag: str, value: object) -> list[str]:

@@ -1,37 +1,265 @@
-"""The status of a LoRAAdapter. Adapters are not loaded yet; each resource is told so."""
+"""From one look at a service's adapters to the calls, writes and statuses that are due.
+
+Level-based, as `plan` is: what a pod lists is compared with what it should. What no LoRAAdapter
+asks for is unloaded, so that nothing is served that nobody can see; the adapters of a pod's own
+command line are left alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Any
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
-from octavo_operator.errors import ResourceError
-from octavo_operator.reconcile.conditions import READY, Condition, merge_conditions
+from octavo_operator.reconcile.adapter_claims import Claims, read_claims
+from octavo_operator.reconcile.adapter_departure import Departure, departures, is_held
+from octavo_operator.reconcile.adapter_facts import UNLOAD, AttemptKey
+from octavo_operator.reconcile.adapter_resolution import (
+    Resolution,
+    choose_pods,
+    lookup_key,
+    remembered_target,
+    resolve,
+    target_key,
+    wanted_source,
+)
+from octavo_operator.reconcile.adapter_standing import Load, Standing, stand
+from octavo_operator.reconcile.adapter_status import Verdict, loaded_status, unloaded_status
+from octavo_operator.reconcile.adapter_summary import is_same_summary, summary_status
+from octavo_operator.reconcile.adapter_world import AdapterWorld
+from octavo_operator.reconcile.conditions import READY
+from octavo_operator.reconcile.observed import LiveObject
 from octavo_operator.reconcile.status import is_same_status
-from octavo_operator.resources.lora_adapter import parse_lora_adapter
+from octavo_operator.reconcile.worker_pod import WorkerPod
+from octavo_operator.resources.lora_adapter import LoRAAdapter
+
+GATE_LIMIT_S: Final = 300.0
+"""How long adapters that are not loaded may keep a pod from service that is ready otherwise."""
+
+SILENT_POD_S: Final = 10.0
+"""When a pod that did not answer is asked again."""
+
+_ASLEEP: Final = frozenset({"Sleeping", "ScaledToZero"})
 
 
-def adapter_status(resource: Mapping[str, Any], now: datetime) -> dict[str, Any] | None:
-    """The status to write, or None when the present one is right."""
-    if resource["metadata"].get("deletionTimestamp"):
-        return None
-    try:
-        adapter = parse_lora_adapter(resource)
-    except ResourceError as error:
-        condition = Condition(READY, "False", "InvalidSpec", str(error))
-    else:
-        condition = Condition(
-            READY,
-            "False",
-            "NotImplementedYet",
-            f"this operator does not load adapters yet, so {adapter.served_name} is not served by "
-            f"{adapter.service}",
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """One call: have `pod` forget the name of `key`."""
+
+    key: AttemptKey
+    pod: WorkerPod
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A status to write, and the resource as it was read."""
+
+    resource: LiveObject
+    status: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPlan:
+    """What is due.
+
+    loads: those that have failed least come first. holds: resources to set the finalizer on.
+    releases: those to take it off. admits: pods to be let into service. look_again_s: when time
+    alone may change what is due.
+    """
+
+    loads: tuple[Load, ...] = ()
+    unloads: tuple[Unload, ...] = ()
+    holds: tuple[LiveObject, ...] = ()
+    releases: tuple[Departure, ...] = ()
+    admits: tuple[WorkerPod, ...] = ()
+    reports: tuple[Report, ...] = ()
+    service_report: Report | None = None
+    look_again_s: float | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return self.service_report is None and not any(
+            (self.loads, self.unloads, self.holds, self.releases, self.admits, self.reports)
         )
-    generation = resource["metadata"].get("generation", 0)
-    previous = (resource.get("status") or {}).get("conditions") or ()
-    status = {
-        "observedGeneration": generation,
-        "conditions": merge_conditions(previous, [condition], generation, now),
-    }
-    return None if is_same_status(resource.get("status"), status) else status
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """An adapter that may be loaded, and where it stands in each pod that is chosen for it."""
+
+    resource: LiveObject
+    adapter: LoRAAdapter
+    resolution: Resolution
+    standings: tuple[Standing, ...]
+
+
+def plan_adapters(world: AdapterWorld) -> AdapterPlan:
+    """What is due in `world`; nothing any more once it has been done."""
+    claims = read_claims(world)
+    # The pods of a service that is gone, or going, go with it.
+    is_there = world.service is not None and not _is_going(world.service)
+    able = tuple(pod for pod in world.pods if pod.takes_adapters and pod.is_started and is_there)
+    chosen_from = able if claims.obstacle is None else ()
+    placed = [
+        _place(resource, adapter, chosen_from, world) for resource, adapter in claims.accepted
+    ]
+    leaving = departures(world, able, (one.adapter.served_name for one in placed))
+    statuses = _statuses(claims, placed, world)
+    shown = [*statuses, *((one.resource, one.status) for one in leaving if one.status is not None)]
+    loads = [each.load for one in placed for each in one.standings if each.load is not None]
+    held = [pod for pod in able if pod.is_held]
+    return AdapterPlan(
+        loads=tuple(sorted(loads, key=lambda load: load.num_failures)),
+        unloads=_unloads(world, able, claims, placed),
+        holds=tuple(resource for resource, _ in statuses if not is_held(resource)),
+        releases=tuple(one for one in leaving if one.status is None),
+        admits=tuple(pod for pod in held if _may_serve(pod, placed, world.now)),
+        reports=tuple(
+            Report(resource, status)
+            for resource, status in shown
+            if not is_same_status(resource.get("status"), status)
+        ),
+        service_report=_service_report(world, statuses),
+        look_again_s=_look_again_s(world, able, placed, leaving),
+    )
+
+
+def attempts_in_use(world: AdapterWorld) -> frozenset[AttemptKey]:
+    """Those of `world.attempts` that may still tell something: failures of what is still wanted,
+    and digests that are not in a status yet."""
+    containers = {(pod.uid, pod.container_id) for pod in world.pods}
+    wanted: set[tuple[str, str]] = set()
+    for resource, adapter in read_claims(world).accepted:
+        before, name = remembered_target(resource), adapter.served_name
+        if before is None or before.came_from != wanted_source(adapter):
+            wanted.add((name, lookup_key(adapter)))
+        if before is not None:
+            wanted.add((name, target_key(before)))
+    return frozenset(
+        key
+        for key, attempt in world.attempts.items()
+        if (key.pod_uid, key.container_id) in containers
+        and (
+            (key.source == UNLOAD and attempt.failure is not None)
+            or (key.name, key.source) in wanted
+        )
+    )
+
+
+def _place(
+    resource: LiveObject, adapter: LoRAAdapter, pods: tuple[WorkerPod, ...], world: AdapterWorld
+) -> _Placed:
+    chosen = choose_pods(adapter, pods, world)
+    resolution = resolve(adapter, resource, chosen, world)
+    standings = tuple(stand(adapter, resource, resolution, pod, world) for pod in chosen)
+    return _Placed(resource, adapter, resolution, standings)
+
+
+def _statuses(
+    claims: Claims, placed: list[_Placed], world: AdapterWorld
+) -> list[tuple[LiveObject, dict[str, Any]]]:
+    statuses = [
+        (resource, unloaded_status(resource, verdict, (), world.now))
+        for resource, verdict in claims.refused
+    ]
+    for one in placed:
+        if one.standings:
+            status = loaded_status(
+                one.resource, one.adapter, one.resolution, one.standings, world.now
+            )
+        else:
+            verdict = claims.obstacle or _no_pods(world)
+            status = unloaded_status(one.resource, verdict, (), world.now)
+        statuses.append((one.resource, status))
+    return statuses
+
+
+def _no_pods(world: AdapterWorld) -> Verdict:
+    service = world.service or {}
+    for condition in (service.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == READY and condition.get("reason") in _ASLEEP:
+            message = f"{world.name} has no pod; the next one loads it before it serves"
+            return Verdict("ScaledToZero", message)
+    return Verdict("WaitingForPods", f"no pod of {world.name} runs yet; those to come load it")
+
+
+def _unloads(
+    world: AdapterWorld, able: tuple[WorkerPod, ...], claims: Claims, placed: list[_Placed]
+) -> tuple[Unload, ...]:
+    wanted = {(each.pod.uid, one.adapter.served_name) for one in placed for each in one.standings}
+    going = {_served_name(item) for item in world.adapters if _is_going(item)}
+    found = []
+    for pod in able:
+        for name, listed in sorted(world.listings.get(pod.uid, {}).items()):
+            is_ours = name not in pod.own_adapters and name not in claims.kept_names
+            if (pod.uid, name) in wanted or not is_ours or listed.state == "draining":
+                continue
+            # Pods that a service without adapters still has serve on as they are until they go.
+            if claims.obstacle is not None and name not in going:
+                continue
+            key = AttemptKey(pod.uid, pod.container_id, name, UNLOAD)
+            attempt = world.attempts.get(key)
+            if world.busy_with(pod, name) is None and (
+                attempt is None or attempt.is_due(world.now_s)
+            ):
+                found.append(Unload(key, pod))
+    return tuple(found)
+
+
+def _may_serve(pod: WorkerPod, placed: list[_Placed], now: datetime) -> bool:
+    """Once its eager adapters are loaded, or cannot be, or have had their time."""
+    since = pod.ready_since
+    if since is not None and now - since.astimezone(UTC) >= timedelta(seconds=GATE_LIMIT_S):
+        return True
+    return all(
+        each.is_settled
+        for one in placed
+        if one.adapter.is_eager
+        for each in one.standings
+        if each.pod.uid == pod.uid
+    )
+
+
+def _service_report(
+    world: AdapterWorld, statuses: list[tuple[LiveObject, dict[str, Any]]]
+) -> Report | None:
+    if world.service is None or _is_going(world.service):
+        return None
+    summary = summary_status(statuses)
+    if is_same_summary(world.service.get("status"), summary):
+        return None
+    return Report(world.service, summary)
+
+
+def _look_again_s(
+    world: AdapterWorld,
+    able: tuple[WorkerPod, ...],
+    placed: list[_Placed],
+    leaving: tuple[Departure, ...],
+) -> float | None:
+    times = [one.remaining_s for one in leaving if one.status is not None]
+    times += [
+        each.retry_at_s - world.now_s
+        for one in placed
+        for each in one.standings
+        if each.retry_at_s is not None
+    ]
+    for attempt_key, attempt in world.attempts.items():
+        if attempt_key.source == UNLOAD and attempt.failure is not None:
+            times.append(attempt.retry_at_s - world.now_s)
+    if not all(world.has_answered(pod) for pod in able):
+        times.append(SILENT_POD_S)
+    for pod in able:
+        if pod.is_held and pod.ready_since is not None:
+            waited = world.now - pod.ready_since.astimezone(UTC)
+            times.append(GATE_LIMIT_S - waited.total_seconds())
+    return max(min(times), 0.1) if times else None
+
+
+def _is_going(resource: LiveObject) -> bool:
+    return resource["metadata"].get("deletionTimestamp") is not None
+
+
+def _served_name(resource: LiveObject) -> str:
+    return str((resource.get("spec") or {}).get("servedName", ""))

@@ -6,13 +6,20 @@ Knows which builder is asked for when; what an object looks like is the builder'
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
-from octavo_operator.labels import ANNOTATION_REPLICAS_OWNER, ANNOTATION_STRIDE
+from octavo_operator.labels import (
+    ANNOTATION_PLACEMENT,
+    ANNOTATION_REPLICAS_OWNER,
+    ANNOTATION_STRIDE,
+    LABEL_ADMIN_PORT,
+)
 from octavo_operator.manifests.deployment import deployment
 from octavo_operator.manifests.endpoint_slice import activator_slice
 from octavo_operator.manifests.horizontal_pod_autoscaler import horizontal_pod_autoscaler
 from octavo_operator.manifests.inference_pool import inference_pool
+from octavo_operator.manifests.inspection_job import inspection_job
 from octavo_operator.manifests.kinds import (
     INFERENCE_POOL,
     POD_MONITOR,
@@ -28,6 +35,7 @@ from octavo_operator.manifests.scaled_object import scaled_object
 from octavo_operator.manifests.service import service_manifest
 from octavo_operator.manifests.service_account import service_account
 from octavo_operator.reconcile.observed import Observed
+from octavo_operator.reconcile.placing import Placed
 from octavo_operator.reconcile.replicas import scales_to_zero, scaling_floor
 from octavo_operator.reconcile.rollback import Revision
 from octavo_operator.reconcile.stride import Stride
@@ -44,11 +52,13 @@ def wanted_children(
     stride: Stride,
     workload: Workload,
     observed: Observed,
+    placement: str | None,
     *,
     is_loading: bool,
 ) -> list[dict[str, Any]]:
-    """All children of `service` in the cluster as `observed`, each sealed with its hash.
+    """All lasting children of `service` in the cluster as `observed`, each sealed with its hash.
 
+    placement: what the workload must remember of it.
     is_loading: pods are still coming up, so that none of them may be scaled away.
     """
     served_kinds, peers = observed.served_kinds, observed.worker_peers
@@ -56,6 +66,8 @@ def wanted_children(
         **revision.annotations,
         ANNOTATION_REPLICAS_OWNER: OPERATOR if service.scaling is None else AUTOSCALER,
     }
+    if placement is not None:
+        annotations[ANNOTATION_PLACEMENT] = placement
     if stride.memory is not None:
         annotations[ANNOTATION_STRIDE] = stride.memory
     manifests = [
@@ -65,15 +77,29 @@ def wanted_children(
         pod_disruption_budget(service),
     ]
     manifests += _scaling(service, workload, observed, is_loading=is_loading)
+    has_single = any(
+        LABEL_ADMIN_PORT not in (pod["metadata"].get("labels") or {})
+        for pod in (revision.template, *observed.pods)
+    )
     if peers is not None:
-        manifests.append(network_policy(service, peers))
+        manifests.append(network_policy(service, peers, has_single_port=has_single))
     if service.monitoring.pod_monitor and POD_MONITOR in served_kinds:
-        manifests.append(pod_monitor(service))
+        manifests.append(pod_monitor(service, has_single_port=has_single))
     if service.monitoring.alerts and PROMETHEUS_RULE in served_kinds:
         manifests.append(prometheus_rule(service))
     if service.inference_pool and INFERENCE_POOL in served_kinds:
         manifests.append(inference_pool(service))
     return [sealed(manifest) for manifest in manifests]
+
+
+def inspection_children(
+    service: InferenceService, template: Mapping[str, Any], placed: Placed
+) -> list[dict[str, Any]]:
+    """What it takes to look at the model; empty when nobody wants to know."""
+    if not placed.wants_inspection:
+        return []
+    job = inspection_job(service, template, placed.inspection_key)
+    return [sealed(service_account(service)), sealed(job)]
 
 
 def _scaling(

@@ -13,6 +13,9 @@ PROGRESSING: Final = "Progressing"
 READY: Final = "Ready"
 UPGRADE_AVAILABLE: Final = "UpgradeAvailable"
 FEATURES_READY: Final = "FeaturesReady"
+PLACEMENT_READY: Final = "PlacementReady"
+SOURCE_RESOLVED: Final = "SourceResolved"
+LOADED: Final = "Loaded"
 
 _MESSAGE_LIMIT: Final = 1024
 """metav1 allows 32768; a condition is read in a terminal."""

@@ -8,19 +8,31 @@ from typing import Any, Final
 
 from octavo_operator.reconcile.conditions import (
     FEATURES_READY,
+    PLACEMENT_READY,
     PROGRESSING,
     READY,
     UPGRADE_AVAILABLE,
     WORKLOAD_READY,
 )
 
-_TOLD: Final = (READY, WORKLOAD_READY, PROGRESSING, UPGRADE_AVAILABLE, FEATURES_READY)
+_TOLD: Final = (
+    READY,
+    WORKLOAD_READY,
+    PROGRESSING,
+    UPGRADE_AVAILABLE,
+    FEATURES_READY,
+    PLACEMENT_READY,
+)
 """In this order; a reason that several conditions share is told once."""
 
 _UNREMARKABLE: Final = frozenset(
-    {"Creating", "PodsStarting", "UpToDate", "AllInEffect", "AllPodsReady", "Loading"}
+    {
+        *("Creating", "PodsStarting", "UpToDate", "AllInEffect", "AllPodsReady", "Loading"),
+        *("Fits", "Proved", "NotNeeded", "Inspecting", "GPUMemoryUnknown"),
+        *("Resolving", "WaitingForPods", "Deleting"),
+    }
 )
-"""Every service passes through these, or stays there."""
+"""Every service and every adapter passes through these, or stays there."""
 
 _NORMAL: Final = frozenset(
     {
@@ -31,6 +43,7 @@ _NORMAL: Final = frozenset(
         "ScaledToZero",
         "Sleeping",
         "NewerTemplate",
+        "Loaded",
     }
 )
 _LIMIT: Final = 1000

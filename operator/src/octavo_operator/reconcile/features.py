@@ -1,29 +1,55 @@
-"""What a valid InferenceService asks for that this version does not do, said aloud.
+"""What a valid InferenceService asks for that is not in effect, said aloud.
 
-Two kinds: without a *blocking* feature the model cannot be served, so nothing is created; a
-*missing* one leaves a working service with less than was asked for.
+Of what this version does not do, a *blocking* feature means that the model cannot be served, so
+nothing is created; a *missing* one leaves a working service with less than was asked for. What the
+cluster lacks is told apart: it comes into effect when somebody installs it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from octavo_operator.address import Address
+from octavo_operator.manifests.horizontal_pod_autoscaler import METRIC_NAMES
 from octavo_operator.manifests.kinds import INFERENCE_POOL, POD_MONITOR, PROMETHEUS_RULE, Kind
 from octavo_operator.reconcile.observed import LiveObject
 from octavo_operator.reconcile.replicas import scales_to_zero
 from octavo_operator.resources.inference_service import InferenceService
+
+_ADAPTER_VALUES: Final = (
+    "https://raw.githubusercontent.com/octavo-serving/octavo/main/charts/octavo/files/"
+    "prometheus-adapter.yaml"
+)
+ADAPTER_COMMAND: Final = (
+    "helm upgrade --install prometheus-adapter prometheus-adapter "
+    "--repo https://prometheus-community.github.io/helm-charts "
+    "--namespace monitoring --create-namespace --set prometheus.url=http://PROMETHEUS "
+    f"--values {_ADAPTER_VALUES}"
+)
+_NO_METRICS_API: Final = "no custom metrics API"
+"""How the autoscaler says so, in client-go's words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """What the cluster does not have: a stable reason, and a sentence with the remedy."""
+
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureReport:
     """Sentences, empty where there is nothing to say.
 
-    blocking: why nothing can be created; missing: what is left out; notes: what needs no action.
+    blocking: why nothing can be created; missing: what is left out; lacks: what waits for the
+    cluster; notes: what needs no action.
     """
 
     blocking: tuple[str, ...]
     missing: tuple[str, ...]
+    lacks: tuple[Lack, ...]
     notes: tuple[str, ...]
 
 
@@ -39,59 +65,84 @@ def report_features(
     """
     return FeatureReport(
         blocking=_blocking(service),
-        missing=(*_missing(service, served_kinds), *_scaling(service, autoscaler, activator)),
+        missing=_missing(service),
+        lacks=(*_kinds(service, served_kinds), *_scaling(service, autoscaler, activator)),
         notes=_notes(service, served_kinds),
     )
 
 
 def _blocking(service: InferenceService) -> tuple[str, ...]:
     sentences = []
-    parallelism = service.parallelism
-    if parallelism.pipeline > 1 or parallelism.nodes > 1:
+    if service.parallelism.nodes > 1:
         sentences.append(
-            f"spec.parallelism: pipeline {parallelism.pipeline} over {parallelism.nodes} nodes is "
-            f"not possible yet; use tensor within one node"
+            f"spec.parallelism: a replica over {service.parallelism.nodes} nodes is not possible "
+            f"yet"
         )
     return tuple(sentences)
 
 
-def _missing(service: InferenceService, served_kinds: frozenset[Kind]) -> tuple[str, ...]:
+def _missing(service: InferenceService) -> tuple[str, ...]:
     sentences = []
-    if service.parallelism.tensor is None:
-        sentences.append("spec.parallelism.tensor: Auto means 1 for now; give a number")
+    parallelism = service.parallelism
+    if (parallelism.tensor or 1) * parallelism.pipeline > 1:
+        sentences.append(
+            f"spec.parallelism: the worker of this version refuses to split a model (tensor "
+            f"{parallelism.tensor}, pipeline {parallelism.pipeline}), so its pods will not "
+            f"come up; name an image that can in spec.image, or a model that one GPU holds"
+        )
     if service.engine.speculative:
         sentences.append("spec.engine.speculative: not in effect yet; remove it")
-    if service.engine.lora is not None:
-        sentences.append(
-            "spec.engine.lora: LoRAAdapters are not loaded yet, so no room is kept for them"
-        )
-    if service.inference_pool and INFERENCE_POOL not in served_kinds:
-        sentences.append(
-            "spec.routing.inferencePool: this cluster has no InferencePool kind; install the CRDs "
-            "of the Gateway API inference extension (inference.networking.k8s.io/v1)"
-        )
     if service.unknown_fields:
         sentences.append(f"fields unknown to this operator: {', '.join(service.unknown_fields)}")
     return tuple(sentences)
 
 
+def _kinds(service: InferenceService, served_kinds: frozenset[Kind]) -> tuple[Lack, ...]:
+    if not service.inference_pool or INFERENCE_POOL in served_kinds:
+        return ()
+    message = (
+        "spec.routing.inferencePool: this cluster has no InferencePool kind; install the CRDs of "
+        "the Gateway API inference extension (inference.networking.k8s.io/v1)"
+    )
+    return (Lack("KindMissing", message),)
+
+
 def _scaling(
     service: InferenceService, autoscaler: LiveObject | None, activator: Address | None
-) -> tuple[str, ...]:
-    sentences = []
+) -> tuple[Lack, ...]:
+    lacks = []
     if scales_to_zero(service) and activator is None:
-        sentences.append(
+        message = (
             "spec.scaling.minReplicas: 0 means 1, since this operator has no activator to hold "
             "calls for a service without pods (chart value activator.enabled)"
         )
+        lacks.append(Lack("ActivatorMissing", message))
+    if service.scaling is None:
+        return tuple(lacks)
     for item in ((autoscaler or {}).get("status") or {}).get("conditions") or ():
         is_off = item.get("reason") == "ScalingDisabled"
         if item.get("type") == "ScalingActive" and item.get("status") == "False" and not is_off:
-            sentences.append(
-                f"spec.scaling: the autoscaler cannot read its metric ({item.get('message')}); "
-                f"serve it as docs/scaling.md says"
-            )
-    return tuple(sentences)
+            name = METRIC_NAMES[service.scaling.metric.type]
+            lacks.append(_metric_lack(name, str(item.get("message"))))
+    return tuple(lacks)
+
+
+def _metric_lack(name: str, said: str) -> Lack:
+    """Told from what the autoscaler itself says, which asks every few seconds, so that the lack is
+    gone as soon as the metric is served."""
+    if _NO_METRICS_API in said:
+        return Lack(
+            "MetricsAPIMissing",
+            f"spec.scaling: the number of pods stays as it is, since this cluster serves no custom "
+            f"metrics, {name} among them; install an adapter: {ADAPTER_COMMAND}. Or install KEDA "
+            f"and set the chart's prometheusUrl",
+        )
+    return Lack(
+        "MetricMissing",
+        f"spec.scaling: the number of pods stays as it is, since the autoscaler cannot read "
+        f"{name} ({said[:300]}); pods must be scraped (docs/monitoring.md), and the adapter needs "
+        f"the rule for {name} in {_ADAPTER_VALUES}",
+    )
 
 
 def _notes(service: InferenceService, served_kinds: frozenset[Kind]) -> tuple[str, ...]:

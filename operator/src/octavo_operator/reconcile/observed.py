@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from octavo_operator.manifests.kinds import Kind, kind_of
+from octavo_operator.manifests.worker_command import NO_ADMIN_KEY
 from octavo_operator.reconcile.replicas import NO_DEMAND, Demand
 from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers
 
@@ -26,7 +27,11 @@ class Observed:
         asked, or did not answer, are absent.
     demand: what is known of the callers.
     prometheus_url: where autoscalers may ask for metrics, None where there is no Prometheus.
+    companions: pods of this service that take no requests, such as those of an inspection.
+    nodes: the cluster's nodes, None while they were not looked at, or may not be.
+    can_inspect: whether a Job would be run here.
     worker_peers: who in the cluster may reach workers of other namespaces; None for everybody.
+    admin_key_sha256: what pods are told of the operator's key to them.
     """
 
     resource: LiveObject
@@ -37,6 +42,10 @@ class Observed:
     startup_phases_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     demand: Demand = NO_DEMAND
     prometheus_url: str | None = None
+    companions: tuple[LiveObject, ...] = ()
+    nodes: tuple[LiveObject, ...] | None = None
+    can_inspect: bool = True
+    admin_key_sha256: str = NO_ADMIN_KEY
 
     @property
     def uid(self) -> str:

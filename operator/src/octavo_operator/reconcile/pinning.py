@@ -63,9 +63,15 @@ def worker_image(template: Mapping[str, Any]) -> str:
 
 
 def pin_template(
-    service: InferenceService, live: Mapping[str, Any] | None, default_image: str
+    said: InferenceService,
+    service: InferenceService,
+    live: Mapping[str, Any] | None,
+    default_image: str,
+    admin_key_sha256: str,
 ) -> PinnedTemplate:
-    """The template for `service`, given its own Deployment as it is now (None: not there yet).
+    """The template for `service`, given its own workload as it is now (None: not there yet).
+
+    `said` is the service in the user's words, `service` the same with its placement worked out.
 
     Raises ResourceError when the user's overlay cannot be merged.
     """
@@ -76,13 +82,13 @@ def pin_template(
     )
     is_fresh = live is None or is_upgrading
     pinned_image = default_image if is_fresh else memory.get(ANNOTATION_PINNED_IMAGE, default_image)
-    inputs = template_inputs(service)
-    newest = pod_template(service, service.image or default_image)
+    inputs = template_inputs(said)
+    newest = pod_template(service, service.image or default_image, admin_key_sha256)
     template: Mapping[str, Any] | None = None
     if not is_fresh and memory.get(ANNOTATION_TEMPLATE_INPUTS) == inputs:
         template = remembered_template(memory.get(ANNOTATION_POD_TEMPLATE))
     if template is None:
-        template = pod_template(service, service.image or pinned_image)
+        template = pod_template(service, service.image or pinned_image, admin_key_sha256)
     annotations = {
         ANNOTATION_POD_TEMPLATE: canonical_json(template),
         ANNOTATION_TEMPLATE_INPUTS: inputs,

@@ -13,12 +13,20 @@ from typing import Any, Final
 
 from octavo_operator.errors import ResourceError
 from octavo_operator.labels import ANNOTATION_REPLICAS_OWNER, FIELD_MANAGER
-from octavo_operator.manifests.kinds import DEPLOYMENT, HORIZONTAL_POD_AUTOSCALER, Kind, kind_of
-from octavo_operator.reconcile.children import OPERATOR, wanted_children
+from octavo_operator.manifests.kinds import (
+    DEPLOYMENT,
+    HORIZONTAL_POD_AUTOSCALER,
+    JOB,
+    Kind,
+    kind_of,
+)
+from octavo_operator.placement.decision import Standing
+from octavo_operator.reconcile.children import OPERATOR, inspection_children, wanted_children
 from octavo_operator.reconcile.drift import is_applied
 from octavo_operator.reconcile.features import report_features
 from octavo_operator.reconcile.observed import LiveObject, Observed
 from octavo_operator.reconcile.pinning import pin_template, worker_image
+from octavo_operator.reconcile.placing import LOOK_AGAIN_S, Placed, place
 from octavo_operator.reconcile.pod_problems import PodProblem, pod_problems
 from octavo_operator.reconcile.replicas import SWITCH_MANAGER, Demand, next_look_s, switch
 from octavo_operator.reconcile.rollback import choose_revision
@@ -61,12 +69,14 @@ class Plan:
     """Writes, in order; `status` is None when the present one is right.
 
     look_again_s: when time alone may change what is due; None when only events can.
+    wants_nodes: a plan that knew the cluster's nodes might be another.
     """
 
     applies: tuple[Apply, ...] = ()
     deletes: tuple[Delete, ...] = ()
     status: Mapping[str, Any] | None = None
     look_again_s: float | None = None
+    wants_nodes: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -89,8 +99,11 @@ def plan(
     live = observed.child(DEPLOYMENT, name)
     live = live if live is not None and observed.is_owned(live) else None
     try:
-        service = parse_inference_service(observed.resource)
-        pinned = pin_template(service, live, default_image)
+        said = parse_inference_service(observed.resource)
+        workload = read_workload(said, live)
+        placed = place(said, observed, live, workload)
+        service = placed.service
+        pinned = pin_template(said, service, live, default_image, observed.admin_key_sha256)
     except ResourceError as error:
         workload = read_workload(None, live)
         return _with_status(
@@ -101,20 +114,20 @@ def plan(
         service, observed.served_kinds, autoscaler, observed.demand.activator
     )
     obstacle = obstacle or _namesake(observed, service)
-    workload = read_workload(service, live)
     problems = pod_problems(service, observed.pods)
     lacks_room = any(problem.is_lack_of_room for problem in problems)
-    revision = choose_revision(pinned, live, workload, _failure(workload, problems))
+    revision = choose_revision(pinned, live, workload, _failure(placed, workload, problems))
     stride = choose_stride(service.rollout, live, workload, revision.digest, lacks_room=lacks_room)
     findings = Findings(
         service=service,
+        placed=placed,
         workload=workload,
         features=features,
         problem=problems[0] if problems else None,
         obstacle=obstacle,
         newer=pinned.newer,
         image=worker_image(revision.template),
-        refusal=revision.refusal,
+        refusal=None if placed.is_blocked else revision.refusal,
         stride=stride,
         has_activator=observed.demand.activator is not None,
         startup=startup_status(
@@ -124,13 +137,17 @@ def plan(
         ),
     )
     writes = Plan()
-    if obstacle is None and not features.blocking:
+    inspection = inspection_children(service, pinned.template, placed)
+    if obstacle is None and placed.is_blocked:
+        writes = _blocked(inspection, placed, observed)
+    elif obstacle is None and not features.blocking:
         is_loading = (
             workload.ready < workload.wanted and not problems and not workload.deadline_message
         )
         wanted = wanted_children(
-            service, revision, stride, workload, observed, is_loading=is_loading
+            service, revision, stride, workload, observed, placed.memory, is_loading=is_loading
         )
+        wanted += [child for child in inspection if child not in wanted]
         writes = Plan(
             applies=(
                 *_handover(service, live),
@@ -140,11 +157,26 @@ def plan(
             deletes=_leftovers(wanted, observed),
             look_again_s=next_look_s(service, workload, observed.demand),
         )
+    writes = replace(writes, wants_nodes=placed.wants_nodes)
     return _with_status(observed, writes, service_status(observed.resource, findings, now))
 
 
-def _failure(workload: Workload, problems: tuple[PodProblem, ...]) -> str | None:
+def _blocked(inspection: list[dict[str, Any]], placed: Placed, observed: Observed) -> Plan:
+    """Nothing but the look at the model; pods of an earlier spec go on serving."""
+    leftovers = _leftovers(inspection, observed)
+    if not placed.is_withdrawn:
+        leftovers = tuple(item for item in leftovers if item.kind == JOB)
+    return Plan(
+        applies=_due(inspection, observed),
+        deletes=leftovers,
+        look_again_s=None if placed.is_waiting else LOOK_AGAIN_S,
+    )
+
+
+def _failure(placed: Placed, workload: Workload, problems: tuple[PodProblem, ...]) -> str | None:
     """Why a rollout will not come up; lack of room is waited out, since it says nothing of it."""
+    if placed.decision.standing is Standing.REFUSED:
+        return placed.decision.message
     if workload.deadline_message is None or (problems and problems[0].is_lack_of_room):
         return None
     return problems[0].message if problems else workload.deadline_message

@@ -16,6 +16,7 @@ from octavo_operator.manifests.service import service_url
 from octavo_operator.reconcile.conditions import (
     FEATURES_READY,
     MODEL_READY,
+    PLACEMENT_READY,
     PROGRESSING,
     READY,
     UPGRADE_AVAILABLE,
@@ -25,6 +26,7 @@ from octavo_operator.reconcile.conditions import (
     truth,
 )
 from octavo_operator.reconcile.features import FeatureReport
+from octavo_operator.reconcile.placing import Placed
 from octavo_operator.reconcile.pod_problems import PodProblem
 from octavo_operator.reconcile.stride import Stride
 from octavo_operator.reconcile.workload import Workload
@@ -43,6 +45,7 @@ class Obstacle:
 class Findings:
     """All that the conditions are made of.
 
+    placed: on how many GPUs.
     obstacle: the API or a namesake stands in the way; pods are left as they are.
     newer: what an upgrade would bring, None if nothing. image: the worker image in use.
     has_activator: calls are held while there is no pod.
@@ -51,6 +54,7 @@ class Findings:
     """
 
     service: InferenceService
+    placed: Placed
     workload: Workload
     features: FeatureReport
     problem: PodProblem | None
@@ -74,6 +78,7 @@ def service_status(
         "url": service_url(findings.service),
         "image": findings.image,
         **({"startup": findings.startup} if findings.startup is not None else {}),
+        **_placement(resource, findings.placed),
         "conditions": _merged(
             resource,
             [
@@ -83,10 +88,18 @@ def service_status(
                 _ready(findings),
                 _upgrade_available(findings),
                 _features_ready(findings),
+                _placement_ready(findings.placed),
             ],
             now,
         ),
     }
+
+
+def _placement(resource: Mapping[str, Any], placed: Placed) -> dict[str, Any]:
+    """What is known; what is no longer true is taken away."""
+    known = {"model": placed.model_status(), "placement": placed.placement_status()}
+    before = resource.get("status") or {}
+    return {name: known[name] for name in known if known[name] or before.get(name)}
 
 
 def invalid_status(
@@ -100,7 +113,7 @@ def invalid_status(
         Condition(kind, "False", "InvalidSpec", message)
         for kind in (MODEL_READY, WORKLOAD_READY, PROGRESSING, READY)
     ]
-    for kind in (UPGRADE_AVAILABLE, FEATURES_READY):
+    for kind in (UPGRADE_AVAILABLE, FEATURES_READY, PLACEMENT_READY):
         conditions.append(Condition(kind, "Unknown", "InvalidSpec", problem))
     return {
         **_header(resource, workload),
@@ -119,7 +132,11 @@ def _header(resource: Mapping[str, Any], workload: Workload) -> dict[str, Any]:
         "observedGeneration": resource["metadata"].get("generation", 0),
         "replicas": workload.total,
         "readyReplicas": workload.ready,
-        "summary": {"replicas": f"{workload.ready}/{workload.wanted}"},
+        # The other fields of it are written by others.
+        "summary": {
+            **((resource.get("status") or {}).get("summary") or {}),
+            "replicas": f"{workload.ready}/{workload.wanted}",
+        },
     }
 
 
@@ -133,6 +150,9 @@ def _merged(
 
 def _model_ready(findings: Findings) -> Condition:
     workload, uri = findings.workload, findings.service.model.uri
+    if findings.placed.is_blocked and not workload.ready:
+        decision = findings.placed.decision
+        return Condition(MODEL_READY, "False", decision.reason, decision.message)
     if findings.features.blocking:
         message = "; ".join(findings.features.blocking)
         return Condition(MODEL_READY, "False", "NotImplementedYet", message)
@@ -161,6 +181,9 @@ def _workload_ready(findings: Findings) -> Condition:
 
 
 def _trouble(findings: Findings) -> Obstacle | None:
+    if findings.placed.is_blocked:
+        decision = findings.placed.decision
+        return Obstacle(decision.reason, decision.message)
     if findings.features.blocking:
         return Obstacle("NotImplementedYet", "; ".join(findings.features.blocking))
     if findings.obstacle is not None:
@@ -186,6 +209,8 @@ def _progressing(findings: Findings) -> Condition:
             f"again",
         )
     trouble = _trouble(findings)
+    if findings.placed.is_waiting and trouble is not None:
+        return Condition(PROGRESSING, "True", trouble.reason, trouble.message)
     is_replacing = findings.stride.memory is not None
     if trouble is not None and not is_replacing:
         return Condition(PROGRESSING, "False", trouble.reason, trouble.message)
@@ -225,6 +250,11 @@ def _ready(findings: Findings) -> Condition:
     return Condition(READY, "False", cause.reason, cause.message)
 
 
+def _placement_ready(placed: Placed) -> Condition:
+    decision = placed.decision
+    return Condition(PLACEMENT_READY, decision.standing.value, decision.reason, decision.message)
+
+
 def _upgrade_available(findings: Findings) -> Condition:
     if findings.newer is None:
         return Condition(UPGRADE_AVAILABLE, "False", "UpToDate", "there is nothing newer")
@@ -234,7 +264,10 @@ def _upgrade_available(findings: Findings) -> Condition:
 def _features_ready(findings: Findings) -> Condition:
     features = findings.features
     absent = (*features.blocking, *features.missing)
+    said = "; ".join((*absent, *(lack.message for lack in features.lacks)))
     if absent:
-        return Condition(FEATURES_READY, "False", "NotImplementedYet", "; ".join(absent))
+        return Condition(FEATURES_READY, "False", "NotImplementedYet", said)
+    if features.lacks:
+        return Condition(FEATURES_READY, "False", features.lacks[0].reason, said)
     message = "; ".join(("all that the spec asks for is in effect", *features.notes))
     return Condition(FEATURES_READY, truth(True), "AllInEffect", message)

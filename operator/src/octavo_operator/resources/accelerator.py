@@ -13,6 +13,7 @@ DEFAULT_RESOURCE: Final = "nvidia.com/gpu"
 NO_ACCELERATOR: Final = "none"
 """As `accelerator.resource`: the worker runs on the CPU and asks for no device."""
 
+PRODUCT_LABEL: Final = "nvidia.com/gpu.product"
 MAX_TENSOR: Final = 64
 _EXTENDED_RESOURCE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-\w.]*[A-Za-z0-9])?")
 _TOLERATION_FIELDS = frozenset({"key", "operator", "value", "effect", "tolerationSeconds"})
@@ -24,12 +25,14 @@ class Accelerator:
 
     resource: extended resource name, or None when the worker runs on the CPU.
     product: value of the node label `nvidia.com/gpu.product`, or None for any.
+    memory_bytes: of one device; None leaves it to node labels and the table of products.
     tolerations: Kubernetes tolerations as they were written.
     claim_template: ResourceClaimTemplate (dynamic resource allocation); `resource` is then unused.
     """
 
     resource: str | None
     product: str | None
+    memory_bytes: int | None
     node_selector: tuple[tuple[str, str], ...]
     tolerations: tuple[Mapping[str, Any], ...]
     claim_template: str | None
@@ -37,6 +40,14 @@ class Accelerator:
     @property
     def is_cpu(self) -> bool:
         return self.resource is None and self.claim_template is None
+
+    @property
+    def all_node_labels(self) -> dict[str, str]:
+        """What nodes must carry: `node_selector` and the product's label."""
+        labels = dict(self.node_selector)
+        if self.product is not None:
+            labels[PRODUCT_LABEL] = self.product
+        return labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +74,7 @@ def parse_accelerator(fields: Fields) -> Accelerator:
             f'give DOMAIN/NAME such as {DEFAULT_RESOURCE}, or "{NO_ACCELERATOR}" for the CPU',
         )
     if resource == NO_ACCELERATOR:
-        for name in ("product", "resourceClaimTemplateName"):
+        for name in ("product", "memory", "resourceClaimTemplateName"):
             if fields.has(name):
                 raise fields.error(
                     name,
@@ -74,6 +85,7 @@ def parse_accelerator(fields: Fields) -> Accelerator:
     accelerator = Accelerator(
         resource=resource if is_requested else None,
         product=fields.string("product", max_length=63),
+        memory_bytes=fields.size_bytes("memory"),
         node_selector=fields.string_map("nodeSelector"),
         tolerations=tuple(_parse_toleration(item) for item in fields.sections("tolerations")),
         claim_template=claim_template,

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from octavo_operator.errors import ResourceError
 from octavo_operator.resources.fields import Fields
+from octavo_operator.resources.lora_capacity import LoraCapacity, parse_lora_capacity
 
 DTYPES: Final = ("auto", "bfloat16", "float16", "float32")
 
@@ -38,20 +39,17 @@ OWNED_FLAGS: Final = frozenset(
         "--download-dir",
         "--api-key",
         "--api-key-file",
+        "--admin-port",
+        "--admin-host",
+        "--admin-key-sha256",
+        "--metrics-on-admin-port",
         "--enable-lora",
         "--max-loras",
         "--max-lora-rank",
+        "--lora-state",
     }
 )
 """Flags the operator writes itself; the same flag in `engine.args` would contradict the spec."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoraCapacity:
-    """Room for adapters: how many at once, and their highest rank."""
-
-    max_adapters: int
-    max_rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +73,21 @@ class Engine:
     lora: LoraCapacity | None
     args: tuple[str, ...]
 
+    def argument(self, flag: str) -> str | None:
+        """The value of a flag in `args`, written as one item or as two; None when it is absent."""
+        for index, arg in enumerate(self.args):
+            name, is_joined, value = arg.partition("=")
+            if name == flag and is_joined:
+                return value
+            if arg == flag and index + 1 < len(self.args):
+                return self.args[index + 1]
+        return None
+
+    def number_argument(self, flag: str) -> int | None:
+        """The same, where it is a plain number; the worker knows other spellings, too."""
+        value = self.argument(flag) or ""
+        return int(value) if value.isdecimal() and int(value) else None
+
 
 def parse_engine(fields: Fields) -> Engine:
     """`spec.engine`; raises ResourceError."""
@@ -88,22 +101,13 @@ def parse_engine(fields: Fields) -> Engine:
         prefix_caching=fields.boolean("prefixCaching", True),
         max_num_seqs=fields.integer("maxNumSeqs", DEFAULT_MAX_NUM_SEQS, 1, 65_536),
         speculative=fields.opaque("speculative"),
-        lora=fields.optional_section("lora", _parse_lora),
+        lora=fields.optional_section("lora", parse_lora_capacity),
         args=fields.strings("args"),
     )
     for index, arg in enumerate(engine.args):
         _refuse_owned_flag(fields.path_of(f"args[{index}]"), arg)
     fields.note_unknown()
     return engine
-
-
-def _parse_lora(fields: Fields) -> LoraCapacity:
-    capacity = LoraCapacity(
-        max_adapters=fields.integer("maxAdapters", 8, 1, 1024),
-        max_rank=fields.integer("maxRank", 32, 1, 512),
-    )
-    fields.note_unknown()
-    return capacity
 
 
 def _parse_flag_value(fields: Fields, name: str) -> str | None:

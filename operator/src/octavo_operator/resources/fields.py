@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from octavo_operator.errors import ResourceError
 from octavo_operator.resources.duration import parse_duration_s
+from octavo_operator.resources.quantity import parse_quantity
 
 _T = TypeVar("_T")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
@@ -150,6 +151,22 @@ class Fields:
         if not minimum_s <= seconds <= maximum_s:
             raise self.error(name, f"is {value!r}", f"give {minimum_s:g} to {maximum_s:g} seconds")
         return seconds
+
+    def size_bytes(self, name: str) -> int | None:
+        """A Kubernetes quantity of memory in whole bytes, or None when absent."""
+        value = self.raw(name)
+        if value is None:
+            return None
+        remedy = 'give an amount of memory, such as "80Gi"'
+        if not isinstance(value, str):
+            raise self.error(name, f"is {value!r}, which is not a string", remedy)
+        try:
+            amount = parse_quantity(value)
+        except ValueError as problem:
+            raise self.error(name, str(problem), remedy) from None
+        if amount < 1:
+            raise self.error(name, f"is {value!r}", remedy)
+        return int(amount)
 
     def choice(self, name: str, choices: Sequence[str]) -> str | None:
         value = self.string(name)

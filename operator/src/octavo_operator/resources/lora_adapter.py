@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from octavo_operator.labels import API_VERSION
+from octavo_operator.labels import ANNOTATION_RESOLVE, API_VERSION
 from octavo_operator.resources.fields import Fields
 from octavo_operator.resources.model import (
     parse_secret_name,
     parse_served_name,
 )
-from octavo_operator.resources.model_uri import ModelSource, parse_model_uri
+from octavo_operator.resources.model_uri import DemoModel, ModelSource, parse_model_uri
 
 KIND: Final = "LoRAAdapter"
 LOAD_POLICIES: Final = ("Eager", "Lazy")
@@ -24,6 +24,7 @@ class LoRAAdapter:
 
     service: the InferenceService in the same namespace that serves it.
     replicas: pods to load it into; None is all of them.
+    request: value of the annotation that has the source looked up again, empty for none.
     is_eager: loaded before a pod takes traffic.
     """
 
@@ -33,11 +34,13 @@ class LoRAAdapter:
     generation: int
     service: str
     served_name: str
+    uri: str
     source: ModelSource
     revision: str | None
     secret: str | None
     replicas: int | None
     is_eager: bool
+    request: str
     unknown_fields: tuple[str, ...]
 
 
@@ -59,13 +62,23 @@ def parse_lora_adapter(resource: Mapping[str, Any]) -> LoRAAdapter:
         generation=metadata.integer("generation", 0, 0, 2**62),
         service=reference.required_object_name("name", "name an InferenceService"),
         served_name=parse_served_name(spec) or name,
-        source=parse_model_uri(source.path_of("uri"), uri),
+        uri=uri,
+        source=_parse_source(source, uri),
         revision=source.string("revision", max_length=256),
         secret=source.optional_section("secretRef", parse_secret_name),
         replicas=_parse_placement(placement),
         is_eager=(spec.choice("loadPolicy", LOAD_POLICIES) or LOAD_POLICIES[0]) == "Eager",
+        request=dict(metadata.string_map("annotations")).get(ANNOTATION_RESOLVE, ""),
         unknown_fields=_unknown(top, (reference, source, placement, spec)),
     )
+
+
+def _parse_source(fields: Fields, uri: str) -> ModelSource:
+    source = parse_model_uri(fields.path_of("uri"), uri)
+    if isinstance(source, DemoModel):
+        remedy = "use hf://, pvc://, oci://, s3:// or file://"
+        raise fields.error("uri", f"is {uri!r}, and there are no demo adapters", remedy)
+    return source
 
 
 def _parse_placement(fields: Fields) -> int | None:

@@ -135,6 +135,8 @@ def test_keys_come_from_flags_environment_files_and_folders(tmp_path: Path) -> N
     [
         (["--admin-port", "70000"], "--admin-port is 70000"),
         (["--metrics-on-admin-port"], "needs an --admin-port"),
+        (["--admin-key-sha256", "ab" * 32], "needs an --admin-port"),
+        (["--admin-port", "1", "--admin-key-sha256", "secret"], "64 hexadecimal digits"),
     ],
 )
 def test_admin_flags_that_make_no_sense_are_refused(flags: list[str], words: str) -> None:
@@ -144,7 +146,9 @@ def test_admin_flags_that_make_no_sense_are_refused(flags: list[str], words: str
 
 def test_admin_settings_reach_the_server() -> None:
     flags = ["--admin-port", "9000", "--admin-host", "0.0.0.0", "--metrics-on-admin-port"]
+    flags += ["--admin-key-sha256", "ab" * 32, "cd" * 32]
     config = server_config(parse(*flags), {"OCTAVO_ADMIN_KEY": "root"})
+    assert config.admin_key_hashes == ("ab" * 32, "cd" * 32)
     assert (config.admin_port, config.admin_host) == (9000, "0.0.0.0")
     assert config.metrics_on_admin_port
     assert config.admin_keys == ("root",)

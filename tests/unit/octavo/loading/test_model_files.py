@@ -11,6 +11,7 @@ from octavo.loading import hub, model_files
 from octavo.loading.hub import HubModel
 from octavo.loading.model_files import find_model
 from octavo.loading.model_folder import file_inside, read_json, read_json_if_there
+from octavo.loading.needed_files import NeededFiles
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[HubModel]:
     models: list[HubModel] = []
 
     def fetch(
-        model: HubModel, download_dir: str | None, needs_weights: bool, *, is_checked: bool
+        model: HubModel, download_dir: str | None, needed: NeededFiles, *, is_checked: bool
     ) -> Path:
         models.append(model)
         return Path("fetched")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from typing import Any
 
@@ -18,6 +19,7 @@ from running_server import running_server
 
 BODY: dict[str, Any] = {"prompt": "ab", "max_tokens": 5}
 ADMIN = {"Authorization": "Bearer root"}
+ROOT_HASH = hashlib.sha256(b"root").hexdigest()
 
 
 def client_of(app: Any, host: str = "127.0.0.1") -> httpx.AsyncClient:
@@ -245,6 +247,15 @@ async def test_admin_routes_on_the_main_port_are_for_administrators(
         ({"admin_host": "0.0.0.0"}, "10.0.0.7", {}, 200),
         ({"admin_host": "0.0.0.0", "admin_keys": ("root",)}, "10.0.0.7", {}, 401),
         ({"admin_host": "0.0.0.0", "admin_keys": ("root",)}, "10.0.0.7", ADMIN, 200),
+        ({"admin_host": "0.0.0.0", "admin_key_hashes": (ROOT_HASH,)}, "10.0.0.7", {}, 401),
+        ({"admin_host": "0.0.0.0", "admin_key_hashes": (ROOT_HASH,)}, "127.0.0.1", {}, 401),
+        ({"admin_host": "0.0.0.0", "admin_key_hashes": (ROOT_HASH,)}, "10.0.0.7", ADMIN, 200),
+        (
+            {"api_keys": ("k",), "admin_key_hashes": (ROOT_HASH,)},
+            "127.0.0.1",
+            {"Authorization": "Bearer k"},
+            403,
+        ),
     ],
 )
 async def test_admin_port_takes_the_admin_routes_off_the_main_one(
@@ -263,3 +274,15 @@ async def test_admin_port_takes_the_admin_routes_off_the_main_one(
         key = {"Authorization": "Bearer root" if "admin_keys" in config else "Bearer k"}
         for path in ("/v1/requests", "/metrics"):
             assert (await client.get(path, headers=key)).status_code == 404
+
+
+async def test_key_of_the_admin_port_opens_nothing_else_and_locks_nothing_else() -> None:
+    """The operator's: it must neither let the operator ask, nor keep those without a key out."""
+    for api_keys, known in (((), {}), (("k",), {"Authorization": "Bearer k"})):
+        config = ServerConfig(admin_port=0, admin_key_hashes=(ROOT_HASH,), api_keys=api_keys)
+        async with client_of(create_app(FakeEngine(), config)) as client:
+            answer = await client.post("/v1/completions", json=BODY, headers=known)
+            assert answer.status_code == 200
+            if api_keys:
+                answer = await client.post("/v1/completions", json=BODY, headers=ADMIN)
+                assert answer.status_code == 401

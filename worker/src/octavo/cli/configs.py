@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -76,8 +77,15 @@ def server_config(parsed: argparse.Namespace, environment: Mapping[str, str]) ->
         raise ConfigError(
             f"--admin-port is {parsed.admin_port}; ports go from 0 (any free one) to 65535."
         )
-    if parsed.metrics_on_admin_port and parsed.admin_port is None:
-        raise ConfigError("--metrics-on-admin-port needs an --admin-port; give one.")
+    for flag in ("metrics_on_admin_port", "admin_key_sha256"):
+        if getattr(parsed, flag) and parsed.admin_port is None:
+            raise ConfigError(f"--{flag.replace('_', '-')} needs an --admin-port; give one.")
+    for digest in parsed.admin_key_sha256:
+        if re.fullmatch("[0-9a-f]{64}", digest) is None:
+            raise ConfigError(
+                f"--admin-key-sha256 is {digest[:80]!r}; give the 64 hexadecimal digits of a "
+                "key's SHA-256, in lower case."
+            )
     for flag in ("shutdown_timeout", "shutdown_delay"):
         if not getattr(parsed, flag) >= 0:
             raise ConfigError(
@@ -97,6 +105,7 @@ def server_config(parsed: argparse.Namespace, environment: Mapping[str, str]) ->
         api_key_files=_key_files(parsed),
         admin_port=parsed.admin_port,
         admin_host=parsed.admin_host,
+        admin_key_hashes=tuple(parsed.admin_key_sha256),
         metrics_on_admin_port=parsed.metrics_on_admin_port,
         exports_traces=any(environment.get(name) for name in TRACE_VARIABLES),
         log_prompts=parsed.log_prompts,

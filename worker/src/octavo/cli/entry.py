@@ -41,6 +41,10 @@ def _run(parsed: argparse.Namespace) -> int:
             from octavo.cli import fetch
 
             return fetch.run(parsed)
+        case "inspect":
+            from octavo.cli import inspection
+
+            return inspection.run(parsed)
         case "warm-kernels":
             from octavo.cli import warm_kernels
 

@@ -10,8 +10,9 @@ import difflib
 from collections.abc import Sequence
 
 from octavo.cli.serve_flags import MODEL_HELP, add_serve_flags, add_source_flags
-from octavo.cli.values import count
+from octavo.cli.values import count, dtype, json_object
 from octavo.cli.vllm_flags import refusal
+from octavo.config import DTYPES
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _Commands = argparse._SubParsersAction
@@ -27,6 +28,18 @@ then:
 
 Numbers may be written 4096, 4k (4,000) or 4K (4,096). Flags have vLLM's names where they mean
 the same; a flag of vLLM that is not supported is refused by name.
+"""
+
+
+_INSPECT_EXAMPLES = """\
+examples:
+  octavo inspect Qwen/Qwen3-8B
+  octavo inspect meta-llama/Llama-3.1-70B-Instruct --max-model-len 32K
+  octavo inspect ./model --json
+
+What a GPU must hold is the weights, the KV cache of at least one request of --max-model-len
+tokens, and a few GiB to work in (docs/inference-service.md, Placement). Split over N GPUs, each
+holds an Nth of it; N must divide the heads.
 """
 
 
@@ -49,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_serve_flags(serve)
     _add_chat(commands)
     _add_fetch(commands)
+    _add_inspect(commands)
     _add_warm_kernels(commands)
     commands.add_parser("version", help="print the version", allow_abbrev=False)
     return parser
@@ -115,6 +129,42 @@ def _add_fetch(commands: _Commands[argparse.ArgumentParser]) -> None:
     )
     fetch.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     add_source_flags(fetch)
+
+
+def _add_inspect(commands: _Commands[argparse.ArgumentParser]) -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="say what a model is and what it takes of a GPU",
+        description="Say how large a model is: layers, heads, weights, KV cache. Its weights are "
+        "not fetched, and no GPU is needed.",
+        epilog=_INSPECT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    inspect.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    add_source_flags(inspect)
+    inspect.add_argument(
+        "--dtype",
+        type=dtype,
+        choices=DTYPES,
+        default="auto",
+        help="number format of weights and cache; auto: the checkpoint's (default: auto)",
+    )
+    inspect.add_argument(
+        "--hf-overrides",
+        type=json_object,
+        default={},
+        metavar="JSON",
+        help="values that replace those in config.json",
+    )
+    inspect.add_argument(
+        "--max-model-len",
+        type=count,
+        metavar="TOKENS",
+        help="length of the request that the table counts with (default: the model's longest)",
+    )
+    inspect.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
+    inspect.add_argument("--output", metavar="FILE", help="write there instead of printing")
 
 
 def _add_warm_kernels(commands: _Commands[argparse.ArgumentParser]) -> None:

@@ -169,6 +169,15 @@ def _add_http_flags(group: argparse._ActionsContainer) -> None:
         "can reach it, so set an admin key (default: %(default)s)",
     )
     group.add_argument(
+        "--admin-key-sha256",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="HEX",
+        help="SHA-256 hashes of keys that open the admin port and nothing else; unlike a key, a "
+        "hash may be seen by anybody (default: none)",
+    )
+    group.add_argument(
         "--metrics-on-admin-port",
         action="store_true",
         help="serve /metrics on the admin port only (default: on both)",

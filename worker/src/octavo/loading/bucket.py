@@ -27,6 +27,7 @@ from octavo.errors import ModelLoadError, SourceForbiddenError, SourceUnreachabl
 from octavo.loading.bucket_signature import Credentials, canonical_query, signed_headers
 from octavo.loading.cache_folder import cache_folder
 from octavo.loading.folder_lock import folder_lock
+from octavo.loading.needed_files import NeededFiles
 
 SCHEME = "s3://"
 _URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]*[a-z0-9])(?:/(.*))?")
@@ -61,7 +62,9 @@ class _Object:
         return self.key.rpartition("/")[2]
 
 
-def fetch(model: BucketModel, download_dir: str | None) -> Path:
+def fetch(
+    model: BucketModel, download_dir: str | None, needed: NeededFiles = NeededFiles.ALL
+) -> Path:
     """The folder that holds the model, downloaded where it is not yet.
 
     One process downloads and others wait. What an interrupted download left is taken up again;
@@ -76,7 +79,7 @@ def fetch(model: BucketModel, download_dir: str | None) -> Path:
                 f"{model} holds no model: there is no .safetensors, .gguf or .json file right "
                 "below it; check bucket and prefix."
             )
-        for item in objects:
+        for item in _needed(objects, needed):
             _fetch_object(store, item, folder)
     return folder
 
@@ -125,6 +128,14 @@ def _kept_in(folder: Path, model: BucketModel) -> Iterator[None]:
         raise ModelLoadError(
             f"{model} cannot be kept in {folder}: {exc.strerror or exc}; what is there is kept."
         ) from exc
+
+
+def _needed(objects: list[_Object], needed: NeededFiles) -> list[_Object]:
+    """A GGUF file has its configuration in itself, so such a model is fetched whole."""
+    names = {item.name for item in objects}
+    if needed is NeededFiles.ALL or "config.json" not in names:
+        return objects
+    return [item for item in objects if not item.name.endswith((".safetensors", ".gguf"))]
 
 
 def _fetch_object(store: _Store, item: _Object, folder: Path) -> None:

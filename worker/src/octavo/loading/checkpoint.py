@@ -22,6 +22,7 @@ from octavo.loading.embedding_config import EmbeddingConfig
 from octavo.loading.gguf_source import GGUFSource
 from octavo.loading.model_files import find_model
 from octavo.loading.model_folder import file_inside, read_json, read_json_if_there
+from octavo.loading.needed_files import NeededFiles
 from octavo.loading.safetensors_source import SafetensorsSource
 from octavo.models.interface import WeightSource
 
@@ -78,9 +79,10 @@ def open_checkpoint(
     not fit them, UnsupportedModelError for a GGUF architecture that is not known.
     """
     is_dummy = load_format == "dummy"
-    path = find_model(
-        model, revision=revision, download_dir=download_dir, needs_weights=not is_dummy
-    )
+    needed = NeededFiles.ALL
+    if is_dummy:
+        needed = NeededFiles.NO_WEIGHTS if needs_tokenizer else NeededFiles.SHAPE
+    path = find_model(model, revision=revision, download_dir=download_dir, needed=needed)
     _check_load_format(load_format, path)
     if path.suffix == ".gguf" and path.is_file():
         defaults = DEMO_GENERATION_CONFIG if model == DEMO_MODEL else {}

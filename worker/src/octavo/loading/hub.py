@@ -17,6 +17,7 @@ from octavo.loading.blob_digests import damaged_blobs
 from octavo.loading.cache_folder import cache_folder
 from octavo.loading.embedding_config import POOLING_FILE
 from octavo.loading.folder_lock import folder_lock
+from octavo.loading.needed_files import NeededFiles
 
 _SMALL_FILES = (
     "config.json",
@@ -30,6 +31,11 @@ _SMALL_FILES = (
 )
 _FORBIDDEN = (401, 403)
 _WEIGHT_FILES = ("*.safetensors", "model.safetensors.index.json")
+_PATTERNS = {
+    NeededFiles.ALL: (*_SMALL_FILES, *_WEIGHT_FILES),
+    NeededFiles.NO_WEIGHTS: _SMALL_FILES,
+    NeededFiles.SHAPE: ("config.json", "model.safetensors.index.json"),
+}
 _NEVER = (
     "[!1]*/*",
     "1*/*.safetensors",
@@ -58,7 +64,7 @@ class HubModel:
 
 
 def fetch(
-    model: HubModel, download_dir: str | None, needs_weights: bool, *, is_checked: bool = False
+    model: HubModel, download_dir: str | None, needed: NeededFiles, *, is_checked: bool = False
 ) -> Path:
     """The folder (or the file) that holds the model, downloaded where it is not yet.
 
@@ -70,15 +76,15 @@ def fetch(
     ModelLoadError with one sentence that says what is wrong and what to do.
     """
     if not is_checked:
-        return _download(model, download_dir, needs_weights)
+        return _download(model, download_dir, needed)
     notes = (Path(download_dir) if download_dir else cache_folder()) / ".octavo"
     name = model.repository.replace("/", "--")
     try:
         with folder_lock(notes / f"{name}.lock"):
-            path = _download(model, download_dir, needs_weights)
+            path = _download(model, download_dir, needed)
             for blob in _damaged(path, notes):
                 blob.unlink()
-            path = _download(model, download_dir, needs_weights)
+            path = _download(model, download_dir, needed)
             damaged = _damaged(path, notes)
     except OSError as exc:
         raise ModelLoadError(
@@ -97,12 +103,11 @@ def _damaged(path: Path, notes: Path) -> list[Path]:
     return damaged_blobs(path if path.is_dir() else path.parent, notes / "digests")
 
 
-def _download(model: HubModel, download_dir: str | None, needs_weights: bool) -> Path:
+def _download(model: HubModel, download_dir: str | None, needed: NeededFiles) -> Path:
     import huggingface_hub
 
     if model.file is None:
-        patterns = [*_SMALL_FILES, *(_WEIGHT_FILES if needs_weights else ())]
-        return fetch_files(model, download_dir, patterns, _NEVER)
+        return fetch_files(model, download_dir, _PATTERNS[needed], _NEVER)
     endpoint = _endpoint()
     with _worded(model, endpoint):
         return Path(

@@ -13,6 +13,7 @@ from pathlib import Path
 from octavo.errors import ModelLoadError
 from octavo.loading import bucket, hub
 from octavo.loading.demo_model import DEMO_MODEL, fetch_demo_model
+from octavo.loading.needed_files import NeededFiles
 
 _HUB_SCHEME = "hf://"
 _DEMO_SCHEME = "demo://"
@@ -25,7 +26,7 @@ def find_model(
     *,
     revision: str | None = None,
     download_dir: str | None = None,
-    needs_weights: bool = True,
+    needed: NeededFiles = NeededFiles.ALL,
     is_checked: bool = False,
 ) -> Path:
     """The folder or the ``.gguf`` file that holds the model, fetched where it must be.
@@ -39,14 +40,14 @@ def find_model(
             raise ModelLoadError(f"{model} is not a demo model; there is {DEMO_MODEL}.")
         return fetch_demo_model()
     if model.startswith(bucket.SCHEME):
-        return _local(bucket.fetch(bucket.parse_uri(model), download_dir))
+        return _local(bucket.fetch(bucket.parse_uri(model), download_dir, needed))
     if not model.startswith(_HUB_SCHEME):
         path = Path(model).expanduser()
         if path.exists():
             return _local(path)
         _refuse_what_looks_local(model, path)
     name = _parse_hub_name(model, revision)
-    path = hub.fetch(name, download_dir, needs_weights, is_checked=is_checked)
+    path = hub.fetch(name, download_dir, needed, is_checked=is_checked)
     if path.is_dir() and not (path / "config.json").exists():
         raise ModelLoadError(
             f"{name} has no config.json; if it holds GGUF files, name one of them: "

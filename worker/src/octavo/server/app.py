@@ -10,12 +10,12 @@ from starlette.responses import Response
 from octavo.config import ServerConfig
 from octavo.engine.interface import Engine
 from octavo.errors import OctavoError
-from octavo.server.auth import ApiKeyAuth, admin_only
+from octavo.server.auth import ApiKeyAuth, Keys, admin_only
 from octavo.server.boundary import RequestBoundary
 from octavo.server.context import ServerContext
 from octavo.server.disconnect import ClientGoneError
 from octavo.server.errors import ApiError, translate
-from octavo.server.keys import KeyRing
+from octavo.server.keys import AdminRing, KeyRing
 from octavo.server.routes import (
     adapters,
     chat,
@@ -46,7 +46,7 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     has_metrics = config.admin_port is None or not config.metrics_on_admin_port
     app.include_router(operations.build_router(context, has_metrics=has_metrics))
     if config.admin_port is None:
-        _include_admin_routes(app, context, is_open_port=False)
+        _include_admin_routes(app, context, keys, is_open_port=False)
     _surround(app, context, keys)
     return app
 
@@ -59,10 +59,11 @@ def create_admin_app(context: ServerContext) -> FastAPI:
     app = _bare_app(context)
     for module in (health, operations):
         app.include_router(module.build_router(context))
+    keys = AdminRing(context.keys, context.config.admin_key_hashes)
     host = context.config.admin_host
     is_open_port = host not in ("127.0.0.1", "::1", "localhost")
-    _include_admin_routes(app, context, is_open_port=is_open_port)
-    _surround(app, context, context.keys if context.keys.has_admin else KeyRing())
+    _include_admin_routes(app, context, keys, is_open_port=is_open_port)
+    _surround(app, context, keys)
     return app
 
 
@@ -82,14 +83,16 @@ def _bare_app(context: ServerContext) -> FastAPI:
     return app
 
 
-def _include_admin_routes(app: FastAPI, context: ServerContext, *, is_open_port: bool) -> None:
+def _include_admin_routes(
+    app: FastAPI, context: ServerContext, keys: Keys, *, is_open_port: bool
+) -> None:
     """What only administrators may do: on their own port if there is one, else beside the rest."""
-    check = admin_only(context.keys, is_open_port=is_open_port)
+    check = admin_only(keys, is_open_port=is_open_port)
     for module in (requests, adapters):
         app.include_router(module.build_router(context), dependencies=[Depends(check)])
 
 
-def _surround(app: FastAPI, context: ServerContext, keys: KeyRing) -> None:
+def _surround(app: FastAPI, context: ServerContext, keys: Keys) -> None:
     app.add_middleware(ApiKeyAuth, keys=keys)
     app.add_middleware(RequestBoundary, context=context)
 

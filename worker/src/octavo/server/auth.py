@@ -9,12 +9,14 @@ from __future__ import annotations
 import ipaddress
 import math
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.server.errors import ApiError
-from octavo.server.keys import NO_KEY, ApiKey, KeyRing
+from octavo.server.keys import NO_KEY, ApiKey
+from octavo.server.requests import RequestRecord
 
 OPEN_PATHS = frozenset(
     {
@@ -33,10 +35,24 @@ _FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"origin
 """Headers that say that somebody else asks through this machine."""
 
 
+class Keys(Protocol):
+    """Who is known at a door: :class:`octavo.server.keys.KeyRing`, or the admin port's."""
+
+    @property
+    def is_empty(self) -> bool: ...
+
+    @property
+    def has_admin(self) -> bool: ...
+
+    def find(self, token: bytes) -> ApiKey | None: ...
+
+    def wait_s(self, key: ApiKey, record: RequestRecord) -> float: ...
+
+
 class ApiKeyAuth:
     """Refuses with 401 what brings none of the keys; with no keys configured lets all through."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self._app = app
         self._keys = keys
 
@@ -87,9 +103,7 @@ def key_of(scope: Scope) -> ApiKey:
     return key
 
 
-def admin_only(
-    keys: KeyRing, *, is_open_port: bool = False
-) -> Callable[[Request], Awaitable[None]]:
+def admin_only(keys: Keys, *, is_open_port: bool = False) -> Callable[[Request], Awaitable[None]]:
     """A dependency of routes that let only administrators through.
 
     ``is_open_port``: the port is one that its owner has opened to a network of his choice, so

@@ -142,6 +142,34 @@ class KeyRing:
         return signature
 
 
+class AdminRing:
+    """The keys of the admin port: administrators' of the server's ring, and those whose hashes
+    are given, which open nothing else. A client's key is found here too, and is no admin's."""
+
+    def __init__(self, ring: KeyRing, hashes: Sequence[str]) -> None:
+        self._ring = ring
+        lines = [f"sha256:{digest} name=operator" for digest in hashes]
+        self._own = KeyRing(admin_lines=lines)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no key is asked for."""
+        return not self.has_admin
+
+    @property
+    def has_admin(self) -> bool:
+        """Whether some key may do what administrators do."""
+        return self._own.has_admin or self._ring.has_admin
+
+    def find(self, token: bytes) -> ApiKey | None:
+        """The key, or None for one that is not known."""
+        return self._own.find(token) or self._ring.find(token)
+
+    def wait_s(self, key: ApiKey, record: RequestRecord) -> float:
+        """See :meth:`KeyRing.wait_s`."""
+        return self._ring.wait_s(key, record)
+
+
 def parse_key(line: str, origin: str, default_name: str | None = None) -> ApiKey:
     """One line; its errors never repeat the key."""
     key, *options = line.split()

@@ -1,0 +1,40 @@
+"""A kind of GPU that pods could get: how much memory, and how many of them in a node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+DRIVER_BYTES: Final = 7 << 27
+"""What the driver keeps of the memory that a card's label names: the worker sees 0.3 to 0.9 GiB
+less than nvidia-smi's total, from a T4 to a B200."""
+
+USUAL_PER_NODE: Final = 8
+"""GPUs of a node where no node tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuKind:
+    """product: None where only the memory is known. memory_bytes: as the label has it.
+
+    per_node: most GPUs in one node, None when no node was looked at. num_nodes: nodes that have
+    so many; 0 when no node was looked at.
+    """
+
+    product: str | None
+    memory_bytes: int
+    per_node: int | None = None
+    num_nodes: int = 0
+
+    @property
+    def usable_bytes(self) -> int:
+        """What a worker can count on."""
+        return self.memory_bytes - DRIVER_BYTES
+
+    @property
+    def most_per_node(self) -> int:
+        return USUAL_PER_NODE if self.per_node is None else self.per_node
+
+    @property
+    def name(self) -> str:
+        return self.product or "GPU"

@@ -1,0 +1,66 @@
+"""The kinds of GPU that nodes say they have, read from the labels of GPU feature discovery.
+
+For a resource `nvidia.com/gpu` these are `nvidia.com/gpu.product`, `.memory` (MiB) and `.count`;
+a MIG slice such as `nvidia.com/mig-3g.40gb` has its own of the same form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from octavo_operator.placement.gpu_kind import GpuKind
+from octavo_operator.placement.gpu_products import product_memory_bytes
+from octavo_operator.resources.accelerator import Accelerator
+
+_MIB = 1 << 20
+
+
+def gpu_kinds(
+    accelerator: Accelerator, nodes: Iterable[Mapping[str, Any]] | None
+) -> tuple[GpuKind, ...]:
+    """What a pod with this accelerator could get; empty when that is not known.
+
+    `nodes` is None when they may not be looked at. What the spec says of the memory wins over the
+    nodes, and they over the table of products.
+    """
+    found = _on_nodes(accelerator, nodes or ())
+    product = accelerator.product
+    memory_bytes = accelerator.memory_bytes
+    if memory_bytes is None and not found and product is not None:
+        memory_bytes = product_memory_bytes(product)
+    if memory_bytes is None:
+        return found
+    largest = max(found, key=lambda kind: kind.most_per_node, default=None)
+    if largest is None:
+        return (GpuKind(product, memory_bytes),)
+    return (GpuKind(product, memory_bytes, largest.per_node, largest.num_nodes),)
+
+
+def _on_nodes(accelerator: Accelerator, nodes: Iterable[Mapping[str, Any]]) -> tuple[GpuKind, ...]:
+    resource = accelerator.resource
+    if resource is None:
+        return ()
+    wanted = accelerator.all_node_labels
+    counts: dict[tuple[str | None, int], list[int]] = {}
+    for node in nodes:
+        labels = node["metadata"].get("labels") or {}
+        memory = str(labels.get(f"{resource}.memory", ""))
+        if not memory.isdecimal() or any(labels.get(key) != wanted[key] for key in wanted):
+            continue
+        count = _count(node, resource, labels)
+        if count and int(memory):
+            key = labels.get(f"{resource}.product"), int(memory) * _MIB
+            counts.setdefault(key, []).append(count)
+    kinds = [
+        GpuKind(product, memory_bytes, max(found), found.count(max(found)))
+        for (product, memory_bytes), found in counts.items()
+    ]
+    return tuple(sorted(kinds, key=lambda kind: (kind.memory_bytes, kind.name)))
+
+
+def _count(node: Mapping[str, Any], resource: str, labels: Mapping[str, str]) -> int:
+    """GPUs of a node: those that may be asked for, else those that are in it."""
+    allocatable = ((node.get("status") or {}).get("allocatable") or {}).get(resource)
+    text = str(labels.get(f"{resource}.count", "0") if allocatable is None else allocatable)
+    return int(text) if text.isdecimal() else 0

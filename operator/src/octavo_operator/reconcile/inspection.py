@@ -1,0 +1,70 @@
+"""What a pod of the inspection Job has found out about a model.
+
+The Job runs `octavo inspect` in the worker's image, with the worker's volumes and Secrets, so the
+operator needs neither the network nor a Secret. Its last words are the model's shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from octavo_operator.labels import ANNOTATION_INSPECTS
+from octavo_operator.manifests.digest import manifest_digest
+from octavo_operator.manifests.inspection_job import INSPECTION_FLAGS
+from octavo_operator.manifests.kinds import JOB, kind_of
+from octavo_operator.placement.model_shape import ModelShape, read_report
+from octavo_operator.reconcile.observed import LiveObject, Observed
+from octavo_operator.reconcile.pod_problems import pod_problems
+from octavo_operator.resources.inference_service import InferenceService
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """failure: why there is no shape, as far as that is known."""
+
+    shape: ModelShape | None = None
+    failure: str = ""
+
+
+def inspection_key(service: InferenceService) -> str:
+    """Tells models apart whose shape may differ: a hash of all that it depends on."""
+    model, engine = service.model, service.engine
+    flags = [engine.argument(flag) for flag in INSPECTION_FLAGS]
+    return manifest_digest([model.uri, model.revision, engine.dtype, *flags])
+
+
+def read_inspection(service: InferenceService, observed: Observed, key: str) -> Inspection:
+    """What is known from the pods that looked at the model with this key."""
+    pods = [pod for pod in observed.companions if _inspects(pod) == key]
+    for pod in pods:
+        ended = _ended(pod)
+        shape = read_report(str(ended.get("message") or "")) if ended else None
+        if shape is not None:
+            return Inspection(shape)
+    problems = pod_problems(service, pods)
+    said = problems[0].message if problems else ""
+    for child in observed.children:
+        if kind_of(child) == JOB and _inspects(child) == key and observed.is_owned(child):
+            said = said or _job_failure(child)
+    return Inspection(None, f"the model cannot be inspected: {said}" if said else "")
+
+
+def _inspects(live: LiveObject) -> str:
+    return str((live["metadata"].get("annotations") or {}).get(ANNOTATION_INSPECTS, ""))
+
+
+def _ended(pod: LiveObject) -> Mapping[str, Any]:
+    for container in (pod.get("status") or {}).get("containerStatuses") or ():
+        ended = (container.get("state") or {}).get("terminated")
+        if ended:
+            return dict(ended)
+    return {}
+
+
+def _job_failure(job: LiveObject) -> str:
+    for item in (job.get("status") or {}).get("conditions") or ():
+        if item.get("type") == "Failed" and item.get("status") == "True":
+            return str(item.get("message") or item.get("reason") or "no reason given")
+    return ""

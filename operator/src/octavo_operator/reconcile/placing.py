@@ -1,0 +1,230 @@
+"""Where an InferenceService is to run, given what is known so far; and what is still to be found.
+
+A placement that fits is remembered on the workload, so that neither new nodes nor a newer operator
+move a running model: it is decided anew only when the user's words that it follows from change.
+What pods have proved by serving is not doubted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from octavo_operator.labels import (
+    ANNOTATION_GOOD_TEMPLATE,
+    ANNOTATION_PLACEMENT,
+    ANNOTATION_REFUSED_TEMPLATE,
+    ANNOTATION_TEMPLATE_INPUTS,
+)
+from octavo_operator.manifests.digest import canonical_json, manifest_digest
+from octavo_operator.placement.decision import Decision, Standing, decide
+from octavo_operator.placement.footprint import Split
+from octavo_operator.placement.gpu_kind import GpuKind
+from octavo_operator.placement.model_shape import ModelShape, read_status, to_status
+from octavo_operator.placement.node_gpus import gpu_kinds
+from octavo_operator.reconcile.inspection import Inspection, inspection_key, read_inspection
+from octavo_operator.reconcile.observed import LiveObject, Observed
+from octavo_operator.reconcile.pinning import template_inputs
+from octavo_operator.reconcile.workload import Workload
+from octavo_operator.resources.accelerator import Parallelism
+from octavo_operator.resources.inference_service import InferenceService
+
+LOOK_AGAIN_S: Final = 60.0
+"""How often nodes are looked at while none is known that holds the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """service: with numbers where the user said Auto; a single GPU while none are chosen.
+
+    memory: what the workload must remember, None for nothing. shape: the model's, None while it is
+    not known. wants_inspection: the model is to be looked at. wants_nodes: nodes would help.
+    is_withdrawn: this very spec cannot come up, so nothing of it is to be there.
+    """
+
+    service: InferenceService
+    decision: Decision
+    memory: str | None
+    shape: ModelShape | None
+    inspection_key: str
+    wants_inspection: bool
+    wants_nodes: bool
+    is_withdrawn: bool
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether nothing can be made, now or ever."""
+        return self.decision.split is None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether only time is needed."""
+        return self.is_blocked and self.decision.reason == "Inspecting"
+
+    def model_status(self) -> dict[str, Any] | None:
+        """`status.model`; None while the shape is not known."""
+        if self.shape is None:
+            return None
+        uri = self.service.model.uri
+        return {"uri": uri, "key": self.inspection_key, **to_status(self.shape)}
+
+    def placement_status(self) -> dict[str, Any] | None:
+        """`status.placement`; None while there is none."""
+        split = self.decision.split
+        if split is None:
+            return None
+        # Every field always, since a merge of statuses takes none away.
+        product = self.service.accelerator.product or ""
+        numbers = {"tensor": split.tensor, "pipeline": split.pipeline, "nodes": split.nodes}
+        return {**numbers, "product": product}
+
+
+def place(
+    said: InferenceService, observed: Observed, live: LiveObject | None, workload: Workload
+) -> Placed:
+    """The placement of `said`, whose workload is `live` now (None: not there)."""
+    memory = _annotations(live)
+    inputs = _inputs(said)
+    is_same_pod = memory.get(ANNOTATION_TEMPLATE_INPUTS) == template_inputs(said)
+    kept = _remembered(memory, inputs) or _from_before(said, memory, is_same_pod=is_same_pod)
+    key, told = inspection_key(said), _told_shape(said, observed)
+    seen = read_inspection(said, observed, key) if told is None else Inspection(told)
+    has_served = is_same_pod and workload.has_completed
+    has_served = has_served and ANNOTATION_REFUSED_TEMPLATE not in memory
+    is_open = kept is None and not said.accelerator.is_cpu
+    is_open = is_open and not (has_served and said.parallelism.tensor is not None)
+    kinds = gpu_kinds(said.accelerator, observed.nodes) if is_open else ()
+    decision = kept or _decide(said, seen, kinds, observed)
+    if kept is None and has_served and decision.standing is not Standing.FITS:
+        decision = _proved(said, decision)
+    is_needed = _is_split(said) or bool(kinds)
+    is_refused = decision.standing is Standing.REFUSED
+    has_fallback = ANNOTATION_GOOD_TEMPLATE in memory
+    if is_refused and is_same_pod and has_fallback:
+        # Not blocked: the rollout goes on backwards, to what served before.
+        decision = replace(decision, split=_said_split(said))
+    fits = decision.standing is Standing.FITS and decision.reason != "Proved"
+    return Placed(
+        service=_resolved(said, decision),
+        decision=decision,
+        memory=_to_remember(decision, inputs) if fits and not said.accelerator.is_cpu else None,
+        shape=seen.shape,
+        inspection_key=key,
+        wants_inspection=is_open and told is None and is_needed and observed.can_inspect,
+        wants_nodes=is_open and observed.nodes is None,
+        is_withdrawn=is_refused and (live is None or is_same_pod) and not has_fallback,
+    )
+
+
+def _decide(
+    said: InferenceService, seen: Inspection, kinds: tuple[GpuKind, ...], observed: Observed
+) -> Decision:
+    if seen.shape is None and not observed.can_inspect and said.parallelism.tensor is None:
+        return Decision(
+            Standing.REFUSED,
+            "GPUMemoryUnknown",
+            "spec.parallelism.tensor is Auto, which only a cluster can work out: give a number",
+        )
+    if seen.shape is None and not _is_split(said) and not kinds:
+        return Decision(
+            Standing.UNPROVED,
+            "GPUMemoryUnknown",
+            "whether the model fits is not checked, since how much memory its GPU has is not "
+            "known: name accelerator.product or accelerator.memory to have it checked",
+            _said_split(said),
+        )
+    return decide(said, seen.shape, kinds, seen.failure)
+
+
+def _proved(said: InferenceService, decision: Decision) -> Decision:
+    split = decision.split or _said_split(said)
+    return Decision(Standing.FITS, "Proved", "the pods that serve have proved that it fits", split)
+
+
+def _from_before(
+    said: InferenceService, memory: Mapping[str, str], *, is_same_pod: bool
+) -> Decision | None:
+    """Operators that knew no placement took Auto for 1; their pods are not moved either."""
+    if said.parallelism.tensor is not None or said.accelerator.is_cpu or not is_same_pod:
+        return None
+    message = "1 GPU, as an earlier operator placed it; any change of the spec places it anew"
+    return Decision(Standing.FITS, "Fits", message, Split(1, said.parallelism.pipeline))
+
+
+def _is_split(said: InferenceService) -> bool:
+    split = said.parallelism
+    return split.tensor is None or split.tensor * split.pipeline > 1
+
+
+def _said_split(said: InferenceService) -> Split:
+    split = said.parallelism
+    return Split(split.tensor or 1, split.pipeline, split.nodes)
+
+
+def _resolved(said: InferenceService, decision: Decision) -> InferenceService:
+    split = decision.split or _said_split(said)
+    accelerator = said.accelerator
+    if decision.product is not None:
+        accelerator = replace(accelerator, product=decision.product)
+    parallelism = Parallelism(split.tensor, split.pipeline, split.nodes)
+    return replace(said, parallelism=parallelism, accelerator=accelerator)
+
+
+def _told_shape(said: InferenceService, observed: Observed) -> ModelShape | None:
+    known = (observed.resource.get("status") or {}).get("model")
+    if not isinstance(known, Mapping) or known.get("key") != inspection_key(said):
+        return None
+    return read_status(known)
+
+
+def _inputs(said: InferenceService) -> str:
+    """A hash of the user's words that the placement follows from; what is not said is left out, so
+    that fields which a later operator knows change nothing."""
+    accelerator, engine = said.accelerator, said.engine
+    words = {
+        "model": inspection_key(said),
+        "tensor": said.parallelism.tensor or "Auto",
+        "pipeline": said.parallelism.pipeline,
+        "nodes": said.parallelism.nodes,
+        "resource": accelerator.resource,
+        "product": accelerator.product,
+        "memory": accelerator.memory_bytes,
+        "selector": list(map(list, accelerator.node_selector)),
+        "claim": accelerator.claim_template,
+        "length": engine.max_model_len,
+        "quantization": engine.quantization,
+        "utilization": str(engine.gpu_memory_utilization),
+        "requests": engine.max_num_seqs,
+        "lora": [engine.lora.max_adapters, engine.lora.max_rank] if engine.lora else None,
+        "tokens": engine.argument("--max-num-batched-tokens"),
+    }
+    return manifest_digest({name: word for name, word in words.items() if word})
+
+
+def _to_remember(decision: Decision, inputs: str) -> str:
+    split = decision.split or Split()
+    return canonical_json(
+        {
+            "inputs": inputs,
+            "split": [split.tensor, split.pipeline, split.nodes],
+            "product": decision.product,
+            "message": decision.message,
+        }
+    )
+
+
+def _remembered(memory: Mapping[str, str], inputs: str) -> Decision | None:
+    try:
+        kept = json.loads(memory.get(ANNOTATION_PLACEMENT, ""))
+        if kept["inputs"] != inputs:
+            return None
+        split = Split(*map(int, kept["split"]))
+        return Decision(Standing.FITS, "Fits", str(kept["message"]), split, kept["product"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _annotations(live: LiveObject | None) -> Mapping[str, str]:
+    return (live["metadata"].get("annotations") or {}) if live is not None else {}
