@@ -30,7 +30,7 @@ TICK_S: Final = 0.1
 HOPELESS_REASONS: Final = frozenset(
     {
         *("InvalidSpec", "NotImplementedYet", "NameConflict", "ApplyRejected", "ScaledToZero"),
-        *("GPUMemoryUnknown", "DoesNotFit", "NotDivisible"),
+        *("GPUMemoryUnknown", "DoesNotFit", "NotDivisible", "LeaderWorkerSetMissing"),
     }
 )
 """Reasons of Ready=False that waiting does not cure."""
