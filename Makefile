@@ -43,9 +43,10 @@ format: $(VENV)/dev.stamp ## Rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 
 GPU_TESTS := -c tests/gpu/pytest.ini -p no:cacheprovider tests/gpu
+test-gpu: export OMP_NUM_THREADS := 1
 test-gpu: ## Tests and parity checks on a CUDA device, with the Python that is active
-	$(PYTHON) -m pytest $(GPU_TESTS) -m "gpu and not alone" \
-		$$($(PYTHON) -c 'from importlib.util import find_spec as f; print("-n 12" * bool(f("xdist")))')
+	$(PYTHON) -m pytest $(GPU_TESTS) -m "gpu and not alone" $$($(PYTHON) -c 'from importlib.util \
+		import find_spec as f; print("-n 14 --dist worksteal" * bool(f("xdist")))')
 	$(PYTHON) -m pytest $(GPU_TESTS) -m alone
 
 e2e: $(VENV)/dev.stamp ## User stories on the cluster that OCTAVO_E2E_CONTEXT names (e2e/README.md)

@@ -94,15 +94,14 @@ class Client:
             if not line.startswith(b"data: {"):
                 continue
             now = time.perf_counter()
-            chunk = json.loads(line[6:])
-            if chunk.get("choices"):
-                if last:
-                    load.gaps.append(now - last)
-                else:
-                    load.ttft.append(now - started)
+            if b'"choices":[]' in line:  # the last one, which has the counts
+                load.num_tokens += json.loads(line[6:])["usage"]["completion_tokens"]
+            elif last:
+                load.gaps.append(now - last)
                 last = now
-            elif usage := chunk.get("usage"):
-                load.num_tokens += usage["completion_tokens"]
+            else:
+                load.ttft.append(now - started)
+                last = now
 
 
 async def run_load(client: Client, num_clients: int, per_client: int) -> Load:
@@ -186,6 +185,7 @@ def main() -> None:
 async def _measure(arguments: argparse.Namespace, recorder: Recorder, url: str, model: str) -> None:
     client = Client(url, model, arguments.input_len, arguments.output_len, arguments.vocab_size)
     await run_load(client, 1, 1)
+    await asyncio.sleep(arguments.settle)
     for num_clients in arguments.clients:
         load = await run_load(client, num_clients, arguments.requests_per_client)
         details = {"clients": num_clients, "model": arguments.shape or arguments.model or model}
@@ -194,6 +194,7 @@ async def _measure(arguments: argparse.Namespace, recorder: Recorder, url: str, 
             ("ttft_p50", 1e3 * statistics.median(load.ttft), "ms"),
             ("itl_p50", 1e3 * statistics.median(load.gaps), "ms"),
             ("itl_p99", 1e3 * statistics.quantiles(load.gaps, n=100)[98], "ms"),
+            ("itl_max", 1e3 * max(load.gaps), "ms"),
         ):
             recorder.figure("serve", name, value, unit, **details)
 
@@ -211,6 +212,12 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--served-model-name", default="bench", help="with --url")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--requests-per-client", type=int, default=4)
+    parser.add_argument(
+        "--settle",
+        type=float,
+        default=0.0,
+        help="seconds without load first: an idle server captures its usual steps in them",
+    )
     parser.add_argument("--input-len", type=int, default=512)
     parser.add_argument("--output-len", type=int, default=128)
     parser.add_argument("--vocab-size", type=int, default=49152, help="ids are drawn below it")

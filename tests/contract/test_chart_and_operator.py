@@ -16,7 +16,7 @@ from octavo_operator.labels import APP_NAME, LABEL_NAME
 from octavo_operator.manifests.kinds import CHILD_KINDS, INFERENCE_SERVICE, LORA_ADAPTER, POD, Kind
 from octavo_operator.manifests.worker_command import ADMIN_PORT, WORKER_PORT
 from octavo_operator.resources.engine import OWNED_FLAGS
-from octavo_operator.settings import LOG_LEVELS, OperatorSettings, operator_settings
+from octavo_operator.settings import LOG_FORMATS, LOG_LEVELS, OperatorSettings, operator_settings
 
 CHART = REPOSITORY / "charts" / "octavo"
 
@@ -63,6 +63,7 @@ def test_every_variable_of_the_chart_reaches_a_setting(helm: Helm) -> None:
             "workerImage": {"repository": "org/worker", "tag": "v9"},
             "workerNetworkPolicy": {"enabled": False},
             "logLevel": "DEBUG",
+            "logFormat": "json",
             "metrics": {"port": 9100},
             "activator": {"port": 20000, "holdSeconds": 60},
             "prometheusUrl": "http://prometheus:9090",
@@ -74,6 +75,7 @@ def test_every_variable_of_the_chart_reaches_a_setting(helm: Helm) -> None:
         worker_image="ghcr.io/org/worker:v9",
         worker_peers=None,
         log_level="DEBUG",
+        log_format="json",
         activator_port=20000,
         activator_hold_s=60.0,
         prometheus_url="http://prometheus:9090",
@@ -82,9 +84,10 @@ def test_every_variable_of_the_chart_reaches_a_setting(helm: Helm) -> None:
     )
 
 
-def test_chart_offers_the_operators_log_levels() -> None:
+def test_chart_offers_the_operators_log_levels_and_formats() -> None:
     schema = yaml.safe_load((CHART / "values.schema.json").read_text(encoding="utf-8"))
     assert schema["properties"]["logLevel"]["enum"] == list(LOG_LEVELS)
+    assert schema["properties"]["logFormat"]["enum"] == list(LOG_FORMATS)
 
 
 def test_command_of_the_chart_is_one_the_operator_knows(

@@ -159,6 +159,7 @@ def test_status_that_the_operator_gives_a_new_adapter_is_understood() -> None:
         adapters=(resource,),
         pods=(),
         listings={},
+        silences={},
         attempts={},
         busy={},
         now_s=0.0,

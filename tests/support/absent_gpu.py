@@ -104,6 +104,8 @@ def _disassemble(program: Any) -> dict[str, Any]:
         "async_copies": len(re.findall(r"\bLDGSTS", sass)),
         "tile_copies": len(re.findall(r"\bUTMALDG", sass)),
         "wide_loads": len(re.findall(r"\bLDG\.E[.\w]*\.128", sass)),
+        "exponentials": len(re.findall(r"\bex2\.", program.asm["ptx"])),
+        "subtractions": len(re.findall(r"\bsub\.f32", program.asm["ptx"])),
         "accurate_log": "lg2.approx" not in program.asm["ptx"],
     }
 

@@ -14,7 +14,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from eventually import eventually
-from fake_adapters import FakeWorkers, digest_of
+from fake_adapter_table import digest_of
+from fake_adapters import FakeWorkers
 from faulty_cluster import FaultyCluster
 from inference_services import inference_service
 from octavo_operator.cluster.admin_access import ROOT_BYTES, AdminAccess

@@ -5,6 +5,10 @@ Run as a script. Behaviour is set by variables: FAKE_LOAD_S (seconds until ready
 to leave in the download folder), FAKE_IGNORE_SIGTERM,
 FAKE_CRASH_WITH (an argument to die of),
 FAKE_IDLE_S (seconds to add to the idle time once it has answered).
+
+With --enable-lora it takes adapters on its admin port, from folders whose files it does not look
+into: what the file `adapter` in them says stands for them. With --lora-state it has after a restart
+what it had before. A request for a model that is neither its own nor an adapter gets 404.
 """
 
 from __future__ import annotations
@@ -16,8 +20,23 @@ import signal
 import sys
 import threading
 import time
+from collections import UserDict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+
+from fake_adapter_table import AdapterTable, Answer, Sources
+
+
+class _Folders(UserDict[str, str]):
+    """Contents of adapters by folder, read each time."""
+
+    def __missing__(self, folder: str) -> str:
+        file = Path(folder) / "adapter"
+        return file.read_text(encoding="utf-8") if file.exists() else "missing"
+
+    def __contains__(self, folder: object) -> bool:
+        return True
 
 
 class _Worker(ThreadingHTTPServer):
@@ -30,6 +49,23 @@ class _Worker(ThreadingHTTPServer):
     num_open = 0
     num_answered = 0
     idle_since_s = time.monotonic()
+    adapters: AdapterTable | None = None
+    state_file: Path | None = None
+
+    def change_adapters(self, path: str, body: dict[str, Any]) -> Answer:
+        """A load or an unload, remembered."""
+        assert self.adapters is not None
+        answer = self.adapters.answer("POST", path, body)
+        if self.state_file is not None:
+            entries = json.dumps(self.adapters.entries)
+            self.state_file.with_suffix(".new").write_text(entries, encoding="utf-8")
+            self.state_file.with_suffix(".new").replace(self.state_file)
+        return answer
+
+    def knows(self, model: str) -> bool:
+        return (
+            model == self.served_name or model in (self.adapters or AdapterTable(Sources())).entries
+        )
 
     def load(self) -> dict[str, float]:
         idle_s = 0.0 if self.num_open else time.monotonic() - self.idle_since_s
@@ -60,14 +96,25 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, {"state": "ready", "phase": "", "phases_s": {"weights": 0.2}})
         elif self.path == "/health/load":
             self._answer(200, self.worker.load())
+        elif self.path == "/v1/adapters" and self.worker.adapters is not None:
+            self._answer(*self.worker.adapters.listing())
         else:
             self._answer(200, {"argv": sys.argv[1:], "environment": dict(os.environ)})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path.endswith("_lora_adapter"):
+            self._answer(*self.worker.change_adapters(self.path, body))
+            return
+        if not self.worker.knows(body.get("model", self.worker.served_name)):
+            self._answer(404, {"error": {"code": "model_not_found"}})
+            return
+        adapters = self.worker.adapters
+        held = dict(adapters.entries) if adapters is not None else {}
         self.worker.num_open += 1
         time.sleep(self.worker.answer_s)
-        self._answer(200, {"model": self.worker.served_name, "echo": body, "pid": os.getpid()})
+        answer = {"model": self.worker.served_name, "echo": body, "pid": os.getpid()}
+        self._answer(200, {**answer, "digest": held.get(body.get("model"), {}).get("digest")})
         self.worker.num_open -= 1
         self.worker.num_answered += 1
         self.worker.idle_since_s = time.monotonic()
@@ -93,6 +140,8 @@ def main() -> None:
     parser.add_argument("--admin-host")
     parser.add_argument("--admin-port", type=int)
     parser.add_argument("--served-model-name", required=True)
+    parser.add_argument("--enable-lora", action="store_true")
+    parser.add_argument("--lora-state", type=Path)
     parser.add_argument("--download-dir", type=Path)
     parser.add_argument("--shutdown-delay", type=float, default=0.0)
     options, _ = parser.parse_known_args()
@@ -105,6 +154,11 @@ def main() -> None:
     server = _Worker((options.host, options.port), _Handler)
     server.served_name = options.served_model_name
     server.answer_s = float(os.environ.get("FAKE_ANSWER_S", "0"))
+    if options.enable_lora:
+        server.adapters = AdapterTable(Sources(_Folders()))
+        server.state_file = options.lora_state
+        if options.lora_state is not None and options.lora_state.exists():
+            server.adapters.entries = json.loads(options.lora_state.read_text(encoding="utf-8"))
     if options.admin_port is not None:
         admin = _AdminPort((options.admin_host, options.admin_port), _Handler)
         admin.worker = server

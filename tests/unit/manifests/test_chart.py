@@ -301,6 +301,7 @@ def test_operator_is_started_with_its_settings(rendered: dict[str, Objects]) -> 
         "OCTAVO_ACTIVATOR_PORT": "9000",
         "OCTAVO_ACTIVATOR_HOLD_S": "120",
         "OCTAVO_LOG_LEVEL": "INFO",
+        "OCTAVO_LOG_FORMAT": "text",
         "OCTAVO_METRICS_PORT": "8080",
         "OCTAVO_PROBE_PORT": "8081",
     }

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapter_stage import lora_adapter
-from fake_adapters import REFUSALS, AdapterTable, Sources, digest_of
+from fake_adapter_table import REFUSALS, AdapterTable, Sources, digest_of
 from inference_services import inference_service
 from octavo_operator.labels import ADAPTERS_GATE, FINALIZER
 from octavo_operator.reconcile.adapter_facts import (
@@ -120,6 +120,7 @@ class Cosmos:
             adapters=tuple(copy.deepcopy(list(self.adapters.values()))),
             pods=worker_pods(self.pods.values()),
             listings=listings,
+            silences={},
             attempts=dict(self.attempts),
             busy={},
             now_s=self.now_s,

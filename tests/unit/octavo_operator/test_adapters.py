@@ -249,6 +249,7 @@ async def test_pod_that_fails_leaves_the_others_loaded(quick_retries: None) -> N
         adapter = await stage.adapter()
         assert counts(adapter) == (3, 2, 0)
         assert conditions(adapter)["Loaded"] == ("False", "PodUnreachable")
+        assert "timed out" in condition_message(adapter, "Loaded")
         assert sorted(states(adapter)) == ["Loaded", "Loaded", "Pending"]
         stage.workers.silent.clear()
         await stage.look()

@@ -48,6 +48,9 @@ Endpoints: TypeAlias = Mapping[str, WorkerEndpoint]
 CALLS: Final = 64
 """Loads and unloads under way, of all services together."""
 
+MAX_ATTEMPTS: Final = 3
+"""Passes within one call when somebody else, the service's own passes say, writes as well."""
+
 SETTLE_S: Final = 0.2
 """Loads that end within this time are reported together."""
 
@@ -99,6 +102,15 @@ class AdapterKeeper:
     async def look_after(self, service: ServiceKey) -> None:
         """One pass; raises ClusterError when it must be tried again."""
         await self._index.wait_listed()
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            try:
+                await self._pass(service)
+                return
+            except ConflictError:
+                if attempt == MAX_ATTEMPTS:
+                    raise
+
+    async def _pass(self, service: ServiceKey) -> None:
         ledger = self._ledger(service)
         # Before the pods are asked: what ends meanwhile need not be in their lists yet.
         busy = ledger.busy
@@ -113,12 +125,14 @@ class AdapterKeeper:
         told = ((resource or {}).get("status") or {}).get("adapters")
         if not adapters and not told and not any(pod.takes_adapters for pod in pods):
             return
+        listings, silences = await self._listings(pods, endpoints)
         world = AdapterWorld(
             name=name,
             service=resource,
             adapters=adapters,
             pods=pods,
-            listings=await self._listings(pods, endpoints),
+            listings=listings,
+            silences=silences,
             attempts=ledger.attempts,
             busy={**busy, **ledger.busy},
             now_s=time.monotonic(),
@@ -178,20 +192,24 @@ class AdapterKeeper:
 
     async def _listings(
         self, pods: tuple[WorkerPod, ...], endpoints: Endpoints
-    ) -> dict[str, Mapping[str, ListedAdapter]]:
+    ) -> tuple[dict[str, Mapping[str, ListedAdapter]], dict[str, str]]:
+        """By pod uid: what each lists, and why the others do not."""
         able = [pod for pod in pods if pod.takes_adapters and pod.is_started]
         asked = [pod.uid for pod in able if pod.uid in endpoints]
-        answers = await asyncio.gather(*(self._listing(endpoints[uid]) for uid in asked))
-        return {
-            uid: answer for uid, answer in zip(asked, answers, strict=True) if answer is not None
-        }
-
-    async def _listing(self, worker: WorkerEndpoint) -> Mapping[str, ListedAdapter] | None:
-        try:
-            return await list_adapters(self._workers, worker)
-        except WorkerUnreachableError as error:
-            logger.info("adapters of %s are not known: %s", worker, error)
-            return None
+        answers = await asyncio.gather(
+            *(list_adapters(self._workers, endpoints[uid]) for uid in asked),
+            return_exceptions=True,
+        )
+        listings: dict[str, Mapping[str, ListedAdapter]] = {}
+        silences: dict[str, str] = {}
+        for uid, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, WorkerUnreachableError):
+                silences[uid] = str(answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                listings[uid] = answer
+        return listings, silences
 
     async def _admit(self, namespace: str, pod: WorkerPod) -> None:
         condition = {

@@ -61,9 +61,23 @@ class PodProcess:
         self._restarts = 0
         self._last_exit: dict[str, Any] | None = None
         self._ready_since: str | None = None
+        self._has_started = False
+        self._gates: dict[str, Mapping[str, Any]] = {}
+        self._shown: tuple[str, dict[str, Any], bool] | None = None
         self._scheduled_at = timestamp(datetime.now(UTC))
         self.address: Address | None = None
         self.was_ready = False
+
+    def see(self, pod: Mapping[str, Any]) -> None:
+        """Take note of what others say of the pod: the conditions that its readiness waits for."""
+        wanted = _readiness_gates(pod)
+        conditions = (pod.get("status") or {}).get("conditions") or ()
+        gates = {item["type"]: item for item in conditions if item["type"] in wanted}
+        # One that has been said is not unsaid by a status of ours that crossed it.
+        if gates.keys() - self._gates.keys() and self._shown is not None:
+            self._gates |= gates
+            phase, state, is_ready = self._shown
+            self._report(phase, state, is_ready=is_ready)
 
     def stop(self) -> None:
         """Drain and end."""
@@ -138,7 +152,7 @@ class PodProcess:
             while not liveness_failed.done():
                 failures = 0 if await is_well(readiness, self.address) else failures + 1
                 if failures == 0 and not is_ready:
-                    is_ready = self.was_ready = True
+                    is_ready = self._has_started = True
                     self._report_running(is_ready=True)
                 elif failures >= readiness["failureThreshold"] and is_ready:
                     is_ready = False
@@ -174,6 +188,7 @@ class PodProcess:
         self._note_end(137, f"was stopped, since {probe}", process)
 
     def _note_end(self, code: int, what: str, process: WorkerProcess) -> None:
+        self._has_started = False
         lines = tuple(process.last_lines)
         self._last_exit = {"exitCode": code, "message": "\n".join(lines[-10:])}
         self._events.failed(
@@ -197,9 +212,12 @@ class PodProcess:
 
     def _report(self, phase: str, state: dict[str, Any], *, is_ready: bool = False) -> None:
         assert self.address is not None
+        self._shown = phase, state, is_ready
         container: dict[str, Any] = {
             "name": WORKER_CONTAINER,
+            "containerID": f"process://{self.name}/{self._restarts}",
             "ready": is_ready,
+            "started": self._has_started,
             "restartCount": self._restarts,
             "state": state,
         }
@@ -212,17 +230,34 @@ class PodProcess:
             "status": "True",
             "lastTransitionTime": self._scheduled_at,
         }
-        ready = {
-            "type": "Ready",
-            "status": "True" if is_ready else "False",
-            "lastTransitionTime": self._ready_since or now,
-        }
+        is_admitted = is_ready and self._are_gates_open()
+        self.was_ready |= is_admitted
+        ready = [
+            {
+                "type": kind,
+                "status": "True" if is_so else "False",
+                "lastTransitionTime": self._ready_since or now,
+            }
+            for kind, is_so in (("ContainersReady", is_ready), ("Ready", is_admitted))
+        ]
         self._events.status(
             self.name,
             {
                 "phase": phase,
                 "podIP": self.address.host,
-                "conditions": [placed, ready],
+                "conditions": [placed, *ready, *self._gates.values()],
                 "containerStatuses": [container],
             },
         )
+
+    def _are_gates_open(self) -> bool:
+        """Where pods share one address, the operator has no way to a pod, so none to wait for."""
+        assert self.address is not None
+        if self.address.port != WORKER_PORT:
+            return True
+        gates = [self._gates.get(kind, {}) for kind in _readiness_gates(self._pod)]
+        return all(gate.get("status") == "True" for gate in gates)
+
+
+def _readiness_gates(pod: Mapping[str, Any]) -> list[str]:
+    return [gate["conditionType"] for gate in pod["spec"].get("readinessGates") or ()]

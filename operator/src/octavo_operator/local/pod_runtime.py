@@ -111,6 +111,8 @@ class PodRuntime:
         elif name not in self._pods and name not in self._waiting and not self._is_closing:
             self._namespaces[name] = pod["metadata"]["namespace"]
             self._start(pod)
+        elif name in self._pods:
+            self._pods[name].see(pod)
 
     def _start(self, pod: LiveObject) -> None:
         name, (resource, wanted) = pod["metadata"]["name"], _devices_of(pod)

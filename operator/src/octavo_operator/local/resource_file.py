@@ -1,4 +1,4 @@
-"""Reading the file of `-f`: one InferenceService, and Secrets for it if need be."""
+"""Reading the file of `-f`: one InferenceService, its LoRAAdapters, and Secrets if need be."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import yaml
 from octavo_operator.errors import LocalError, ResourceError
 from octavo_operator.resources.inference_service import KIND, parse_inference_service
 from octavo_operator.resources.lora_adapter import KIND as ADAPTER_KIND
+from octavo_operator.resources.lora_adapter import parse_lora_adapter
 
 Secrets = Mapping[str, Mapping[str, str]]
 """Values by name of the Secret and key."""
@@ -24,6 +25,7 @@ class ResourceFile:
     """What the file says; `ignored` are kinds that local mode does nothing with."""
 
     resource: Mapping[str, Any]
+    adapters: tuple[Mapping[str, Any], ...]
     secrets: Secrets
     ignored: tuple[str, ...]
 
@@ -45,6 +47,11 @@ def read_resource_file(path: Path) -> ResourceFile:
         raise ResourceError(
             service.unknown_fields[0], "is not a field of InferenceService", "correct or remove it"
         )
+    adapters = tuple(
+        _read_adapter(path, document, service.name)
+        for document in documents
+        if document["kind"] == ADAPTER_KIND
+    )
     secrets = {
         document["metadata"]["name"]: _secret_values(path, document)
         for document in documents
@@ -53,16 +60,29 @@ def read_resource_file(path: Path) -> ResourceFile:
     ignored = [
         f"{document['kind']} {(document.get('metadata') or {}).get('name', '')}"
         for document in documents
-        if document.get("kind") not in (KIND, "Secret")
+        if document.get("kind") not in (KIND, ADAPTER_KIND, "Secret")
     ]
-    return ResourceFile(resource, secrets, tuple(ignored))
+    return ResourceFile(resource, adapters, secrets, tuple(ignored))
 
 
 def explain_ignored(entry: str) -> str:
     """Why an ignored document is ignored."""
-    if entry.startswith(ADAPTER_KIND):
-        return f"{entry} is ignored: adapters are not loaded yet"
-    return f"{entry} is ignored: local mode knows InferenceService and Secret only"
+    return f"{entry} is ignored: local mode knows InferenceService, LoRAAdapter and Secret only"
+
+
+def _read_adapter(path: Path, document: Mapping[str, Any], service: str) -> Mapping[str, Any]:
+    resource = _with_namespace(document)
+    adapter = parse_lora_adapter(resource)
+    if adapter.unknown_fields:
+        raise ResourceError(
+            adapter.unknown_fields[0], "is not a field of LoRAAdapter", "correct or remove it"
+        )
+    if adapter.service != service:
+        raise LocalError(
+            f"{path}: LoRAAdapter {adapter.name} is for {adapter.service}, but the service of this "
+            f"file is {service}; correct its spec.serviceRef.name"
+        )
+    return resource
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:
@@ -84,7 +104,7 @@ def _documents(path: Path) -> list[dict[str, Any]]:
 def _with_namespace(resource: Mapping[str, Any]) -> Mapping[str, Any]:
     metadata = resource.get("metadata")
     if not isinstance(metadata, Mapping):
-        raise ResourceError("metadata", "is missing", "name the InferenceService")
+        raise ResourceError("metadata", "is missing", "name the resource")
     return {**resource, "metadata": {**metadata, "namespace": metadata.get("namespace", "default")}}
 
 

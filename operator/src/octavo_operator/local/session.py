@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from octavo_operator.address import Address
 from octavo_operator.cluster.follower import Follower
+from octavo_operator.cluster.interface import EventType
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.errors import LocalError, OctavoOperatorError, WorkerFailedError
 from octavo_operator.holding_proxy import HoldingProxy
@@ -20,13 +21,14 @@ from octavo_operator.local.pod_runtime import PodRuntime
 from octavo_operator.local.progress import Progress
 from octavo_operator.local.proxy_holder import ProxyHolder
 from octavo_operator.local.resource_file import ResourceFile, explain_ignored, read_resource_file
-from octavo_operator.manifests.kinds import INFERENCE_SERVICE
+from octavo_operator.manifests.kinds import INFERENCE_SERVICE, LORA_ADAPTER
 from octavo_operator.reconcile.conditions import FEATURES_READY, READY
 from octavo_operator.resources.inference_service import parse_inference_service
 from octavo_operator.worker_client import WorkerClient
 
 FILE_POLL_S: Final = 1.0
 TICK_S: Final = 0.1
+_MANAGER: Final = "octavo-operator-local"
 HOPELESS_REASONS: Final = frozenset(
     {
         *("InvalidSpec", "NotImplementedYet", "NameConflict", "ApplyRejected", "ScaledToZero"),
@@ -125,17 +127,29 @@ class LocalSession:
             )
         ]
         try:
-            await self.apply(content.resource)
+            await self.apply(content.resource, content.adapters)
             await self._serve(background)
         finally:
             await self._shut_down(background)
 
-    async def apply(self, resource: Mapping[str, Any]) -> None:
-        """Create the resource, or bring it to what is given; raises ResourceError."""
+    async def apply(
+        self, resource: Mapping[str, Any], adapters: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Create the resources, or bring them to what is given; raises ResourceError.
+
+        Adapters that are there and not among `adapters` any more are deleted.
+        """
         service = parse_inference_service(resource)
         self._service = (service.namespace, service.name)
-        await self._store.apply(resource, "octavo-operator-local")
-        self._follower.queue.add(self._service)
+        await self._store.apply(resource, _MANAGER)
+        for adapter in adapters:
+            await self._store.apply(adapter, _MANAGER)
+        names = {adapter["metadata"]["name"] for adapter in adapters}
+        for live in (await self._store.list_objects(LORA_ADAPTER, service.namespace, {})).items:
+            if live["metadata"]["name"] not in names:
+                await self._store.delete(LORA_ADAPTER, service.namespace, live["metadata"]["name"])
+        self._follower.see_service(self._service)
+        self._follower.see_adapter(self._service)
 
     async def _serve(self, background: list[asyncio.Task[None]]) -> None:
         waits = [
@@ -144,6 +158,7 @@ class LocalSession:
                 self._stopping.wait(),
                 self._failed.wait(),
                 self._report(),
+                self._report_adapters(),
                 self._follow_file(),
             )
         ]
@@ -182,6 +197,23 @@ class LocalSession:
                 self._progress.settle()
                 self._on_ready(self.base_url)
 
+    async def _report_adapters(self) -> None:
+        """Say what becomes of each adapter, whenever that is something new."""
+        said: dict[str, str] = {}
+        async for event in self._store.watch(LORA_ADAPTER, None, {}, "0"):
+            name = event.object["metadata"]["name"]
+            conditions = {
+                item["type"]: item
+                for item in (event.object.get("status") or {}).get("conditions") or ()
+            }
+            ready = conditions.get(READY)
+            if event.type is EventType.DELETED:
+                said.pop(name, None)
+                self._progress.event(f"adapter {name} is unloaded")
+            elif ready is not None and said.get(name) != ready["message"]:
+                said[name] = ready["message"]
+                self._progress.event(f"adapter {name}: {ready['reason']}: {ready['message']}")
+
     async def _follow_file(self) -> None:
         """Apply the file again when it changes, as `kubectl apply` would."""
         before = _changed_at(self._options.file)
@@ -196,7 +228,7 @@ class LocalSession:
                 metadata = content.resource["metadata"]
                 if (metadata["namespace"], metadata["name"]) != self._service:
                     raise LocalError("the resource's name has changed; start again to serve it")
-                await self.apply(content.resource)
+                await self.apply(content.resource, content.adapters)
             except OctavoOperatorError as error:
                 self._progress.event(f"{error} (what was there before keeps serving)")
             else:

@@ -81,7 +81,7 @@ def stand(
 ) -> Standing:
     """Where `adapter` stands in `pod`, one of those chosen for it."""
     if not world.has_answered(pod):
-        return _unheard(resource, resolution, pod)
+        return _unheard(resource, resolution, pod, world)
     listed = world.listed(pod, adapter.served_name)
     digest = listed.digest if listed is not None else None
     target, key = resolution.target, lookup_key(adapter)
@@ -194,7 +194,9 @@ def _is_failed_at_request(adapter: LoRAAdapter, listed: ListedAdapter | None, pa
     return listed.path == path
 
 
-def _unheard(resource: LiveObject, resolution: Resolution, pod: WorkerPod) -> Standing:
+def _unheard(
+    resource: LiveObject, resolution: Resolution, pod: WorkerPod, world: AdapterWorld
+) -> Standing:
     """A pod that did not answer: as it stood, if it is well otherwise; a glitch is no news."""
     before = _before(resource, pod)
     if pod.is_ready and before is not None:
@@ -209,7 +211,8 @@ def _unheard(resource: LiveObject, resolution: Resolution, pod: WorkerPod) -> St
             digest is None or (target is not None and target.digest == digest)
         )
         return Standing(pod, PodState(before["state"]), digest, is_loaded, failure)
-    silence = Failure("PodUnreachable", f"pod {pod.name} does not answer the operator")
+    why = world.silences.get(pod.uid, "it has no address")
+    silence = Failure("PodUnreachable", f"pod {pod.name} does not answer the operator: {why}")
     return Standing(pod, PodState.PENDING, failure=silence)
 
 

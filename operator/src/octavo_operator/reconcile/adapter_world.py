@@ -20,7 +20,8 @@ class AdapterWorld:
 
     name: of the InferenceService. service: None when there is none of that name.
     adapters: LoRAAdapters that refer to it, also those on their way out.
-    pods: its pods that stay. listings: what pods that answered list, by pod uid.
+    pods: its pods that stay. listings: what pods that answered list, by pod uid; silences: why
+    others did not answer.
     attempts: how loads and unloads have gone. busy: where one is under way, and what of.
     now_s: of the monotonic clock, for pauses; now: for deadlines that are in resources.
     """
@@ -30,6 +31,7 @@ class AdapterWorld:
     adapters: tuple[LiveObject, ...]
     pods: tuple[WorkerPod, ...]
     listings: Mapping[str, Mapping[str, ListedAdapter]]
+    silences: Mapping[str, str]
     attempts: Mapping[AttemptKey, Attempt]
     busy: Mapping[Place, AttemptKey]
     now_s: float

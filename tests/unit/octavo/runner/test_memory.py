@@ -125,3 +125,12 @@ def test_the_allocators_complaint_becomes_a_sentence_with_numbers() -> None:
 )
 def test_slow_cards_get_smaller_steps_beside_decodes(us_per_token: float, budget: int) -> None:
     assert CardUse(0, 0, 0, us_per_token).budget_while_decoding() == budget
+
+
+@pytest.mark.parametrize(
+    ("us_per_token", "launch_ms", "captured"), [(21.4, 12.5, 1168), (2.3, 12.5, 10869)]
+)
+def test_steps_that_the_host_outruns_are_not_captured(
+    us_per_token: float, launch_ms: float, captured: int
+) -> None:
+    assert CardUse(0, 0, 0, us_per_token, launch_ms).captured_tokens() == captured

@@ -73,6 +73,8 @@ def test_the_largest_shapes_are_at_least_as_large_as_those_captured_ahead() -> N
     shapes = StepShapes(256, 2048)
     largest = shapes.largest()
     ahead = list(shapes.by_use())
+    assert ahead[0] in largest
+    assert ahead[0].num_tokens == max(shape.num_tokens for shape in largest)
     assert len(ahead) == len(set(ahead)) < 100
     # A step that draws later runs the kernels of the others, and needs less.
     assert {shape.kind for shape in largest} == set(DrawKind) - {DrawKind.LATER}

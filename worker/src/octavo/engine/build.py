@@ -51,8 +51,8 @@ from octavo.tokenization.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
-_NUM_GRAPHS_AT_START = 6
-"""One decode and one short prompt, for each kind of draw."""
+_NUM_GRAPHS_AT_START = 7
+"""The largest, then one decode and one short prompt for each kind of draw."""
 Report = Callable[[FromEngine], None]
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 DTYPES = {
@@ -124,20 +124,21 @@ def build_engine(
     with explained_shortage(card, "LoRA adapters", "lower --max-loras or --max-lora-rank"):
         stack = adapter_stack(config, model, kv_dtype, device)
 
-    def runner_of(limits: SchedulerConfig) -> ModelRunner:
-        return make_runner(model, kernels, limits, kv_dtype, device, use_graphs, stack)
+    def runner_of(limits: SchedulerConfig, captured_tokens: int) -> ModelRunner:
+        return make_runner(model, kernels, limits, kv_dtype, device, captured_tokens, stack)
 
-    use = None
+    use, captured_tokens = None, limits.max_num_batched_tokens if use_graphs else 0
     if card is not None:
         with phases("kernels", f"steps of {limits.max_num_batched_tokens} tokens"):
             compiler.wait()
-            use = try_steps(lambda: runner_of(limits), limits, card)
+            use = try_steps(lambda: runner_of(limits, captured_tokens), limits, card)
+        captured_tokens = min(captured_tokens, use.captured_tokens())
     limits = _with_kv_cache(limits, config, model, kv_dtype, card, use)
     with (
         phases("kv_cache", f"{limits.num_blocks} blocks of {limits.block_size} tokens"),
         explained_shortage(card, "the KV cache", "lower --gpu-memory-utilization"),
     ):
-        runner = runner_of(limits)
+        runner = runner_of(limits, captured_tokens)
     with phases("graphs" if use_graphs else "warmup"):
         started_s = time.perf_counter()
         _warm_up(runner, limits, device)
@@ -316,10 +317,10 @@ def make_runner(
     limits: SchedulerConfig,
     kv_dtype: torch.dtype,
     device: torch.device,
-    use_graphs: bool,
+    captured_tokens: int,
     stack: AdapterStack | None = None,
 ) -> ModelRunner:
-    """A runner and all its tensors on the device."""
+    """A runner and all its tensors on the device; 0 ``captured_tokens``: no step is captured."""
     kv = KVTensors(model, limits.num_blocks, limits.block_size, kv_dtype, device)
     # One row more than requests can have: padding lanes of captured steps run on it.
     num_rows = limits.max_num_seqs + 1
@@ -327,10 +328,8 @@ def make_runner(
     sampler = Sampler(kernels, model.vocab_size, num_rows, device)
     adapters: Adapters | None = None if stack is None else select_adapters(kernels, stack)
     graphs = None
-    if use_graphs:
-        shapes = StepShapes(
-            limits.max_num_seqs, limits.max_num_batched_tokens, adapters is not None
-        )
+    if captured_tokens:
+        shapes = StepShapes(limits.max_num_seqs, captured_tokens, adapters is not None)
         graphs = StepGraphs(
             model,
             kernels,

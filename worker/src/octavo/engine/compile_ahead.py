@@ -15,6 +15,8 @@ import contextlib
 import json
 import logging
 import multiprocessing
+import multiprocessing.connection
+import multiprocessing.process
 import os
 import sys
 import time
@@ -41,7 +43,7 @@ from octavo.engine.compiler_process import (
     marker_of,
     use_kernel_cache,
 )
-from octavo.errors import ConfigError
+from octavo.errors import ConfigError, OctavoError
 from octavo.kernels.select import select_absent_kernels
 from octavo.loading.absent_weights import META, AbsentWeights
 from octavo.loading.checkpoint import open_checkpoint
@@ -50,7 +52,7 @@ from octavo.models import registry
 from octavo.runner.cgroup import num_usable_cpus
 from octavo.version import __version__
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("octavo.engine.compile_ahead")  # also where it is the main program
 _MAX_PROCESSES = 16
 _CUDA = torch.device("cuda")
 
@@ -59,13 +61,22 @@ def compile_ahead(task: CompileTask, num_processes: int | None = None) -> int:
     """Compile every program of a task; returns how many there are."""
     started_s = time.perf_counter()
     use_kernel_cache(task.config)
-    launches = _record(task)
-    _compile_in_processes(launches, num_processes or min(num_usable_cpus(), _MAX_PROCESSES))
+    pool = _CompilerPool(num_processes or min(num_usable_cpus(), _MAX_PROCESSES))
+    pool.start("launch utilities", _compile_launch_utilities)
+    num_programs = _find_launches(task, pool.start)
+    found_s = time.perf_counter() - started_s
+    pool.wait()
     marker = marker_of(task)
     marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps({"programs": len(launches), "octavo": __version__}))
-    _log.info("Compiled %d programs in %.1f s", len(launches), time.perf_counter() - started_s)
-    return len(launches)
+    marker.write_text(json.dumps({"programs": num_programs, "octavo": __version__}))
+    _log.info(
+        "Compiled %d programs in %.1f s; all were found after %.1f s. The longest: %s",
+        num_programs,
+        time.perf_counter() - started_s,
+        found_s,
+        pool.longest(),
+    )
+    return num_programs
 
 
 def warm_kernels(config: EngineConfig, capability: tuple[int, int]) -> tuple[int, Path]:
@@ -120,37 +131,84 @@ class _AbsentCard:
         return 0
 
 
-_Launch = Callable[[], Any]
+class _CompilerPool:
+    """Calls in forked processes, which inherit what no pipe could carry: so many at a time.
+
+    A call begins as soon as it is known, while others are still being found. This process has
+    neither threads nor a CUDA context that a fork could break.
+    """
+
+    def __init__(self, num_processes: int) -> None:
+        self._num_processes = num_processes
+        self._context = multiprocessing.get_context("fork")
+        self._running: dict[int, tuple[str, float, multiprocessing.process.BaseProcess]] = {}
+        self._taken: list[tuple[float, str]] = []
+        self._failed: list[str] = []
+
+    def start(self, name: str, call: Callable[[], object]) -> None:
+        """Begin a call, once fewer than all processes are busy."""
+        while len(self._running) >= self._num_processes:
+            self._take_ended()
+        process = self._context.Process(target=call, name=name)
+        process.start()
+        self._running[process.sentinel] = name, time.perf_counter(), process
+
+    def wait(self) -> None:
+        """Return when all calls have ended; raises OctavoError if one failed."""
+        while self._running:
+            self._take_ended()
+        if self._failed:
+            names = ", ".join(self._failed)
+            raise OctavoError(f"{names} could not be compiled; what was printed before says why.")
+
+    def longest(self) -> str:
+        """The calls that took longest, for the log."""
+        return ", ".join(f"{name} {seconds:.1f} s" for seconds, name in sorted(self._taken)[:-4:-1])
+
+    def _take_ended(self) -> None:
+        for sentinel in multiprocessing.connection.wait(list(self._running)):
+            name, started_s, process = self._running.pop(sentinel)  # type: ignore[arg-type]
+            process.join()
+            self._taken.append((time.perf_counter() - started_s, name))
+            if process.exitcode:
+                self._failed.append(name)
 
 
-def _record(task: CompileTask) -> list[_Launch]:
-    """Every different launch of captured steps, as a call that compiles it."""
+def _find_launches(task: CompileTask, found: Callable[[str, Callable[[], object]], None]) -> int:
+    """Tell of every different launch of captured steps, as a call that compiles it; returns how
+    many there are."""
     from triton.runtime import driver
 
     driver.set_active(_AbsentCard(task.capability))
-    family = registry.resolve(task.hf_config)
+    family = registry.resolve(task.hf_config).abridged()
     dtype = DTYPES[task.dtype]
     kernels = select_absent_kernels(task.capability, task.config.batch_invariant)
     model = family.build(AbsentWeights(dtype), kernels, dtype, META, task.max_model_len)
     limits = step_limits(task.config, _CUDA, task.max_model_len)
     stack = adapter_stack(task.config, model, dtype, META)
-    runner = make_runner(model, kernels, limits, dtype, META, use_graphs=True, stack=stack)
-    with _recording() as launches:
+    num_tokens = limits.max_num_batched_tokens
+    runner = make_runner(model, kernels, limits, dtype, META, num_tokens, stack)
+    with _recording(found) as launches:
         runner.run_covering()
-    return list(launches.values())
+    return len(launches)
 
 
 @contextlib.contextmanager
-def _recording() -> Iterator[dict[object, _Launch]]:
-    """Launches of Triton's programs are collected, once each, and not made."""
+def _recording(found: Callable[[str, Callable[[], object]], None]) -> Iterator[set[object]]:
+    """Launches of Triton's programs are told of, once each, and not made; yields their kinds."""
     from triton.runtime.jit import JITFunction
 
-    launches: dict[object, _Launch] = {}
+    launches: set[object] = set()
     run = JITFunction.run
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         key = (id(self), *map(_kind, args), *((k, _kind(v)) for k, v in kwargs.items()))
-        launches.setdefault(key, lambda: run(self, *args, grid=grid, warmup=True, **kwargs))
+        if key not in launches:
+            launches.add(key)
+            found(
+                self.__name__,
+                lambda: _compile(lambda: run(self, *args, grid=grid, warmup=True, **kwargs)),
+            )
 
     JITFunction.run = record
     try:
@@ -170,27 +228,22 @@ def _kind(argument: Any) -> object:
     return argument
 
 
-_to_compile: list[_Launch] = []
-"""For the processes forked off: programs cannot be sent, but they are inherited."""
-
-
-def _compile_in_processes(launches: list[_Launch], num_processes: int) -> None:
-    _to_compile[:] = launches
-    # This process has neither threads nor a CUDA context that a fork could break.
-    context = multiprocessing.get_context("fork")
-    with context.Pool(min(num_processes, max(1, len(launches)))) as pool:
-        # The last ones recorded are no smaller than the first, so each is handed out alone.
-        pool.map(_compile, range(len(launches)), chunksize=1)
-
-
-def _compile(index: int) -> None:
+def _compile(launch: Callable[[], Any]) -> None:
     torch.set_num_threads(1)
-    program = _to_compile[index]()
+    program = launch()
     # Triton before 3.7 compiles a C launcher for each program, too; later ones do it for all.
     with contextlib.suppress(Exception):
         from triton.backends.nvidia.driver import CudaLauncher
 
         CudaLauncher(program.src, program.metadata)
+
+
+def _compile_launch_utilities() -> None:
+    """What Triton compiles with the C compiler when it first meets a card."""
+    with contextlib.suppress(Exception):  # no driver: it is compiled, and cannot be loaded
+        from triton.backends.nvidia.driver import CudaUtils
+
+        CudaUtils()
 
 
 def main() -> int:

@@ -51,6 +51,9 @@ from octavo.outputs import RequestUpdate
 _log = logging.getLogger(__name__)
 _IDLE_REPORT_S = 1.0
 """An idle engine says this often that it lives."""
+_QUIET_S = 0.05
+"""How long nothing has to happen before the engine prepares for later steps: a client that asks
+again as soon as it is answered must not wait for that each time."""
 _STATS_S = 0.1
 """How old the statistics may be that a busy engine has told: nobody reads them at every step."""
 _PR_SET_PDEATHSIG = 1
@@ -124,10 +127,11 @@ class EngineLoop:
 
     def _serve(self) -> None:
         core, last_report, last_stats = self._core, time.monotonic(), 0.0
-        is_prepared = False
+        is_prepared, quiet_s = False, 0.0
         while True:
-            must_wait = is_prepared and not core.has_work
-            for message in self._channel.receive(wait=must_wait, timeout_s=_IDLE_REPORT_S):
+            timeout_s = _IDLE_REPORT_S if is_prepared else quiet_s
+            messages = self._channel.receive(wait=not core.has_work, timeout_s=timeout_s)
+            for message in messages:
                 if isinstance(message, Shutdown):
                     return
                 self._take(message)
@@ -136,9 +140,9 @@ class EngineLoop:
                 limit_s = core.plan()
                 if limit_s > SHORTEST_LIMIT_S:  # say so before nothing more can be said
                     self._channel.send(StepReport([], limit_s=limit_s))
-                updates = core.advance()
-            elif not is_prepared:
-                is_prepared = not core.prepare_next()
+                updates, quiet_s = core.advance(), _QUIET_S
+            elif not is_prepared and not messages:
+                is_prepared, quiet_s = not core.prepare_next(), 0.0
             # First: a refusal tells more than the end of the request that comes with it.
             for event in core.take_adapter_events():
                 self._channel.send(event)

@@ -8,7 +8,7 @@ without looking again.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from octavo.layers.rotary import Rope
 from octavo.models.config_reader import ConfigReader
@@ -80,6 +80,18 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     is_tied: bool = False
     """Whether the output head is the embedding table."""
+
+    def abridged(self) -> DecoderConfig:
+        """The first layers alone, as many as have one of every kind, and a last one after them."""
+        kinds = list(zip(self.windows, self.ropes, strict=True))
+        num_layers = 1 + max(map(kinds.index, kinds))
+        num_layers = min(num_layers + 1, self.num_layers)
+        return replace(
+            self,
+            num_layers=num_layers,
+            windows=self.windows[:num_layers],
+            ropes=self.ropes[:num_layers],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,10 @@ class ModelFamily(Protocol):
     def can_ignore(self, name: str) -> bool:
         """Whether a tensor of the checkpoint may be left unread."""
 
+    def abridged(self) -> ModelFamily:
+        """The same with as few layers as have one of every kind: its steps launch every kernel
+        that those of the whole do."""
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderFamily:
@@ -68,6 +72,9 @@ class DecoderFamily:
         if self.config.is_tied and name == self.names.head:
             return True  # some checkpoints store the tied head a second time
         return name.startswith(self.ignored_prefixes) or _ROTARY_BUFFER.search(name) is not None
+
+    def abridged(self) -> ModelFamily:
+        return replace(self, config=self.config.abridged())
 
     def _names_in(self, weights: WeightSource) -> WeightNames:
         prefixes = (self.names.prefix, *self.other_prefixes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -80,6 +81,18 @@ class ModelRunner:
         """Run on padding alone the captured steps that need most memory."""
         if self._graphs is not None:
             self._run_padding(self._graphs, self._graphs.shapes.largest())
+
+    def seconds_to_launch(self) -> float:
+        """How long the host needs to launch a step that is not captured; 0 if none ever is.
+
+        Not the first time that such a step runs, and only while no step is under way.
+        """
+        if self._graphs is None:
+            return 0.0
+        shape = self._graphs.shapes.largest()[0]
+        started_s = time.perf_counter()
+        self._run_padding(self._graphs, [shape])
+        return time.perf_counter() - started_s
 
     def run_covering(self) -> None:
         """Run on padding alone steps that together run every kernel of captured ones."""

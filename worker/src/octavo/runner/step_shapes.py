@@ -62,8 +62,8 @@ class StepShape:
 
 
 class StepShapes:
-    """The shapes for at most ``max_num_seqs`` sequences and, without padding, about
-    ``max_num_tokens`` tokens a step."""
+    """The shapes for at most ``max_num_seqs`` sequences and, where some compute several tokens and
+    without padding, about ``max_num_tokens`` tokens a step."""
 
     def __init__(self, max_num_seqs: int, max_num_tokens: int, has_adapters: bool = False) -> None:
         self._has_adapters = has_adapters
@@ -133,12 +133,15 @@ class StepShapes:
         )
 
     def by_use(self) -> Iterator[StepShape]:
-        """Shapes worth capturing before anyone asks, those of few requests first.
+        """Shapes worth capturing before anyone asks: the largest, in whose memory all others find
+        room (to get more would wait for the device), then those of few requests first.
 
         Decodes of every size, and prompts alone. How many decodes stand beside how many
         prompts depends on the load: those are captured when they occur. With adapters, first all
         without.
         """
+        largest = max(self.largest(), key=lambda shape: (shape.num_tokens, shape.has_adapters))
+        yield replace(largest, kind=DrawKind.FILTERED)
         for has_adapters in (False, True) if self._has_adapters else (False,):
             kinds = _ADAPTED_KINDS if has_adapters else _KINDS
             for shape in self._by_size(kinds):

@@ -31,6 +31,9 @@ class TriedRunner(Runner, Protocol):
     def run_largest(self) -> None:
         """Run on padding alone the captured steps that need most memory."""
 
+    def seconds_to_launch(self) -> float:
+        """How long the host needs to launch a step that is not captured; 0 if none ever is."""
+
 
 @dataclass(frozen=True, slots=True)
 class CardUse:
@@ -43,11 +46,18 @@ class CardUse:
     """What captured steps keep for themselves."""
     us_per_token: float
     """Of a step with max_num_batched_tokens."""
+    launch_ms: float = 0.0
+    """What the host takes to launch a step that is not captured."""
 
     def budget_while_decoding(self) -> int:
         """Tokens of a step that ends within the target, as one of a few round numbers."""
         fitting = [b for b in _BUDGETS if b * self.us_per_token <= 1e3 * TARGET_STEP_MS]
         return fitting[-1] if fitting else _BUDGETS[0]
+
+    def captured_tokens(self) -> int:
+        """Up to how many tokens the device takes less than twice as long for a step as the host
+        does to launch it: capturing longer ones gains nothing, and keeps both waiting once."""
+        return max(1, int(2e3 * self.launch_ms / self.us_per_token))
 
 
 def try_steps(
@@ -69,8 +79,10 @@ def try_steps(
         started_s = time.perf_counter()
         _run(runner, plan)
         elapsed_s = time.perf_counter() - started_s
+        launch_s = runner.seconds_to_launch()
     runner.close()
-    return CardUse(weights_bytes, step_bytes, graphs_bytes, 1e6 * elapsed_s / plan.total_tokens)
+    us_per_token = 1e6 * elapsed_s / plan.total_tokens
+    return CardUse(weights_bytes, step_bytes, graphs_bytes, us_per_token, 1e3 * launch_s)
 
 
 def _run(runner: Runner, plan: BatchPlan) -> None:

@@ -121,7 +121,12 @@ def _attend_tile(
     MASKED: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """One step of the online softmax over keys ``first : first + BLOCK_TOKENS``."""
+    """One step of the online softmax over keys ``first : first + BLOCK_TOKENS``.
+
+    Scores are scaled where the maximum is subtracted, so that the two are one instruction whether
+    masked or not: which of the two a tile is depends on the chunk that a query came in, and its
+    bits must not.
+    """
     tokens = first + tl.arange(0, BLOCK_TOKENS)
     dims = tl.arange(0, BLOCK_DIM)
     mask = tokens < end
@@ -132,18 +137,18 @@ def _attend_tile(
     value_rows = value_cache + blocks * value_block_stride + offsets
     keys = load_rows(key_rows, mask, dims, HEAD_DIM, BLOCK_DIM, MASKED)
     values = load_rows(value_rows, mask, dims, HEAD_DIM, BLOCK_DIM, MASKED)
-    scores = multiply(queries, tl.trans(keys.to(queries.dtype)), INTERPRETED) * score_scale
+    scores = multiply(queries, tl.trans(keys.to(queries.dtype)), INTERPRETED)
     if MASKED:
         visible = mask[None, :] & (tokens[None, :] <= positions[:, None])
         if WINDOW > 0:
             visible = visible & (positions[:, None] - tokens[None, :] < WINDOW)
         scores = tl.where(visible, scores, -float("inf"))
-    new_largest = tl.maximum(largest, tl.max(scores, axis=1))
+    new_largest = tl.maximum(largest, tl.max(scores, axis=1) * score_scale)
     base = new_largest
     if MASKED:
         # A row may see nothing of this tile, nor of those before it.
         base = tl.where(new_largest == -float("inf"), 0.0, new_largest)
-    weights = tl.exp2(scores - base[:, None])
+    weights = tl.exp2(scores * score_scale - base[:, None])
     carried = tl.exp2(largest - base)
     total = total * carried + tl.sum(weights, axis=1)
     result = multiply_add(
