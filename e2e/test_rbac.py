@@ -13,6 +13,8 @@ NAME = "rbac"
 ALLOWED = [
     ("serving.octavo.dev", "inferenceservices", "watch"),
     ("serving.octavo.dev", "inferenceservices/status", "patch"),
+    ("serving.octavo.dev", "loraadapters", "patch"),
+    ("", "pods/status", "patch"),
     ("apps", "deployments", "patch"),
     ("", "services", "patch"),
     ("", "pods", "list"),
@@ -29,6 +31,7 @@ FORBIDDEN = [
     ("", "serviceaccounts/token", "create"),
     ("serving.octavo.dev", "inferenceservices", "patch"),
     ("serving.octavo.dev", "inferenceservices", "delete"),
+    ("serving.octavo.dev", "loraadapters", "delete"),
     ("rbac.authorization.k8s.io", "roles", "create"),
     ("batch", "jobs", "create"),
 ]

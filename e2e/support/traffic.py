@@ -19,9 +19,17 @@ class Traffic:
     never late: what fails then is the worker's or the operator's fault, not the network's.
     """
 
-    def __init__(self, stage: Stage, name: str, num_clients: int = 2, num_tokens: int = 16) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        name: str,
+        num_clients: int = 2,
+        num_tokens: int = 16,
+        model: str | None = None,
+    ) -> None:
         self._stage = stage
         self._name = name
+        self._model = model or name
         self._num_tokens = num_tokens
         self._stop = threading.Event()
         self._clients = [threading.Thread(target=self._run, args=(n,)) for n in range(num_clients)]
@@ -62,5 +70,5 @@ class Traffic:
                 continue
             turn += 1
             pod = pods[turn % len(pods)]
-            self.answers.append(self._stage.complete(pod, self._name, self._num_tokens))
+            self.answers.append(self._stage.complete(pod, self._model, self._num_tokens))
             self._stop.wait(_PAUSE_S)

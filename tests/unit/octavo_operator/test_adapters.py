@@ -20,10 +20,12 @@ from adapter_stage import (
     lora_adapter,
     states,
 )
+from crd_rules import admission_errors
+from crd_schema import crd_of_kind
 from eventually import eventually
 from inference_services import condition_message, conditions, inference_service
 from octavo_operator.labels import ANNOTATION_RESOLVE, FINALIZER
-from octavo_operator.manifests.kinds import EVENT, INFERENCE_SERVICE, POD
+from octavo_operator.manifests.kinds import EVENT, INFERENCE_SERVICE, LORA_ADAPTER, POD
 
 SQL = "hf://org/sql"
 
@@ -708,6 +710,47 @@ async def test_user_is_told_by_events_what_has_become_of_an_adapter() -> None:
             if event["involvedObject"]["kind"] == "LoRAAdapter"
         ]
         assert sorted(told) == [("Normal", "Loaded"), ("Warning", "AdapterRefused")]
+
+
+async def test_every_status_fits_its_schema() -> None:
+    async with adapter_stage() as stage:
+        stage.put(SQL, "v1")
+        stage.put("hf://org/down", "unreachable")
+        pods = await stage.serve(2)
+        names = {"down": "hf://org/down", "none": "hf://org/none", "claim": "pvc://nowhere/x"}
+        await stage.apply(
+            lora_adapter(revision="v1", annotations={ANNOTATION_RESOLVE: "1"}),
+            lora_adapter("lazy", SQL, loadPolicy="Lazy"),
+            lora_adapter("same", SQL, servedName="sql"),
+            *(lora_adapter(name, uri) for name, uri in names.items()),
+        )
+        await stage.settled()
+        stage.workers.silent.add(host_of(pods[0]))
+        await stage.delete("lazy")
+        await stage.settled()
+        checked = []
+        for kind in (LORA_ADAPTER, INFERENCE_SERVICE):
+            for live in (await stage.store.list_objects(kind, None, {})).items:
+                assert admission_errors(crd_of_kind(kind.kind), live) == []
+                checked.append(live["metadata"]["name"])
+        assert sorted(checked) == ["chat", "claim", "down", "lazy", "none", "same", "sql"]
+
+
+async def test_service_without_pods_is_looked_at_until_it_sleeps() -> None:
+    async with adapter_stage() as stage:
+        await stage.apply(inference_service(engine={"lora": {}}), lora_adapter())
+        await stage.settled()
+        assert await ready(stage) == ("False", "WaitingForPods")
+        assert stage.follower.adapter_queue._timers
+        await stage.store.merge(
+            INFERENCE_SERVICE,
+            *KEY,
+            {"status": {"conditions": [{"type": "Ready", "reason": "Sleeping"}]}},
+            subresource="status",
+        )
+        await stage.look()
+        assert await ready(stage) == ("False", "ScaledToZero")
+        assert not stage.follower.adapter_queue._timers
 
 
 async def test_nothing_is_written_or_loaded_while_nothing_changes() -> None:

@@ -114,6 +114,20 @@ def test_pods_are_told_apart_by_service() -> None:
     }
 
 
+def test_loads_are_timed_and_failures_counted_by_reason() -> None:
+    metrics = OperatorMetrics()
+    metrics.note_load(0.4, None)
+    metrics.note_load(3.0, None)
+    for reason in ("SourceUnreachable", "SourceUnreachable", "AdapterRefused"):
+        metrics.note_load(9.0, reason)
+    page = generate_latest(metrics.registry).decode()
+    assert "octavo_operator_adapter_load_seconds_sum 3.4" in page
+    assert "octavo_operator_adapter_load_seconds_count 2.0" in page
+    failures = "octavo_operator_adapter_load_failures_total"
+    assert f'{failures}{{reason="SourceUnreachable"}} 2.0' in page
+    assert f'{failures}{{reason="AdapterRefused"}} 1.0' in page
+
+
 def test_adapters_are_told_by_their_status() -> None:
     metrics = OperatorMetrics()
     metrics.watch_adapters(

@@ -40,6 +40,9 @@ GATE_LIMIT_S: Final = 300.0
 SILENT_POD_S: Final = 10.0
 """When a pod that did not answer is asked again."""
 
+NO_POD_S: Final = 30.0
+"""When to look whether a service without pods has been put to sleep; its status makes no event."""
+
 _ASLEEP: Final = frozenset({"Sleeping", "ScaledToZero"})
 
 
@@ -109,6 +112,7 @@ def plan_adapters(world: AdapterWorld) -> AdapterPlan:
     shown = [*statuses, *((one.resource, one.status) for one in leaving if one.status is not None)]
     loads = [each.load for one in placed for each in one.standings if each.load is not None]
     held = [pod for pod in able if pod.is_held]
+    is_waiting = bool(placed) and not (able or claims.obstacle or _is_asleep(world))
     return AdapterPlan(
         loads=tuple(sorted(loads, key=lambda load: load.num_failures)),
         unloads=_unloads(world, able, claims, placed),
@@ -121,7 +125,7 @@ def plan_adapters(world: AdapterWorld) -> AdapterPlan:
             if not is_same_status(resource.get("status"), status)
         ),
         service_report=_service_report(world, statuses),
-        look_again_s=_look_again_s(world, able, placed, leaving),
+        look_again_s=_look_again_s(world, able, placed, leaving, is_waiting=is_waiting),
     )
 
 
@@ -176,12 +180,15 @@ def _statuses(
 
 
 def _no_pods(world: AdapterWorld) -> Verdict:
-    service = world.service or {}
-    for condition in (service.get("status") or {}).get("conditions") or ():
-        if condition.get("type") == READY and condition.get("reason") in _ASLEEP:
-            message = f"{world.name} has no pod; the next one loads it before it serves"
-            return Verdict("ScaledToZero", message)
+    if _is_asleep(world):
+        message = f"{world.name} has no pod; the next one loads it before it serves"
+        return Verdict("ScaledToZero", message)
     return Verdict("WaitingForPods", f"no pod of {world.name} runs yet; those to come load it")
+
+
+def _is_asleep(world: AdapterWorld) -> bool:
+    conditions = ((world.service or {}).get("status") or {}).get("conditions") or ()
+    return any(item.get("type") == READY and item.get("reason") in _ASLEEP for item in conditions)
 
 
 def _unloads(
@@ -237,6 +244,8 @@ def _look_again_s(
     able: tuple[WorkerPod, ...],
     placed: list[_Placed],
     leaving: tuple[Departure, ...],
+    *,
+    is_waiting: bool,
 ) -> float | None:
     times = [one.remaining_s for one in leaving if one.status is not None]
     times += [
@@ -250,6 +259,8 @@ def _look_again_s(
             times.append(attempt.retry_at_s - world.now_s)
     if not all(world.has_answered(pod) for pod in able):
         times.append(SILENT_POD_S)
+    if is_waiting:
+        times.append(NO_POD_S)
     for pod in able:
         if pod.is_held and pod.ready_since is not None:
             waited = world.now - pod.ready_since.astimezone(UTC)
