@@ -19,6 +19,7 @@ ALLOWED = [
     ("", "services", "patch"),
     ("", "pods", "list"),
     ("networking.k8s.io", "networkpolicies", "patch"),
+    ("batch", "jobs", "create"),
     ("monitoring.coreos.com", "prometheusrules", "patch"),
 ]
 FORBIDDEN = [
@@ -33,7 +34,7 @@ FORBIDDEN = [
     ("serving.octavo.dev", "inferenceservices", "delete"),
     ("serving.octavo.dev", "loraadapters", "delete"),
     ("rbac.authorization.k8s.io", "roles", "create"),
-    ("batch", "jobs", "create"),
+    ("batch", "cronjobs", "create"),
 ]
 
 

@@ -449,12 +449,15 @@ async def test_lazy_adapter_is_read_by_one_pod_and_known_to_the_others() -> None
         assert await ready(stage) == ("True", "Loaded")
         lazy = [body for _, body in stage.workers.loads if body.get("lazy")]
         assert [body["digest"] for body in lazy] == [digest, digest]
-        # What is in memory already is replaced at once: a name alone would keep the old one.
+        # Where a request has loaded it, it is replaced at once: a name alone would keep the old one.
+        asked = next(pod for pod in pods if stage.served(pod) == {"sql": None})
+        stage.workers.table(host_of(asked)).entries["sql"] |= {"state": "ready", "digest": digest}
         new = stage.put("hf://org/sql2", "v2")
         await stage.apply(lora_adapter(uri="hf://org/sql2", loadPolicy="Lazy"))
         await stage.settled()
         assert await ready(stage) == ("True", "Loaded")
-        assert {digest for pod in pods for digest in stage.served(pod).values()} <= {new, None}
+        assert stage.served(asked) == {"sql": new}
+        assert {digest for pod in pods for digest in stage.served(pod).values()} == {new, None}
 
 
 async def test_pod_gets_no_traffic_before_its_eager_adapters_are_loaded() -> None:
