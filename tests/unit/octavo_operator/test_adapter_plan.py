@@ -163,6 +163,12 @@ class Cosmos:
             adapter["status"] = {**adapter.get("status", {}), **report.status}
         for departure in plan.releases:
             del self.adapters[departure.resource["metadata"]["name"]]
+        for told in plan.waits:
+            status = self.pods[told.uid]["status"]
+            status["conditions"] = [
+                *status.get("conditions", ()),
+                {"type": ADAPTERS_GATE, "status": "False"},
+            ]
         for admitted in plan.admits:
             status = self.pods[admitted.uid]["status"]
             status["conditions"] = [{"type": ADAPTERS_GATE, "status": "True"}]

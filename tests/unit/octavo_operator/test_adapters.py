@@ -449,7 +449,7 @@ async def test_lazy_adapter_is_read_by_one_pod_and_known_to_the_others() -> None
         assert await ready(stage) == ("True", "Loaded")
         lazy = [body for _, body in stage.workers.loads if body.get("lazy")]
         assert [body["digest"] for body in lazy] == [digest, digest]
-        # Where a request has loaded it, it is replaced at once: a name alone would keep the old one.
+        # Where a request has loaded it, it is replaced at once: its name alone would keep it.
         asked = next(pod for pod in pods if stage.served(pod) == {"sql": None})
         stage.workers.table(host_of(asked)).entries["sql"] |= {"state": "ready", "digest": digest}
         new = stage.put("hf://org/sql2", "v2")
@@ -473,7 +473,11 @@ async def test_pod_gets_no_traffic_before_its_eager_adapters_are_loaded() -> Non
         assert pod["spec"]["readinessGates"] == [{"conditionType": "serving.octavo.dev/adapters"}]
         await stage.start_container(pod)
         await eventually(lambda: bool(stage.workers.loads))
-        assert not await stage.is_admitted(pod)
+
+        async def is_told() -> bool:
+            return await stage.gate(pod) == "False"
+
+        await eventually(is_told)
         stage.workers.sources.hanging.clear()
         await stage.settled()
         assert await stage.is_admitted(pod)

@@ -25,7 +25,8 @@ class WorkerPod:
     own_adapters: those of its command line, which are nobody else's to unload.
     claims, images: where volumes are mounted, by claim and image reference.
     secrets: those whose keys it has as variables.
-    is_held: its readiness waits for the adapters; ready_since: since when for nothing else.
+    is_held: its readiness waits for the adapters, and is_told: its status says so; ready_since:
+        since when it waits for nothing else.
     """
 
     name: str
@@ -40,6 +41,7 @@ class WorkerPod:
     images: Mapping[str, str]
     secrets: frozenset[str]
     is_held: bool
+    is_told: bool
     ready_since: datetime | None
 
 
@@ -78,6 +80,7 @@ def _read_pod(pod: LiveObject) -> WorkerPod | None:
         secrets=_secrets(container),
         is_held=ADAPTERS_GATE in gates
         and (conditions.get(ADAPTERS_GATE) or {}).get("status") != "True",
+        is_told=ADAPTERS_GATE in conditions,
         ready_since=_since(conditions.get("ContainersReady")),
     )
 
