@@ -20,6 +20,7 @@ ALLOWED = [
     ("", "pods", "list"),
     ("networking.k8s.io", "networkpolicies", "patch"),
     ("monitoring.coreos.com", "prometheusrules", "patch"),
+    ("batch", "jobs", "create"),
 ]
 FORBIDDEN = [
     ("", "secrets", "get"),
@@ -33,7 +34,7 @@ FORBIDDEN = [
     ("serving.octavo.dev", "inferenceservices", "delete"),
     ("serving.octavo.dev", "loraadapters", "delete"),
     ("rbac.authorization.k8s.io", "roles", "create"),
-    ("batch", "jobs", "create"),
+    ("batch", "cronjobs", "create"),
 ]
 
 
