@@ -38,7 +38,8 @@ from triton.runtime.errors import TritonError
 from octavo.kernels.adapters import AdapterStack, Projection
 from octavo.kernels.interface import AttentionBatch, Kernels, SamplingBatch
 from octavo.kernels.triton import TritonKernels, penalties
-from octavo.kernels.triton.adapters import TritonStep, make_tiles
+from octavo.kernels.triton.adapter_tiles import make_tiles
+from octavo.kernels.triton.adapters import TritonStep
 from octavo.kernels.triton.decode_attention import DecodeConfig, decode_attention
 from octavo.kernels.triton.launch import Machine
 from octavo.kernels.triton.prefill_attention import PrefillConfig, prefill_attention
@@ -224,8 +225,9 @@ def linear_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
 
 
 def lora_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
-    """Products with what adapters add, beside ``linear_*`` without: shrinks on a branch of the
-    graph as in a decode step, or before the product; and sorting a step's tokens."""
+    """Products with what adapters add, up to the program that reads them (an activation, else a
+    norm), beside the same without adapters (``plain``): as in a decode step, where they run on a
+    branch of the graph, and as in a prompt's; and sorting a step's tokens."""
     q_size, kv_size = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     size, inner = model.hidden, model.intermediate
     projections = [
@@ -235,30 +237,30 @@ def lora_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
         Projection(0, ("down",), inner, (size,)),
     ]
     for (num_slots, num_tokens), index in product([(8, 8), (8, 64), (8, 256), (64, 256)], range(4)):
-        for is_branched in (True, False):
+        for way in ("decode", "prompt", "plain"):
             projection, shape = projections[index], f"T={num_tokens} adapters={num_slots}"
 
             def make(
                 projection: Projection = projection,
                 num_slots: int = num_slots,
                 num_tokens: int = num_tokens,
-                is_branched: bool = is_branched,
+                way: str = way,
             ) -> Callable[[], object]:
-                stack, slots = _random_stack(projection, num_slots, num_tokens)
-                branch = torch.cuda.Stream() if is_branched else None  # type: ignore[no-untyped-call]
-                step = TritonStep(stack, make_tiles(slots, num_slots), branch)
-                rows = sum(projection.out_features)
-                linear = kernels.prepare_linear([_randn(rows, projection.in_features)], None, BF16)
-                x = _randn(num_tokens, projection.in_features)
-                if len(projection.names) == 2:
-                    return lambda: step.project_gated(0, linear, x, True)
-                return lambda: step.project(0, linear, x)
+                step = None
+                if way != "plain":
+                    stack, slots = _random_stack(projection, num_slots, num_tokens)
+                    branch = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
+                    tiles = make_tiles(slots, num_slots)
+                    step = TritonStep(stack, kernels, slots, tiles, branch, way == "decode")
+                return _product_and_reader(projection, kernels, step, num_tokens)
 
             out = sum(projection.out_features)
-            num_bytes = 2 * (out * projection.in_features + num_tokens * (out + size))
-            num_bytes += 2 * num_slots * projection.num_elements(16)
-            name = "_".join(projection.names) + ("" if is_branched else "_serial")
-            yield Case(f"lora_{name}", model.name, shape, make, num_bytes)
+            num_bytes = 2 * (out * projection.in_features + num_tokens * (3 * out + size))
+            if way != "plain":
+                num_bytes += 2 * num_slots * projection.num_elements(16)
+            yield Case(
+                f"lora_{'_'.join(projection.names)}_{way}", model.name, shape, make, num_bytes
+            )
 
         if not index:
 
@@ -269,6 +271,24 @@ def lora_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
                 return lambda: make_tiles(slots, num_slots)
 
             yield Case("lora_tiles", model.name, shape, make_sort, 4 * num_tokens)
+
+
+def _product_and_reader(
+    projection: Projection, kernels: Kernels, step: TritonStep | None, num_tokens: int
+) -> Callable[[], object]:
+    rows = sum(projection.out_features)
+    linear = kernels.prepare_linear([_randn(rows, projection.in_features)], None, BF16)
+    x, norm = _randn(num_tokens, projection.in_features), torch.ones(rows, device="cuda")
+    if len(projection.names) == 2:
+        if step is None:
+            return lambda: kernels.silu_mul(linear(x))
+        return lambda: step.project_gated(0, linear, x, True)
+
+    def run() -> object:
+        y, added = (linear(x), None) if step is None else step.project(0, linear, x)
+        return kernels.rms_norm(y, norm, 1e-6, added)
+
+    return run
 
 
 def _random_stack(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from adapters import DEMO_MODEL, MOUNT, adapter_files, config_map, pod_overlay
+from adapters import MOUNT, adapter_files, config_map, pod_overlay
 from cluster import Object, wait_for
 from services import API_VERSION, START_S, Stage, condition, is_ready, uids
 from traffic import Traffic
@@ -39,17 +40,19 @@ STATE = "/var/lib/octavo"
 @pytest.fixture
 def adapted(stage: Stage) -> Stage:
     """A stage with the files of three adapters: two that fit, one of another base model."""
-    if stage.environment.model != DEMO_MODEL:
-        pytest.skip(f"the adapters are for {DEMO_MODEL}, not for {stage.environment.model}")
+    if stage.environment.value_shape is None:
+        pytest.skip("OCTAVO_E2E_VALUE_SHAPE does not tell what adapters of the model look like")
     stage.cluster.apply("configmaps", _files(stage))
     return stage
 
 
 def _files(stage: Stage) -> Object:
+    shape = stage.environment.value_shape
+    assert shape is not None
     adapters = {
-        "first": adapter_files(1),
-        "second": adapter_files(2),
-        "foreign": adapter_files(3, hidden=64),
+        "first": adapter_files(shape, 1),
+        "second": adapter_files(shape, 2),
+        "foreign": adapter_files(replace(shape, hidden=shape.hidden + 8), 3),
     }
     return config_map(NAME, stage.namespace, adapters)
 

@@ -1,7 +1,7 @@
-"""Small LoRA adapters for the demo model, and the ConfigMap that brings them into pods.
+"""Small LoRA adapters, and the ConfigMap that brings them into pods.
 
-Made here, byte by byte, so that a story needs neither a hub nor torch: an adapter of rank 1 on the
-value projections is 90 KiB, far below what a ConfigMap holds.
+Made here, byte by byte, so that a story needs neither a hub nor torch: for the demo model an
+adapter of rank 1 on the value projections is 90 KiB, far below what a ConfigMap holds.
 """
 
 from __future__ import annotations
@@ -12,30 +12,23 @@ import random
 import struct
 
 from cluster import Object
+from environment import ValueShape
 
-DEMO_MODEL = "demo://smollm2-135m-instruct"
 MOUNT = "/e2e-adapters"
-_NUM_LAYERS = 30
-_HIDDEN = 576
-_VALUES = 192
-"""Of SmolLM2 135M: three heads for keys and values of 64 each."""
 
 
-def adapter_files(seed: int, hidden: int = _HIDDEN) -> dict[str, bytes]:
-    """`adapter_config.json` and `adapter_model.safetensors`, as PEFT saves them.
-
-    `hidden` other than the demo model's makes an adapter of another base model.
-    """
+def adapter_files(shape: ValueShape, seed: int) -> dict[str, bytes]:
+    """`adapter_config.json` and `adapter_model.safetensors` for a model of `shape`, as of PEFT."""
     source = random.Random(seed)
     header: dict[str, object] = {}
     data = bytearray()
-    for layer in range(_NUM_LAYERS):
+    for layer in range(shape.num_layers):
         name = f"base_model.model.model.layers.{layer}.self_attn.v_proj"
-        for part, shape in (("lora_A", [1, hidden]), ("lora_B", [_VALUES, 1])):
-            values = [source.uniform(-0.2, 0.2) for _ in range(shape[0] * shape[1])]
+        for part, size in (("lora_A", [1, shape.hidden]), ("lora_B", [shape.values, 1])):
+            values = [source.uniform(-0.4, 0.4) for _ in range(size[0] * size[1])]
             begin = len(data)
             data += struct.pack(f"<{len(values)}f", *values)
-            place = {"dtype": "F32", "shape": shape, "data_offsets": [begin, len(data)]}
+            place = {"dtype": "F32", "shape": size, "data_offsets": [begin, len(data)]}
             header[f"{name}.{part}.weight"] = place
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

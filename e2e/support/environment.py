@@ -23,11 +23,25 @@ class NotAllowedError(Exception):
 
 
 @dataclass(frozen=True)
+class ValueShape:
+    """Layers of a model, and the sizes of what goes into and comes out of their v_proj."""
+
+    num_layers: int
+    hidden: int
+    values: int
+
+
+_DEMO_MODEL = "demo://smollm2-135m-instruct"
+_DEMO_SHAPE = "30x576x192"
+
+
+@dataclass(frozen=True)
 class Environment:
     """context: of KUBECONFIG. model: what pods serve. accelerator: extended resource, or `none`.
 
     is_cluster_wide: install the operator for all namespaces. dump: folder for diagnostics.
-    reach: `direct` (pod IPs), `proxy` (through the API server), or `auto`.
+    reach: `direct` (pod IPs), `proxy` (through the API server), or `auto`. value_shape: of the
+    model, None where it is not known, so that no adapter can be made for it.
     """
 
     context: str
@@ -39,6 +53,7 @@ class Environment:
     may_replace: bool
     reach: str
     dump: Path
+    value_shape: ValueShape | None
 
 
 def read_environment(values: Mapping[str, str] = os.environ) -> Environment:
@@ -56,6 +71,8 @@ def read_environment(values: Mapping[str, str] = os.environ) -> Environment:
             f"{', '.join(known) or 'none'}"
         )
     version = "0.1.0"
+    model = values.get("OCTAVO_E2E_MODEL", _DEMO_MODEL)
+    shape = values.get("OCTAVO_E2E_VALUE_SHAPE", _DEMO_SHAPE if model == _DEMO_MODEL else "")
     return Environment(
         context=context,
         operator_image=values.get(
@@ -64,12 +81,13 @@ def read_environment(values: Mapping[str, str] = os.environ) -> Environment:
         worker_image=values.get(
             "OCTAVO_E2E_WORKER_IMAGE", f"ghcr.io/octavo-serving/octavo-worker:{version}"
         ),
-        model=values.get("OCTAVO_E2E_MODEL", "demo://smollm2-135m-instruct"),
+        model=model,
         accelerator=values.get("OCTAVO_E2E_ACCELERATOR", "none"),
         is_cluster_wide=values.get("OCTAVO_E2E_MODE", "namespaced") == "cluster",
         may_replace=values.get("OCTAVO_E2E_REPLACE") == "yes",
         reach=values.get("OCTAVO_E2E_REACH", "auto"),
         dump=Path(values.get("OCTAVO_E2E_DUMP", _DEFAULT_DUMP)),
+        value_shape=ValueShape(*map(int, shape.split("x"))) if shape else None,
     )
 
 

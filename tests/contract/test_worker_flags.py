@@ -94,3 +94,15 @@ def test_servers_process_does_not_import_torch() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", script, ":".join(sys.path)], check=True)
+
+
+@pytest.mark.parametrize(
+    "flag", ["--pipeline-parallel-size", "--nnodes", "--node-rank", "--master-addr", "--headless"]
+)
+def test_what_the_operator_writes_for_groups_of_pods_is_refused_by_name(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The operator says so in FeaturesReady; a worker that can split a model makes this fail."""
+    with pytest.raises(SystemExit):
+        parse_arguments(build_parser(), ["serve", "m", flag, "2"])
+    assert flag in capsys.readouterr().err

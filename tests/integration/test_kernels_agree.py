@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from greedy_by_kernels import greedy
+from greedy_by_kernels import greedy, greedy_with_adapters
 from tiny_models import FAMILIES, make_tiny_model
 
 pytestmark = pytest.mark.timeout(600)
@@ -51,5 +51,9 @@ def test_c_kernels_and_interpreted_triton_agree(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    tokens = [json.loads(line) for line in done.stdout.splitlines()]
+    *tokens, adapted = [json.loads(line) for line in done.stdout.splitlines()]
     assert dict(zip(folders, tokens, strict=True)) == by_cpu
+    expected = greedy_with_adapters(str(list(folders.values())[-1]), "cpu")
+    assert all(len(logprobs) == 2 for logprobs in expected)
+    for logprobs, wanted in zip(adapted, expected, strict=True):
+        assert logprobs == pytest.approx(wanted, abs=1e-3)

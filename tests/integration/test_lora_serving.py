@@ -136,6 +136,31 @@ def test_loading_is_idempotent_and_tells_what_was_loaded(server: ServedModel, wo
     assert (again.status_code, again.json()["requests_ended"]) == (200, 0)
 
 
+def test_unloading_ends_late_requests_with_what_they_have(
+    server: ServedModel, world: World
+) -> None:
+    load(server, "late", world.folders["second"])
+    body = {"model": "late", "prompt": PROMPT, "max_tokens": 200, "ignore_eos": True}
+    body |= {"stream": True, "temperature": 0, "return_token_ids": True}
+    events: list[str] = []
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=120) as answer:
+        for line in answer.iter_lines():
+            if not events:
+                ended = post(
+                    server, "/v1/unload_lora_adapter", lora_name="late", timeout=0.001
+                ).json()["requests_ended"]
+            if line:
+                events.append(line.removeprefix("data: "))
+    assert events.pop() == "[DONE]"
+    chunks = [json.loads(event) for event in events]
+    assert not any("error" in chunk for chunk in chunks)
+    assert ended == 1
+    assert chunks[-1]["choices"][0]["finish_reason"] == "abort"
+    drawn = [token for chunk in chunks for token in chunk["choices"][0]["token_ids"]]
+    assert drawn[:12] == world.expected["second"][: len(drawn)]
+    assert "late" not in adapters(server)
+
+
 def test_a_digest_that_is_expected_must_be_there(server: ServedModel, world: World) -> None:
     second, third = world.folders["second"], world.folders["third"]
     loaded = load(server, "pinned", second)

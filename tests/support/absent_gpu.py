@@ -28,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from octavo.kernels.adapters import AdapterStack, Projection
+from octavo.kernels.adapters import AdapterStack, AdapterStep, Projection
 from octavo.kernels.interface import AttentionBatch, Linear, SamplingBatch, SharedPrefix
 from octavo.kernels.triton import TritonKernels, penalties, rope_cache
 from octavo.kernels.triton.adapters import TritonAdapters
@@ -193,25 +193,34 @@ def rope(
     has_norm: bool,
     num_tokens: int = 5,
     cache_dtype: torch.dtype | None = None,
+    has_added: bool = False,
 ) -> None:
     num_heads, num_kv_heads = 32, 8
     qkv = torch.empty(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)
     norm = torch.empty(head_dim) if has_norm else None
     cache = _cache(num_kv_heads, head_dim, cache_dtype or dtype)
-    batch = _batch(0, [num_tokens], 64)
+    batch = _batch(num_tokens, [], 64) if has_added else _batch(0, [num_tokens], 64)
     angles = torch.empty(64, rotary_dim)
+    added = torch.empty_like(qkv) if has_added else None
     rope_cache.rope_and_cache(
-        qkv, angles, cache, cache, batch, num_heads, norm, norm, 1e-6, _machine(), 0.5, 0.5
+        qkv, angles, cache, cache, batch, num_heads, norm, norm, 1e-6, _machine(), added, 0.5, 0.5
     )
 
 
-def norm(dtype: torch.dtype, size: int, has_residual: bool, num_tokens: int = 5) -> None:
+def norm(
+    dtype: torch.dtype,
+    size: int,
+    has_residual: bool,
+    num_tokens: int = 5,
+    has_added: bool = False,
+) -> None:
     kernels = _kernels()
     x, weight = torch.empty(num_tokens, size, dtype=dtype), torch.empty(size)
+    added = torch.empty_like(x) if has_added else None
     if has_residual:
-        kernels.add_rms_norm(x, torch.empty_like(x), weight, 1e-6)
+        kernels.add_rms_norm(x, torch.empty_like(x), weight, 1e-6, added)
     else:
-        kernels.rms_norm(x, weight, 1e-6)
+        kernels.rms_norm(x, weight, 1e-6, added)
 
 
 def linear(num_tokens: int, shape: tuple[int, int] = (4096, 4096)) -> None:
@@ -219,11 +228,12 @@ def linear(num_tokens: int, shape: tuple[int, int] = (4096, 4096)) -> None:
     product(torch.empty(num_tokens, shape[1], dtype=BF16))
 
 
-def activation(dtype: torch.dtype, size: int, num_tokens: int = 5) -> None:
+def activation(dtype: torch.dtype, size: int, num_tokens: int = 5, has_added: bool = False) -> None:
     kernels = _kernels()
     gate_up = torch.empty(num_tokens, 2 * size, dtype=dtype)
-    kernels.silu_mul(gate_up)
-    kernels.gelu_tanh_mul(gate_up)
+    added = torch.empty_like(gate_up) if has_added else None
+    kernels.silu_mul(gate_up, added)
+    kernels.gelu_tanh_mul(gate_up, added)
 
 
 def product(dtype: torch.dtype, num_inputs: int, num_outputs: int, num_rows: int) -> None:
@@ -263,8 +273,12 @@ def adapters(
         Projection(0, ("down",), size, (size,)),
     ]
     stack = AdapterStack.allocate(shapes, num_slots, max_rank, dtype, torch.device("cpu"))
-    step = TritonAdapters(stack).step(_ints(num_tokens))
-    x = torch.empty(num_tokens, size, dtype=dtype)
+    for is_decode in (True, False) if num_tokens <= 256 else (False,):
+        step = TritonAdapters(stack, _kernels()).step(_ints(num_tokens), is_decode)
+        _layer_of_adapters(step, shapes, torch.empty(num_tokens, size, dtype=dtype))
+
+
+def _layer_of_adapters(step: AdapterStep, shapes: list[Projection], x: Tensor) -> None:
     for index, projection in enumerate(shapes):
         out_features = sum(projection.out_features)
 
@@ -333,6 +347,11 @@ CASES: dict[str, list[Case]] = {
         partial(sampling, 151936, True, False),
         partial(sampling, 128256, False, False),
         partial(sampling, 128256, False, True),
+    ],
+    "two-parts": [
+        partial(rope, BF16, 128, 128, True, has_added=True),
+        *[partial(norm, BF16, 4096, is_added, has_added=True) for is_added in [True, False]],
+        partial(activation, BF16, 14336, has_added=True),
     ],
     "adapters": [
         *[partial(adapters, BF16, 16, 8, tokens) for tokens in [1, 256, 8192]],

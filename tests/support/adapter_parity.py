@@ -13,7 +13,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kernel_parity import REFERENCE, Run, Trial, poisoned_memory, report
+from kernel_parity import (
+    REFERENCE,
+    Run,
+    Trial,
+    assert_same_bits,
+    poisoned_memory,
+    report,
+)
 from octavo.kernels.adapters import (
     AdapterStack,
     Projection,
@@ -66,8 +73,11 @@ def adapters(
     in_features: int = _IN,
     inner: int = _INNER,
 ) -> None:
-    """All four products of a layer; ``slots``: each token's."""
+    """All four products of a layer; ``slots``: each token's. As a prompt's, as decodes', and with
+    kernels whose bits do not depend on the batch."""
+    from octavo.kernels.triton import TritonKernels
     from octavo.kernels.triton.adapters import TritonAdapters
+    from octavo.kernels.triton.invariant import InvariantTritonKernels
 
     shapes = projections(in_features, inner)
     stack = random_stack(trial, shapes, ranks, max_rank)
@@ -75,27 +85,38 @@ def adapters(
     # In float32 on the same numbers: in bf16 the reference itself rounds three times.
     wide = replace(stack, storage=stack.storage.float())
     expected = TorchAdapters(wide, REFERENCE).step(chosen)
-    actual = TritonAdapters(stack).step(chosen)
+    kernels = TritonKernels(trial.device)
+    invariant = TritonAdapters(stack, InvariantTritonKernels(trial.device))
+    steps = [TritonAdapters(stack, kernels).step(chosen, is_decode) for is_decode in (False, True)]
+    steps.append(invariant.step(chosen))
     for index, projection in enumerate(shapes):
         # Rows of a wider tensor: their stride is not their length.
         x = trial.randn(len(slots), projection.in_features + 8)[:, : projection.in_features]
         weight = trial.randn(sum(projection.out_features), projection.in_features)
         linear = DenseLinear(weight / projection.in_features**0.5, None)
         plain = _WideResults(linear)
-        with poisoned_memory():
-            results: list[tuple[Tensor, Tensor]] = [
-                (actual.project(index, linear, x), expected.project(index, plain, x.float()))
-            ]
-            if len(projection.names) == 2:
-                results += [
+        for actual in steps:
+            with poisoned_memory():
+                results: list[tuple[Tensor, Tensor]] = [
                     (
-                        actual.project_gated(index, linear, x, is_silu),
-                        expected.project_gated(index, plain, x.float(), is_silu),
+                        _sum(*actual.project(index, linear, x)),
+                        _sum(*expected.project(index, plain, x.float())),
                     )
-                    for is_silu in (True, False)
                 ]
-        for out, wanted in results:
-            trial.assert_close(out, wanted.to(trial.dtype))
+                if len(projection.names) == 2:
+                    results += [
+                        (
+                            actual.project_gated(index, linear, x, is_silu),
+                            expected.project_gated(index, plain, x.float(), is_silu),
+                        )
+                        for is_silu in (True, False)
+                    ]
+            for out, wanted in results:
+                trial.assert_close(out, wanted.to(trial.dtype))
+
+
+def _sum(product: Tensor, added: Tensor | None) -> Tensor:
+    return product if added is None else (product.float() + added.float()).to(product.dtype)
 
 
 class _WideResults(DenseLinear):
@@ -108,9 +129,31 @@ class _WideResults(DenseLinear):
         return super().__call__(x.to(self.weight.dtype)).float()
 
 
+def company(trial: Trial, num_tokens: int) -> None:
+    """With kernels that promise it, a token's bits are the same in any batch."""
+    from octavo.kernels.triton.adapters import TritonAdapters
+    from octavo.kernels.triton.invariant import InvariantTritonKernels
+
+    shapes = projections(640, _INNER)
+    stack = random_stack(trial, shapes, [16, 3, 16], 16)
+    kernels = InvariantTritonKernels(trial.device)
+    adapters = TritonAdapters(stack, kernels)
+    slots = trial.ints([index % 4 - 1 for index in range(num_tokens)])
+    for index, projection in enumerate(shapes):
+        x = trial.randn(num_tokens, projection.in_features)
+        linear = kernels.prepare_linear(
+            [trial.randn(sum(projection.out_features), projection.in_features)], None, trial.dtype
+        )
+        whole = adapters.step(slots).project(index, linear, x)[0]
+        for first, last in [(0, 1), (5, 6), (3, 9), (num_tokens - 20, num_tokens)]:
+            own = adapters.step(slots[first:last].clone(), is_decode=True)
+            alone = own.project(index, linear, x[first:last])[0]
+            assert_same_bits(trial, alone, whole[first:last], (index, first))
+
+
 def tiles(trial: Trial, num_tokens: int, num_slots: int) -> None:
     """Every token is in exactly one tile, of its own slot."""
-    from octavo.kernels.triton.adapters import make_tiles
+    from octavo.kernels.triton.adapter_tiles import make_tiles
 
     slots = torch.randint(-1, num_slots, (num_tokens,), dtype=torch.int32, device=trial.device)
     made = make_tiles(slots, num_slots)
@@ -141,6 +184,7 @@ ADAPTER_CASES: dict[str, Run] = {
     "wide": partial(
         adapters, slots=[1, 0, 1], ranks=[16, 16], in_features=640, inner=520
     ),
+    "company": partial(company, num_tokens=70),
     "tiles-few": partial(tiles, num_tokens=5, num_slots=9),
     "tiles-many": partial(tiles, num_tokens=300, num_slots=3),
     "tiles-one": partial(tiles, num_tokens=1, num_slots=1),

@@ -11,6 +11,7 @@ table entries point nowhere, and uninitialised outputs are NaN.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import traceback
@@ -30,6 +31,7 @@ from octavo.kernels.philox import gumbel_noise
 from octavo.kernels.reference import ReferenceKernels, filter_logits, mask_logits
 
 _NOWHERE = 1 << 28
+_CUTS = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @contextmanager
@@ -58,15 +60,16 @@ class Trial:
         return torch.tensor(values, dtype=torch.int32, device=self.device)
 
     def assert_close(self, actual: Tensor, expected: Tensor, atol: float = 1e-5) -> None:
-        """float32: each element within ``atol``; else the error's norm within 1 % of the
-        result's."""
+        """float32: every element within ``atol``. Else: the error's norm under 1 % of the result's,
+        or 2 % under the interpreter, which cuts float32 to bf16 where everybody else rounds (seen
+        in triton 3.7.1), so that its errors are twice as large and all of one sign."""
         assert actual.shape == expected.shape
         assert actual.dtype == expected.dtype
         assert actual.isfinite().all(), "not every element was written, or something was NaN"
         if self.dtype == torch.float32:
             torch.testing.assert_close(actual, expected, atol=atol, rtol=1e-5)
         error = (actual.double() - expected.double()).norm()
-        limit = 1e-2 * expected.double().norm()
+        limit = (2e-2 if _CUTS else 1e-2) * expected.double().norm()
         assert error <= limit, f"error of norm {error:.3g} over {limit:.3g}"
 
 
@@ -97,6 +100,17 @@ def norms(trial: Trial, num_tokens: int, size: int) -> None:
     trial.assert_close(added, residual)
     if trial.device.type == "cuda":  # the interpreter does not round float32 to bf16 as torch does
         assert torch.equal(added, residual)
+    # A product that comes in two parts.
+    part, sums = trial.randn(num_tokens, size), residual.clone()
+    wide = x.float() + part.float()
+    with poisoned_memory():
+        out = kernels.rms_norm(x, weight, 1e-6, part)
+    trial.assert_close(out, REFERENCE.rms_norm(wide, weight, 1e-6).to(trial.dtype))
+    with poisoned_memory():
+        out = kernels.add_rms_norm(x, sums, weight, 1e-6, part)
+    expected = REFERENCE.add_rms_norm(wide, residual := residual.float(), weight, 1e-6)
+    trial.assert_close(out, expected.to(trial.dtype))
+    trial.assert_close(sums, residual.to(trial.dtype))
 
 
 def linear(trial: Trial, num_tokens: int, shape: tuple[int, int], has_bias: bool = False) -> None:
@@ -124,6 +138,12 @@ def activations(trial: Trial, num_tokens: int, size: int) -> None:
         silu, gelu = kernels.silu_mul(gate_up), kernels.gelu_tanh_mul(gate_up)
     trial.assert_close(silu, REFERENCE.silu_mul(gate_up))
     trial.assert_close(gelu, REFERENCE.gelu_tanh_mul(gate_up))
+    part = trial.randn(*gate_up.shape)
+    wide = gate_up.float() + part.float()
+    with poisoned_memory():
+        silu, gelu = kernels.silu_mul(gate_up, part), kernels.gelu_tanh_mul(gate_up, part)
+    trial.assert_close(silu, REFERENCE.silu_mul(wide).to(trial.dtype))
+    trial.assert_close(gelu, REFERENCE.gelu_tanh_mul(wide).to(trial.dtype))
 
 
 def rope(
@@ -134,7 +154,9 @@ def rope(
     has_norm: bool,
     block_size: int = 16,
     num_tokens: int = 5,
+    is_decode: bool = False,
 ) -> None:
+    """``is_decode``: a token of each of so many sequences, and the product comes in two parts."""
     num_heads, num_kv_heads = heads
     num_blocks = num_tokens
     qkv = trial.randn(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim)
@@ -143,27 +165,31 @@ def rope(
     slots = torch.randperm(num_blocks * block_size)[:num_tokens].int().to(trial.device)
     slots[1::3] = -1
     batch = AttentionBatch(
-        query_starts=trial.ints([0, num_tokens]),
-        context_lens=trial.ints([num_tokens]),
+        query_starts=trial.ints(list(range(num_tokens + 1)) if is_decode else [0, num_tokens]),
+        context_lens=trial.ints([num_tokens] * (num_tokens if is_decode else 1)),
         block_tables=trial.ints([0])[None],
         positions=torch.randint(40, (num_tokens,)).int().to(trial.device),
         slots=slots,
-        num_decodes=0,
-        max_query_len=num_tokens,
+        num_decodes=num_tokens if is_decode else 0,
+        max_query_len=1 if is_decode else num_tokens,
         max_context_len=num_tokens,
     )
     # Key and value blocks interleaved in one tensor: block strides are not the block's size.
     cache = trial.randn(num_blocks, 2, num_kv_heads, block_size, head_dim)
     expected_cache = cache.clone()
+    added = trial.randn(*qkv.shape) if is_decode else None
+    whole = qkv.clone() if added is None else qkv.float() + added.float()
     expected = REFERENCE.rope_and_cache(
-        qkv.clone(), angles, expected_cache[:, 0], expected_cache[:, 1], batch, num_heads,
+        whole, angles, expected_cache[:, 0], expected_cache[:, 1], batch, num_heads,
         norm, norm, 1e-6,
-    )  # fmt: skip
+    ).to(trial.dtype)  # fmt: skip
     out = _triton(trial).rope_and_cache(
-        qkv, angles, cache[:, 0], cache[:, 1], batch, num_heads, norm, norm, 1e-6
+        qkv, angles, cache[:, 0], cache[:, 1], batch, num_heads, norm, norm, 1e-6, added
     )
     trial.assert_close(out, expected)
     trial.assert_close(cache, expected_cache)
+    if is_decode:
+        return
     # The keys stay in the product too, where prefill attention reads them.
     kept = qkv.view(num_tokens, -1, head_dim)[:, num_heads : num_heads + num_kv_heads]
     written = slots >= 0
@@ -520,7 +546,7 @@ def _invariant(trial: Trial) -> Any:
     return InvariantTritonKernels(trial.device)
 
 
-def _assert_same_bits(trial: Trial, actual: Tensor, expected: Tensor, what: object) -> None:
+def assert_same_bits(trial: Trial, actual: Tensor, expected: Tensor, what: object) -> None:
     """The interpreter multiplies by a library whose sums depend on a row's place in its tile."""
     if trial.device.type == "cuda":
         assert torch.equal(actual, expected), what
@@ -547,7 +573,7 @@ def products(trial: Trial, num_inputs: int, num_outputs: int, num_rows: int) -> 
             if count <= num_rows:
                 for first in (0, num_rows - count):
                     part = linear(x[first : first + count])
-                    _assert_same_bits(trial, part, whole[first : first + count], (count, first))
+                    assert_same_bits(trial, part, whole[first : first + count], (count, first))
 
 
 def attention_in_chunks(
@@ -574,7 +600,7 @@ def attention_in_chunks(
                 max_context_len=end,
             )
             part = kernels.paged_attention(q[start:end], keys, values, chunk, 0.3, window)
-            _assert_same_bits(trial, part, whole[start:end], (size, end))
+            assert_same_bits(trial, part, whole[start:end], (size, end))
             end = start
 
 
@@ -660,6 +686,18 @@ def _cases() -> dict[str, Run]:
             rotary_dim=rotary_dim,
             has_norm=has_norm,
             block_size=block_size,
+        )
+    for heads, head_dim, rotary_dim, has_norm in [
+        ((4, 2), 64, 64, False),
+        ((3, 1), 80, 32, True),
+    ]:
+        cases[f"rope-two-parts-x{head_dim}"] = partial(
+            rope,
+            heads=heads,
+            head_dim=head_dim,
+            rotary_dim=rotary_dim,
+            has_norm=has_norm,
+            is_decode=True,
         )
     for name, shape in ATTENTION_SHAPES.items():
         cases[name] = partial(attention, shape=shape)

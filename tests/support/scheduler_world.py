@@ -40,6 +40,7 @@ def make_request(
     tenant: int | None = 1,
     leader: Request | None = None,
     on_behalf_of: Tenant = EVERYONE,
+    adapter_id: int | None = None,
 ) -> Request:
     """A request; an int as prompt: so many tokens nobody else has; tenant None: shares nothing
     (``tenant`` is the cache's, ``on_behalf_of`` the queue's)."""
@@ -60,6 +61,7 @@ def make_request(
         cache_key=None if tenant is None else tenant.to_bytes(4, "little"),
         leader=leader,
         tenant=on_behalf_of,
+        adapter_id=adapter_id,
     )
 
 

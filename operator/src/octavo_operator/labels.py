@@ -39,6 +39,8 @@ COMPANION_NAME: Final = "octavo-companion"
 """LABEL_NAME of pods that belong to a service and take no requests."""
 
 COMPONENT_INSPECTION: Final = "inspection"
+COMPONENT_FOLLOWER: Final = "follower"
+"""Of pods that compute with another one, which serves."""
 MANAGED_BY: Final = "octavo-operator"
 
 ANNOTATION_APPLIED_HASH: Final = f"{GROUP}/applied-hash"

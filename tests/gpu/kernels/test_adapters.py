@@ -13,6 +13,7 @@ import adapter_parity
 import kernel_parity
 from kernel_parity import Trial
 from octavo.kernels.reference import DenseLinear
+from octavo.kernels.triton import TritonKernels
 from octavo.kernels.triton.adapters import TritonAdapters
 
 pytestmark = [
@@ -57,12 +58,15 @@ def test_program_agrees_with_the_reference_on_large_shapes(case: str) -> None:
     LARGE[case](Trial(torch.device("cuda"), torch.bfloat16, seed))
 
 
-def test_a_captured_step_branches_and_follows_its_slots() -> None:
+@pytest.mark.parametrize("is_decode", [True, False])
+def test_a_captured_step_branches_and_follows_its_slots(is_decode: bool) -> None:
     torch.manual_seed(0)
     trial = Trial(torch.device("cuda"), torch.bfloat16, 0)
     shapes = adapter_parity.projections(512, 1024)
     stack = adapter_parity.random_stack(trial, shapes, [16, 8, 16, 4], 16)
-    adapters = TritonAdapters(stack)
+    kernels = TritonKernels(torch.device("cuda"))
+    adapters = TritonAdapters(stack, kernels)
+    norm = torch.ones(512, device="cuda")
     x = trial.randn(64, 512)
     linears = [
         DenseLinear(trial.randn(sum(p.out_features), p.in_features) / p.in_features**0.5, None)
@@ -71,10 +75,15 @@ def test_a_captured_step_branches_and_follows_its_slots() -> None:
     slots = torch.full((64,), -1, dtype=torch.int32, device="cuda")
 
     def layer() -> Tensor:
-        step = adapters.step(slots)
-        qkv = step.project(0, linears[0], x)
-        attended = step.project(1, linears[1], qkv[:, :1024].contiguous())
-        return step.project(3, linears[3], step.project_gated(2, linears[2], attended, True))
+        step = adapters.step(slots, is_decode)
+        qkv, added = step.project(0, linears[0], x)
+        qkv = qkv if added is None else qkv + added
+        attended, added = step.project(1, linears[1], qkv[:, :1024].contiguous())
+        attended = kernels.rms_norm(attended, norm, 1e-6, added)
+        hidden, added = step.project(
+            3, linears[3], step.project_gated(2, linears[2], attended, True)
+        )
+        return kernels.rms_norm(hidden, norm, 1e-6, added)
 
     layer()
     torch.cuda.synchronize()

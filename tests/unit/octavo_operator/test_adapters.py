@@ -345,7 +345,7 @@ async def test_version_that_is_refused_reaches_one_pod_only_and_replaces_nothing
         assert await ready(stage) == ("True", "Loaded")
 
 
-async def test_source_that_moves_does_not_mix_versions() -> None:
+async def test_source_that_moves_does_not_mix_versions(quick_retries: None) -> None:
     """A pod that comes later asks for the files that the others have, and no others."""
     async with adapter_stage() as stage:
         stage.put("/adapters/sql", "v1")
@@ -356,6 +356,10 @@ async def test_source_that_moves_does_not_mix_versions() -> None:
         added = await stage.add_pod()
         await stage.settled()
         assert stage.served(added) == {}
+        num_loads = len(stage.workers.loads)
+        for _ in range(5):
+            await stage.look()
+        assert len(stage.workers.loads) == num_loads
         adapter = await stage.adapter()
         assert conditions(adapter)["Ready"] == ("False", "SourceChanged")
         assert new in condition_message(adapter, "Ready")
@@ -393,7 +397,8 @@ async def test_placement_takes_so_many_pods_and_keeps_to_them() -> None:
         holders = [pod for pod in pods if stage.served(pod)]
         assert len(holders) == 2
         assert counts(await stage.adapter()) == (2, 2, 0)
-        await stage.add_pod()
+        for _ in range(6):
+            pods.append(await stage.add_pod())
         await stage.settled()
         assert [pod for pod in pods if stage.served(pod)] == holders
         await stage.remove_pod(holders[0])

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from adapter_stage import lora_adapter
 from inference_services import inference_service
 from octavo_operator.errors import ResourceError
 from octavo_operator.resources.duration import parse_duration_s
 from octavo_operator.resources.inference_service import parse_inference_service
 from octavo_operator.resources.lora_adapter import parse_lora_adapter
+from octavo_operator.resources.lora_capacity import AdapterImage
 from octavo_operator.resources.model_uri import (
     BucketModel,
     DemoModel,
@@ -227,6 +229,18 @@ def test_every_field_is_read() -> None:
             "spec.engine.speculative",
             "beside engine.lora",
         ),
+        ({"engine": {"lora": {"maxRank": 512}}}, "spec.engine.lora.maxRank", "is 512"),
+        (
+            {"engine": {"lora": {"sources": [{"pvc": {"name": "a"}, "secretRef": {"name": "b"}}]}}},
+            "spec.engine.lora.sources",
+            "has an item with pvc and secretRef",
+        ),
+        ({"engine": {"lora": {"sources": [{}]}}}, "spec.engine.lora.sources", "with none"),
+        (
+            {"engine": {"lora": {"sources": [{"image": {"reference": "sql"}}]}}},
+            "spec.engine.lora.sources[0].image.reference",
+            "names no image",
+        ),
         ({"rollout": {"maxSurge": 0}}, "spec.rollout.maxSurge", "are both 0"),
         ({"rollout": {"drainSeconds": 5000}}, "spec.rollout.drainSeconds", "is 5000"),
         ({"cache": {"pvc": {}}}, "spec.cache.pvc.name", "is missing"),
@@ -341,3 +355,21 @@ def test_lora_adapter() -> None:
     assert (adapter.source, adapter.revision) == (HubModel("org/a"), "v3")
     assert not adapter.is_eager
     assert adapter.unknown_fields == ("spec.odd",)
+
+
+def test_sources_of_adapters_are_read_each_once() -> None:
+    image = {"reference": "r.io/a/sql:v1", "pullSecretRef": {"name": "pull"}}
+    sources = [{"pvc": {"name": "a"}}, {"image": image}, {"secretRef": {"name": "key"}}]
+    service = parse_inference_service(
+        inference_service(engine={"lora": {"sources": [*sources, *sources]}})
+    )
+    lora = service.engine.lora
+    assert lora is not None
+    assert (lora.claims, lora.secrets) == (("a",), ("key",))
+    assert lora.images == (AdapterImage("r.io/a/sql:v1", "pull"),)
+    assert service.unknown_fields == ()
+
+
+def test_there_are_no_demo_adapters() -> None:
+    with pytest.raises(ResourceError, match="there are no demo adapters"):
+        parse_lora_adapter(lora_adapter(uri="demo://smollm2-135m-instruct"))

@@ -201,24 +201,6 @@ async def test_stopping_pod_is_no_problem() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"parallelism": {"tensor": 2, "pipeline": 2, "nodes": 2}}, "a replica over 2 nodes"),
-    ],
-)
-async def test_what_cannot_run_yet_creates_nothing_and_says_so(
-    spec: dict[str, Any], words: str
-) -> None:
-    world = World(inference_service(**spec))
-    first = await world.step()
-    assert first.applies == ()
-    service = await world.settle()
-    for kind in ("ModelReady", "WorkloadReady", "Ready", "FeaturesReady"):
-        assert conditions(service)[kind] == ("False", "NotImplementedYet")
-    assert words in condition_message(service, "Ready")
-
-
-@pytest.mark.parametrize(
-    ("spec", "words"),
-    [
         ({"parallelism": {"tensor": 2}}, "the worker of this version refuses to split a model"),
         ({"engine": {"speculative": {"method": "NGram"}}}, "spec.engine.speculative"),
         ({"rolout": {}}, "spec.rolout (did you mean rollout?)"),

@@ -134,11 +134,6 @@ class EngineConfig:
             raise ConfigError("--lora-modules needs --enable-lora; add it.")
         if self.lora_state is not None and not self.enable_lora:
             raise ConfigError("--lora-state needs --enable-lora; add it.")
-        if self.enable_lora and self.batch_invariant:
-            raise ConfigError(
-                "enable_lora and batch_invariant are both on; what an adapter adds is summed in "
-                "an order that depends on the batch. Leave one of them out."
-            )
         if not 1 <= self.max_lora_rank <= MAX_LORA_RANK:
             raise ConfigError(
                 f"max_lora_rank is {self.max_lora_rank}; it must be 1 to {MAX_LORA_RANK}."

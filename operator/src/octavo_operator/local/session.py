@@ -32,7 +32,7 @@ _MANAGER: Final = "octavo-operator-local"
 HOPELESS_REASONS: Final = frozenset(
     {
         *("InvalidSpec", "NotImplementedYet", "NameConflict", "ApplyRejected", "ScaledToZero"),
-        *("GPUMemoryUnknown", "DoesNotFit", "NotDivisible"),
+        *("GPUMemoryUnknown", "DoesNotFit", "NotDivisible", "LeaderWorkerSetMissing"),
     }
 )
 """Reasons of Ready=False that waiting does not cure."""

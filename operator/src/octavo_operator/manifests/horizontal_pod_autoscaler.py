@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo_operator.manifests.kinds import DEPLOYMENT
 from octavo_operator.manifests.metadata import child_metadata
+from octavo_operator.manifests.workload_kind import workload_kind
 from octavo_operator.resources.inference_service import InferenceService
 from octavo_operator.resources.scaling import Scaling
 
@@ -35,8 +35,8 @@ def horizontal_pod_autoscaler(
         "metadata": child_metadata(service),
         "spec": {
             "scaleTargetRef": {
-                "apiVersion": DEPLOYMENT.api_version,
-                "kind": DEPLOYMENT.kind,
+                "apiVersion": workload_kind(service).api_version,
+                "kind": workload_kind(service).kind,
                 "name": service.name,
             },
             "minReplicas": max(floor, 1),

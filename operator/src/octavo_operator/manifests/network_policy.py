@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from octavo_operator.labels import ADMIN_PORT_NAME, HTTP_PORT_NAME, selector_labels
+from octavo_operator.labels import ADMIN_PORT_NAME, HTTP_PORT_NAME, LABEL_SERVICE, selector_labels
 from octavo_operator.manifests.metadata import child_metadata
 from octavo_operator.resources.inference_service import InferenceService
 from octavo_operator.worker_peers import WorkerPeers
@@ -22,7 +22,9 @@ def network_policy(
     has_single_port: there are pods of an older operator, whose metrics are on the API's port.
     Pods of one replica that spans nodes talk to each other on ports that NCCL picks.
     """
-    own_pods = {"matchLabels": selector_labels(service.name)}
+    is_group = service.parallelism.nodes > 1
+    labels = {LABEL_SERVICE: service.name} if is_group else selector_labels(service.name)
+    own_pods = {"matchLabels": labels}
     ingress: list[dict[str, Any]] = [
         {
             "from": [{"podSelector": {}}, *map(dict, peers.api)],
@@ -32,7 +34,7 @@ def network_policy(
     if peers.admin:  # a rule without peers would be for everybody
         names = (ADMIN_PORT_NAME, HTTP_PORT_NAME) if has_single_port else (ADMIN_PORT_NAME,)
         ingress.append({"from": [*map(dict, peers.admin)], "ports": [*map(_port, names)]})
-    if service.parallelism.nodes > 1:
+    if is_group:
         ingress.append({"from": [{"podSelector": own_pods}]})
     return {
         "apiVersion": "networking.k8s.io/v1",

@@ -20,6 +20,7 @@ from octavo_operator.labels import (
     child_labels,
     selector_labels,
 )
+from octavo_operator.manifests.leader_worker_set import with_follower
 from octavo_operator.manifests.overlay import merge_overlay
 from octavo_operator.manifests.probes import worker_probes
 from octavo_operator.manifests.volumes import cache_mounts, pod_volumes, worker_mounts
@@ -46,7 +47,10 @@ _TOKEN_KEY: Final = "token"
 
 
 def pod_template(service: InferenceService, image: str, admin_key_sha256: str) -> dict[str, Any]:
-    """PodTemplateSpec of the worker; raises ResourceError when the overlay cannot be merged."""
+    """PodTemplateSpec of the worker; of a group of pods the first one's, with the others' in it.
+
+    Raises ResourceError when the overlay cannot be merged.
+    """
     labels = {
         **selector_labels(service.name),
         LABEL_INSTANCE: service.name,
@@ -57,7 +61,7 @@ def pod_template(service: InferenceService, image: str, admin_key_sha256: str) -
     rendered = {"metadata": {"labels": labels}, "spec": spec}
     template = merge_overlay(rendered, service.template, "spec.template")
     _check_overlay(service, template)
-    return template
+    return with_follower(template) if service.parallelism.nodes > 1 else template
 
 
 def _pod_spec(service: InferenceService, image: str, admin_key_sha256: str) -> dict[str, Any]:
@@ -201,7 +205,7 @@ def _resources(service: InferenceService) -> dict[str, Any]:
         return {"claims": [{"name": _CLAIM_NAME}]}
     if accelerator.resource is None:
         return {}
-    amount = {accelerator.resource: str(service.parallelism.tensor or 1)}
+    amount = {accelerator.resource: str(service.parallelism.gpus_per_pod)}
     return {"requests": amount, "limits": dict(amount)}
 
 

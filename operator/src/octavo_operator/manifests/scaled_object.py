@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from octavo_operator.labels import LABEL_SERVICE
 from octavo_operator.manifests.horizontal_pod_autoscaler import scaling_behavior
-from octavo_operator.manifests.kinds import DEPLOYMENT
 from octavo_operator.manifests.metadata import child_metadata
+from octavo_operator.manifests.workload_kind import workload_kind
 from octavo_operator.resources.inference_service import InferenceService
 from octavo_operator.resources.scaling import Scaling
 
@@ -34,8 +34,8 @@ def scaled_object(
         "metadata": child_metadata(service),
         "spec": {
             "scaleTargetRef": {
-                "apiVersion": DEPLOYMENT.api_version,
-                "kind": DEPLOYMENT.kind,
+                "apiVersion": workload_kind(service).api_version,
+                "kind": workload_kind(service).kind,
                 "name": service.name,
             },
             "pollingInterval": _POLL_S,

@@ -84,7 +84,7 @@ def is_for_serving(volume: str) -> bool:
 
 def needs_shared_memory(service: InferenceService) -> bool:
     """Whether processes of one pod exchange tensors: /dev/shm has only 64 MiB by default."""
-    return (service.parallelism.tensor or 1) > 1
+    return service.parallelism.gpus_per_pod > 1
 
 
 def _cache_source(service: InferenceService) -> dict[str, Any]:

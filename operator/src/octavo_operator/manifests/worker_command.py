@@ -33,6 +33,9 @@ The worker does it itself and not a preStop hook: it can tell clients that keep 
 connect elsewhere, and readiness is red meanwhile.
 """
 
+FOLLOWER_FLAG: Final = "--headless"
+"""Of all pods of a group but the first: there is no API to serve."""
+
 API_KEY_MOUNT: Final = "/etc/octavo/api-keys"
 STATE_MOUNT: Final = "/var/lib/octavo"
 """What a container needs to remember of before its restart in place; it goes with the pod."""
@@ -56,7 +59,7 @@ def worker_command(service: InferenceService, admin_key_sha256: str) -> list[str
         service.model.served_name,
         *_option("--revision", service.model.revision),
         *(["--device", "cpu"] if service.accelerator.is_cpu else []),
-        *_tensor_parallel(service),
+        *_split(service),
         *_engine_options(service.engine, is_cpu=service.accelerator.is_cpu),
         *_option("--shutdown-delay", ENDPOINT_REMOVAL_S),
         *_option("--shutdown-timeout", service.rollout.drain_s),
@@ -114,9 +117,17 @@ def api_key_paths(service: InferenceService) -> list[str]:
     return [f"{API_KEY_MOUNT}/{index}" for index in range(len(service.api_keys))]
 
 
-def _tensor_parallel(service: InferenceService) -> list[str]:
-    tensor = service.parallelism.tensor
-    return _option("--tensor-parallel-size", tensor) if tensor is not None and tensor > 1 else []
+def _split(service: InferenceService) -> list[str]:
+    """The names are vLLM's. Of a group of pods each is told its rank and the first one's address,
+    by variables that LeaderWorkerSet sets and kubelet puts in."""
+    split = service.parallelism
+    tensor = split.tensor or 1
+    group = ["--node-rank", "$(LWS_WORKER_INDEX)", "--master-addr", "$(LWS_LEADER_ADDRESS)"]
+    return [
+        *(_option("--tensor-parallel-size", tensor) if tensor > 1 else []),
+        *(_option("--pipeline-parallel-size", split.pipeline) if split.pipeline > 1 else []),
+        *([*_option("--nnodes", split.nodes), *group] if split.nodes > 1 else []),
+    ]
 
 
 def _engine_options(engine: Engine, *, is_cpu: bool) -> list[str]:

@@ -22,10 +22,12 @@ from octavo_operator.manifests.inference_pool import inference_pool
 from octavo_operator.manifests.inspection_job import inspection_job
 from octavo_operator.manifests.kinds import (
     INFERENCE_POOL,
+    LEADER_WORKER_SET,
     POD_MONITOR,
     PROMETHEUS_RULE,
     SCALED_OBJECT,
 )
+from octavo_operator.manifests.leader_worker_set import leader_worker_set
 from octavo_operator.manifests.metadata import sealed
 from octavo_operator.manifests.network_policy import network_policy
 from octavo_operator.manifests.pod_disruption_budget import pod_disruption_budget
@@ -34,6 +36,7 @@ from octavo_operator.manifests.prometheus_rule import prometheus_rule
 from octavo_operator.manifests.scaled_object import scaled_object
 from octavo_operator.manifests.service import service_manifest
 from octavo_operator.manifests.service_account import service_account
+from octavo_operator.manifests.workload_kind import workload_kind
 from octavo_operator.reconcile.observed import Observed
 from octavo_operator.reconcile.placing import Placed
 from octavo_operator.reconcile.replicas import scales_to_zero, scaling_floor
@@ -73,7 +76,7 @@ def wanted_children(
     manifests = [
         service_account(service),
         service_manifest(service),
-        deployment(service, revision.template, stride.rollout, annotations),
+        _workload(service, revision, stride, annotations, workload.wanted),
         pod_disruption_budget(service),
     ]
     manifests += _scaling(service, workload, observed, is_loading=is_loading)
@@ -90,6 +93,19 @@ def wanted_children(
     if service.inference_pool and INFERENCE_POOL in served_kinds:
         manifests.append(inference_pool(service))
     return [sealed(manifest) for manifest in manifests]
+
+
+def _workload(
+    service: InferenceService,
+    revision: Revision,
+    stride: Stride,
+    annotations: Mapping[str, str],
+    num_groups: int,
+) -> dict[str, Any]:
+    template, rollout = revision.template, stride.rollout
+    if workload_kind(service) == LEADER_WORKER_SET:
+        return leader_worker_set(service, template, rollout, annotations, num_groups)
+    return deployment(service, template, rollout, annotations)
 
 
 def inspection_children(

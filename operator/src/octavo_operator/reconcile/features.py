@@ -1,8 +1,7 @@
 """What a valid InferenceService asks for that is not in effect, said aloud.
 
-Of what this version does not do, a *blocking* feature means that the model cannot be served, so
-nothing is created; a *missing* one leaves a working service with less than was asked for. What the
-cluster lacks is told apart: it comes into effect when somebody installs it.
+What this version does not do is told apart from what the cluster lacks, which comes into effect
+when somebody installs it.
 """
 
 from __future__ import annotations
@@ -43,11 +42,9 @@ class Lack:
 class FeatureReport:
     """Sentences, empty where there is nothing to say.
 
-    blocking: why nothing can be created; missing: what is left out; lacks: what waits for the
-    cluster; notes: what needs no action.
+    missing: what is left out; lacks: what waits for the cluster; notes: what needs no action.
     """
 
-    blocking: tuple[str, ...]
     missing: tuple[str, ...]
     lacks: tuple[Lack, ...]
     notes: tuple[str, ...]
@@ -64,21 +61,10 @@ def report_features(
     `autoscaler` is its HorizontalPodAutoscaler as it is now, `activator` who holds its calls.
     """
     return FeatureReport(
-        blocking=_blocking(service),
         missing=_missing(service),
         lacks=(*_kinds(service, served_kinds), *_scaling(service, autoscaler, activator)),
         notes=_notes(service, served_kinds),
     )
-
-
-def _blocking(service: InferenceService) -> tuple[str, ...]:
-    sentences = []
-    if service.parallelism.nodes > 1:
-        sentences.append(
-            f"spec.parallelism: a replica over {service.parallelism.nodes} nodes is not possible "
-            f"yet"
-        )
-    return tuple(sentences)
 
 
 def _missing(service: InferenceService) -> tuple[str, ...]:

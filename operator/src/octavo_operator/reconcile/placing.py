@@ -27,7 +27,7 @@ from octavo_operator.placement.node_gpus import gpu_kinds
 from octavo_operator.reconcile.inspection import Inspection, inspection_key, read_inspection
 from octavo_operator.reconcile.observed import LiveObject, Observed
 from octavo_operator.reconcile.pinning import template_inputs
-from octavo_operator.reconcile.workload import Workload
+from octavo_operator.reconcile.workload import read_workload
 from octavo_operator.resources.accelerator import Parallelism
 from octavo_operator.resources.inference_service import InferenceService
 
@@ -81,13 +81,12 @@ class Placed:
         return {**numbers, "product": product}
 
 
-def place(
-    said: InferenceService, observed: Observed, live: LiveObject | None, workload: Workload
-) -> Placed:
-    """The placement of `said`, whose workload is `live` now (None: not there)."""
-    memory = _annotations(live)
-    inputs = _inputs(said)
-    is_same_pod = memory.get(ANNOTATION_TEMPLATE_INPUTS) == template_inputs(said)
+def place(said: InferenceService, observed: Observed, present: tuple[LiveObject, ...]) -> Placed:
+    """The placement of `said`, whose workloads are `present` now: one, none, or two in transit."""
+    inputs, pod_inputs = _inputs(said), template_inputs(said)
+    live = _latest(present, pod_inputs)
+    memory, workload = _annotations(live), read_workload(said, live)
+    is_same_pod = memory.get(ANNOTATION_TEMPLATE_INPUTS) == pod_inputs
     kept = _remembered(memory, inputs) or _from_before(said, memory, is_same_pod=is_same_pod)
     key, told = inspection_key(said), _told_shape(said, observed)
     seen = read_inspection(said, observed, key) if told is None else Inspection(told)
@@ -224,6 +223,14 @@ def _remembered(memory: Mapping[str, str], inputs: str) -> Decision | None:
         return Decision(Standing.FITS, "Fits", str(kept["message"]), split, kept["product"])
     except (ValueError, TypeError, KeyError):
         return None
+
+
+def _latest(present: tuple[LiveObject, ...], pod_inputs: str) -> LiveObject | None:
+    """The workload that was made for these very words, if there is one."""
+    for live in present:
+        if _annotations(live).get(ANNOTATION_TEMPLATE_INPUTS) == pod_inputs:
+            return live
+    return present[0] if present else None
 
 
 def _annotations(live: LiveObject | None) -> Mapping[str, str]:

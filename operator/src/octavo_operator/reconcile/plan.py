@@ -20,6 +20,7 @@ from octavo_operator.manifests.kinds import (
     Kind,
     kind_of,
 )
+from octavo_operator.manifests.workload_kind import workload_kind
 from octavo_operator.placement.decision import Standing
 from octavo_operator.reconcile.children import OPERATOR, inspection_children, wanted_children
 from octavo_operator.reconcile.drift import is_applied
@@ -40,6 +41,12 @@ from octavo_operator.reconcile.status import (
 )
 from octavo_operator.reconcile.stride import choose_stride
 from octavo_operator.reconcile.workload import Workload, read_workload
+from octavo_operator.reconcile.workload_object import (
+    followers,
+    former_workload,
+    own_workloads,
+    workload_of,
+)
 from octavo_operator.resources.inference_service import InferenceService, parse_inference_service
 
 HANDOVER_MANAGER: Final = f"{FIELD_MANAGER}-handover"
@@ -96,13 +103,14 @@ def plan(
     if observed.resource["metadata"].get("deletionTimestamp"):
         return Plan()
     name = observed.resource["metadata"]["name"]
-    live = observed.child(DEPLOYMENT, name)
-    live = live if live is not None and observed.is_owned(live) else None
+    present = own_workloads(observed)
+    live = present[0] if present else None
     try:
         said = parse_inference_service(observed.resource)
-        workload = read_workload(said, live)
-        placed = place(said, observed, live, workload)
+        placed = place(said, observed, present)
         service = placed.service
+        live = workload_of(service, present)
+        workload = read_workload(service, live)
         pinned = pin_template(said, service, live, default_image, observed.admin_key_sha256)
     except ResourceError as error:
         workload = read_workload(None, live)
@@ -113,8 +121,9 @@ def plan(
     features = report_features(
         service, observed.served_kinds, autoscaler, observed.demand.activator
     )
-    obstacle = obstacle or _namesake(observed, service)
-    problems = pod_problems(service, observed.pods)
+    obstacle = obstacle or _namesake(observed, service) or _missing_kind(service, observed)
+    former = former_workload(service, present, workload)
+    problems = pod_problems(service, (*observed.pods, *followers(observed)))
     lacks_room = any(problem.is_lack_of_room for problem in problems)
     revision = choose_revision(pinned, live, workload, _failure(placed, workload, problems))
     stride = choose_stride(service.rollout, live, workload, revision.digest, lacks_room=lacks_room)
@@ -139,8 +148,8 @@ def plan(
     writes = Plan()
     inspection = inspection_children(service, pinned.template, placed)
     if obstacle is None and placed.is_blocked:
-        writes = _blocked(inspection, placed, observed)
-    elif obstacle is None and not features.blocking:
+        writes = _blocked(inspection, placed, observed, former)
+    elif obstacle is None:
         is_loading = (
             workload.ready < workload.wanted and not problems and not workload.deadline_message
         )
@@ -148,22 +157,28 @@ def plan(
             service, revision, stride, workload, observed, placed.memory, is_loading=is_loading
         )
         wanted += [child for child in inspection if child not in wanted]
+        gives_way = lacks_room and service.rollout.replaces_in_place
         writes = Plan(
             applies=(
                 *_handover(service, live),
                 *_switch(service, live, workload, observed.demand),
                 *_due(wanted, observed),
             ),
-            deletes=_leftovers(wanted, observed),
+            deletes=_leftovers(wanted, observed, former if not gives_way else None),
             look_again_s=next_look_s(service, workload, observed.demand),
         )
     writes = replace(writes, wants_nodes=placed.wants_nodes)
     return _with_status(observed, writes, service_status(observed.resource, findings, now))
 
 
-def _blocked(inspection: list[dict[str, Any]], placed: Placed, observed: Observed) -> Plan:
+def _blocked(
+    inspection: list[dict[str, Any]],
+    placed: Placed,
+    observed: Observed,
+    former: LiveObject | None,
+) -> Plan:
     """Nothing but the look at the model; pods of an earlier spec go on serving."""
-    leftovers = _leftovers(inspection, observed)
+    leftovers = _leftovers(inspection, observed, former)
     if not placed.is_withdrawn:
         leftovers = tuple(item for item in leftovers if item.kind == JOB)
     return Plan(
@@ -197,9 +212,13 @@ def _due(wanted: list[dict[str, Any]], observed: Observed) -> tuple[Apply, ...]:
     return tuple(due)
 
 
-def _leftovers(wanted: list[dict[str, Any]], observed: Observed) -> tuple[Delete, ...]:
-    """Children of ours that are no longer wanted."""
+def _leftovers(
+    wanted: list[dict[str, Any]], observed: Observed, former: LiveObject | None = None
+) -> tuple[Delete, ...]:
+    """Children of ours that are no longer wanted; `former` still serves, so it stays."""
     keep = {(kind_of(manifest), manifest["metadata"]["name"]) for manifest in wanted}
+    if former is not None:
+        keep.add((kind_of(former), former["metadata"]["name"]))
     leftovers = []
     for child in observed.children:
         metadata = child["metadata"]
@@ -223,6 +242,17 @@ def _namesake(observed: Observed, service: InferenceService) -> Obstacle | None:
     return None
 
 
+def _missing_kind(service: InferenceService, observed: Observed) -> Obstacle | None:
+    if workload_kind(service) in (DEPLOYMENT, *observed.served_kinds):
+        return None
+    return Obstacle(
+        "LeaderWorkerSetMissing",
+        f"a replica over {service.parallelism.nodes} nodes is a LeaderWorkerSet, and this cluster "
+        f"has no such kind: install LeaderWorkerSet 0.6 or later (https://lws.sigs.k8s.io), or "
+        f"choose a split that one node holds",
+    )
+
+
 def _switch(
     service: InferenceService, live: LiveObject | None, workload: Workload, demand: Demand
 ) -> tuple[Apply, ...]:
@@ -243,8 +273,8 @@ def _handover(service: InferenceService, live: LiveObject | None) -> tuple[Apply
     if annotations.get(ANNOTATION_REPLICAS_OWNER) != OPERATOR:
         return ()
     manifest = {
-        "apiVersion": DEPLOYMENT.api_version,
-        "kind": DEPLOYMENT.kind,
+        "apiVersion": workload_kind(service).api_version,
+        "kind": workload_kind(service).kind,
         "metadata": {"name": service.name, "namespace": service.namespace},
         "spec": {"replicas": (live.get("spec") or {}).get("replicas", 1)},
     }

@@ -94,7 +94,7 @@ def _scheduling_problem(service: InferenceService, pod_name: str, message: str) 
         )
     if not is_gpu:
         return PodProblem("Unschedulable", f"no node takes pod {pod_name}: {_sentence(message)}")
-    wanted = f"{service.parallelism.tensor or 1} {accelerator.resource}"
+    wanted = f"{service.parallelism.gpus_per_pod} {accelerator.resource}"
     if accelerator.claim_template is not None:
         wanted = f"the devices of ResourceClaimTemplate {accelerator.claim_template}"
     if accelerator.product is not None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from octavo_operator.address import Address
 from octavo_operator.labels import FIELD_MANAGER
-from octavo_operator.manifests.kinds import DEPLOYMENT
+from octavo_operator.manifests.workload_kind import workload_kind
 from octavo_operator.reconcile.workload import Workload
 from octavo_operator.resources.inference_service import InferenceService
 from octavo_operator.resources.scaling import Scaling
@@ -60,7 +60,7 @@ def scaling_floor(scaling: Scaling, workload: Workload, *, is_loading: bool) -> 
 def switch(
     service: InferenceService, live: Mapping[str, Any] | None, workload: Workload, demand: Demand
 ) -> Mapping[str, Any] | None:
-    """The Deployment's number of pods to write, as a manifest; None to leave it to others."""
+    """The workload's number of replicas to write, as a manifest; None to leave it to others."""
     if service.scaling is None or live is None:
         return None
     replicas = (live.get("spec") or {}).get("replicas", 1)
@@ -92,8 +92,8 @@ def _is_idle(scaling: Scaling, workload: Workload, demand: Demand) -> bool:
 
 def _manifest(service: InferenceService, replicas: int) -> dict[str, Any]:
     return {
-        "apiVersion": DEPLOYMENT.api_version,
-        "kind": DEPLOYMENT.kind,
+        "apiVersion": workload_kind(service).api_version,
+        "kind": workload_kind(service).kind,
         "metadata": {"name": service.name, "namespace": service.namespace},
         "spec": {"replicas": replicas},
     }

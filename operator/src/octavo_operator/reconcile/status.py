@@ -153,9 +153,6 @@ def _model_ready(findings: Findings) -> Condition:
     if findings.placed.is_blocked and not workload.ready:
         decision = findings.placed.decision
         return Condition(MODEL_READY, "False", decision.reason, decision.message)
-    if findings.features.blocking:
-        message = "; ".join(findings.features.blocking)
-        return Condition(MODEL_READY, "False", "NotImplementedYet", message)
     if workload.ready:
         return Condition(MODEL_READY, "True", "Loaded", f"{uri} is loaded")
     if workload.exists and workload.wanted == 0:
@@ -172,7 +169,7 @@ def _workload_ready(findings: Findings) -> Condition:
         return Condition(WORKLOAD_READY, "False", trouble.reason, trouble.message)
     counted = f"{workload.ready} of {workload.wanted} pods are ready"
     if not workload.exists:
-        return Condition(WORKLOAD_READY, "False", "Creating", "the Deployment is being created")
+        return Condition(WORKLOAD_READY, "False", "Creating", "the pods are being created")
     if workload.wanted == 0:
         return Condition(WORKLOAD_READY, "True", "ScaledToZero", "no pod is wanted")
     if workload.is_current and workload.ready >= workload.wanted:
@@ -184,8 +181,6 @@ def _trouble(findings: Findings) -> Obstacle | None:
     if findings.placed.is_blocked:
         decision = findings.placed.decision
         return Obstacle(decision.reason, decision.message)
-    if findings.features.blocking:
-        return Obstacle("NotImplementedYet", "; ".join(findings.features.blocking))
     if findings.obstacle is not None:
         return findings.obstacle
     if findings.workload.create_failure is not None:
@@ -263,7 +258,7 @@ def _upgrade_available(findings: Findings) -> Condition:
 
 def _features_ready(findings: Findings) -> Condition:
     features = findings.features
-    absent = (*features.blocking, *features.missing)
+    absent = features.missing
     said = "; ".join((*absent, *(lack.message for lack in features.lacks)))
     if absent:
         return Condition(FEATURES_READY, "False", "NotImplementedYet", said)

@@ -1,6 +1,7 @@
-"""How far the Deployment is, in numbers and yes or no.
+"""How far the workload is, in numbers and yes or no.
 
-Knows the status of a Deployment; problems of single pods are read in `pod_problems`.
+Knows the status of a Deployment and of a LeaderWorkerSet, whose groups count as pods; problems of
+single pods are read in `pod_problems`.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from octavo_operator.manifests.kinds import LEADER_WORKER_SET
 from octavo_operator.resources.inference_service import InferenceService
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Counts of pods, and what the Deployment says of itself.
+    """Counts of pods, and what the workload says of itself.
 
-    exists: the Deployment is there. is_current: its controller has seen its latest spec.
+    exists: the workload is there. is_current: its controller has seen its latest spec.
     wanted: pods asked for; total: pods there are; updated: those with the latest template.
-    deadline_message, create_failure: the Deployment's own complaints, None when it has none.
-    was_completed: the Deployment says that its latest template was once fully rolled out.
+    deadline_message, create_failure: the workload's own complaints, None when it has none.
+    was_completed: the workload says that its latest template was once fully rolled out.
     """
 
     exists: bool
@@ -54,7 +56,7 @@ class Workload:
 
 
 def read_workload(service: InferenceService | None, live: Mapping[str, Any] | None) -> Workload:
-    """The workload in the Deployment `live`; `service` says how many pods are wanted, if it can."""
+    """The workload in the object `live`; `service` says how many pods are wanted, if it can."""
     fixed = service.replicas if service is not None else None
     if live is None:
         return Workload(False, False, fixed or 0, 0, 0, 0, 0, None, None)
@@ -62,6 +64,8 @@ def read_workload(service: InferenceService | None, live: Mapping[str, Any] | No
     spec: Mapping[str, Any] = live.get("spec") or {}
     generation = live["metadata"].get("generation") or 0
     conditions = {item.get("type"): item for item in status.get("conditions") or ()}
+    if live.get("kind") == LEADER_WORKER_SET.kind:
+        return _read_groups(fixed, status, spec, generation, conditions)
     progressing, failure = conditions.get("Progressing"), conditions.get("ReplicaFailure")
     return Workload(
         exists=True,
@@ -74,6 +78,32 @@ def read_workload(service: InferenceService | None, live: Mapping[str, Any] | No
         deadline_message=_message(progressing, "False"),
         create_failure=_message(failure, "True"),
         was_completed=(progressing or {}).get("reason") == "NewReplicaSetAvailable",
+    )
+
+
+def _read_groups(
+    fixed: int | None,
+    status: Mapping[str, Any],
+    spec: Mapping[str, Any],
+    generation: int,
+    conditions: Mapping[Any, Mapping[str, Any]],
+) -> Workload:
+    """Of a LeaderWorkerSet, which knows no deadline; older ones tell no observed generation."""
+    ready = status.get("readyReplicas") or 0
+    is_updating = (conditions.get("UpdateInProgress") or {}).get("status") == "True"
+    return Workload(
+        exists=True,
+        is_current=bool(status) and status.get("observedGeneration", generation) >= generation,
+        wanted=fixed if fixed is not None else spec.get("replicas", 1),
+        total=status.get("replicas") or 0,
+        ready=ready,
+        updated=status.get("updatedReplicas") or 0,
+        available=ready,
+        deadline_message=None,
+        create_failure=None,
+        was_completed=(
+            (conditions.get("Available") or {}).get("status") == "True" and not is_updating
+        ),
     )
 
 

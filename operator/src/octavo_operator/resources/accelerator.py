@@ -62,6 +62,11 @@ class Parallelism:
     pipeline: int
     nodes: int
 
+    @property
+    def gpus_per_pod(self) -> int:
+        """A pod is what one node has of a replica; `Auto` counts as 1."""
+        return (self.tensor or 1) * self.pipeline // self.nodes
+
 
 def parse_accelerator(fields: Fields) -> Accelerator:
     """`spec.accelerator`; raises ResourceError."""

@@ -27,6 +27,7 @@ OWNED_FLAGS: Final = frozenset(
         "--device",
         "--tensor-parallel-size",
         "--pipeline-parallel-size",
+        *("--nnodes", "--node-rank", "--master-addr", "--master-port", "--headless"),
         "--max-model-len",
         "--dtype",
         "--quantization",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from octavo.config import EngineConfig
+from octavo import LLM, LoRARequest
 from octavo.errors import ConfigError
+from octavo.kernels.adapters import AdapterStack, Projection, TorchAdapters
 from octavo.kernels.cpu.invariant import InvariantCpuKernels
 from octavo.kernels.interface import Kernels
 from octavo.kernels.select import select_kernels
 from octavo.outputs import TokenLogprobs
 from octavo.sampling_params import SamplingParams
+from tiny_adapters import make_adapter
 from tiny_engine import TinyEngine, UncapturedGraphs, request_spec, run_to_end
+from tiny_models import make_tiny_model
 
 _DRAW = random.Random(1)
 _SHARED = [_DRAW.randrange(256) for _ in range(40)]
@@ -105,6 +109,55 @@ def test_kernels_without_such_a_form_refuse(tmp_path: Path) -> None:
         select_kernels(torch.device("cpu"), "reference", True)
 
 
-def test_adapters_beside_it_are_refused() -> None:
-    with pytest.raises(ConfigError, match="Leave one of them out"):
-        EngineConfig(model="m", batch_invariant=True, enable_lora=True)
+def test_adapters_change_nothing_of_it(tmp_path: Path) -> None:
+    model = make_tiny_model("llama", tmp_path / "model", **WIDE)
+    config = json.loads((model / "config.json").read_text())
+    requests = [
+        LoRARequest(name, str(make_adapter(tmp_path / name, config, seed=seed, rank=4 + 8 * seed)))
+        for seed, name in enumerate(("first", "second"))
+    ]
+    chosen = [[None, *requests][index % 3] for index in range(len(PROMPTS))]
+    prompts = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
+
+    def bits(**options: Any) -> list[object]:
+        llm = LLM(
+            str(model),
+            kernels="cpu",
+            batch_invariant=True,
+            enable_lora=True,
+            max_model_len=128,
+            num_threads=1,
+            **options,
+        )
+        outputs = llm.generate(prompts, DRAWS["greedy"], lora_request=chosen, use_tqdm=False)
+        llm.close()
+        return [(one.outputs[0].token_ids, one.outputs[0].logprobs) for one in outputs]
+
+    alone = bits(max_num_seqs=1, enable_prefix_caching=False)
+    assert bits(max_num_seqs=16) == alone
+    assert bits(max_num_seqs=3, max_num_batched_tokens=7) == alone
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_an_adapter_adds_has_the_same_bits_in_any_company(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    projection = Projection(0, ("q", "k"), 333, (200, 72))
+    stack = AdapterStack.allocate([projection], 2, 32, torch.float32, torch.device("cpu"))
+    stack.storage.normal_()
+    stack.table[1, 0, 1] = 16
+    stack.table[0, 0, 1] = 32
+    kernels = InvariantCpuKernels()
+    adapters = TorchAdapters(stack, kernels)
+    linear = kernels.prepare_linear([torch.randn(272, 333)], None, torch.float32)
+    x = torch.randn(70, 333)
+    slots = torch.tensor([index % 3 - 1 for index in range(70)], dtype=torch.int32)
+    try:
+        whole, _ = adapters.step(slots).project(0, linear, x)
+        for first in range(0, 70, 7):
+            for last in (first + 1, first + 5, 70):
+                own = adapters.step(slots[first:last])
+                part, _ = own.project(0, linear, x[first:last])
+                assert torch.equal(part, whole[first:last]), (first, last)
+    finally:
+        torch.set_num_threads(before)

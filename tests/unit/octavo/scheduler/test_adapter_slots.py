@@ -116,6 +116,28 @@ def test_a_failed_copy_frees_the_slot_and_a_late_one_tells_nothing() -> None:
     slots.check_integrity({}, {1: 1})
 
 
+def test_who_waits_for_nothing_but_an_adapter_is_overdue_after_a_while() -> None:
+    slots = slots_with(1, 2)
+    assert bring(slots, 0)
+    start(slots, 0)
+    slots.wait(1)
+    assert not slots.overdue(100.0)  # it may be something else that keeps it waiting
+    assert not slots.can_start(1, 5.0)
+    assert not slots.overdue(4.9)
+    assert slots.overdue(5.0) == [1]
+    slots.wait(0)
+    assert not slots.can_start(1, 7.0)
+    assert not slots.can_start(0, 7.0)  # it leaves for 1
+    assert slots.overdue(6.0) == [1]
+    assert slots.overdue(7.0) == [0, 1]
+    slots.stop_waiting(1)
+    assert slots.can_start(0, 8.0)
+    assert not slots.overdue(8.0)
+    slots.wait(1)
+    assert not slots.can_start(1, 9.0)
+    assert not slots.overdue(8.0)
+
+
 def test_removing_an_adapter_in_use_is_our_bug() -> None:
     slots = slots_with(1, 1)
     slots.wait(0)

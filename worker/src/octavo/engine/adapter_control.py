@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from octavo.engine.carried_errors import to_refusal
@@ -18,6 +19,7 @@ from octavo.logs import log_event
 from octavo.lora.adapter_source import AdapterSource
 from octavo.lora.outcomes import Filled, FillFailed, Opened, OpenFailed, Outcome
 from octavo.outputs import AdapterStats
+from octavo.request import Request
 from octavo.scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:  # the engine's process comes up, and hears of its parent's end, before torch does
@@ -26,19 +28,27 @@ if TYPE_CHECKING:  # the engine's process comes up, and hears of its parent's en
 _log = logging.getLogger(__name__)
 _RETRY_AFTER_S = 2.0
 _WAIT_S = 0.002
+_LOOK_S = 0.1
+"""How often those are looked for who have waited too long."""
 
 
 class AdapterControl:
     """Called by the engine's core, from its one loop."""
 
-    def __init__(self, scheduler: Scheduler, store: AdapterStore, wait_s: float) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        store: AdapterStore,
+        wait_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._scheduler = scheduler
         self._slots = scheduler.adapters
         self._store = store
         self._wait_s = wait_s
+        self._clock = clock
         self._events: list[AdapterEvent] = []
-        self._fills: dict[int, float] = {}
-        """Adapters on their way to a slot, and since when."""
+        self._next_look_s = 0.0
         self._open: set[int] = set()
         """Adapters that were opened and not closed: of others nothing is told."""
         self._num_fills = 0
@@ -54,13 +64,12 @@ class AdapterControl:
         self._store.open(adapter_id, source, known_digest)
 
     def close(self, adapter_id: int) -> None:
-        """Forget an adapter; who still uses it ends with an error."""
+        """Forget an adapter; who still uses it ends with what there is, as if cancelled."""
         for request_id in self._scheduler.requests_of(adapter_id):
-            self._scheduler.fail(request_id, "The adapter was unloaded.")
+            self._scheduler.abort(request_id)
         if adapter_id in self._slots:
             self._slots.remove(adapter_id)
         self._open.discard(adapter_id)
-        self._fills.pop(adapter_id, None)
         self._store.close(adapter_id)
 
     def advance(self) -> None:
@@ -68,13 +77,12 @@ class AdapterControl:
         if self._store.is_busy:
             for outcome in self._store.poll():
                 self._take(outcome)
-        if self._fills:
-            self._refuse_overdue()
+        if self._slots.waiting():
+            self._refuse_overdue(self._clock())
 
     def begin_fills(self) -> None:
         """Begin the copies that planning has asked for."""
         for adapter_id, slot in self._slots.take_fills():
-            self._fills.setdefault(adapter_id, time.monotonic())
             self._store.fill(adapter_id, slot)
 
     def wait(self) -> None:
@@ -113,14 +121,15 @@ class AdapterControl:
                 self._open.discard(adapter_id)
                 self._events.append(AdapterFailed(adapter_id, type(error).__name__, str(error)))
             case Filled(adapter_id, slot):
-                self._fills.pop(adapter_id, None)
                 self._num_fills += 1
                 self._slots.filled(adapter_id, slot)
             case FillFailed(adapter_id, slot, error):
                 _log.error("Adapter %d cannot be used: %s", adapter_id, error)
-                self._fills.pop(adapter_id, None)
                 self._slots.fill_failed(adapter_id, slot)
-                self._refuse_waiting(adapter_id, error)
+                self._refuse(
+                    self._scheduler.waiting_for(adapter_id),
+                    AdapterNotReadyError(str(error), _RETRY_AFTER_S),
+                )
 
     def _opened(self, opened: Opened) -> None:
         if opened.is_known:
@@ -149,21 +158,29 @@ class AdapterControl:
             )
         )
 
-    def _refuse_overdue(self) -> None:
-        now_s = time.monotonic()
-        for adapter_id, since_s in self._fills.items():
-            if now_s - since_s >= self._wait_s:
-                self._fills[adapter_id] = now_s
-                message = (
-                    f"The adapter was not loaded within {self._wait_s:.0f} s; it is still being "
-                    "read, try again."
-                )
-                self._refuse_waiting(adapter_id, AdapterNotReadyError(message, _RETRY_AFTER_S))
+    def _refuse_overdue(self, now_s: float) -> None:
+        """End those who have waited for an adapter alone for as long as a request may. Who has
+        begun goes on waiting: its tokens are kept, and it is the first to start again."""
+        if now_s < self._next_look_s:
+            return
+        self._next_look_s = now_s + _LOOK_S
+        since_s = now_s - self._wait_s
+        for adapter_id in self._slots.overdue(since_s):
+            late = [
+                request
+                for request in self._scheduler.waiting_for(adapter_id)
+                if request.arrival_s <= since_s and not request.num_output_tokens
+            ]
+            message = (
+                f"The adapter did not get on the device within {self._wait_s:.0f} s (all "
+                f"{self._slots.num_slots} slots are in use, or it is still being read); try again, "
+                "or start the server with a larger --max-loras."
+            )
+            self._refuse(late, AdapterNotReadyError(message, _RETRY_AFTER_S))
 
-    def _refuse_waiting(self, adapter_id: int, error: OctavoError) -> None:
-        """End the requests that wait for an adapter. Those that have begun cannot be refused any
+    def _refuse(self, requests: Sequence[Request], error: OctavoError) -> None:
+        """End requests that wait for an adapter. Those that have begun cannot be refused any
         more: they fail."""
-        for request_id in self._scheduler.waiting_for(adapter_id):
-            refusal = to_refusal(request_id, error)
-            self._events.append(refusal)
-            self._scheduler.fail(request_id, str(RequestFailedError(str(error))))
+        for request in requests:
+            self._events.append(to_refusal(request.id, error))
+            self._scheduler.fail(request.id, str(RequestFailedError(str(error))))

@@ -107,7 +107,7 @@ class EngineCore:
         self._adapters.open(adapter_id, source, known_digest)
 
     def close_adapter(self, adapter_id: int) -> None:
-        """Forget an adapter; requests of it that are still open end with an error."""
+        """Forget an adapter; requests of it that are still open end as if cancelled."""
         if self._adapters is not None:
             self._adapters.close(adapter_id)
             self._aborted += self._scheduler.take_updates()

@@ -16,14 +16,16 @@ The rank is the adapter's own, so a small adapter takes, moves and reads no more
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from octavo.kernels.fixed_rows import FixedRowsLinear
 from octavo.kernels.interface import Kernels, Linear
+from octavo.kernels.reference import DenseLinear
 
 RANK_MULTIPLE = 16
 """Ranks are padded with zeros to this: the least a tensor core multiplies by."""
@@ -121,8 +123,8 @@ def rows_of_parts(b: Tensor, projection: Projection) -> tuple[Tensor, ...]:
 class AdapterStep(Protocol):
     """The adapters of one step's tokens; handed down through the model."""
 
-    def project(self, index: int, linear: Linear, x: Tensor) -> Tensor:
-        """``linear(x)`` and what each token's adapter adds to it.
+    def project(self, index: int, linear: Linear, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``linear(x)``, and what each token's adapter adds to it; None: it is added already.
 
         ``index`` counts the model's projections. ``x: [T, in_features]`` →
         ``[T, out_features]``.
@@ -134,12 +136,18 @@ class AdapterStep(Protocol):
         SiLU, or else GELU in its tanh form.
         """
 
+    def of(self, tokens: Tensor) -> AdapterStep:
+        """The same for some of the tokens: ``[N], int64``."""
+
 
 class Adapters(Protocol):
     """One implementation of the above, over one stack."""
 
-    def step(self, slots: Tensor) -> AdapterStep:
-        """``slots: [T], int32``: of each token; :data:`NO_ADAPTER` for those without."""
+    def step(self, slots: Tensor, is_decode: bool = False) -> AdapterStep:
+        """``slots: [T], int32``: of each token; :data:`NO_ADAPTER` for those without.
+
+        ``is_decode``: each token is a sequence's only new one.
+        """
 
 
 class TorchAdapters:
@@ -153,8 +161,11 @@ class TorchAdapters:
         self._stack = stack
         self._kernels = kernels
 
-    def step(self, slots: Tensor) -> AdapterStep:
+    def step(self, slots: Tensor, is_decode: bool = False) -> AdapterStep:
         """Reads the slots on the host: not for captured steps."""
+        return self._step(slots)
+
+    def _step(self, slots: Tensor) -> _TorchStep:
         groups: dict[int, list[int]] = {}
         for token, slot in enumerate(slots.tolist()):
             if slot != NO_ADAPTER:
@@ -163,6 +174,8 @@ class TorchAdapters:
         return _TorchStep(
             self._stack,
             self._kernels,
+            slots,
+            self._step,
             [
                 _Group(
                     self._stack.storage[slot],
@@ -190,9 +203,14 @@ class _Group:
 class _TorchStep:
     stack: AdapterStack
     kernels: Kernels
-    groups: list[_Group] = field(default_factory=list)
+    slots: Tensor
+    step: Callable[[Tensor], AdapterStep]
+    groups: list[_Group]
 
-    def project(self, index: int, linear: Linear, x: Tensor) -> Tensor:
+    def of(self, tokens: Tensor) -> AdapterStep:
+        return self.step(self.slots[tokens])
+
+    def project(self, index: int, linear: Linear, x: Tensor) -> tuple[Tensor, Tensor | None]:
         y = linear(x)
         projection = self.stack.projections[index]
         for group in self.groups:
@@ -201,10 +219,10 @@ class _TorchStep:
                 continue
             a, b = matrices_in(group.slot, offset, rank, projection)
             chosen = x if group.tokens is None else x[group.tokens]
-            shrunk = (chosen @ a.flatten(0, 1).T).to(b.dtype)
+            shrunk = self._product(chosen, a.flatten(0, 1)).to(b.dtype)
             added = torch.cat(
                 [
-                    shrunk[:, part * rank : (part + 1) * rank] @ rows.T
+                    self._product(shrunk[:, part * rank : (part + 1) * rank], rows)
                     for part, rows in enumerate(rows_of_parts(b, projection))
                 ],
                 dim=1,
@@ -213,10 +231,15 @@ class _TorchStep:
                 y += added
             else:
                 y.index_add_(0, group.tokens, added.to(y.dtype))
-        return y
+        return y, None
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        if not self.kernels.is_batch_invariant:
+            return x @ weight.T
+        return FixedRowsLinear(DenseLinear(weight, None))(x)
 
     def project_gated(self, index: int, linear: Linear, x: Tensor, is_silu: bool) -> Tensor:
-        gate_up = self.project(index, linear, x)
+        gate_up, _ = self.project(index, linear, x)
         return self.kernels.silu_mul(gate_up) if is_silu else self.kernels.gelu_tanh_mul(gate_up)
 
 

@@ -12,6 +12,8 @@ Conventions used by every implementation:
 - Rotary embedding is the half-split ("NeoX") form: element ``i`` is paired with
   ``i + rotary_dim / 2``. Weights stored for the interleaved form are permuted at load.
 - Norm weights are float32, and hold the whole factor (Gemma's ``1 + w`` is folded at load).
+- ``added``, where a method takes it, is what adapters add to the product that comes first: of
+  its shape, contiguous; None: nothing.
 - Activations are the model's dtype on CUDA and always float32 on the CPU, where the dtype
   only says how dense weights are stored.
 """
@@ -190,6 +192,8 @@ class Kernels(Protocol):
     """What a model needs of a device. Every method returns new tensors unless it says in place."""
 
     name: str
+    is_batch_invariant: bool
+    """Whether a token's bits do not depend on what is computed with it."""
     packed_kinds: frozenset[GGMLType]
     """Encodings ``prepare_linear`` keeps packed; others must be dequantised before."""
 
@@ -201,16 +205,25 @@ class Kernels(Protocol):
         ``dtype`` is how dense parts are stored. The parts may be released afterwards.
         """
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def rms_norm(
+        self, x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None
+    ) -> Tensor:
         """``x: [..., size]``: ``x / sqrt(mean(x²) + eps) * weight``, computed in float32."""
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def add_rms_norm(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        added: Tensor | None = None,
+    ) -> Tensor:
         """``residual += x`` in place, then :meth:`rms_norm` of it."""
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
+    def silu_mul(self, gate_up: Tensor, added: Tensor | None = None) -> Tensor:
         """``[T, 2 * size]`` → ``[T, size]``: ``silu(first half) * second half``."""
 
-    def gelu_tanh_mul(self, gate_up: Tensor) -> Tensor:
+    def gelu_tanh_mul(self, gate_up: Tensor, added: Tensor | None = None) -> Tensor:
         """``[T, 2 * size]`` → ``[T, size]``: ``gelu_tanh(first half) * second half``."""
 
     def rope_and_cache(
@@ -224,6 +237,7 @@ class Kernels(Protocol):
         q_norm: Tensor | None,
         k_norm: Tensor | None,
         eps: float,
+        added: Tensor | None = None,
     ) -> Tensor:
         """Normalise (where weights are given) and rotate q and k; write k and v to their slots.
 
@@ -232,7 +246,7 @@ class Kernels(Protocol):
         the second; ``rotary_dim <= head_dim``, elements past it are left as they are.
         ``q_norm, k_norm: [head_dim], float32``: RMSNorm over each head, before the rotation.
         Returns ``q: [T, num_heads, head_dim]``. ``qkv`` may be overwritten, and is what
-        :meth:`paged_attention` is given as ``qkv``.
+        :meth:`paged_attention` is given as ``qkv``. ``added`` comes with batches of decodes only.
         """
 
     def paged_attention(

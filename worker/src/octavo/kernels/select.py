@@ -49,7 +49,7 @@ def select_adapters(kernels: Kernels, stack: AdapterStack) -> Adapters:
     if kernels.name == "triton":
         from octavo.kernels.triton.adapters import TritonAdapters
 
-        return TritonAdapters(stack)
+        return TritonAdapters(stack, kernels)
     return TorchAdapters(stack, kernels)
 
 

@@ -104,14 +104,11 @@ class Decoder:
         residual = self._embed(token_ids)
         hidden = self._rms_norm(residual, self._first_norm, self._config.norm_eps)
         is_last_only = is_last_only and not batch.is_decode
-        # With adapters all go on, because what an adapter adds is laid out by the step's tokens.
-        ends = LastTokens.of(batch) if is_last_only and adapters is None else None
+        ends = LastTokens.of(batch, adapters) if is_last_only else None
         final = len(self._layers) - 1
         for index, (layer, caches) in enumerate(zip(self._layers, kv_caches, strict=True)):
             kept = ends if index == final else None
             hidden = layer.forward(hidden, residual, *caches, batch, adapters, kept)
-        if is_last_only and ends is None:
-            hidden = hidden[batch.last_tokens]
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -130,10 +127,13 @@ class LastTokens:
     """``[S], int64``: which of the step's tokens they are."""
     batch: AttentionBatch
     """The same sequences, each with that token alone."""
+    adapters: AdapterStep | None
 
     @classmethod
-    def of(cls, batch: AttentionBatch) -> LastTokens:
-        return cls(batch.last_tokens, batch.of_last_tokens())
+    def of(cls, batch: AttentionBatch, adapters: AdapterStep | None) -> LastTokens:
+        index = batch.last_tokens
+        own = None if adapters is None else adapters.of(index)
+        return cls(index, batch.of_last_tokens(), own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ class DecoderLayer:
         ``kept``: tokens to go on with once all keys and values are written; None: all.
         """
         kernels, weights, eps = self._kernels, self._weights, self._eps
-        qkv = self._project(0, weights.qkv, hidden, adapters)
+        qkv, added = self._project(0, weights.qkv, hidden, adapters)
         q = kernels.rope_and_cache(
             qkv,
             self._cos_sin,
@@ -202,28 +202,32 @@ class DecoderLayer:
             weights.q_norm,
             weights.k_norm,
             eps,
+            added,
         )
         if kept is not None:
             q, residual, batch = q[kept.index], residual[kept.index], kept.batch
+            adapters = kept.adapters
         attended = kernels.paged_attention(
             q, key_cache, value_cache, batch, self._scale, self._window, qkv
         )
         attended = attended.view(-1, self._query_size)
-        hidden = self._project(1, weights.output, attended, adapters)
+        hidden, added = self._project(1, weights.output, attended, adapters)
         if weights.post_attention_norm is not None:
-            hidden = kernels.rms_norm(hidden, weights.post_attention_norm, eps)
-        hidden = kernels.add_rms_norm(hidden, residual, weights.mlp_norm, eps)
-        hidden = self._project(3, weights.down, self._gate(hidden, adapters), adapters)
+            hidden, added = kernels.rms_norm(hidden, weights.post_attention_norm, eps, added), None
+        hidden = kernels.add_rms_norm(hidden, residual, weights.mlp_norm, eps, added)
+        hidden = self._gate(hidden, adapters)
+        hidden, added = self._project(3, weights.down, hidden, adapters)
         if weights.post_mlp_norm is not None:
-            hidden = kernels.rms_norm(hidden, weights.post_mlp_norm, eps)
-        return kernels.add_rms_norm(hidden, residual, weights.next_norm, eps)
+            hidden, added = kernels.rms_norm(hidden, weights.post_mlp_norm, eps, added), None
+        return kernels.add_rms_norm(hidden, residual, weights.next_norm, eps, added)
 
     def _project(
         self, number: int, linear: Linear, x: Tensor, adapters: AdapterStep | None
-    ) -> Tensor:
-        """``number``: which of the layer's projections it is."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """The product, and what is still to be added to it. ``number``: which of the layer's
+        projections it is."""
         if adapters is None:
-            return linear(x)
+            return linear(x), None
         return adapters.project(self._first_projection + number, linear, x)
 
     def _gate(self, x: Tensor, adapters: AdapterStep | None) -> Tensor:

@@ -174,7 +174,8 @@ class StepGraphs:
         adapters = None
         if shape.has_adapters:
             assert self._adapters is not None, "a row has an adapter, and there are none"
-            adapters = self._adapters.step(self._rows.adapter_slots[token_row])
+            slots = self._rows.adapter_slots[token_row]
+            adapters = self._adapters.step(slots, attention.is_decode)
         hidden = self._model.forward(
             token_ids, self._kv.layers, attention, adapters, is_last_only=True
         )

@@ -153,7 +153,8 @@ class ModelRunner:
         token_ids, attention, token_row = expand(self._rows, table)
         adapters = None
         if self._adapters is not None and self._rows.has_adapters(plan):
-            adapters = self._adapters.step(self._rows.adapter_slots[token_row])
+            slots = self._rows.adapter_slots[token_row]
+            adapters = self._adapters.step(slots, attention.is_decode)
         # Who reads a prompt wants the hidden states of all its tokens.
         is_last_only = not plan.readings
         hidden = self._model.forward(token_ids, self._kv.layers, attention, adapters, is_last_only)

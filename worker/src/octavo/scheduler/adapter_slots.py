@@ -6,7 +6,8 @@ takes a free slot, or that of the adapter that has been idle longest. When all a
 running requests, whoever asks is passed over, so that requests of adapters that are there are
 computed together; but not for long: after ``patience_s`` one adapter is chosen to leave, which
 means that its waiting requests start no more until it has made room. So adapters that many ask
-for cannot keep others out for longer than their running requests take.
+for cannot keep others out for longer than their running requests take; and whoever has waited
+longer than a request may is told by :meth:`AdapterSlots.overdue`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class _Adapter:
     num_running: int = 0
     """Requests with a row."""
     num_waiting: int = 0
-    wanted_since_s: float | None = None
-    """Since when a request waits for a slot for it, and there is none."""
+    missing_since_s: float | None = None
+    """Since when nothing but the adapter keeps a request from starting."""
     leaves_for: int | None = None
     """The adapter it shall make room for."""
     last_used: int = 0
@@ -73,7 +74,7 @@ class AdapterSlots:
         adapter = self._adapters[adapter_id]
         adapter.num_waiting -= 1
         if not adapter.num_waiting:
-            adapter.wanted_since_s = None
+            adapter.missing_since_s = None
             self._waiting.discard(adapter_id)
 
     def start(self, adapter_id: int) -> int:
@@ -94,11 +95,23 @@ class AdapterSlots:
         """Whether a request of it could start; if not, what can be done to that end is done."""
         adapter = self._adapters[adapter_id]
         self._settle(adapter)
-        if adapter.slot is not None and adapter.leaves_for is None:
-            return adapter.is_filled
-        if adapter.leaves_for is None:
+        if adapter.is_filled and adapter.leaves_for is None:
+            adapter.missing_since_s = None
+            return True
+        if adapter.missing_since_s is None:
+            adapter.missing_since_s = now_s
+        if adapter.slot is None:
             self._give_slot(adapter_id, adapter, now_s)
         return False
+
+    def overdue(self, since_s: float) -> list[int]:
+        """Ids of adapters that requests have been waiting for since then."""
+        return [
+            adapter_id
+            for adapter_id in sorted(self._waiting)
+            for missing_since_s in [self._adapters[adapter_id].missing_since_s]
+            if missing_since_s is not None and missing_since_s <= since_s
+        ]
 
     # ---- Copies -----------------------------------------------------------------------------
 
@@ -167,12 +180,10 @@ class AdapterSlots:
         if slot is not None:
             self._holders[slot] = adapter_id
             adapter.slot, adapter.is_filled = slot, False
-            adapter.wanted_since_s = None
             self._fills.append((adapter_id, slot))
             return
-        if adapter.wanted_since_s is None:
-            adapter.wanted_since_s = now_s
-        if now_s - adapter.wanted_since_s >= self._patience_s:
+        assert adapter.missing_since_s is not None
+        if now_s - adapter.missing_since_s >= self._patience_s:
             self._choose_who_leaves(adapter_id)
 
     def _free_slot(self, wanted_by: int) -> int | None:

@@ -145,10 +145,10 @@ class Scheduler:
             self._end(request_id, FinishReason.ERROR, message)
         self._in_flight.clear()
 
-    def waiting_for(self, adapter_id: int) -> list[str]:
-        """Ids of the requests of an adapter that have no row."""
+    def waiting_for(self, adapter_id: int) -> list[Request]:
+        """The requests of an adapter that have no row."""
         return [
-            request.id
+            request
             for request in self._requests.values()
             if request.adapter_id == adapter_id and request.row is None
         ]
@@ -243,10 +243,19 @@ class Scheduler:
         if not draft.budget:
             return
         num_passed_over = 0
+        absent: set[int] = set()
+        """Adapters that are not on the device; however many ask for one, others get their turn."""
         for request in self._waiting.in_order():
             if request.priority >= below_priority or num_passed_over == _MAX_PASSED_OVER:
                 return
-            if not self._is_ready(request, now_s):
+            adapter_id = request.adapter_id
+            if adapter_id is not None:
+                if adapter_id in absent:
+                    continue
+                if not self.adapters.can_start(adapter_id, now_s):
+                    absent.add(adapter_id)
+                    continue
+            if not self._is_ready(request):
                 num_passed_over += 1
                 continue
             prefix = self._make_room(request, draft)
@@ -256,13 +265,9 @@ class Scheduler:
             if not draft.budget:
                 return
 
-    def _is_ready(self, request: Request, now_s: float) -> bool:
-        """Not while its own tokens are in flight, nor its leader computes the prompt they share,
-        nor before its adapter is on the device."""
+    def _is_ready(self, request: Request) -> bool:
+        """Not while its own tokens are in flight, nor its leader computes the prompt they share."""
         if request.num_in_flight or (self._unready and request in self._unready):
-            return False
-        adapter_id = request.adapter_id
-        if adapter_id is not None and not self.adapters.can_start(adapter_id, now_s):
             return False
         leader = request.leader
         if leader is None:

@@ -27,6 +27,7 @@ class CpuKernels:
     """A :class:`octavo.kernels.interface.Kernels` in C. Activations and KV pages are float32."""
 
     name = "cpu"
+    is_batch_invariant = False
     packed_kinds: frozenset[GGMLType] = PACKED_KINDS
 
     def __init__(self, variant: str | None = None) -> None:
@@ -44,7 +45,10 @@ class CpuKernels:
     ) -> Linear:
         return CpuLinear(self.library, parts, bias, dtype)
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def rms_norm(
+        self, x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None
+    ) -> Tensor:
+        x = x if added is None else x + added
         x = x.contiguous()
         out = torch.empty_like(x)
         size = x.shape[-1]
@@ -60,7 +64,15 @@ class CpuKernels:
         )
         return out
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def add_rms_norm(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        added: Tensor | None = None,
+    ) -> Tensor:
+        x = x if added is None else x + added
         x = x.contiguous()
         assert residual.is_contiguous()
         assert residual.shape == x.shape
@@ -78,10 +90,12 @@ class CpuKernels:
         )
         return out
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
+    def silu_mul(self, gate_up: Tensor, added: Tensor | None = None) -> Tensor:
+        gate_up = gate_up if added is None else gate_up + added
         return self._gated(gate_up, is_gelu=0)
 
-    def gelu_tanh_mul(self, gate_up: Tensor) -> Tensor:
+    def gelu_tanh_mul(self, gate_up: Tensor, added: Tensor | None = None) -> Tensor:
+        gate_up = gate_up if added is None else gate_up + added
         return self._gated(gate_up, is_gelu=1)
 
     def _gated(self, gate_up: Tensor, is_gelu: int) -> Tensor:
@@ -105,7 +119,9 @@ class CpuKernels:
         q_norm: Tensor | None,
         k_norm: Tensor | None,
         eps: float,
+        added: Tensor | None = None,
     ) -> Tensor:
+        qkv = qkv if added is None else qkv + added
         qkv = qkv.contiguous()
         _, num_kv_heads, block_size, head_dim = key_cache.shape
         num_tokens, width = qkv.shape

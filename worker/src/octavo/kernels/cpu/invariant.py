@@ -17,6 +17,8 @@ from octavo.kernels.interface import AttentionBatch, Linear, WeightPart
 class InvariantCpuKernels(CpuKernels):
     """Products of fixed numbers of rows, and one attention for decodes and prompts."""
 
+    is_batch_invariant = True
+
     def prepare_linear(
         self, parts: Sequence[WeightPart], bias: Tensor | None, dtype: torch.dtype
     ) -> Linear:

@@ -16,12 +16,24 @@ _MAX_BLOCK = 1024
 
 
 @triton.jit
+def activated(gate, IS_SILU: tl.constexpr):
+    """SiLU, or else GELU in its tanh form, of float32."""
+    argument = gate
+    if not IS_SILU:
+        # gelu_tanh(x) = x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3))
+        argument = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+    return gate / (1.0 + tl.exp(-tl.maximum(argument, -80.0)))
+
+
+@triton.jit
 def _gated_program(
     gate_up,
+    added,
     out,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     IS_SILU: tl.constexpr,
+    HAS_ADDED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """One program for ``BLOCK`` columns of one row."""
@@ -32,16 +44,17 @@ def _gated_program(
     pointers = gate_up + row * 2 * SIZE + columns
     gate = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(pointers + SIZE, mask=mask, other=0.0).to(tl.float32)
-    argument = gate
-    if not IS_SILU:
-        # gelu_tanh(x) = x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3))
-        argument = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
-    activated = gate / (1.0 + tl.exp(-tl.maximum(argument, -80.0)))
-    tl.store(out + row * SIZE + columns, (activated * up).to(out.dtype.element_ty), mask=mask)
+    if HAS_ADDED:
+        pointers = added + row * 2 * SIZE + columns
+        gate += tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+        up += tl.load(pointers + SIZE, mask=mask, other=0.0).to(tl.float32)
+    result = (activated(gate, IS_SILU) * up).to(out.dtype.element_ty)
+    tl.store(out + row * SIZE + columns, result, mask=mask)
 
 
-def gated(gate_up: Tensor, is_silu: bool, machine: Machine) -> Tensor:
-    """``gate_up: [T, 2 * size]``, contiguous → ``[T, size]``; SiLU, or else GELU (tanh form)."""
+def gated(gate_up: Tensor, is_silu: bool, machine: Machine, added: Tensor | None = None) -> Tensor:
+    """``gate_up, added: [T, 2 * size]``, contiguous → ``[T, size]``; SiLU, or else GELU (tanh
+    form)."""
     num_tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((num_tokens, size), dtype=gate_up.dtype, device=gate_up.device)
     if num_tokens == 0:
@@ -49,11 +62,13 @@ def gated(gate_up: Tensor, is_silu: bool, machine: Machine) -> Tensor:
     block = min(_MAX_BLOCK, next_power_of_two(size))
     _gated_program[(num_tokens, triton.cdiv(size, block))](
         gate_up.contiguous(),
+        gate_up if added is None else added,
         out,
         SIZE=size,
         BLOCK=block,
         IS_SILU=is_silu,
+        HAS_ADDED=added is not None,
         num_warps=4,
-        **machine.launch_options,
+        **machine.options_after(added),
     )
     return out

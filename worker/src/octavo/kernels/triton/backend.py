@@ -36,6 +36,7 @@ class TritonKernels:
     """
 
     name = "triton"
+    is_batch_invariant = False
     packed_kinds: frozenset[GGMLType] = frozenset()
 
     def __init__(self, device: torch.device, machine: Machine | None = None) -> None:
@@ -47,17 +48,26 @@ class TritonKernels:
     ) -> Linear:
         return TritonLinear.of(parts, bias, dtype, self._machine)
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return rms_norm(x, None, weight, eps, self._machine)
+    def rms_norm(
+        self, x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None
+    ) -> Tensor:
+        return rms_norm(x, None, weight, eps, self._machine, added)
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return rms_norm(x, residual, weight, eps, self._machine)
+    def add_rms_norm(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        eps: float,
+        added: Tensor | None = None,
+    ) -> Tensor:
+        return rms_norm(x, residual, weight, eps, self._machine, added)
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        return gated(gate_up, is_silu=True, machine=self._machine)
+    def silu_mul(self, gate_up: Tensor, added: Tensor | None = None) -> Tensor:
+        return gated(gate_up, True, self._machine, added)
 
-    def gelu_tanh_mul(self, gate_up: Tensor) -> Tensor:
-        return gated(gate_up, is_silu=False, machine=self._machine)
+    def gelu_tanh_mul(self, gate_up: Tensor, added: Tensor | None = None) -> Tensor:
+        return gated(gate_up, False, self._machine, added)
 
     def rope_and_cache(
         self,
@@ -70,6 +80,7 @@ class TritonKernels:
         q_norm: Tensor | None,
         k_norm: Tensor | None,
         eps: float,
+        added: Tensor | None = None,
     ) -> Tensor:
         return rope_and_cache(
             qkv,
@@ -82,6 +93,7 @@ class TritonKernels:
             k_norm,
             eps,
             self._machine,
+            added,
         )
 
     def paged_attention(

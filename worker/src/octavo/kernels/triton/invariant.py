@@ -29,6 +29,8 @@ class InvariantTritonKernels(TritonKernels):
     whatever chunk the query came in; decode attention cuts a sequence by how full the device is.
     """
 
+    is_batch_invariant = True
+
     def prepare_linear(
         self, parts: Sequence[WeightPart], bias: Tensor | None, dtype: torch.dtype
     ) -> Linear:

@@ -69,6 +69,16 @@ class Machine:
             launch_options=_launch_options(can_overlap),
         )
 
+    def options_after(self, added: Tensor | None) -> Mapping[str, bool]:
+        """:attr:`launch_options`, for a program that reads what adapters add beside a product.
+
+        That comes from a branch of the graph, and a program with two predecessors does not start
+        before both have ended.
+        """
+        if added is None or "launch_pdl" not in self.launch_options:
+            return self.launch_options
+        return {**self.launch_options, "launch_pdl": False}
+
 
 def _launch_options(can_overlap: bool) -> Mapping[str, bool]:
     # The interpreter does not know launch_pdl.

@@ -17,6 +17,7 @@ from octavo.kernels.triton.overlap import wait_for_predecessors
 def _rms_norm_program(
     x,
     residual,
+    added,
     weight,
     out,
     x_stride,
@@ -25,6 +26,7 @@ def _rms_norm_program(
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    HAS_ADDED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """One program a row; the whole row stays in registers."""
@@ -33,14 +35,16 @@ def _rms_norm_program(
     mask = columns < SIZE
     factors = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
     pointers = residual + row * residual_stride + columns
-    added = tl.zeros([BLOCK], tl.float32)
+    before = tl.zeros([BLOCK], tl.float32)
     if HAS_RESIDUAL:
         # The program just ahead brings x; the residual was written by the norm before it.
-        added = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+        before = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
     wait_for_predecessors(OVERLAP)
     values = tl.load(x + row * x_stride + columns, mask=mask, other=0.0).to(tl.float32)
+    if HAS_ADDED:
+        values += tl.load(added + row * SIZE + columns, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
-        values += added
+        values += before
         # Normalise what is stored, rounding included: the next layer adds to that.
         rounded = values.to(residual.dtype.element_ty)
         tl.store(pointers, rounded, mask=mask)
@@ -51,28 +55,38 @@ def _rms_norm_program(
 
 
 def rms_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, machine: Machine
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    machine: Machine,
+    added: Tensor | None = None,
 ) -> Tensor:
-    """``x, residual: [..., size]``, last dimension contiguous; ``residual += x`` in place."""
+    """``x, residual: [..., size]``, last dimension contiguous; ``residual += x`` in place.
+
+    ``added``: as x, contiguous; taken for a part of it.
+    """
     size = x.shape[-1]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows = x.view(-1, size)
-    added = rows if residual is None else residual.view(-1, size)
+    sums = rows if residual is None else residual.view(-1, size)
     if rows.shape[0] == 0:
         return out
     block = next_power_of_two(size)
     _rms_norm_program[(rows.shape[0],)](
         rows,
-        added,
+        sums,
+        rows if added is None else added,
         weight,
         out,
         rows.stride(0),
-        added.stride(0),
+        sums.stride(0),
         eps,
         SIZE=size,
         BLOCK=block,
         HAS_RESIDUAL=residual is not None,
+        HAS_ADDED=added is not None,
         num_warps=max(1, min(16, block // 512)),
-        **machine.launch_options,
+        **machine.options_after(added),
     )
     return out

@@ -1,0 +1,98 @@
+"""LeaderWorkerSet: replicas that span nodes, each a group of one pod a node.
+
+The leader of a group serves; its followers compute with it, and take no requests. If one of them
+restarts, the whole group does: what was computed is spread over all of them.
+
+Source: leaderworkerset.x-k8s.io/v1, api/leaderworkerset/v1 of kubernetes-sigs/lws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from octavo_operator.labels import (
+    COMPANION_NAME,
+    COMPONENT_FOLLOWER,
+    LABEL_ADMIN_PORT,
+    LABEL_COMPONENT,
+    LABEL_NAME,
+    WORKER_CONTAINER,
+)
+from octavo_operator.manifests.metadata import child_metadata
+from octavo_operator.manifests.worker_command import FOLLOWER_FLAG
+from octavo_operator.resources.inference_service import InferenceService
+from octavo_operator.resources.rollout import Rollout
+
+FOLLOWER: Final = "follower"
+"""Where a remembered pod template keeps that of the followers."""
+
+_LEADERS_ALONE: Final = frozenset({"readinessGates", "topologySpreadConstraints"})
+_SERVERS_ALONE: Final = frozenset({"ports", "startupProbe", "readinessProbe", "livenessProbe"})
+
+
+def with_follower(template: Mapping[str, Any]) -> dict[str, Any]:
+    """The leader's pod template with that of its followers in it, to be remembered as one."""
+    return {**template, FOLLOWER: _follower(template)}
+
+
+def leader_worker_set(
+    service: InferenceService,
+    template: Mapping[str, Any],
+    rollout: Rollout,
+    annotations: Mapping[str, str],
+    num_groups: int,
+) -> dict[str, Any]:
+    """The set around pod templates that were rendered before, changed the way of `rollout`.
+
+    num_groups: how many there are; a pause holds all of them back. Each group has a name of its
+    own in the DNS, since the set's is that of the Service. `replicas` is left out while an
+    autoscaler owns it.
+    """
+    leader = {key: template[key] for key in template if key != FOLLOWER}
+    spec: dict[str, Any] = {
+        "leaderWorkerTemplate": {
+            "size": service.parallelism.nodes,
+            "restartPolicy": "RecreateGroupOnPodRestart",
+            "leaderTemplate": leader,
+            "workerTemplate": template.get(FOLLOWER) or _follower(leader),
+        },
+        "rolloutStrategy": {
+            "type": "RollingUpdate",
+            "rollingUpdateConfiguration": {
+                "maxSurge": rollout.max_surge,
+                "maxUnavailable": rollout.max_unavailable,
+                "partition": num_groups if rollout.is_paused else 0,
+            },
+        },
+        "startupPolicy": "LeaderCreated",
+        "networkConfig": {"subdomainPolicy": "UniquePerReplica"},
+    }
+    if service.replicas is not None:
+        spec["replicas"] = service.replicas
+    return {
+        "apiVersion": "leaderworkerset.x-k8s.io/v1",
+        "kind": "LeaderWorkerSet",
+        "metadata": child_metadata(service, annotations),
+        "spec": spec,
+    }
+
+
+def _follower(template: Mapping[str, Any]) -> dict[str, Any]:
+    metadata, spec = template["metadata"], template["spec"]
+    labels = {key: metadata["labels"][key] for key in metadata["labels"] if key != LABEL_ADMIN_PORT}
+    labels |= {LABEL_NAME: COMPANION_NAME, LABEL_COMPONENT: COMPONENT_FOLLOWER}
+    return {
+        "metadata": {**metadata, "labels": labels},
+        "spec": {
+            **{key: spec[key] for key in spec if key not in _LEADERS_ALONE},
+            "containers": [_container(container) for container in spec["containers"]],
+        },
+    }
+
+
+def _container(container: Mapping[str, Any]) -> dict[str, Any]:
+    if container["name"] != WORKER_CONTAINER:
+        return dict(container)
+    kept = {key: container[key] for key in container if key not in _SERVERS_ALONE}
+    return {**kept, "command": [*container["command"], FOLLOWER_FLAG]}

@@ -1,0 +1,47 @@
+"""Which live object is the workload: there are two while pods move from one kind to the other.
+
+A model that comes to span nodes, or no longer does, changes the kind of its workload. The former
+one serves until the new one does.
+"""
+
+from __future__ import annotations
+
+from octavo_operator.labels import COMPONENT_FOLLOWER, LABEL_COMPONENT
+from octavo_operator.manifests.kinds import kind_of
+from octavo_operator.manifests.workload_kind import WORKLOAD_KINDS, workload_kind
+from octavo_operator.reconcile.observed import LiveObject, Observed
+from octavo_operator.reconcile.workload import Workload, read_workload
+from octavo_operator.resources.inference_service import InferenceService
+
+
+def own_workloads(observed: Observed) -> tuple[LiveObject, ...]:
+    """The workloads of exactly this resource."""
+    name = observed.resource["metadata"]["name"]
+    found = (observed.child(kind, name) for kind in WORKLOAD_KINDS)
+    return tuple(live for live in found if live is not None and observed.is_owned(live))
+
+
+def workload_of(service: InferenceService, present: tuple[LiveObject, ...]) -> LiveObject | None:
+    """The workload of the kind that `service` asks for; None when it is not there."""
+    wanted = workload_kind(service)
+    return next((live for live in present if kind_of(live) == wanted), None)
+
+
+def former_workload(
+    service: InferenceService, present: tuple[LiveObject, ...], workload: Workload
+) -> LiveObject | None:
+    """The workload of the other kind, as long as it serves and `workload` does not."""
+    wanted = workload_kind(service)
+    others = [live for live in present if kind_of(live) != wanted]
+    if workload.ready or not others or not read_workload(None, others[0]).ready:
+        return None
+    return others[0]
+
+
+def followers(observed: Observed) -> tuple[LiveObject, ...]:
+    """Pods that compute with one that serves."""
+    return tuple(
+        pod
+        for pod in observed.companions
+        if (pod["metadata"].get("labels") or {}).get(LABEL_COMPONENT) == COMPONENT_FOLLOWER
+    )

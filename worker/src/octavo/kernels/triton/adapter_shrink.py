@@ -1,0 +1,106 @@
+"""LoRA's first half for every token of a step at once: A x, by tiles of one adapter each."""
+# Programs are Triton's language, which no Python type checker knows.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from octavo.kernels.triton.adapter_operands import Operands, locate, tokens_of_tile
+from octavo.kernels.triton.pages import multiply
+
+_BLOCK_K = 128
+_SPLITS = {16: 8, 32: 4, 64: 2}
+"""By tile: how often the input is split, for more programs. Not more often: shrinks have the time
+of the product beside them, and every expanding program reads all splits of its tokens."""
+
+
+@triton.jit(do_not_specialize=["index", "num_tokens", "num_tiles"])
+def _shrink_program(
+    x,
+    storage,
+    table,
+    order,
+    tiles,
+    shrunk,
+    index,
+    num_tokens,
+    num_tiles,
+    slot_stride,
+    x_stride,
+    IN: tl.constexpr,
+    MAX_RANK: tl.constexpr,
+    NUM_PARTS: tl.constexpr,
+    NUM_PROJECTIONS: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """``shrunk[split, token in order, part * MAX_RANK + r]`` for one tile, block of a part's rank
+    and share of the input."""
+    tile = tl.program_id(1)
+    slot = tl.load(tiles + tile)
+    if slot < 0:
+        return
+    offset, rank = locate(table, slot, index, NUM_PROJECTIONS)
+    blocks_of_part: tl.constexpr = MAX_RANK // BLOCK_R
+    part = tl.program_id(0) // blocks_of_part
+    ranks = (tl.program_id(0) % blocks_of_part) * BLOCK_R + tl.arange(0, BLOCK_R)
+    if (tl.program_id(0) % blocks_of_part) * BLOCK_R >= rank:
+        return
+    first, places, is_token, tokens = tokens_of_tile(order, tiles, num_tiles, tile, TILE)
+    split = tl.program_id(2)
+    blocks_of_split: tl.constexpr = (IN + BLOCK_K * NUM_SPLITS - 1) // (BLOCK_K * NUM_SPLITS)
+    columns = split * blocks_of_split * BLOCK_K + tl.arange(0, BLOCK_K)
+    matrix = storage + slot * slot_stride + offset + part.to(tl.int64) * rank * IN
+    x_pointers = x + tokens[:, None] * x_stride + columns[None, :]
+    a_pointers = matrix + ranks[:, None] * IN + columns[None, :]
+    total = tl.zeros((TILE, BLOCK_R), tl.float32)
+    for step in range(blocks_of_split):
+        is_column = columns + step * BLOCK_K < IN
+        values = tl.load(
+            x_pointers + step * BLOCK_K, mask=is_token[:, None] & is_column[None, :], other=0.0
+        )
+        rows = tl.load(
+            a_pointers + step * BLOCK_K,
+            mask=(ranks < rank)[:, None] & is_column[None, :],
+            other=0.0,
+        )
+        total += multiply(values, tl.trans(rows), INTERPRETED)
+    width: tl.constexpr = NUM_PARTS * MAX_RANK
+    target = shrunk + (split.to(tl.int64) * num_tokens + first + places[:, None]) * width
+    target += part * MAX_RANK + ranks[None, :]
+    tl.store(target, total, mask=is_token[:, None])
+
+
+def shrink(x: Tensor, operands: Operands) -> Tensor:
+    """``x: [T, in_features]``, rows contiguous → ``[splits, T, parts * storage_rank], float32``,
+    in the order of the tiles; sums over the splits are A x. Undefined where there is no adapter."""
+    num_parts, rank = len(operands.projection.names), operands.storage_rank
+    num_splits = _num_splits(operands)
+    shrunk = torch.empty(
+        num_splits, operands.num_tokens, num_parts * rank, dtype=torch.float32, device=x.device
+    )
+    blocks = num_parts * (rank // operands.rank_block)
+    _shrink_program[(blocks, operands.tiles.num_tiles, num_splits)](
+        x,
+        *operands.arguments(shrunk),
+        x.stride(0),
+        **operands.constants(num_splits),
+        BLOCK_K=_BLOCK_K,
+        num_warps=4,
+        num_stages=3,
+    )
+    return shrunk
+
+
+def _num_splits(operands: Operands) -> int:
+    """Shares of the input; of a power of two, so that few programs are compiled."""
+    num_blocks = -(-operands.projection.in_features // _BLOCK_K)
+    most = min(_SPLITS[operands.tiles.tile_size], num_blocks)
+    return 1 << (most.bit_length() - 1)
