@@ -1,19 +1,22 @@
 #!/usr/bin/env python
 """What LoRA adapters cost: throughput with many, the first token of a cold one, steps under loads.
 
-    python benchmarks/lora.py --shape 8b --dtype bfloat16 --results h100
+    python benchmarks/lora.py --shape 8b --dtype bfloat16 --max-model-len 8192 --results h100
 
-Prints one JSON line a figure, as offline.py does, on the workload mixed256 (256 requests at once,
-prompt and output uniform 100-1024, T=0.6):
+Prints one JSON line a figure, as offline.py does: throughput of the workload mixed256 (256 requests
+at once, prompt and output uniform 100-1024, T=0.6) and the median step of 64 and of 256 decoding
+requests, of
 
 - ``base``: an engine without LoRA;
 - ``lora-unused``: adapters enabled, none used;
-- ``lora8``, ``lora64``: 8 and 64 adapters of rank 16 on all seven projections, round robin, and the
-  ratio to ``base``, measured in the same run;
+- ``lora8``, ``lora64``: 8 and 64 adapters of rank 16 on all seven projections, round robin;
+
+the last three with their ratio to ``base``, measured in the same run; and
+
 - ``lora-cold``: the first token of a 128-token prompt with an adapter that is in host memory
   and not on the device, beside one that is on it;
-- ``lora-load``: the longest step while adapters are loaded beside 64 running requests, beside the
-  longest without.
+- ``lora-load``: the longest step of 64 decoding requests while other adapters are read from files
+  and copied to the device, beside the longest without.
 """
 
 from __future__ import annotations
@@ -35,9 +38,16 @@ from shapes import SHAPES, model_folder
 from workloads import Workload, make_workload
 
 from octavo import LLM, LoRARequest, SamplingParams
+from octavo.engine.messages import AdapterOpened
+from octavo.lora.adapter_source import AdapterSource
+from octavo.request import AdapterGeneration
 
 PARTS = ("base", "lora-unused", "lora8", "lora64", "lora-cold", "lora-load")
 _RANK = 16
+_STEPS = 100
+"""Of a measurement of steps."""
+_FIRST_LOADED = 1_000_000
+"""The number of the first adapter that is loaded beside others; not one of LLM's."""
 
 
 class Bench:
@@ -53,7 +63,7 @@ class Bench:
         config = json.loads((Path(self._model) / "config.json").read_text())
         self._folders = make_random_adapters(folder, config, 65, _RANK)
         self._recorder: Recorder | None = None
-        self._base: float | None = None
+        self._base: dict[str, float] = {}
 
     def open(self, **options: Any) -> LLM:
         """An engine, its graphs captured."""
@@ -75,28 +85,31 @@ class Bench:
             details["scale"] = self._arguments.scale
         self._recorder.figure(workload, name, value, unit, **details)
 
-    def throughput(self, llm: LLM, name: str, adapters: Sequence[LoRARequest]) -> None:
-        """Output tokens a second of mixed256."""
+    def costs(self, llm: LLM, name: str, adapters: Sequence[LoRARequest]) -> None:
+        """Output tokens a second of mixed256, and milliseconds of a step."""
+        generations = [llm.load_lora(request) for request in adapters]
         workload = make_workload("mixed256", llm.info.vocab_size, self._arguments.scale)
-        chosen = [
-            adapters[i % len(adapters)] for i in range(len(workload.prompts) if adapters else 0)
-        ]
-        for request in adapters:
-            llm.load_lora(request)
-        rates = []
-        for number in range(self._arguments.repeats + 1):
-            llm.reset_prefix_cache()
-            rate = run_all(llm, workload, chosen if adapters else None)
-            if number:  # the first compiles and captures what is missing
-                rates.append(rate)
-        rate = statistics.median(rates)
-        self.figure(
-            name, "output_tokens_per_s", rate, "tokens/s", runs=[round(r, 1) for r in rates]
+        chosen = (
+            [adapters[i % len(adapters)] for i in range(len(workload.prompts))]
+            if adapters
+            else None
         )
+        run_all(llm, workload, chosen, max_output=8)  # compiles and captures what is missing
+        rates = [run_all(llm, workload, chosen) for _ in range(self._arguments.repeats)]
+        rate = statistics.median(rates)
+        runs = [round(rate, 1) for rate in rates]
+        self.figure(name, "output_tokens_per_s", rate, "tokens/s", runs=runs)
+        self._compare(name, "output_tokens_per_s", rate)
+        for workload_name in ("decode64", "decode256"):
+            step_ms = statistics.median(self._steps(llm, workload_name, generations))
+            self.figure(name, f"step_ms_{workload_name}", step_ms, "ms")
+            self._compare(name, f"step_ms_{workload_name}", step_ms)
+
+    def _compare(self, name: str, figure: str, value: float) -> None:
         if name == "base":
-            self._base = rate
-        elif self._base is not None:
-            self.figure(name, "ratio_to_base", rate / self._base, "ratio")
+            self._base[figure] = value
+        elif figure in self._base:
+            self.figure(name, f"{figure}_to_base", value / self._base[figure], "ratio")
 
     def cold(self, llm: LLM) -> None:
         """First tokens with an adapter on the device, and with one that must be copied first."""
@@ -106,7 +119,7 @@ class Bench:
         for request in adapters:
             llm.load_lora(request)
         warm, cold = [], []
-        for number in range(4 * self._arguments.repeats * len(adapters)):
+        for number in range(6 * len(adapters)):
             # One more than there are slots, in turn: the next one is never there.
             request = adapters[number % len(adapters)]
             for times in (cold, warm):
@@ -121,55 +134,77 @@ class Bench:
 
     def load(self, llm: LLM) -> None:
         """The longest steps of 64 decoding requests, with loads from disk and copies beside."""
+        generations = [llm.load_lora(request) for request in self.requests(4)]
         for name, num_loads in (("without", 0), ("with", 24)):
-            steps = self._steps(llm, num_loads)
-            steps.sort()
+            steps = sorted(self._steps(llm, "decode64", generations, num_loads))
             p99 = steps[int(0.99 * (len(steps) - 1))]
             self.figure(
                 "lora-load", f"max_step_ms_{name}_loads", steps[-1], "ms", p99=round(p99, 3)
             )
             self.figure("lora-load", f"median_step_ms_{name}_loads", statistics.median(steps), "ms")
 
-    def _steps(self, llm: LLM, num_loads: int) -> list[float]:
-        """Milliseconds of each step while everyone decodes; adapters are opened on the way."""
-        workload = make_workload("decode64", llm.info.vocab_size, self._arguments.scale)
+    def _steps(
+        self,
+        llm: LLM,
+        workload_name: str,
+        adapters: Sequence[AdapterGeneration],
+        num_loads: int = 0,
+    ) -> list[float]:
+        """Milliseconds of each step while everyone decodes; meanwhile other adapters are loaded,
+        and each gets a request of one token, for which it is copied to the device."""
+        workload = make_workload(workload_name, llm.info.vocab_size, self._arguments.scale)
         core, intake = llm._engine.core, llm._intake
-        params = SamplingParams(temperature=0.6, max_tokens=400, ignore_eos=True, detokenize=False)
+        num_steps = max(_STEPS, 16 * num_loads)
+        params = SamplingParams(
+            temperature=0.6, max_tokens=num_steps, ignore_eos=True, detokenize=False
+        )
+        one = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False)
         llm.reset_prefix_cache()
-        adapters = [llm.load_lora(request) for request in self.requests(4)]
         for number, prompt in enumerate(workload.prompts):
-            adapter = adapters[number % len(adapters)]
-            core.submit(intake.prepare(f"load-{number}", prompt, params, adapter=adapter))
+            adapter = adapters[number % len(adapters)] if adapters else None
+            core.submit(intake.prepare(f"step-{number}", prompt[:128], params, adapter=adapter))
         times: list[float] = []
-        opened = 0
+        opened: list[int] = []
         before = time.perf_counter()
         while core.has_work:
             updates = core.step()
-            core.take_adapter_events()
             now = time.perf_counter()
+            for event in core.take_adapter_events():
+                assert isinstance(event, AdapterOpened), event
+                loaded = AdapterGeneration(event.adapter_id, event.digest)
+                touch = f"touch-{loaded.id}"
+                core.submit(intake.prepare(touch, workload.prompts[0][:16], one, adapter=loaded))
             if len(updates) == len(workload.prompts):
                 times.append(1e3 * (now - before))
-                if opened < num_loads and len(times) % 12 == 0:
-                    opened += 1
-                    core.open_adapter(1_000_000 + opened, self._folders[opened])
+                if len(opened) < num_loads and len(times) % 12 == 0:
+                    opened.append(_FIRST_LOADED + len(opened))
+                    source = AdapterSource(self._folders[8 + len(opened)])
+                    core.open_adapter(opened[-1], source)
             before = now
-        for number in range(opened):
-            core.close_adapter(1_000_001 + number)
+        for adapter_id in opened:
+            core.close_adapter(adapter_id)
         return times[10:]
 
 
-def run_all(llm: LLM, workload: Workload, adapters: list[LoRARequest] | None) -> float:
+def run_all(
+    llm: LLM,
+    workload: Workload,
+    adapters: list[LoRARequest] | None,
+    max_output: int | None = None,
+) -> float:
     """Output tokens a second."""
+    llm.reset_prefix_cache()
+    lengths = [min(length, max_output or length) for length in workload.output_lens]
     params = [
         SamplingParams(
             temperature=workload.temperature, max_tokens=length, ignore_eos=True, detokenize=False
         )
-        for length in workload.output_lens
+        for length in lengths
     ]
     prompts = [{"prompt_token_ids": prompt} for prompt in workload.prompts]
     started = time.perf_counter()
     llm.generate(prompts, params, lora_request=adapters, use_tqdm=False)
-    return sum(workload.output_lens) / (time.perf_counter() - started)
+    return sum(lengths) / (time.perf_counter() - started)
 
 
 def first_token_s(llm: LLM, prompt: list[int], request: LoRARequest) -> float:
@@ -199,12 +234,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments, Path(folder))
         measures: dict[str, Callable[[LLM], None]] = {
-            "base": lambda llm: bench.throughput(llm, "base", []),
-            "lora-unused": lambda llm: bench.throughput(llm, "lora-unused", []),
-            "lora8": lambda llm: bench.throughput(llm, "lora8", bench.requests(8)),
+            "base": lambda llm: bench.costs(llm, "base", []),
+            "lora-unused": lambda llm: bench.costs(llm, "lora-unused", []),
+            "lora8": lambda llm: bench.costs(llm, "lora8", bench.requests(8)),
             "lora-cold": bench.cold,
             "lora-load": bench.load,
-            "lora64": lambda llm: bench.throughput(llm, "lora64", bench.requests(64)),
+            "lora64": lambda llm: bench.costs(llm, "lora64", bench.requests(64)),
         }
 
         def chosen(*names: str) -> list[Callable[[LLM], None]]:
@@ -223,7 +258,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--repeats", type=int, default=2, help="runs a figure (default 2)")
+    parser.add_argument("--repeats", type=int, default=1, help="runs a figure (default 1)")
     parser.add_argument("--scale", type=float, default=1.0, help="shrink counts, for a quick look")
     parser.add_argument("--results", help="append to benchmarks/results/NAME.jsonl")
     parser.add_argument("--dtype")

@@ -73,10 +73,22 @@ _SMOLLM2_135M = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+_TINY = {
+    **_SMOLLM2_135M,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 128,
+    "vocab_size": 1024,
+}
+"""To see that a benchmark runs; its figures mean nothing."""
 SHAPES: dict[str, dict[str, object]] = {
     "8b": _LLAMA_8B,
     "0.6b": _QWEN3_06B,
     "135m": _SMOLLM2_135M,
+    "tiny": _TINY,
 }
 
 

@@ -21,6 +21,7 @@ ALLOWED = [
     ("networking.k8s.io", "networkpolicies", "patch"),
     ("batch", "jobs", "create"),
     ("monitoring.coreos.com", "prometheusrules", "patch"),
+    ("batch", "jobs", "create"),
 ]
 FORBIDDEN = [
     ("", "secrets", "get"),
