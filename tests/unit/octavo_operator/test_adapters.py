@@ -317,6 +317,41 @@ async def test_new_version_is_tried_on_one_pod_first() -> None:
         assert (await stage.adapter())["status"]["resolvedDigest"] == new
 
 
+async def test_pods_that_come_meanwhile_do_not_try_it_as_well() -> None:
+    async with adapter_stage() as stage:
+        await stage.serve(1)
+        names = [f"a{number}" for number in range(5)]
+        for name in names:
+            stage.put(f"hf://org/{name}", name)
+            stage.workers.sources.hanging.add(f"hf://org/{name}")
+        await stage.apply(*(lora_adapter(name, f"hf://org/{name}") for name in names))
+        await eventually(lambda: len(stage.workers.loads) == 5)
+        pods = [await stage.add_pod() for _ in range(3)]
+
+        async def are_seen() -> bool:
+            return all([counts(await stage.adapter(name)) == (4, 0, 0) for name in names])
+
+        await eventually(are_seen)
+        assert len(stage.workers.loads) == 5
+        stage.workers.sources.hanging.clear()
+        await stage.settled()
+        assert [set(stage.served(pod)) for pod in pods] == [set(names)] * 3
+
+
+async def test_pod_counts_from_when_its_worker_has_been_ready() -> None:
+    async with adapter_stage() as stage:
+        stage.put(SQL, "v1")
+        await stage.serve(1)
+        await stage.apply(lora_adapter())
+        await stage.settled()
+        pod = await stage.add_pod(is_started=False)
+        await stage.settled()
+        assert counts(await stage.adapter()) == (1, 1, 0)
+        await stage.start_container(pod)
+        await stage.settled()
+        assert counts(await stage.adapter()) == (2, 2, 0)
+
+
 async def test_version_that_is_refused_reaches_one_pod_only_and_replaces_nothing() -> None:
     async with adapter_stage() as stage:
         old = stage.put("/adapters/v1", "v1")
