@@ -6,6 +6,7 @@ come and go as the test says; nothing is judged by the time it takes.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -332,6 +333,8 @@ async def test_pods_that_come_meanwhile_do_not_try_it_as_well() -> None:
             return all([counts(await stage.adapter(name)) == (4, 0, 0) for name in names])
 
         await eventually(are_seen)
+        # What that pass has begun, if anything, has reached a worker by then.
+        await asyncio.sleep(0.05)
         assert len(stage.workers.loads) == 5
         stage.workers.sources.hanging.clear()
         await stage.settled()
