@@ -357,6 +357,28 @@ def test_adapters_of_the_command_line_are_known(words: list[str], names: set[str
     assert read.own_adapters == names
 
 
+def test_secrets_and_volumes_of_a_pod_are_read_off_it() -> None:
+    value = pod(1)
+    value["spec"]["volumes"] = [
+        {"name": "a", "persistentVolumeClaim": {"claimName": "adapters"}},
+        {"name": "b", "image": {"reference": "r.io/sql:v1"}},
+        {"name": "c", "persistentVolumeClaim": {"claimName": "part"}},
+    ]
+    value["spec"]["containers"][0] |= {
+        "envFrom": [{"secretRef": {"name": "whole"}}, {"configMapRef": {"name": "x"}}],
+        "env": [{"name": "T", "valueFrom": {"secretKeyRef": {"name": "single", "key": "t"}}}],
+        "volumeMounts": [
+            {"name": "a", "mountPath": "/a"},
+            {"name": "b", "mountPath": "/b"},
+            {"name": "c", "mountPath": "/c", "subPath": "deep"},
+        ],
+    }
+    (read,) = worker_pods([value])
+    assert read.secrets == {"whole", "single"}
+    assert read.claims == {"adapters": "/a"}
+    assert read.images == {"r.io/sql:v1": "/b"}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
