@@ -169,7 +169,7 @@ def _load(
         pod=pod,
         path=path,
         revision=adapter.revision if target is None else target.revision,
-        digest=None if target is None else target.digest,
+        digest=adapter.digest if target is None else target.digest,
         is_lazy=is_lazy and not has_other,
         num_failures=0 if attempt is None or attempt.failure is None else attempt.count,
     )
