@@ -525,6 +525,27 @@ async def test_lazy_adapter_is_read_by_one_pod_and_known_to_the_others() -> None
         assert {digest for pod in pods for digest in stage.served(pod).values()} == {new, None}
 
 
+async def test_lazy_adapter_that_a_request_could_not_load_is_told_until_one_can() -> None:
+    async with adapter_stage() as stage:
+        digest = stage.put(SQL, "v1")
+        pods = await stage.serve(2)
+        await stage.apply(lora_adapter(loadPolicy="Lazy"))
+        await stage.settled()
+        known = next(pod for pod in pods if stage.served(pod) == {"sql": None})
+        entry = stage.workers.table(host_of(known)).entries["sql"]
+        entry |= {"state": "failed", "message": "the hub does not answer"}
+        stage.workers.loads.clear()
+        await stage.look()
+        assert await ready(stage) == ("False", "LoadFailed")
+        assert "the hub does not answer" in condition_message(await stage.adapter(), "Ready")
+        assert stage.workers.loads == []
+        assert stage.follower.adapter_queue._timers
+        entry |= {"state": "ready", "message": None, "digest": digest}
+        await stage.look()
+        assert await ready(stage) == ("True", "Loaded")
+        assert not stage.follower.adapter_queue._timers
+
+
 async def test_pod_gets_no_traffic_before_its_eager_adapters_are_loaded() -> None:
     async with adapter_stage() as stage:
         stage.put(SQL, "v1")
