@@ -36,7 +36,7 @@ def lora_adapter(name: str = "sql", uri: str = "hf://org/sql", **spec: Any) -> d
     """A valid LoRAAdapter; keywords replace fields of the spec, source's included."""
     source = {
         "uri": uri,
-        **{key: spec.pop(key) for key in ("revision", "secretRef") if key in spec},
+        **{key: spec.pop(key) for key in ("revision", "digest", "secretRef") if key in spec},
     }
     annotations = spec.pop("annotations", None)
     return {

@@ -408,6 +408,33 @@ async def test_source_that_moves_does_not_mix_versions(quick_retries: None) -> N
         assert [stage.served(each) for each in (pod, added)] == [{"sql": new}] * 2
 
 
+async def test_digest_in_the_spec_pins_what_a_source_stands_for() -> None:
+    """And is the way back to a version, whatever the source has become since."""
+    async with adapter_stage() as stage:
+        first = stage.put("/adapters/sql", "v1")
+        pods = await stage.serve(2)
+        await stage.apply(lora_adapter(uri="file:///adapters/sql"))
+        await stage.settled()
+        second = stage.put("/adapters/sql", "v2")
+        stage.workers.loads.clear()
+        await stage.apply(lora_adapter(uri="file:///adapters/sql", digest=first))
+        await stage.settled()
+        # Every pod has it already; nobody takes what is there now.
+        assert [stage.served(pod) for pod in pods] == [{"sql": first}] * 2
+        assert await ready(stage) == ("True", "Loaded")
+        added = await stage.add_pod()
+        await stage.settled()
+        assert await ready(stage) == ("False", "SourceChanged")
+        assert stage.served(added) == {}
+        await stage.apply(lora_adapter(uri="file:///adapters/sql", digest=second))
+        await stage.settled()
+        assert [stage.served(pod) for pod in (*pods, added)] == [{"sql": second}] * 3
+        await stage.apply(lora_adapter(uri="file:///adapters/sql", digest=f"sha256:{'0' * 64}"))
+        await stage.settled()
+        assert await ready(stage) == ("False", "SourceChanged")
+        assert [stage.served(pod) for pod in (*pods, added)] == [{"sql": second}] * 3
+
+
 async def test_operator_that_is_restarted_goes_on_where_it_was() -> None:
     async with adapter_stage() as stage:
         digest = stage.put(SQL, "v1")
@@ -496,6 +523,27 @@ async def test_lazy_adapter_is_read_by_one_pod_and_known_to_the_others() -> None
         assert await ready(stage) == ("True", "Loaded")
         assert stage.served(asked) == {"sql": new}
         assert {digest for pod in pods for digest in stage.served(pod).values()} == {new, None}
+
+
+async def test_lazy_adapter_that_a_request_could_not_load_is_told_until_one_can() -> None:
+    async with adapter_stage() as stage:
+        digest = stage.put(SQL, "v1")
+        pods = await stage.serve(2)
+        await stage.apply(lora_adapter(loadPolicy="Lazy"))
+        await stage.settled()
+        known = next(pod for pod in pods if stage.served(pod) == {"sql": None})
+        entry = stage.workers.table(host_of(known)).entries["sql"]
+        entry |= {"state": "failed", "message": "the hub does not answer"}
+        stage.workers.loads.clear()
+        await stage.look()
+        assert await ready(stage) == ("False", "LoadFailed")
+        assert "the hub does not answer" in condition_message(await stage.adapter(), "Ready")
+        assert stage.workers.loads == []
+        assert stage.follower.adapter_queue._timers
+        entry |= {"state": "ready", "message": None, "digest": digest}
+        await stage.look()
+        assert await ready(stage) == ("True", "Loaded")
+        assert not stage.follower.adapter_queue._timers
 
 
 async def test_pod_gets_no_traffic_before_its_eager_adapters_are_loaded() -> None:
