@@ -489,7 +489,9 @@ def fp8_cache(trial: Trial) -> None:
     expected = (wide / scales).clamp(-448, 448).to(cache.dtype).float()
     machine = Machine.of(trial.device)
     q = rope_and_cache(
-        qkv, angles, cache[0], cache[1], batch, 8, None, None, 1e-6, machine, 0.5, 0.25
+        *(qkv, angles, cache[0], cache[1], batch, 8, None, None, 1e-6, machine),
+        key_scale=0.5,
+        value_scale=0.25,
     )
     trial.assert_close(q, expected_q)
     if trial.device.type == "cuda":  # within one step of e4m3, for halves that fall either way

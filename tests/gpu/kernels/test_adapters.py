@@ -42,7 +42,7 @@ LARGE: dict[str, kernel_parity.Run] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", adapter_parity.ADAPTER_CASES)
 def test_program_agrees_with_the_reference(case: str, dtype: torch.dtype) -> None:
     seed = int(torch.seed() % 2**31)

@@ -12,6 +12,7 @@ from torch import Tensor
 from octavo.kernels.interface import SamplingBatch
 from octavo.kernels.reference import ReferenceKernels
 from octavo.outputs import TokenLogprobs
+from octavo.sampling.logprobs import likeliest, normalized
 from octavo.sampling.sampler import Sampler
 from octavo.sampling_params import SamplingParams
 
@@ -80,3 +81,13 @@ def test_tokens_are_the_hosts_and_no_step_waits_for_the_device() -> None:
             if got is not None and expected is not None:
                 assert (got.token_id, got.rank) == (expected.token_id, expected.rank)
                 assert got.logprob == pytest.approx(expected.logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("vocab_size", [5000, 128256, 32003])
+def test_log_probabilities_of_a_row_do_not_depend_on_the_others(vocab_size: int) -> None:
+    logits = (9 * torch.randn(70, vocab_size, device="cuda")).bfloat16().float()
+    together, ids = normalized(logits), likeliest(logits, 20)
+    for first, last in [(0, 1), (3, 5), (7, 40), (69, 70)]:
+        alone = logits[first:last].clone()
+        assert torch.equal(normalized(alone), together[first:last])
+        assert torch.equal(likeliest(alone, 20), ids[first:last])

@@ -9,6 +9,7 @@ import torch
 
 from octavo.kernels.reference import ReferenceKernels
 from octavo.outputs import TokenLogprobs
+from octavo.sampling.logprobs import likeliest, normalized
 from octavo.sampling.sampler import SampledTokens, Sampler
 from octavo.sampling_params import SamplingParams
 
@@ -75,3 +76,19 @@ def test_only_the_chosen_token_when_zero_alternatives_are_asked_of_all() -> None
 
 def test_no_logprobs_when_none_asked() -> None:
     assert sample(torch.zeros(1, VOCAB), SamplingParams()).to_host_logprobs() is None
+
+
+def test_of_equally_likely_tokens_the_lowest_ids_are_told() -> None:
+    logits = torch.tensor([[1.0, 3.0, -2.0, 3.0, 1.0, -0.5, 1.0], [0.0, -1.0] + 5 * [-3.5]])
+    assert likeliest(logits, 4).tolist() == [[1, 3, 0, 4], [0, 1, 2, 3]]
+    everything = likeliest(torch.randn(5, 999).round(decimals=1), 999)
+    assert all(sorted(row) == list(range(999)) for row in everything.tolist())
+
+
+@pytest.mark.parametrize("vocab_size", [4000, 1237])
+def test_a_row_has_the_same_bits_alone_and_among_others(vocab_size: int) -> None:
+    logits = 9 * torch.randn(33, vocab_size, generator=torch.Generator().manual_seed(0))
+    together = normalized(logits)
+    assert torch.allclose(together.double(), logits.double().log_softmax(1), atol=1e-4)
+    for row in range(33):
+        assert torch.equal(normalized(logits[row : row + 1].clone())[0], together[row])

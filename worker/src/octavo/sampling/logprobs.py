@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from octavo.outputs import TokenLogprobs
 
@@ -29,17 +30,40 @@ class LogprobBatch:
         """``raw: [L, vocab]``: these rows' raw logits; ``token_ids: [R]``: what all drew."""
         chosen_ids = token_ids[self.indices]
         chosen = raw.gather(1, chosen_ids[:, None])
-        # Alternatives are picked before the normalisation, which then touches only them.
-        top_logits, top_ids = raw.topk(min(max(self.num_top), raw.shape[1]), dim=1)
-        total = raw.logsumexp(dim=1, keepdim=True)
+        top_ids = likeliest(raw, min(max(self.num_top), raw.shape[1]))
+        logprobs = normalized(raw)
         return LogprobTensors(
             batch=self,
             token_ids=chosen_ids,
-            logprobs=(chosen - total)[:, 0],
+            logprobs=logprobs.gather(1, chosen_ids[:, None])[:, 0],
             ranks=(raw > chosen).sum(dim=1) + 1,
             top_token_ids=top_ids,
-            top_logprobs=top_logits - total,
+            top_logprobs=logprobs.gather(1, top_ids),
         )
+
+
+def likeliest(logits: Tensor, count: int) -> Tensor:
+    """The ``count`` likeliest tokens of each row, of equally likely ones the lowest ids first.
+
+    ``logits: [L, vocab], float32`` → ``[L, count], int64``. Logits in half precision are often
+    equal, and which of them torch prefers depends on how many rows there are.
+    """
+    bits = logits.view(torch.int32)
+    rising = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    return (rising * 2**32 - ids).topk(count, dim=1).indices
+
+
+def normalized(logits: Tensor) -> Tensor:
+    """Natural logarithms of each row's probabilities, with bits that other rows do not change.
+
+    ``logits: [L, vocab], float32``. Torch's softmax takes a row at a time, where the order of a
+    plain sum depends on how many there are; and as all rows begin at multiples of 16 bytes, it
+    reads them alike.
+    """
+    vocab_size = logits.shape[1]
+    padded = pad(logits, (0, -vocab_size % 4), value=-torch.inf)
+    return padded.log_softmax(dim=1)[:, :vocab_size]
 
 
 def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> LogprobTensors:
