@@ -19,6 +19,7 @@ ALLOWED = [
     ("", "services", "patch"),
     ("", "pods", "list"),
     ("networking.k8s.io", "networkpolicies", "patch"),
+    ("batch", "jobs", "create"),
     ("monitoring.coreos.com", "prometheusrules", "patch"),
     ("batch", "jobs", "create"),
 ]
