@@ -102,6 +102,15 @@ def _check(
     utilization = service.engine.gpu_memory_utilization
     if not kinds:
         return Decision(Standing.UNPROVED, "GPUMemoryUnknown", _unknown_memory(need), split)
+    most = max(kind.per_node or split.gpus_per_node for kind in kinds)
+    if split.gpus_per_node > most:
+        return Decision(
+            Standing.UNPROVED,
+            "NodesTooSmall",
+            f"a pod asks for {split.gpus_per_node} GPUs, and no node that is there has more than "
+            f"{most}: lower parallelism.tensor, or spread a replica with parallelism.nodes",
+            split,
+        )
     fitting = [kind for kind in kinds if need.total_bytes <= _share(kind.usable_bytes, utilization)]
     if len(fitting) == len(kinds):
         kind = min(fitting, key=lambda kind: kind.memory_bytes)
