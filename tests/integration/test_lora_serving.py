@@ -22,6 +22,8 @@ from tiny_models import make_tiny_model
 NUM_CYCLES = int(os.environ.get("OCTAVO_LORA_CYCLES", "12"))
 """Of loading and unloading beside traffic. 1,000 take minutes: not for every run."""
 PROMPT = list(range(40, 75))
+CLIENT = httpx.Client(timeout=120)
+"""One for all: a client of its own for each request costs more than answering it."""
 NAMES = ("first", "second", "third", "fourth")
 
 
@@ -74,7 +76,7 @@ def _serve(world: World, log: Path, flags: str) -> Iterator[ServedModel]:
 
 
 def post(server: ServedModel, route: str, **body: Any) -> httpx.Response:
-    return httpx.post(f"{server.url}{route}", json=body, timeout=120)
+    return CLIENT.post(f"{server.url}{route}", json=body)
 
 
 def load(server: ServedModel, name: str, path: Path, **more: Any) -> dict[str, Any]:
@@ -102,14 +104,14 @@ def tokens(server: ServedModel, model: str) -> list[int]:
 
 
 def adapters(server: ServedModel) -> dict[str, dict[str, Any]]:
-    listed = httpx.get(f"{server.url}/v1/adapters", timeout=60).json()["data"]
+    listed = CLIENT.get(f"{server.url}/v1/adapters").json()["data"]
     return {entry["id"]: entry for entry in listed}
 
 
 def test_the_model_field_chooses_an_adapter(server: ServedModel, world: World) -> None:
     assert tokens(server, "base") == world.expected[None]
     assert tokens(server, "first") == world.expected["first"]
-    cards = httpx.get(f"{server.url}/v1/models", timeout=60).json()["data"]
+    cards = CLIENT.get(f"{server.url}/v1/models").json()["data"]
     parents = {card["id"]: card["parent"] for card in cards}
     assert parents == {"base": None, "first": "base"}
     assert generate(server, "nobody").status_code == 404
@@ -231,7 +233,7 @@ def test_more_adapters_than_slots_and_host_memory_take_turns(
         }
     assert server.metric("octavo_lora_evictions_total", place="device") >= 2
     assert server.metric("octavo_lora_evictions_total", place="host") >= 1
-    page = httpx.get(f"{server.url}/metrics", timeout=60).text
+    page = CLIENT.get(f"{server.url}/metrics", timeout=60).text
     assert 'vllm:lora_requests_info{max_lora="2",running_lora_adapters=' in page
     for name in NAMES[1:]:
         unload(server, name)
