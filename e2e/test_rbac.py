@@ -19,7 +19,9 @@ ALLOWED = [
     ("", "services", "patch"),
     ("", "pods", "list"),
     ("networking.k8s.io", "networkpolicies", "patch"),
+    ("batch", "jobs", "create"),
     ("monitoring.coreos.com", "prometheusrules", "patch"),
+    ("batch", "jobs", "create"),
 ]
 FORBIDDEN = [
     ("", "secrets", "get"),
@@ -33,7 +35,7 @@ FORBIDDEN = [
     ("serving.octavo.dev", "inferenceservices", "delete"),
     ("serving.octavo.dev", "loraadapters", "delete"),
     ("rbac.authorization.k8s.io", "roles", "create"),
-    ("batch", "jobs", "create"),
+    ("batch", "cronjobs", "create"),
 ]
 
 

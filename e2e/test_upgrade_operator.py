@@ -33,7 +33,11 @@ def test_upgrade_of_the_operator_restarts_no_pod(stage: Stage, restored: Release
 
     told = stage.wait_condition(NAME, "UpgradeAvailable", "True", "NewerTemplate")
     assert newer in condition(told, "UpgradeAvailable")["message"]
-    assert not uids(stage.cluster.list_all("pods", restored.namespace)) & old_operator
+    wait_for(
+        "the operators of before are gone",
+        lambda: uids(stage.cluster.list_all("pods", restored.namespace)) & old_operator,
+        lambda left: not left,
+    )
     assert uids(stage.ready_pods(NAME)) == before
     assert condition(told, "Ready")["status"] == "True"
 

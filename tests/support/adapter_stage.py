@@ -36,7 +36,7 @@ def lora_adapter(name: str = "sql", uri: str = "hf://org/sql", **spec: Any) -> d
     """A valid LoRAAdapter; keywords replace fields of the spec, source's included."""
     source = {
         "uri": uri,
-        **{key: spec.pop(key) for key in ("revision", "secretRef") if key in spec},
+        **{key: spec.pop(key) for key in ("revision", "digest", "secretRef") if key in spec},
     }
     annotations = spec.pop("annotations", None)
     return {
@@ -201,10 +201,14 @@ class AdapterStage:
             return True
         return False
 
-    async def is_admitted(self, pod: LiveObject) -> bool:
+    async def gate(self, pod: LiveObject) -> str | None:
+        """The status of the condition that the pod's readiness waits for, None without one."""
         live = await self.store.get(POD, "models", pod["metadata"]["name"])
         conditions = {item["type"]: item["status"] for item in live["status"]["conditions"]}
-        return conditions.get(ADAPTERS_GATE) == "True"
+        return conditions.get(ADAPTERS_GATE)
+
+    async def is_admitted(self, pod: LiveObject) -> bool:
+        return await self.gate(pod) == "True"
 
     def served(self, pod: LiveObject) -> dict[str, str | None]:
         """Digest by name, as the pod's worker has them."""

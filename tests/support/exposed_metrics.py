@@ -61,7 +61,7 @@ def operator_page() -> str:
     metrics.operation.note_pass("InferenceService", 0.01, None)
     metrics.operation.note_pass("InferenceService", 0.01, ConflictError("too late"))
     metrics.operation.note_call("GET", 200)
-    metrics.operation.watch_queues({"InferenceService": WorkQueue(_no_work)})
+    metrics.operation.watch_queues(lambda: {"InferenceService": WorkQueue(_no_work)})
     metrics.operation.watch_watches(lambda now: {"pods": 1.0})
     metadata = {"namespace": "models", "name": "a", "labels": {}}
     metrics.watch_pods(lambda: [{"metadata": metadata, "status": {}}])

@@ -127,7 +127,7 @@ def test_every_optional_scalar_of_an_object_that_has_a_default_states_it_or_is_t
             *(".engine.maxModelLen", ".engine.quantization"),
             ".engine.speculative.draftModel.revision",
         },
-        "LoRAAdapter": {".source.revision"},
+        "LoRAAdapter": {".source.revision", ".source.digest"},
     }
     crd = load_crd(path)
     missing = set()

@@ -163,6 +163,12 @@ class Cosmos:
             adapter["status"] = {**adapter.get("status", {}), **report.status}
         for departure in plan.releases:
             del self.adapters[departure.resource["metadata"]["name"]]
+        for told in plan.waits:
+            status = self.pods[told.uid]["status"]
+            status["conditions"] = [
+                *status.get("conditions", ()),
+                {"type": ADAPTERS_GATE, "status": "False"},
+            ]
         for admitted in plan.admits:
             status = self.pods[admitted.uid]["status"]
             status["conditions"] = [{"type": ADAPTERS_GATE, "status": "True"}]
@@ -349,6 +355,28 @@ def test_adapters_of_the_command_line_are_known(words: list[str], names: set[str
     value["spec"]["containers"][0]["args"] = words
     (read,) = worker_pods([value])
     assert read.own_adapters == names
+
+
+def test_secrets_and_volumes_of_a_pod_are_read_off_it() -> None:
+    value = pod(1)
+    value["spec"]["volumes"] = [
+        {"name": "a", "persistentVolumeClaim": {"claimName": "adapters"}},
+        {"name": "b", "image": {"reference": "r.io/sql:v1"}},
+        {"name": "c", "persistentVolumeClaim": {"claimName": "part"}},
+    ]
+    value["spec"]["containers"][0] |= {
+        "envFrom": [{"secretRef": {"name": "whole"}}, {"configMapRef": {"name": "x"}}],
+        "env": [{"name": "T", "valueFrom": {"secretKeyRef": {"name": "single", "key": "t"}}}],
+        "volumeMounts": [
+            {"name": "a", "mountPath": "/a"},
+            {"name": "b", "mountPath": "/b"},
+            {"name": "c", "mountPath": "/c", "subPath": "deep"},
+        ],
+    }
+    (read,) = worker_pods([value])
+    assert read.secrets == {"whole", "single"}
+    assert read.claims == {"adapters": "/a"}
+    assert read.images == {"r.io/sql:v1": "/b"}
 
 
 @pytest.mark.parametrize(

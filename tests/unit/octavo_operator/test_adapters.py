@@ -6,6 +6,7 @@ come and go as the test says; nothing is judged by the time it takes.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -317,6 +318,43 @@ async def test_new_version_is_tried_on_one_pod_first() -> None:
         assert (await stage.adapter())["status"]["resolvedDigest"] == new
 
 
+async def test_pods_that_come_meanwhile_do_not_try_it_as_well() -> None:
+    async with adapter_stage() as stage:
+        await stage.serve(1)
+        names = [f"a{number}" for number in range(5)]
+        for name in names:
+            stage.put(f"hf://org/{name}", name)
+            stage.workers.sources.hanging.add(f"hf://org/{name}")
+        await stage.apply(*(lora_adapter(name, f"hf://org/{name}") for name in names))
+        await eventually(lambda: len(stage.workers.loads) == 5)
+        pods = [await stage.add_pod() for _ in range(3)]
+
+        async def are_seen() -> bool:
+            return all([counts(await stage.adapter(name)) == (4, 0, 0) for name in names])
+
+        await eventually(are_seen)
+        # What that pass has begun, if anything, has reached a worker by then.
+        await asyncio.sleep(0.05)
+        assert len(stage.workers.loads) == 5
+        stage.workers.sources.hanging.clear()
+        await stage.settled()
+        assert [set(stage.served(pod)) for pod in pods] == [set(names)] * 3
+
+
+async def test_pod_counts_from_when_its_worker_has_been_ready() -> None:
+    async with adapter_stage() as stage:
+        stage.put(SQL, "v1")
+        await stage.serve(1)
+        await stage.apply(lora_adapter())
+        await stage.settled()
+        pod = await stage.add_pod(is_started=False)
+        await stage.settled()
+        assert counts(await stage.adapter()) == (1, 1, 0)
+        await stage.start_container(pod)
+        await stage.settled()
+        assert counts(await stage.adapter()) == (2, 2, 0)
+
+
 async def test_version_that_is_refused_reaches_one_pod_only_and_replaces_nothing() -> None:
     async with adapter_stage() as stage:
         old = stage.put("/adapters/v1", "v1")
@@ -368,6 +406,33 @@ async def test_source_that_moves_does_not_mix_versions(quick_retries: None) -> N
         )
         await stage.settled()
         assert [stage.served(each) for each in (pod, added)] == [{"sql": new}] * 2
+
+
+async def test_digest_in_the_spec_pins_what_a_source_stands_for() -> None:
+    """And is the way back to a version, whatever the source has become since."""
+    async with adapter_stage() as stage:
+        first = stage.put("/adapters/sql", "v1")
+        pods = await stage.serve(2)
+        await stage.apply(lora_adapter(uri="file:///adapters/sql"))
+        await stage.settled()
+        second = stage.put("/adapters/sql", "v2")
+        stage.workers.loads.clear()
+        await stage.apply(lora_adapter(uri="file:///adapters/sql", digest=first))
+        await stage.settled()
+        # Every pod has it already; nobody takes what is there now.
+        assert [stage.served(pod) for pod in pods] == [{"sql": first}] * 2
+        assert await ready(stage) == ("True", "Loaded")
+        added = await stage.add_pod()
+        await stage.settled()
+        assert await ready(stage) == ("False", "SourceChanged")
+        assert stage.served(added) == {}
+        await stage.apply(lora_adapter(uri="file:///adapters/sql", digest=second))
+        await stage.settled()
+        assert [stage.served(pod) for pod in (*pods, added)] == [{"sql": second}] * 3
+        await stage.apply(lora_adapter(uri="file:///adapters/sql", digest=f"sha256:{'0' * 64}"))
+        await stage.settled()
+        assert await ready(stage) == ("False", "SourceChanged")
+        assert [stage.served(pod) for pod in (*pods, added)] == [{"sql": second}] * 3
 
 
 async def test_operator_that_is_restarted_goes_on_where_it_was() -> None:
@@ -449,12 +514,36 @@ async def test_lazy_adapter_is_read_by_one_pod_and_known_to_the_others() -> None
         assert await ready(stage) == ("True", "Loaded")
         lazy = [body for _, body in stage.workers.loads if body.get("lazy")]
         assert [body["digest"] for body in lazy] == [digest, digest]
-        # What is in memory already is replaced at once: a name alone would keep the old one.
+        # Where a request has loaded it, it is replaced at once: its name alone would keep it.
+        asked = next(pod for pod in pods if stage.served(pod) == {"sql": None})
+        stage.workers.table(host_of(asked)).entries["sql"] |= {"state": "ready", "digest": digest}
         new = stage.put("hf://org/sql2", "v2")
         await stage.apply(lora_adapter(uri="hf://org/sql2", loadPolicy="Lazy"))
         await stage.settled()
         assert await ready(stage) == ("True", "Loaded")
-        assert {digest for pod in pods for digest in stage.served(pod).values()} <= {new, None}
+        assert stage.served(asked) == {"sql": new}
+        assert {digest for pod in pods for digest in stage.served(pod).values()} == {new, None}
+
+
+async def test_lazy_adapter_that_a_request_could_not_load_is_told_until_one_can() -> None:
+    async with adapter_stage() as stage:
+        digest = stage.put(SQL, "v1")
+        pods = await stage.serve(2)
+        await stage.apply(lora_adapter(loadPolicy="Lazy"))
+        await stage.settled()
+        known = next(pod for pod in pods if stage.served(pod) == {"sql": None})
+        entry = stage.workers.table(host_of(known)).entries["sql"]
+        entry |= {"state": "failed", "message": "the hub does not answer"}
+        stage.workers.loads.clear()
+        await stage.look()
+        assert await ready(stage) == ("False", "LoadFailed")
+        assert "the hub does not answer" in condition_message(await stage.adapter(), "Ready")
+        assert stage.workers.loads == []
+        assert stage.follower.adapter_queue._timers
+        entry |= {"state": "ready", "message": None, "digest": digest}
+        await stage.look()
+        assert await ready(stage) == ("True", "Loaded")
+        assert not stage.follower.adapter_queue._timers
 
 
 async def test_pod_gets_no_traffic_before_its_eager_adapters_are_loaded() -> None:
@@ -470,7 +559,11 @@ async def test_pod_gets_no_traffic_before_its_eager_adapters_are_loaded() -> Non
         assert pod["spec"]["readinessGates"] == [{"conditionType": "serving.octavo.dev/adapters"}]
         await stage.start_container(pod)
         await eventually(lambda: bool(stage.workers.loads))
-        assert not await stage.is_admitted(pod)
+
+        async def is_told() -> bool:
+            return await stage.gate(pod) == "False"
+
+        await eventually(is_told)
         stage.workers.sources.hanging.clear()
         await stage.settled()
         assert await stage.is_admitted(pod)

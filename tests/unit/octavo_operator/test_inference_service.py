@@ -370,6 +370,11 @@ def test_sources_of_adapters_are_read_each_once() -> None:
     assert service.unknown_fields == ()
 
 
+def test_digest_of_an_adapter_is_one() -> None:
+    with pytest.raises(ResourceError, match=r"spec\.source\.digest is 'abc'"):
+        parse_lora_adapter(lora_adapter(digest="abc"))
+
+
 def test_there_are_no_demo_adapters() -> None:
     with pytest.raises(ResourceError, match="there are no demo adapters"):
         parse_lora_adapter(lora_adapter(uri="demo://smollm2-135m-instruct"))

@@ -474,7 +474,9 @@ async def test_second_operator_takes_over_when_the_first_one_goes(
     assert await children(kmock.store) == {}
     page = await metrics_page(port)
     assert "octavo_operator_leader 0.0" in page
+    # A standby hears nothing, and what kopf tells it waits: neither is worth an alert.
     assert "octavo_operator_watch_age_seconds{" not in page
+    assert "octavo_operator_queue_oldest_seconds{" not in page
     await eventually(lambda: is_reported(kmock.store))
     page = await metrics_page(port)
     assert "octavo_operator_leader 1.0" in page

@@ -33,7 +33,7 @@ from octavo_operator.reconcile.adapter_departure import Departure
 from octavo_operator.reconcile.adapter_facts import ListedAdapter
 from octavo_operator.reconcile.adapter_world import AdapterWorld
 from octavo_operator.reconcile.adapters import AdapterPlan, Report, attempts_in_use, plan_adapters
-from octavo_operator.reconcile.conditions import timestamp
+from octavo_operator.reconcile.conditions import timestamp, truth
 from octavo_operator.reconcile.events import Announcement
 from octavo_operator.reconcile.observed import LiveObject
 from octavo_operator.reconcile.worker_pod import WorkerPod, takes_adapters, worker_pods
@@ -47,6 +47,15 @@ Endpoints: TypeAlias = Mapping[str, WorkerEndpoint]
 
 CALLS: Final = 64
 """Loads and unloads under way, of all services together."""
+
+_OPEN: Final = {
+    "reason": "Loaded",
+    "message": "the adapters that it shall have are loaded, or cannot be, or have had their time",
+}
+_SHUT: Final = {
+    "reason": "Loading",
+    "message": "it waits for the adapters that it shall have: kubectl get loraadapters",
+}
 
 MAX_ATTEMPTS: Final = 3
 """Passes within one call when somebody else, the service's own passes say, writes as well."""
@@ -157,7 +166,8 @@ class AdapterKeeper:
         for unload in plan.unloads:
             ledger.start_unload(unload, endpoints[unload.pod.uid])
         writes: list[Callable[[], Awaitable[None]]] = [
-            *(partial(self._admit, service[0], pod) for pod in plan.admits),
+            *(partial(self._set_gate, service[0], pod, True) for pod in plan.admits),
+            *(partial(self._set_gate, service[0], pod, False) for pod in plan.waits),
             *(partial(self._hold, resource) for resource in plan.holds),
             *(partial(self._report, report) for report in plan.reports),
             *(partial(self._release, departure) for departure in plan.releases),
@@ -211,19 +221,19 @@ class AdapterKeeper:
                 listings[uid] = answer
         return listings, silences
 
-    async def _admit(self, namespace: str, pod: WorkerPod) -> None:
+    async def _set_gate(self, namespace: str, pod: WorkerPod, is_open: bool) -> None:
+        """Let a pod into service, or have it say what it waits for."""
         condition = {
             "type": ADAPTERS_GATE,
-            "status": "True",
-            "reason": "Loaded",
-            "message": "the adapters that it shall have are loaded, or cannot be",
+            "status": truth(is_open),
+            **(_OPEN if is_open else _SHUT),
             "lastTransitionTime": timestamp(self._clock()),
         }
         try:
             await self._cluster.set_condition(POD, namespace, pod.name, pod.uid, condition)
         except (NotFoundError, ConflictError) as error:
             # It has gone meanwhile, and perhaps another has its name.
-            logger.info("pod %s is not admitted: %s", pod.name, error)
+            logger.info("pod %s is not told of its gate: %s", pod.name, error)
 
     async def _hold(self, resource: LiveObject) -> None:
         """The finalizer; others' stay."""

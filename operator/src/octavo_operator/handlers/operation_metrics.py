@@ -74,8 +74,8 @@ class OperationMetrics:
         """Whether this operator works."""
         self._leader.set(is_leader)
 
-    def watch_queues(self, queues: Mapping[str, Queue]) -> None:
-        """Export the queues, by the resource they hold."""
+    def watch_queues(self, queues: Callable[[], Mapping[str, Queue]]) -> None:
+        """Export the queues that are worked on, by the resource they hold."""
         self._registry.register(_Queues(queues))
 
     def watch_watches(self, contacts_s: Callable[[float], Mapping[str, float]]) -> None:
@@ -85,7 +85,7 @@ class OperationMetrics:
 
 
 class _Queues(Collector):
-    def __init__(self, queues: Mapping[str, Queue]) -> None:
+    def __init__(self, queues: Callable[[], Mapping[str, Queue]]) -> None:
         self._queues = queues
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
@@ -104,7 +104,7 @@ class _Queues(Collector):
             "Resources whose latest pass failed, and which are tried again.",
             labels=["resource"],
         )
-        for resource, queue in self._queues.items():
+        for resource, queue in self._queues().items():
             length.add_metric([resource], queue.num_waiting)
             age.add_metric([resource], queue.longest_wait_s(time.monotonic()))
             failing.add_metric([resource], queue.num_failing)

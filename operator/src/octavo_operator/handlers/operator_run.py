@@ -61,10 +61,10 @@ async def run_operator(
         )
         metrics.watch_pods(follower.index.all_pods)
         metrics.watch_adapters(follower.adapters.all_adapters)
-        metrics.operation.watch_queues(
-            {INFERENCE_SERVICE.kind: follower.queue, LORA_ADAPTER.kind: follower.adapter_queue}
-        )
         office = _Office(_lease(cluster, settings), metrics.operation)
+        queues = {INFERENCE_SERVICE.kind: follower.queue, LORA_ADAPTER.kind: follower.adapter_queue}
+        # What waits in a standby waits for ever, and rightly so.
+        metrics.operation.watch_queues(lambda: queues if office.is_held else {})
         metrics.operation.watch_watches(
             lambda now: follower.index.contacts_s(now) if office.is_held else {}
         )

@@ -74,8 +74,13 @@ class PodProcess:
         conditions = (pod.get("status") or {}).get("conditions") or ()
         gates = {item["type"]: item for item in conditions if item["type"] in wanted}
         # One that has been said is not unsaid by a status of ours that crossed it.
-        if gates.keys() - self._gates.keys() and self._shown is not None:
-            self._gates |= gates
+        news = {
+            kind: gate
+            for kind, gate in gates.items()
+            if gate != self._gates.get(kind) and not self._is_open(kind)
+        }
+        if news and self._shown is not None:
+            self._gates |= news
             phase, state, is_ready = self._shown
             self._report(phase, state, is_ready=is_ready)
 
@@ -255,8 +260,10 @@ class PodProcess:
         assert self.address is not None
         if self.address.port != WORKER_PORT:
             return True
-        gates = [self._gates.get(kind, {}) for kind in _readiness_gates(self._pod)]
-        return all(gate.get("status") == "True" for gate in gates)
+        return all(map(self._is_open, _readiness_gates(self._pod)))
+
+    def _is_open(self, gate: str) -> bool:
+        return self._gates.get(gate, {}).get("status") == "True"
 
 
 def _readiness_gates(pod: Mapping[str, Any]) -> list[str]:

@@ -51,6 +51,7 @@ def wanted_source(adapter: LoRAAdapter) -> dict[str, str]:
     return {
         "uri": adapter.uri,
         "revision": adapter.revision or "",
+        "digest": adapter.digest or "",
         "request": adapter.request,
     }
 

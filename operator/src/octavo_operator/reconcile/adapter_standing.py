@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from octavo_operator.reconcile.adapter_facts import (
     Attempt,
@@ -19,6 +19,9 @@ from octavo_operator.reconcile.adapter_world import AdapterWorld
 from octavo_operator.reconcile.observed import LiveObject
 from octavo_operator.reconcile.worker_pod import WorkerPod
 from octavo_operator.resources.lora_adapter import LoRAAdapter
+
+REQUESTED_AGAIN_S: Final = 60.0
+"""When to look whether a request has loaded by now what one could not."""
 
 
 class PodState(StrEnum):
@@ -55,7 +58,7 @@ class Standing:
 
     digest: what the pod serves under the name now. is_loaded: that is what it should serve.
     failure: what is wrong, if anything. load: the call that is due now.
-    retry_at_s: when a failed one is due, by the monotonic clock.
+    retry_at_s: when to look at a failed one again, by the monotonic clock.
     """
 
     pod: WorkerPod
@@ -118,9 +121,10 @@ def _toward_target(
     if path is None or obstacle is not None:
         return Standing(pod, PodState.PENDING, digest, failure=obstacle)
     if _is_failed_at_request(adapter, listed, path):
-        # The worker itself tries again at the next request.
+        # The worker itself tries again at the next request; no call of ours would change that.
         assert listed is not None
-        return Standing(pod, PodState.FAILED, digest, failure=Failure("LoadFailed", listed.message))
+        failure, again_s = Failure("LoadFailed", listed.message), world.now_s + REQUESTED_AGAIN_S
+        return Standing(pod, PodState.FAILED, digest, failure=failure, retry_at_s=again_s)
     key = target_key(target)
     attempt = world.attempt(pod, adapter.served_name, key)
     load = _load(adapter, pod, key, attempt, path=path, target=target, listed=listed)
@@ -169,7 +173,7 @@ def _load(
         pod=pod,
         path=path,
         revision=adapter.revision if target is None else target.revision,
-        digest=None if target is None else target.digest,
+        digest=adapter.digest if target is None else target.digest,
         is_lazy=is_lazy and not has_other,
         num_failures=0 if attempt is None or attempt.failure is None else attempt.count,
     )

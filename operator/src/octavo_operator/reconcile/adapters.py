@@ -67,8 +67,8 @@ class AdapterPlan:
     """What is due.
 
     loads: those that have failed least come first. holds: resources to set the finalizer on.
-    releases: those to take it off. admits: pods to be let into service. look_again_s: when time
-    alone may change what is due.
+    releases: those to take it off. admits: pods to be let into service; waits: pods that are kept
+    out for now, to be told so. look_again_s: when time alone may change what is due.
     """
 
     loads: tuple[Load, ...] = ()
@@ -76,15 +76,16 @@ class AdapterPlan:
     holds: tuple[LiveObject, ...] = ()
     releases: tuple[Departure, ...] = ()
     admits: tuple[WorkerPod, ...] = ()
+    waits: tuple[WorkerPod, ...] = ()
     reports: tuple[Report, ...] = ()
     service_report: Report | None = None
     look_again_s: float | None = None
 
     @property
     def is_empty(self) -> bool:
-        return self.service_report is None and not any(
-            (self.loads, self.unloads, self.holds, self.releases, self.admits, self.reports)
-        )
+        calls = (self.loads, self.unloads)
+        writes = (self.holds, self.releases, self.admits, self.waits, self.reports)
+        return self.service_report is None and not any((*calls, *writes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +113,15 @@ def plan_adapters(world: AdapterWorld) -> AdapterPlan:
     shown = [*statuses, *((one.resource, one.status) for one in leaving if one.status is not None)]
     loads = [each.load for one in placed for each in one.standings if each.load is not None]
     held = [pod for pod in able if pod.is_held]
+    admits = tuple(pod for pod in held if _may_serve(pod, placed, world.now))
     is_waiting = bool(placed) and not (able or claims.obstacle or _is_asleep(world))
     return AdapterPlan(
         loads=tuple(sorted(loads, key=lambda load: load.num_failures)),
         unloads=_unloads(world, able, claims, placed),
         holds=tuple(resource for resource, _ in statuses if not is_held(resource)),
         releases=tuple(one for one in leaving if one.status is None),
-        admits=tuple(pod for pod in held if _may_serve(pod, placed, world.now)),
+        admits=admits,
+        waits=tuple(pod for pod in held if pod not in admits and not pod.is_told),
         reports=tuple(
             Report(resource, status)
             for resource, status in shown

@@ -39,8 +39,9 @@ LOOK_AGAIN_S: Final = 60.0
 class Placed:
     """service: with numbers where the user said Auto; a single GPU while none are chosen.
 
-    memory: what the workload must remember, None for nothing. shape: the model's, None while it is
-    not known. wants_inspection: the model is to be looked at. wants_nodes: nodes would help.
+    memory: what the workload must remember, None for nothing.
+    shape: the model's, None while it is not known. wants_inspection: the model is to be looked at;
+    keeps_inspection: what was found is not in the status yet. wants_nodes: nodes would help.
     is_withdrawn: this very spec cannot come up, so nothing of it is to be there.
     """
 
@@ -50,6 +51,7 @@ class Placed:
     shape: ModelShape | None
     inspection_key: str
     wants_inspection: bool
+    keeps_inspection: bool
     wants_nodes: bool
     is_withdrawn: bool
 
@@ -104,6 +106,7 @@ def place(said: InferenceService, observed: Observed, present: tuple[LiveObject,
     if is_refused and is_same_pod and has_fallback:
         # Not blocked: the rollout goes on backwards, to what served before.
         decision = replace(decision, split=_said_split(said))
+    is_wanted = is_open and is_needed and observed.can_inspect
     fits = decision.standing is Standing.FITS and decision.reason != "Proved"
     return Placed(
         service=_resolved(said, decision),
@@ -111,7 +114,8 @@ def place(said: InferenceService, observed: Observed, present: tuple[LiveObject,
         memory=_to_remember(decision, inputs) if fits and not said.accelerator.is_cpu else None,
         shape=seen.shape,
         inspection_key=key,
-        wants_inspection=is_open and told is None and is_needed and observed.can_inspect,
+        wants_inspection=is_wanted and seen.shape is None,
+        keeps_inspection=told is None and seen.shape is not None,
         wants_nodes=is_open and observed.nodes is None,
         is_withdrawn=is_refused and (live is None or is_same_pod) and not has_fallback,
     )

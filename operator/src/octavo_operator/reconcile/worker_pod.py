@@ -24,8 +24,9 @@ class WorkerPod:
     takes_adapters: it was started with room for them.
     own_adapters: those of its command line, which are nobody else's to unload.
     claims, images: where volumes are mounted, by claim and image reference.
-    secrets: those whose keys it has as variables.
-    is_held: its readiness waits for the adapters; ready_since: since when for nothing else.
+    secrets: those of which it has keys as variables.
+    is_held: its readiness waits for the adapters, and is_told: its status says so; ready_since:
+        since when it waits for nothing else.
     """
 
     name: str
@@ -40,6 +41,7 @@ class WorkerPod:
     images: Mapping[str, str]
     secrets: frozenset[str]
     is_held: bool
+    is_told: bool
     ready_since: datetime | None
 
 
@@ -78,6 +80,7 @@ def _read_pod(pod: LiveObject) -> WorkerPod | None:
         secrets=_secrets(container),
         is_held=ADAPTERS_GATE in gates
         and (conditions.get(ADAPTERS_GATE) or {}).get("status") != "True",
+        is_told=ADAPTERS_GATE in conditions,
         ready_since=_since(conditions.get("ContainersReady")),
     )
 
@@ -125,8 +128,12 @@ def _mounts(
 
 
 def _secrets(container: Mapping[str, Any]) -> frozenset[str]:
-    names = [(item.get("secretRef") or {}).get("name") for item in container.get("envFrom") or ()]
-    return frozenset(name for name in names if name)
+    whole = [(item.get("secretRef") or {}) for item in container.get("envFrom") or ()]
+    single = [
+        ((item.get("valueFrom") or {}).get("secretKeyRef") or {})
+        for item in container.get("env") or ()
+    ]
+    return frozenset(str(item["name"]) for item in (*whole, *single) if item.get("name"))
 
 
 def _since(condition: Mapping[str, Any] | None) -> datetime | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +17,7 @@ from octavo_operator.resources.model_uri import DemoModel, ModelSource, parse_mo
 
 KIND: Final = "LoRAAdapter"
 LOAD_POLICIES: Final = ("Eager", "Lazy")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class LoRAAdapter:
     """A parsed LoRAAdapter.
 
     service: the InferenceService in the same namespace that serves it.
+    digest: what its files must have, None for whatever is there.
     replicas: pods to load it into; None is all of them.
     request: value of the annotation that has the source looked up again, empty for none.
     is_eager: loaded before a pod takes traffic.
@@ -37,6 +40,7 @@ class LoRAAdapter:
     uri: str
     source: ModelSource
     revision: str | None
+    digest: str | None
     secret: str | None
     replicas: int | None
     is_eager: bool
@@ -65,6 +69,7 @@ def parse_lora_adapter(resource: Mapping[str, Any]) -> LoRAAdapter:
         uri=uri,
         source=_parse_source(source, uri),
         revision=source.string("revision", max_length=256),
+        digest=_parse_digest(source),
         secret=source.optional_section("secretRef", parse_secret_name),
         replicas=_parse_placement(placement),
         is_eager=(spec.choice("loadPolicy", LOAD_POLICIES) or LOAD_POLICIES[0]) == "Eager",
@@ -79,6 +84,14 @@ def _parse_source(fields: Fields, uri: str) -> ModelSource:
         remedy = "use hf://, pvc://, oci://, s3:// or file://"
         raise fields.error("uri", f"is {uri!r}, and there are no demo adapters", remedy)
     return source
+
+
+def _parse_digest(fields: Fields) -> str | None:
+    digest = fields.string("digest", max_length=80)
+    if digest is not None and not _DIGEST.fullmatch(digest):
+        remedy = "give it as status.resolvedDigest has it: sha256: and 64 hexadecimal digits"
+        raise fields.error("digest", f"is {digest!r}", remedy)
+    return digest
 
 
 def _parse_placement(fields: Fields) -> int | None:
