@@ -51,6 +51,12 @@ class World:
         return output.outputs[0].token_ids
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _closed_client() -> Iterator[None]:
+    yield
+    CLIENT.close()
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("lora"))
