@@ -21,13 +21,14 @@ ALLOWED = [
     ("networking.k8s.io", "networkpolicies", "patch"),
     ("batch", "jobs", "create"),
     ("monitoring.coreos.com", "prometheusrules", "patch"),
-    ("batch", "jobs", "create"),
 ]
 FORBIDDEN = [
     ("", "secrets", "get"),
     ("", "secrets", "list"),
     ("", "configmaps", "create"),
     ("", "pods", "create"),
+    ("", "nodes", "watch"),
+    ("", "nodes", "patch"),
     ("", "pods/exec", "create"),
     ("", "pods/portforward", "create"),
     ("", "serviceaccounts/token", "create"),

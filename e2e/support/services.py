@@ -64,7 +64,11 @@ class Stage:
 
     def pods(self, name: str) -> list[Object]:
         """The worker pods of a service that are not on their way out, by name."""
-        found = self.cluster.list_all("pods", self.namespace, {"serving.octavo.dev/service": name})
+        labels = {
+            "app.kubernetes.io/name": "octavo-worker",
+            "serving.octavo.dev/service": name,
+        }
+        found = self.cluster.list_all("pods", self.namespace, labels)
         alive = [pod for pod in found if not pod["metadata"].get("deletionTimestamp")]
         return sorted(alive, key=lambda pod: str(pod["metadata"]["name"]))
 

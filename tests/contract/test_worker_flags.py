@@ -10,8 +10,10 @@ import pytest
 from octavo.cli import build_parser, flags_of
 from octavo.cli.configs import engine_config, server_config
 from octavo.cli.parser import parse_arguments
+from octavo.cli.serve_flags import QUANTIZATIONS
 from octavo.cli.vllm_flags import refusal
 from octavo.config import EngineConfig, ServerConfig
+from octavo_operator.reconcile.features import WORKER_QUANTIZATIONS
 
 PROMISED = {
     "--host --port --served-model-name --dtype --device --max-model-len --max-num-seqs",
@@ -106,3 +108,7 @@ def test_what_the_operator_writes_for_groups_of_pods_is_refused_by_name(
     with pytest.raises(SystemExit):
         parse_arguments(build_parser(), ["serve", "m", flag, "2"])
     assert flag in capsys.readouterr().err
+
+
+def test_operator_knows_which_quantizations_the_worker_serves() -> None:
+    assert frozenset(QUANTIZATIONS) == WORKER_QUANTIZATIONS

@@ -20,7 +20,8 @@ def _documents(path: Path) -> list[dict[str, Any]]:
 
 def test_every_example_is_there() -> None:
     assert [path.stem for path in EXAMPLES] == [
-        *("autoscaled", "llama-8b", "lora-adapter", "qwen-tensor-parallel", "smollm2")
+        *("autoscaled", "llama-405b-two-nodes", "llama-70b-auto", "llama-8b", "lora-adapter"),
+        *("qwen-tensor-parallel", "smollm2"),
     ]
 
 

@@ -285,7 +285,7 @@ _PARALLELISM = st.sampled_from([{}, {"tensor": 2}, TWO_NODES, {"tensor": "Auto"}
 _SHAPES = st.sampled_from([None, QWEN_06B, LLAMA_405B])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.tuples(_PARALLELISM, _SHAPES, st.booleans()), min_size=1, max_size=4))
 async def test_moves_between_pods_and_groups_come_to_an_end(
     steps: list[tuple[dict[str, Any], Any, bool]],

@@ -45,11 +45,11 @@ def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 class Place:
     """A file with a service and adapters, and folders with their files."""
 
-    def __init__(self, folder: Path, replicas: int) -> None:
+    def __init__(self, folder: Path, replicas: int | None, **spec: Any) -> None:
         self.folder = folder
         self.file = folder / "service.yaml"
         self.log = io.StringIO()
-        self._replicas = replicas
+        self._spec = {"replicas": replicas, **spec}
 
     def put(self, name: str, content: str) -> str:
         """Have `content` be the adapter in the folder `name`; its URI."""
@@ -61,7 +61,7 @@ class Place:
     def write(self, *adapters: dict[str, Any]) -> None:
         service = inference_service(
             model={"uri": "hf://org/name", "servedName": "base"},
-            replicas=self._replicas,
+            **self._spec,
             accelerator={"resource": "none"},
             engine={"lora": {}},
         )
@@ -78,7 +78,7 @@ async def serving(place: Place) -> AsyncIterator[LocalSession]:
         port=0,
         machine=Machine(
             programs={"octavo": (sys.executable, str(WORKER))},
-            environment={"PATH": os.environ["PATH"]},
+            environment={"PATH": os.environ["PATH"], "FAKE_IDLE_S": "10"},
             cache_folder=place.folder / "cache",
             secrets=content.secrets,
         ),
@@ -158,6 +158,18 @@ async def test_bad_adapter_keeps_nobody_from_serving(tmp_path: Path) -> None:
         assert (await ask(client, session, "sql")).json()["digest"] == digest_of("one")
         assert (await ask(client, session, "wide")).status_code == 404
         await eventually(lambda: "adapter wide: AdapterRefused: rank is 64" in place.log.getvalue())
+
+
+async def test_call_for_an_adapter_wakes_a_service_that_sleeps(tmp_path: Path) -> None:
+    scaling = {"minReplicas": 0, "maxReplicas": 1, "cooldown": "10s"}
+    place = Place(tmp_path, replicas=None, scaling=scaling)
+    place.write(lora_adapter("sql", place.put("v1", "one")))
+    async with serving(place) as session, httpx.AsyncClient(timeout=60) as client:
+        first = (await ask(client, session, "sql")).json()
+        await eventually(lambda: not session._endpoints())
+        again = (await ask(client, session, "sql")).json()
+    assert again["digest"] == first["digest"] == digest_of("one")
+    assert again["pid"] != first["pid"]
 
 
 WRONG = [

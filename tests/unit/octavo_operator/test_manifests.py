@@ -54,6 +54,27 @@ def test_manifests_are_valid_kubernetes_objects(case: str) -> None:
             validate(manifest, "1.37", strict=True)
 
 
+def test_the_look_at_a_model_gets_no_more_than_it_needs() -> None:
+    """No GPU, no port, no key of a client, and the restricted standard as for workers."""
+    (job,) = (item for item in rendered("full") if item["kind"] == "Job")
+    spec = job["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert list(container["resources"]["limits"]) == ["memory"]
+    assert not {"ports", "livenessProbe", "readinessProbe", "startupProbe"} & container.keys()
+    names = {volume["name"] for volume in spec["volumes"]}
+    assert names == {"tmp", "model-cache"} == {m["name"] for m in container["volumeMounts"]}
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+    }
+    assert spec["automountServiceAccountToken"] is False
+    assert "resourceClaims" not in spec
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_pods_meet_the_restricted_standard(case: str) -> None:
     """The rules of the restricted Pod Security Standard that apply to what we render."""

@@ -184,6 +184,16 @@ def test_a_number_that_fits_some_cards_only_is_told_of() -> None:
     assert "that fits H100-79.6, not every GPU" in decision.message
 
 
+def test_more_gpus_than_any_node_has_are_told_of() -> None:
+    decision = decide(service({"maxModelLen": 8192}, tensor=16), LLAMA_70B, [gpus(79.6), gpus(141)])
+    assert (decision.standing, decision.reason) == (Standing.UNPROVED, "NodesTooSmall")
+    assert "a pod asks for 16 GPUs, and no node that is there has more than 8" in decision.message
+    spread = service({"maxModelLen": 8192}, tensor=16, nodes=2)
+    assert decide(spread, LLAMA_70B, [gpus(79.6)]).standing is Standing.FITS
+    unseen = GpuKind("NVIDIA-H100-80GB-HBM3", 81559 << 20)
+    assert decide(service(tensor=16), LLAMA_70B, [unseen]).reason != "NodesTooSmall"
+
+
 def test_stages_within_a_node_are_the_users_to_ask_for() -> None:
     wanted = service({"maxModelLen": 8192}, tensor="Auto", pipeline=2)
     assert chosen(decide(wanted, LLAMA_70B, [gpus(79.6)])) == (1, 2, 1)

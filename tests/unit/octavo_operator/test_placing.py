@@ -18,7 +18,8 @@ from octavo_operator.manifests.kinds import DEPLOYMENT, JOB, SERVICE_ACCOUNT, ki
 from octavo_operator.placement.model_shape import ModelShape
 from octavo_operator.reconcile.observed import LiveObject
 from octavo_operator.reconcile.placing import LOOK_AGAIN_S
-from planner_world import World, worker_of
+from octavo_operator.reconcile.plan import plan
+from planner_world import NOW, World, worker_of
 
 NODES = (gpu_node(L4, 1), gpu_node(H100, 8))
 
@@ -103,6 +104,25 @@ async def test_what_was_found_is_kept_in_the_status_and_looked_at_once() -> None
     assert (await gpus_of(world))[0] == "2"
 
 
+async def test_what_was_found_is_not_let_go_before_the_status_has_it() -> None:
+    """The write of the status may fail after the pods have been made."""
+    world = world_of(auto())
+    await world.settle()
+    world.companions = (inspected_pod(world.resource, LLAMA_70B),)
+    (job,) = await jobs(world)
+    half = plan(await world.observe(), "worker:1", NOW)
+    assert half.deletes == ()
+    assert "Job" not in [apply.manifest["kind"] for apply in half.applies]
+    for apply in half.applies:
+        await world.store.apply(apply.manifest, apply.manager)
+    assert await has_deployment(world)
+    again = plan(await world.observe(), "worker:1", NOW)
+    assert (again.applies, again.deletes) == ((), ())
+    assert await jobs(world) == [job]
+    assert again.status is not None
+    assert again.status["model"]["numLayers"] == 80
+
+
 async def test_another_model_is_looked_at_while_the_old_one_serves() -> None:
     world = world_of(auto(), LLAMA_8B)
     await world.settle()
@@ -168,7 +188,7 @@ async def test_pods_that_an_earlier_operator_made_for_auto_stay() -> None:
 async def test_what_fits_nowhere_gets_no_pods_and_the_sum_in_a_sentence() -> None:
     world = world_of(auto(), LLAMA_405B)
     first = await world.step()
-    assert first.applies != ()
+    assert first.applies == ()
     service = await world.settle()
     assert not await has_deployment(world)
     for kind in ("PlacementReady", "Ready", "WorkloadReady", "ModelReady", "Progressing"):
@@ -366,7 +386,7 @@ _STEPS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(_STEPS)
 async def test_any_state_of_a_placement_comes_to_an_end(
     steps: list[tuple[dict[str, Any], tuple[LiveObject, ...] | None, ModelShape | None, bool]],

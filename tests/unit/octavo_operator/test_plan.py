@@ -202,10 +202,11 @@ async def test_stopping_pod_is_no_problem() -> None:
     ("spec", "words"),
     [
         ({"parallelism": {"tensor": 2}}, "the worker of this version refuses to split a model"),
+        ({"engine": {"quantization": "fp8"}}, "the worker of this version does not know fp8"),
         ({"engine": {"speculative": {"method": "NGram"}}}, "spec.engine.speculative"),
         ({"rolout": {}}, "spec.rolout (did you mean rollout?)"),
     ],
-    ids=["split", "speculative", "unknown"],
+    ids=["split", "quantization", "speculative", "unknown"],
 )
 async def test_what_is_left_out_is_said_but_the_rest_runs(spec: dict[str, Any], words: str) -> None:
     world = World(inference_service(**spec))

@@ -96,6 +96,7 @@ def test_render_of_what_cannot_run_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "service.yaml"
-    path.write_text(yaml.safe_dump(inference_service(parallelism={"tensor": 2, "pipeline": 2})))
+    taken_away = {"spec": {"containers": [{"name": "worker", "$patch": "delete"}]}}
+    path.write_text(yaml.safe_dump(inference_service(template=taken_away)))
     assert main(["render", "-f", str(path)]) == 2
-    assert "is not possible yet" in capsys.readouterr().err
+    assert "takes away the container 'worker'" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Final
 
 DRIVER_BYTES: Final = 7 << 27
@@ -11,6 +12,11 @@ less than nvidia-smi's total, from a T4 to a B200."""
 
 USUAL_PER_NODE: Final = 8
 """GPUs of a node where no node tells."""
+
+
+def share_bytes(memory_bytes: int, utilization: Decimal) -> int:
+    """What a worker takes of a card's memory."""
+    return int(memory_bytes * utilization)
 
 
 @dataclass(frozen=True, slots=True)

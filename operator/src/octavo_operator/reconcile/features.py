@@ -26,6 +26,9 @@ ADAPTER_COMMAND: Final = (
     "--namespace monitoring --create-namespace --set prometheus.url=http://PROMETHEUS "
     f"--values {_ADAPTER_VALUES}"
 )
+WORKER_QUANTIZATIONS: Final = frozenset({"auto", "none", "gguf"})
+"""What the worker of this version serves."""
+
 _NO_METRICS_API: Final = "no custom metrics API"
 """How the autoscaler says so, in client-go's words."""
 
@@ -75,6 +78,12 @@ def _missing(service: InferenceService) -> tuple[str, ...]:
             f"spec.parallelism: the worker of this version refuses to split a model (tensor "
             f"{parallelism.tensor}, pipeline {parallelism.pipeline}), so its pods will not "
             f"come up; name an image that can in spec.image, or a model that one GPU holds"
+        )
+    quantization = service.engine.quantization
+    if quantization is not None and quantization not in WORKER_QUANTIZATIONS:
+        sentences.append(
+            f"spec.engine.quantization: the worker of this version does not know {quantization}, "
+            f"so its pods will not come up; name an image that does in spec.image, or remove it"
         )
     if service.engine.speculative:
         sentences.append("spec.engine.speculative: not in effect yet; remove it")

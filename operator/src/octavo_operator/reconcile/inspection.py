@@ -45,10 +45,15 @@ def read_inspection(service: InferenceService, observed: Observed, key: str) -> 
             return Inspection(shape)
     problems = pod_problems(service, pods)
     said = problems[0].message if problems else ""
-    for child in observed.children:
-        if kind_of(child) == JOB and _inspects(child) == key and observed.is_owned(child):
-            said = said or _job_failure(child)
+    for job in inspection_jobs(observed, key):
+        said = said or _job_failure(job)
     return Inspection(None, f"the model cannot be inspected: {said}" if said else "")
+
+
+def inspection_jobs(observed: Observed, key: str) -> tuple[LiveObject, ...]:
+    """The Jobs that look, or have looked, at the model with this key."""
+    jobs = (child for child in observed.children if kind_of(child) == JOB)
+    return tuple(job for job in jobs if _inspects(job) == key and observed.is_owned(job))
 
 
 def _inspects(live: LiveObject) -> str:

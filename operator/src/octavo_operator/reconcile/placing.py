@@ -39,8 +39,9 @@ LOOK_AGAIN_S: Final = 60.0
 class Placed:
     """service: with numbers where the user said Auto; a single GPU while none are chosen.
 
-    memory: what the workload must remember, None for nothing. shape: the model's, None while it is
-    not known. wants_inspection: the model is to be looked at. wants_nodes: nodes would help.
+    memory: what the workload must remember, None for nothing.
+    shape: the model's, None while it is not known. wants_inspection: the model is to be looked at;
+    keeps_inspection: what was found is not in the status yet. wants_nodes: nodes would help.
     is_withdrawn: this very spec cannot come up, so nothing of it is to be there.
     """
 
@@ -50,6 +51,7 @@ class Placed:
     shape: ModelShape | None
     inspection_key: str
     wants_inspection: bool
+    keeps_inspection: bool
     wants_nodes: bool
     is_withdrawn: bool
 
@@ -83,38 +85,81 @@ class Placed:
 
 def place(said: InferenceService, observed: Observed, present: tuple[LiveObject, ...]) -> Placed:
     """The placement of `said`, whose workloads are `present` now: one, none, or two in transit."""
-    inputs, pod_inputs = _inputs(said), template_inputs(said)
-    live = _latest(present, pod_inputs)
-    memory, workload = _annotations(live), read_workload(said, live)
-    is_same_pod = memory.get(ANNOTATION_TEMPLATE_INPUTS) == pod_inputs
-    kept = _remembered(memory, inputs) or _from_before(said, memory, is_same_pod=is_same_pod)
-    key, told = inspection_key(said), _told_shape(said, observed)
+    inputs, key = _inputs(said), inspection_key(said)
+    past = _recall(said, present, inputs)
+    told = _told_shape(said, observed)
     seen = read_inspection(said, observed, key) if told is None else Inspection(told)
-    has_served = is_same_pod and workload.has_completed
-    has_served = has_served and ANNOTATION_REFUSED_TEMPLATE not in memory
-    is_open = kept is None and not said.accelerator.is_cpu
-    is_open = is_open and not (has_served and said.parallelism.tensor is not None)
+    is_open = past.is_open_for(said)
     kinds = gpu_kinds(said.accelerator, observed.nodes) if is_open else ()
-    decision = kept or _decide(said, seen, kinds, observed)
-    if kept is None and has_served and decision.standing is not Standing.FITS:
-        decision = _proved(said, decision)
-    is_needed = _is_split(said) or bool(kinds)
+    decision = _decide_after(past, said, seen, kinds, observed)
     is_refused = decision.standing is Standing.REFUSED
-    has_fallback = ANNOTATION_GOOD_TEMPLATE in memory
-    if is_refused and is_same_pod and has_fallback:
-        # Not blocked: the rollout goes on backwards, to what served before.
-        decision = replace(decision, split=_said_split(said))
-    fits = decision.standing is Standing.FITS and decision.reason != "Proved"
+    is_useful = _is_split(said) or bool(kinds)
     return Placed(
         service=_resolved(said, decision),
         decision=decision,
-        memory=_to_remember(decision, inputs) if fits and not said.accelerator.is_cpu else None,
+        memory=_to_remember(said, decision, inputs),
         shape=seen.shape,
         inspection_key=key,
-        wants_inspection=is_open and told is None and is_needed and observed.can_inspect,
+        wants_inspection=(is_open and is_useful and observed.can_inspect and seen.shape is None),
+        keeps_inspection=told is None and seen.shape is not None,
         wants_nodes=is_open and observed.nodes is None,
-        is_withdrawn=is_refused and (live is None or is_same_pod) and not has_fallback,
+        is_withdrawn=is_refused and past.is_alone and not past.has_fallback,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """What the workload tells of earlier passes.
+
+    kept: the placement that it was made with, None where the user's words have changed since.
+    is_same_pod: it was made for these very words; has_served: and has served with them.
+    has_fallback: it knows of a template that served before. is_alone: no pods but those of these
+    words can be there.
+    """
+
+    kept: Decision | None
+    is_same_pod: bool
+    has_served: bool
+    has_fallback: bool
+    is_alone: bool
+
+    def is_open_for(self, said: InferenceService) -> bool:
+        """Whether the placement is to be found out, or a number of the user's to be checked."""
+        is_proved = self.has_served and said.parallelism.tensor is not None
+        return self.kept is None and not is_proved and not said.accelerator.is_cpu
+
+
+def _recall(said: InferenceService, present: tuple[LiveObject, ...], inputs: str) -> _Past:
+    pod_inputs = template_inputs(said)
+    live = _latest(present, pod_inputs)
+    memory, workload = _annotations(live), read_workload(said, live)
+    is_same_pod = memory.get(ANNOTATION_TEMPLATE_INPUTS) == pod_inputs
+    is_rolled_back = ANNOTATION_REFUSED_TEMPLATE in memory
+    return _Past(
+        kept=_remembered(memory, inputs) or _from_before(said, memory, is_same_pod=is_same_pod),
+        is_same_pod=is_same_pod,
+        has_served=is_same_pod and workload.has_completed and not is_rolled_back,
+        has_fallback=ANNOTATION_GOOD_TEMPLATE in memory,
+        is_alone=live is None or is_same_pod,
+    )
+
+
+def _decide_after(
+    past: _Past,
+    said: InferenceService,
+    seen: Inspection,
+    kinds: tuple[GpuKind, ...],
+    observed: Observed,
+) -> Decision:
+    if past.kept is not None:
+        return past.kept
+    decision = _decide(said, seen, kinds, observed)
+    if past.has_served and decision.standing is not Standing.FITS:
+        return _proved(said, decision)
+    if decision.standing is Standing.REFUSED and past.is_same_pod and past.has_fallback:
+        # Not blocked: the rollout goes on backwards, to what served before.
+        return replace(decision, split=_said_split(said))
+    return decision
 
 
 def _decide(
@@ -202,8 +247,11 @@ def _inputs(said: InferenceService) -> str:
     return manifest_digest({name: word for name, word in words.items() if word})
 
 
-def _to_remember(decision: Decision, inputs: str) -> str:
-    split = decision.split or Split()
+def _to_remember(said: InferenceService, decision: Decision, inputs: str) -> str | None:
+    is_found_out = decision.standing is Standing.FITS and decision.reason == "Fits"
+    if decision.split is None or not is_found_out or said.accelerator.is_cpu:
+        return None
+    split = decision.split
     return canonical_json(
         {
             "inputs": inputs,

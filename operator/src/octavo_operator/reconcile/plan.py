@@ -25,6 +25,7 @@ from octavo_operator.placement.decision import Standing
 from octavo_operator.reconcile.children import OPERATOR, inspection_children, wanted_children
 from octavo_operator.reconcile.drift import is_applied
 from octavo_operator.reconcile.features import report_features
+from octavo_operator.reconcile.inspection import inspection_jobs
 from octavo_operator.reconcile.observed import LiveObject, Observed
 from octavo_operator.reconcile.pinning import pin_template, worker_image
 from octavo_operator.reconcile.placing import LOOK_AGAIN_S, Placed, place
@@ -147,8 +148,9 @@ def plan(
     )
     writes = Plan()
     inspection = inspection_children(service, pinned.template, placed)
+    reports = inspection_jobs(observed, placed.inspection_key) if placed.keeps_inspection else ()
     if obstacle is None and placed.is_blocked:
-        writes = _blocked(inspection, placed, observed, former)
+        writes = _blocked(inspection, placed, observed, (*former, *reports))
     elif obstacle is None:
         is_loading = (
             workload.ready < workload.wanted and not problems and not workload.deadline_message
@@ -157,14 +159,15 @@ def plan(
             service, revision, stride, workload, observed, placed.memory, is_loading=is_loading
         )
         wanted += [child for child in inspection if child not in wanted]
-        gives_way = lacks_room and service.rollout.replaces_in_place
+        if lacks_room and service.rollout.replaces_in_place:
+            former = ()
         writes = Plan(
             applies=(
                 *_handover(service, live),
                 *_switch(service, live, workload, observed.demand),
                 *_due(wanted, observed),
             ),
-            deletes=_leftovers(wanted, observed, former if not gives_way else None),
+            deletes=_leftovers(wanted, observed, (*former, *reports)),
             look_again_s=next_look_s(service, workload, observed.demand),
         )
     writes = replace(writes, wants_nodes=placed.wants_nodes)
@@ -175,10 +178,10 @@ def _blocked(
     inspection: list[dict[str, Any]],
     placed: Placed,
     observed: Observed,
-    former: LiveObject | None,
+    needed: tuple[LiveObject, ...],
 ) -> Plan:
     """Nothing but the look at the model; pods of an earlier spec go on serving."""
-    leftovers = _leftovers(inspection, observed, former)
+    leftovers = _leftovers(inspection, observed, needed)
     if not placed.is_withdrawn:
         leftovers = tuple(item for item in leftovers if item.kind == JOB)
     return Plan(
@@ -213,12 +216,11 @@ def _due(wanted: list[dict[str, Any]], observed: Observed) -> tuple[Apply, ...]:
 
 
 def _leftovers(
-    wanted: list[dict[str, Any]], observed: Observed, former: LiveObject | None = None
+    wanted: list[dict[str, Any]], observed: Observed, needed: tuple[LiveObject, ...]
 ) -> tuple[Delete, ...]:
-    """Children of ours that are no longer wanted; `former` still serves, so it stays."""
-    keep = {(kind_of(manifest), manifest["metadata"]["name"]) for manifest in wanted}
-    if former is not None:
-        keep.add((kind_of(former), former["metadata"]["name"]))
+    """Children of ours that are no longer wanted; those that are still `needed` stay."""
+    present = (*wanted, *needed)
+    keep = {(kind_of(item), item["metadata"]["name"]) for item in present}
     leftovers = []
     for child in observed.children:
         metadata = child["metadata"]

@@ -29,13 +29,11 @@ def workload_of(service: InferenceService, present: tuple[LiveObject, ...]) -> L
 
 def former_workload(
     service: InferenceService, present: tuple[LiveObject, ...], workload: Workload
-) -> LiveObject | None:
-    """The workload of the other kind, as long as it serves and `workload` does not."""
+) -> tuple[LiveObject, ...]:
+    """The workload of the other kind, as long as it serves and `workload` does not; or none."""
     wanted = workload_kind(service)
-    others = [live for live in present if kind_of(live) != wanted]
-    if workload.ready or not others or not read_workload(None, others[0]).ready:
-        return None
-    return others[0]
+    others = (live for live in present if kind_of(live) != wanted)
+    return tuple(live for live in others if not workload.ready and read_workload(None, live).ready)
 
 
 def followers(observed: Observed) -> tuple[LiveObject, ...]:

@@ -8,13 +8,12 @@ generation never meet another's weights, and no load makes a request fail. Torch
 from __future__ import annotations
 
 import asyncio
-import enum
 import itertools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from octavo.engine.adapter_state import AdapterStateFile, RememberedAdapter
+from octavo.engine.adapter_entry import AdapterEntry, Generation
+from octavo.engine.adapter_state import AdapterStateFile
 from octavo.engine.carried_errors import from_adapter_failure
 from octavo.engine.messages import AdapterFailed, AdapterOpened, CloseAdapter, OpenAdapter
 from octavo.errors import (
@@ -32,76 +31,6 @@ from octavo.request import AdapterGeneration
 _log = logging.getLogger(__name__)
 _RETRY_AFTER_S = 5.0
 _LOAD_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-
-
-class AdapterState(enum.StrEnum):
-    """Where a name stands."""
-
-    KNOWN = "known"
-    """It is loaded when first asked for."""
-    LOADING = "loading"
-    READY = "ready"
-    FAILED = "failed"
-    """The last attempt failed; the next request makes another."""
-
-
-@dataclass(slots=True)
-class Generation:
-    """Weights that were loaded once."""
-
-    id: int
-    digest: str
-    rank: int
-    size_bytes: int
-    base_model: str | None
-    revision: str | None = None
-    """The hub's commit."""
-    num_open: int = 0
-    """Requests that use it."""
-    is_retired: bool = False
-    is_idle: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass(slots=True)
-class AdapterEntry:
-    """A name that requests may use."""
-
-    name: str
-    source: AdapterSource
-    is_lazy: bool = False
-    is_remembered: bool = False
-    """Whether it is there again after a restart; adapters of the command line are anyway."""
-    current: Generation | None = None
-    load: asyncio.Task[Generation] | None = None
-    """Under way, if any."""
-    error: str | None = None
-    """Why the last attempt failed."""
-
-    @property
-    def state(self) -> AdapterState:
-        if self.current is not None:
-            return AdapterState.READY
-        if self.load is not None:
-            return AdapterState.LOADING
-        return AdapterState.KNOWN if self.error is None else AdapterState.FAILED
-
-    def stands_for(self, source: AdapterSource) -> bool:
-        """Whether it is that already, known without a look at the files."""
-        is_there = self.current is not None and source.digest == self.current.digest
-        return is_there and source.path == self.source.path
-
-    def can_wait_with(self, source: AdapterSource) -> bool:
-        """Whether nobody uses anything else under this name."""
-        return source == self.source if self.current is not None else self.load is None
-
-    def remembered(self) -> RememberedAdapter:
-        """For the state file: what it stands for now, not what may be at its source later."""
-        source = self.source
-        if self.current is not None:
-            source = source.pinned(self.current.revision, self.current.digest)
-        return RememberedAdapter(
-            self.name, source.path, source.revision, source.digest, self.is_lazy
-        )
 
 
 class AdapterTable:

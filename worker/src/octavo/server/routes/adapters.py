@@ -14,7 +14,8 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.engine.adapter_table import AdapterEntry, AdapterTable, Generation
+from octavo.engine.adapter_entry import AdapterEntry, Generation
+from octavo.engine.adapter_table import AdapterTable
 from octavo.errors import OctavoError
 from octavo.lora.adapter_source import AdapterSource
 from octavo.outputs import AdapterStats

@@ -1,0 +1,84 @@
+"""A name that stands for an adapter, and the generations of weights that it has stood for.
+
+Knows what they are and how they are told; what happens to them is :mod:`.adapter_table`'s.
+Torch-free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from dataclasses import dataclass, field
+
+from octavo.engine.adapter_state import RememberedAdapter
+from octavo.lora.adapter_source import AdapterSource
+
+
+class AdapterState(enum.StrEnum):
+    """Where a name stands."""
+
+    KNOWN = "known"
+    """It is loaded when first asked for."""
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+    """The last attempt failed; the next request makes another."""
+
+
+@dataclass(slots=True)
+class Generation:
+    """Weights that were loaded once."""
+
+    id: int
+    digest: str
+    rank: int
+    size_bytes: int
+    base_model: str | None
+    revision: str | None = None
+    """The hub's commit."""
+    num_open: int = 0
+    """Requests that use it."""
+    is_retired: bool = False
+    is_idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True)
+class AdapterEntry:
+    """A name that requests may use."""
+
+    name: str
+    source: AdapterSource
+    is_lazy: bool = False
+    is_remembered: bool = False
+    """Whether it is there again after a restart; adapters of the command line are anyway."""
+    current: Generation | None = None
+    load: asyncio.Task[Generation] | None = None
+    """Under way, if any."""
+    error: str | None = None
+    """Why the last attempt failed."""
+
+    @property
+    def state(self) -> AdapterState:
+        if self.current is not None:
+            return AdapterState.READY
+        if self.load is not None:
+            return AdapterState.LOADING
+        return AdapterState.KNOWN if self.error is None else AdapterState.FAILED
+
+    def stands_for(self, source: AdapterSource) -> bool:
+        """Whether it is that already, known without a look at the files."""
+        is_there = self.current is not None and source.digest == self.current.digest
+        return is_there and source.path == self.source.path
+
+    def can_wait_with(self, source: AdapterSource) -> bool:
+        """Whether nobody uses anything else under this name."""
+        return source == self.source if self.current is not None else self.load is None
+
+    def remembered(self) -> RememberedAdapter:
+        """For the state file: what it stands for now, not what may be at its source later."""
+        source = self.source
+        if self.current is not None:
+            source = source.pinned(self.current.revision, self.current.digest)
+        return RememberedAdapter(
+            self.name, source.path, source.revision, source.digest, self.is_lazy
+        )
