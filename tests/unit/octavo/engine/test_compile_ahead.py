@@ -58,6 +58,21 @@ def test_a_models_kernels_are_compiled_once_into_the_folder(tmp_path: Path) -> N
     assert sorted(cache.glob("*/*.cubin")) == before
 
 
+def test_steps_of_all_shapes_launch_what_was_compiled_ahead() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parents[3] / "support/launch_coverage.py")],
+        env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    *late, last = done.stdout.splitlines()
+    assert not late
+    assert int(last.split()[0]) > 20
+
+
 def test_the_marker_is_named_for_what_decides(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ from octavo.loading.checkpoint import open_checkpoint
 from octavo.logs import configure_logging
 from octavo.models import registry
 from octavo.runner.cgroup import num_usable_cpus
+from octavo.runner.model_runner import ModelRunner
 from octavo.version import __version__
 
 _log = logging.getLogger("octavo.engine.compile_ahead")  # also where it is the main program
@@ -63,7 +64,7 @@ def compile_ahead(task: CompileTask, num_processes: int | None = None) -> int:
     use_kernel_cache(task.config)
     pool = _CompilerPool(num_processes or min(num_usable_cpus(), _MAX_PROCESSES))
     pool.start("launch utilities", _compile_launch_utilities)
-    num_programs = _find_launches(task, pool.start)
+    num_programs = find_launches(task, pool.start)
     found_s = time.perf_counter() - started_s
     pool.wait()
     marker = marker_of(task)
@@ -174,9 +175,17 @@ class _CompilerPool:
                 self._failed.append(name)
 
 
-def _find_launches(task: CompileTask, found: Callable[[str, Callable[[], object]], None]) -> int:
+def find_launches(task: CompileTask, found: Callable[[str, Callable[[], object]], None]) -> int:
     """Tell of every different launch of captured steps, as a call that compiles it; returns how
     many there are."""
+    runner = absent_runner(task)
+    with _recording(found) as launches:
+        runner.run_covering()
+    return len(launches)
+
+
+def absent_runner(task: CompileTask) -> ModelRunner:
+    """A runner without memory for a card that need not be here, of as few layers as will do."""
     from triton.runtime import driver
 
     driver.set_active(_AbsentCard(task.capability))
@@ -187,10 +196,7 @@ def _find_launches(task: CompileTask, found: Callable[[str, Callable[[], object]
     limits = step_limits(task.config, _CUDA, task.max_model_len)
     stack = adapter_stack(task.config, model, dtype, META)
     num_tokens = limits.max_num_batched_tokens
-    runner = make_runner(model, kernels, limits, dtype, META, num_tokens, stack)
-    with _recording(found) as launches:
-        runner.run_covering()
-    return len(launches)
+    return make_runner(model, kernels, limits, dtype, META, num_tokens, stack)
 
 
 @contextlib.contextmanager
@@ -202,7 +208,8 @@ def _recording(found: Callable[[str, Callable[[], object]], None]) -> Iterator[s
     run = JITFunction.run
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        key = (id(self), *map(_kind, args), *((k, _kind(v)) for k, v in kwargs.items()))
+        # Keywords are constants of the program and options of its compilation: each value counts.
+        key = (id(self), *map(_kind, args), *kwargs.items())
         if key not in launches:
             launches.add(key)
             found(

@@ -107,9 +107,14 @@ class StepShapes:
 
     def covering(self) -> list[StepShape]:
         """Shapes that together run every kernel that any shape runs."""
-        # Products of few tokens have kernels of their own for their numbers.
+        # Products of few tokens have kernels of their own for their numbers, and attention over
+        # short prompts has one.
         few = [StepShape(size, 0, size, DrawKind.GREEDY) for size in self._decodes]
-        return [*self.largest(), *few]
+        prefills = [StepShape(0, self._prefills[0], size, DrawKind.GREEDY) for size in self._tokens]
+        shapes = [*self.largest(), *few, prefills[0]]
+        if self._has_adapters:  # what they add is cut by the number of tokens
+            shapes += [replace(shape, has_adapters=True) for shape in [*few, *prefills]]
+        return shapes
 
     def shape_for(
         self, plan: BatchPlan, kind: DrawKind, has_adapters: bool = False

@@ -14,6 +14,9 @@ from torch.nn.functional import pad
 
 from octavo.outputs import TokenLogprobs
 
+_MOST_KEYS = 1 << 22
+"""Of 8 bytes, at once: whole batches of them would take gigabytes from the KV cache."""
+
 
 @dataclass(frozen=True, slots=True)
 class LogprobBatch:
@@ -48,10 +51,20 @@ def likeliest(logits: Tensor, count: int) -> Tensor:
     ``logits: [L, vocab], float32`` → ``[L, count], int64``. Logits in half precision are often
     equal, and which of them torch prefers depends on how many rows there are.
     """
-    bits = logits.view(torch.int32)
-    rising = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
     ids = torch.arange(logits.shape[1], device=logits.device)
-    return (rising * 2**32 - ids).topk(count, dim=1).indices
+    found = [_likeliest(part, ids, count) for part in torch.split(logits, _rows_at_once(ids))]
+    return torch.cat(found)
+
+
+def _rows_at_once(ids: Tensor) -> int:
+    return max(1, _MOST_KEYS // len(ids))
+
+
+def _likeliest(logits: Tensor, ids: Tensor, count: int) -> Tensor:
+    """By keys that differ: the order of a float's bits, then of the ids."""
+    rising = logits.view(torch.int32)
+    rising = rising ^ (rising >> 31).bitwise_and_(0x7FFFFFFF)
+    return rising.long().mul_(2**32).sub_(ids).topk(count, dim=1).indices
 
 
 def normalized(logits: Tensor) -> Tensor:
