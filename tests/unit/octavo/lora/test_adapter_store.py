@@ -54,6 +54,19 @@ def opened(store: AdapterStore, adapter_id: int, source: AdapterSource) -> Opene
     return one
 
 
+def test_the_rank_that_was_asked_for_is_the_limit_and_not_its_padding(tmp_path: Path) -> None:
+    stack = AdapterStack.allocate(PROJECTIONS, 1, 2, torch.float32, torch.device("cpu"))
+    store = AdapterStore(stack, num_host_entries=1)
+    for adapter_id, rank in enumerate((2, 4)):
+        folder = make_adapter(tmp_path / str(rank), CONFIG, rank=rank)
+        store.open(adapter_id, AdapterSource(str(folder)))
+    first, second = sorted(outcomes(store, 2), key=lambda one: one.adapter_id)
+    assert isinstance(first, Opened), first
+    assert isinstance(second, OpenFailed)
+    assert "rank is 4; this server takes at most 2" in str(second)
+    store.shut_down()
+
+
 def test_files_of_another_digest_than_expected_are_not_kept(
     store: AdapterStore, tmp_path: Path
 ) -> None:

@@ -68,7 +68,7 @@ class AdapterStack:
 
     projections: tuple[Projection, ...]
     max_rank: int
-    """Padded."""
+    """That an adapter may have; a slot holds its padding."""
     storage: Tensor
     table: Tensor
 
@@ -82,12 +82,11 @@ class AdapterStack:
         device: torch.device,
     ) -> AdapterStack:
         """Room for ``num_slots`` adapters of up to ``max_rank``; none is there yet."""
-        rank = padded_rank(max_rank)
-        size = slot_size(projections, rank)
+        size = slot_size(projections, padded_rank(max_rank))
         # Left uninitialised: on the CPU pages are then mapped when first written.
         storage = torch.empty(num_slots, size, dtype=dtype, device=device)
         table = torch.zeros(num_slots, len(projections), 2, dtype=torch.int64, device=device)
-        return cls(tuple(projections), rank, storage, table)
+        return cls(tuple(projections), max_rank, storage, table)
 
     @property
     def num_slots(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ def read_adapter(folder: Path, max_weight_bytes: int) -> AdapterFiles:
     config_bytes = _read(folder, CONFIG_NAME, _MAX_CONFIG_BYTES)
     weight_bytes = _read(folder, WEIGHTS_NAME, max_weight_bytes + _MAX_HEADER_BYTES)
     try:
-        config = json.loads(config_bytes)
+        config = json.loads(config_bytes[:])
     except (ValueError, RecursionError) as exc:
         raise AdapterError(f"{folder / CONFIG_NAME} cannot be read as JSON ({exc}).") from exc
     if not isinstance(config, dict):
@@ -62,7 +63,7 @@ def read_adapter(folder: Path, max_weight_bytes: int) -> AdapterFiles:
     return AdapterFiles(config, tensors, f"sha256:{digest.hexdigest()}")
 
 
-def parse_safetensors(data: bytearray, name: str) -> dict[str, Tensor]:
+def parse_safetensors(data: mmap.mmap, name: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file in memory, as views of it.
 
     Source: huggingface.co/docs/safetensors, format. The library's own way to read from memory
@@ -73,14 +74,16 @@ def parse_safetensors(data: bytearray, name: str) -> dict[str, Tensor]:
         raise AdapterError(f"{name} is not a safetensors file, or was cut short; copy it again.")
     begin = 8 + length
     try:
-        header = json.loads(bytes(data[8:begin]))
+        header = json.loads(data[8:begin])
         entries = {key: value for key, value in header.items() if key != "__metadata__"}
         return {key: _tensor(data, begin, key, entry) for key, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise AdapterError(f"{name} is damaged: {exc}; copy it again.") from exc
 
 
-def _tensor(data: bytearray, begin: int, key: str, entry: Mapping[str, object]) -> Tensor:
+def _tensor(
+    data: mmap.mmap | bytearray, begin: int, key: str, entry: Mapping[str, object]
+) -> Tensor:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in _DTYPES:
         raise AdapterError(
@@ -99,11 +102,15 @@ def _tensor(data: bytearray, begin: int, key: str, entry: Mapping[str, object]) 
     if not is_inside or last - first != count * kind.itemsize:
         raise ValueError(f"{key} lies at {offsets}, which does not fit its shape or the file")
     if (begin + first) % kind.itemsize:  # the format allows it
-        data, begin, first = data[begin + first : begin + last], 0, 0
+        data, begin, first = bytearray(data[begin + first : begin + last]), 0, 0
     return torch.frombuffer(data, dtype=kind, count=count, offset=begin + first).view(shape)
 
 
-def _read(folder: Path, name: str, max_bytes: int) -> bytearray:
+def _read(folder: Path, name: str, max_bytes: int) -> mmap.mmap:
+    """The file's contents in memory of their own, which the system clears page by page.
+
+    A bytearray is cleared at once; for 84 MB that kept the engine's loop from running for 70 ms.
+    """
     path = file_inside(folder, name)
     try:
         with path.open("rb") as file:
@@ -113,7 +120,9 @@ def _read(folder: Path, name: str, max_bytes: int) -> bytearray:
                     f"{path} has {size} bytes; at most {max_bytes} are possible for this model and "
                     "--max-lora-rank."
                 )
-            data = bytearray(size)
+            if not size:
+                raise AdapterError(f"{path} is empty; copy it again.")
+            data = mmap.mmap(-1, size)
             if file.readinto(data) != size:
                 raise SourceUnreachableError(f"{path} changed while it was read; try again.")
     except PermissionError as exc:

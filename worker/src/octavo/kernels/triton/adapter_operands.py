@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.adapters import AdapterStack, Projection
+from octavo.kernels.adapters import AdapterStack, Projection, padded_rank
 from octavo.kernels.triton.adapter_tiles import MIN_TILE, Tiles
 from octavo.kernels.triton.launch import INTERPRETED, next_power_of_two
 
@@ -57,7 +57,7 @@ class Operands:
     @property
     def storage_rank(self) -> int:
         """Columns a part has in what a shrink writes: whole blocks of any rank."""
-        return next_power_of_two(self.stack.max_rank)
+        return next_power_of_two(padded_rank(self.stack.max_rank))
 
     @property
     def rank_block(self) -> int:
