@@ -69,6 +69,17 @@ def test_what_was_told_stays_while_nothing_newer_is_known() -> None:
     assert startup_status([], {}, before) == before
 
 
+def test_what_only_the_pod_before_told_is_taken_away_once() -> None:
+    """Else the status would differ for ever from what is wanted, and be written at every pass."""
+    before = {"pod": "chat-0", "download": "9.0s", "total": "1.0s"}
+    phases_s = {"uid-chat-1": {"weights": 12.25}}
+    told = startup_status([pod()], phases_s, before)
+    assert told is not None
+    assert told["download"] is None
+    stored = {name: value for name, value in told.items() if value is not None}
+    assert startup_status([pod()], phases_s, stored) == stored
+
+
 class FlakyWorkers(WorkerClient):
     """Counts questions; answers from the second on."""
 

@@ -53,7 +53,8 @@ def startup_status(
     if init_s is not None:
         seconds["download"] = init_s + (seconds["download"] or 0.0)
     known = {name: f"{value:.1f}s" for name, value in seconds.items() if value is not None}
-    return {"pod": pod["metadata"]["name"], **known}
+    # A merge of statuses takes nothing away of itself: what the pod before told is named, as null.
+    return {**dict.fromkeys(previous or ()), "pod": pod["metadata"]["name"], **known}
 
 
 def _age_key(pod: LiveObject) -> tuple[str, str]:
