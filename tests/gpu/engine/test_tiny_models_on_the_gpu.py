@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from octavo.batch import BatchPlan, Runner, StepHandle
 from octavo.kernels.triton import TritonKernels
 from octavo.runner.cuda_graphs import StepGraphs
 from octavo.sampling_params import SamplingParams
@@ -45,6 +48,46 @@ def test_the_gpu_draws_the_cpus_tokens(family: str, tmp_path: Path) -> None:
         for way, options in WAYS.items():
             drawn = gpu.generate(PROMPTS, params, gpu.core(**options))
             assert drawn == expected, f"{family}, {name}, {way}"
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Any wait for the device is an error inside."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("graphs", [None, StepGraphs], ids=["eager", "captured"])
+def test_launching_a_step_never_waits_for_the_device(
+    tmp_path: Path, graphs: type[StepGraphs] | None
+) -> None:
+    """Prompts in chunks beside decodes too, where some rows draw and others do not: a wait there
+    would keep the host from planning the next step meanwhile."""
+
+    def watched(runner: Runner) -> Runner:
+        execute = runner.execute
+
+        def launch(plan: BatchPlan) -> StepHandle:
+            with no_waiting():
+                return execute(plan)
+
+        runner.execute = launch  # type: ignore[method-assign]
+        return runner
+
+    engine = TinyEngine(tmp_path, "llama", TritonKernels(torch.device("cuda")), "cuda", head_dim=16)
+    for params in PARAMS.values():
+        core = engine.core(
+            graphs=graphs,
+            look_ahead=1,
+            max_num_seqs=7,
+            max_num_batched_tokens=50,
+            wrap_runner=watched,
+        )
+        engine.generate(PROMPTS, params, core)
 
 
 def test_a_request_draws_the_same_in_any_batch_in_bfloat16(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ class ModelRunner:
             hidden = hidden[attention.last_tokens]
         row, after = table.row, table.after
         if len(drawing) < len(plan.rows):
-            chosen = torch.tensor(drawing, dtype=torch.int64, device=hidden.device)
+            chosen = upload(drawing, torch.int64, hidden.device)
             hidden, row, after = hidden[chosen], row[chosen], after[chosen]
         draw = _Draw(hidden, row, after, drawing, reads)
         return _HeldStep(self, plan, draw) if plan.constrained else self.finish(plan, draw)
