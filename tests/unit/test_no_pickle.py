@@ -15,8 +15,12 @@ MODULES = {
     *("pickle", "_pickle", "cPickle", "pickletools", "dill", "cloudpickle", "joblib", "shelve"),
     *("marshal", "multiprocessing", "jsonpickle", "hickle"),
 }
-EXCEPTIONS = {"compile_ahead.py": ["multiprocessing"]}
-"""It forks children and hands each of them integers."""
+EXCEPTIONS = {
+    "compile_ahead.py": [
+        "multiprocessing", "multiprocessing.connection", "multiprocessing.process"
+    ]
+}  # fmt: skip
+"""It forks children, which inherit what they do, and waits for their ends."""
 CALLS = {"torch.load", "torch.save", "torch.jit.load", "numpy.load", "np.load", "np.fromfile"}
 
 
