@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,10 @@ from fake_adapter_table import digest_of
 from inference_services import conditions, inference_service
 from octavo_operator.errors import LocalError, ResourceError
 from octavo_operator.local.container import Machine
-from octavo_operator.local.progress import Progress
 from octavo_operator.local.resource_file import read_resource_file
 from octavo_operator.local.session import LocalOptions, LocalSession
 from octavo_operator.manifests.kinds import LORA_ADAPTER
+from serving_session import serving
 
 WORKER = Path(__file__).parents[2] / "support" / "fake_octavo_worker.py"
 pytestmark = pytest.mark.skipif(
@@ -68,8 +66,7 @@ class Place:
         self.file.write_text(yaml.safe_dump_all([service, *adapters]), encoding="utf-8")
 
 
-@asynccontextmanager
-async def serving(place: Place) -> AsyncIterator[LocalSession]:
+def served(place: Place) -> AbstractAsyncContextManager[LocalSession]:
     content = read_resource_file(place.file)
     chosen = LocalOptions(
         file=place.file,
@@ -83,22 +80,7 @@ async def serving(place: Place) -> AsyncIterator[LocalSession]:
             secrets=content.secrets,
         ),
     )
-    ready = asyncio.Event()
-    progress = Progress(place.log, is_terminal=False)
-    session = LocalSession(chosen, progress, lambda url: ready.set())
-    running = asyncio.create_task(session.run())
-    waiting = asyncio.create_task(ready.wait())
-    async with asyncio.timeout(30):
-        await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    if running.done():
-        running.result()
-    try:
-        yield session
-    finally:
-        session.stop()
-        async with asyncio.timeout(30):
-            await running
+    return serving(chosen, place.log)
 
 
 async def ask(client: httpx.AsyncClient, session: LocalSession, model: str) -> httpx.Response:
@@ -113,7 +95,7 @@ async def ready(session: LocalSession, name: str = "sql") -> tuple[str, str]:
 async def test_adapter_of_the_file_is_served_replaced_and_taken_away(tmp_path: Path) -> None:
     place = Place(tmp_path, replicas=2)
     place.write(lora_adapter("sql", place.put("v1", "one")))
-    async with serving(place) as session, httpx.AsyncClient(timeout=30) as client:
+    async with served(place) as session, httpx.AsyncClient(timeout=30) as client:
         # The first answer of each pod: it has the adapter before it has any traffic.
         await eventually(lambda: len(session._endpoints()) == 2)
         answers = [await ask(client, session, "sql") for _ in range(4)]
@@ -148,13 +130,13 @@ async def test_adapter_of_the_file_is_served_replaced_and_taken_away(tmp_path: P
     assert "adapter sql: Loaded: 2 of 2 pods serve sql" in place.log.getvalue()
 
 
-async def test_bad_adapter_keeps_nobody_from_serving(tmp_path: Path) -> None:
+async def test_bad_adapter_keeps_nobody_from_served(tmp_path: Path) -> None:
     place = Place(tmp_path, replicas=1)
     place.write(
         lora_adapter("wide", place.put("wide", "refused")),
         lora_adapter("sql", place.put("v1", "one")),
     )
-    async with serving(place) as session, httpx.AsyncClient(timeout=30) as client:
+    async with served(place) as session, httpx.AsyncClient(timeout=30) as client:
         assert (await ask(client, session, "sql")).json()["digest"] == digest_of("one")
         assert (await ask(client, session, "wide")).status_code == 404
         await eventually(lambda: "adapter wide: AdapterRefused: rank is 64" in place.log.getvalue())
@@ -164,7 +146,7 @@ async def test_call_for_an_adapter_wakes_a_service_that_sleeps(tmp_path: Path) -
     scaling = {"minReplicas": 0, "maxReplicas": 1, "cooldown": "10s"}
     place = Place(tmp_path, replicas=None, scaling=scaling)
     place.write(lora_adapter("sql", place.put("v1", "one")))
-    async with serving(place) as session, httpx.AsyncClient(timeout=60) as client:
+    async with served(place) as session, httpx.AsyncClient(timeout=60) as client:
         first = (await ask(client, session, "sql")).json()
         await eventually(lambda: not session._endpoints())
         again = (await ask(client, session, "sql")).json()

@@ -12,8 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,12 @@ from octavo_operator.address import Address
 from octavo_operator.errors import LocalError, PortInUseError, WorkerFailedError
 from octavo_operator.local.addresses import AddressPool
 from octavo_operator.local.container import Machine, local_container
-from octavo_operator.local.progress import Progress
 from octavo_operator.local.resource_file import read_resource_file
 from octavo_operator.local.session import LocalOptions, LocalSession
 from octavo_operator.manifests.kinds import INFERENCE_SERVICE, POD
 from octavo_operator.manifests.pod_template import pod_template
 from octavo_operator.resources.inference_service import parse_inference_service
+from serving_session import serving
 
 SUPPORT = Path(__file__).parents[2] / "support"
 WORKER = str(SUPPORT / "fake_octavo_worker.py")
@@ -68,26 +67,6 @@ def options(path: Path, tmp_path: Path, port: int = 0, **environment: str) -> Lo
             secrets=content.secrets,
         ),
     )
-
-
-@asynccontextmanager
-async def serving(chosen: LocalOptions, log: io.StringIO) -> AsyncIterator[LocalSession]:
-    """A session that serves; it is stopped, and what it leaves behind is looked at, at the end."""
-    ready = asyncio.Event()
-    session = LocalSession(chosen, Progress(log, is_terminal=False), lambda url: ready.set())
-    running = asyncio.create_task(session.run())
-    waiting = asyncio.create_task(ready.wait())
-    async with asyncio.timeout(30):
-        await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    if running.done():
-        running.result()
-    try:
-        yield session
-    finally:
-        session.stop()
-        async with asyncio.timeout(30):
-            await running
 
 
 def entries(folder: Path) -> list[Path]:
