@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -47,26 +46,15 @@ def expected() -> list[list[int]]:
         llm.close()
 
 
-@pytest.fixture(scope="module")
-def transformers_model() -> Any:
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from transformers import AutoModelForCausalLM
-
-    path = fetch_demo_model()
-    return AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    ).eval()
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_every_token_is_the_argmax_of_transformers(
-    transformers_model: Any, prompt_ids: list[list[int]], expected: list[list[int]]
+    transformers_demo_model: Any, prompt_ids: list[list[int]], expected: list[list[int]]
 ) -> None:
     # Feeding our own tokens back is greedy decoding by induction: if every one is the argmax
     # after those before it, transformers' greedy loop would have produced the same sequence.
     for prompt, tokens in zip(prompt_ids, expected, strict=True):
         with torch.inference_mode():
-            logits = transformers_model(torch.tensor([prompt + tokens[:-1]])).logits[0]
+            logits = transformers_demo_model(torch.tensor([prompt + tokens[:-1]])).logits[0]
         assert logits[len(prompt) - 1 :].argmax(-1).tolist() == tokens
 
 

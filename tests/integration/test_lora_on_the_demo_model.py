@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from octavo import LLM, LoRARequest, SamplingParams
-from octavo.loading.demo_model import fetch_demo_model
 from tiny_adapters import make_adapter
 
 MODEL = "demo://smollm2-135m-instruct"
@@ -27,10 +26,8 @@ pytestmark = [pytest.mark.demo_model, pytest.mark.timeout(600)]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_every_token_is_the_argmax_of_peft(tmp_path: Path) -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"
+def test_every_token_is_the_argmax_of_peft(transformers_demo_model: Any, tmp_path: Path) -> None:
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     # Weak: a strong random adapter makes any model repeat one token, which shows little.
     folder = make_adapter(tmp_path, SHAPE, rank=8, alpha=16, strength=0.05)
@@ -46,13 +43,10 @@ def test_every_token_is_the_argmax_of_peft(tmp_path: Path) -> None:
     ids = [[output.outputs[0].token_ids for output in part] for part in (plain, mixed[3:], adapted)]
     assert ids[0] == ids[1]
     assert ids[0] != ids[2]
-    path = fetch_demo_model()
-    base = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    )
-    peft = PeftModel.from_pretrained(base, str(folder)).eval()
+    peft = PeftModel.from_pretrained(transformers_demo_model, str(folder)).eval()
     for output in adapted:
         prompt, tokens = output.prompt_token_ids, output.outputs[0].token_ids
         with torch.inference_mode():
             logits = peft(torch.tensor([prompt + tokens[:-1]])).logits[0]
         assert logits[len(prompt) - 1 :].argmax(-1).tolist() == tokens
+    peft.unload()
