@@ -34,6 +34,7 @@ from octavo.engine.build import (
     DTYPES,
     adapter_stack,
     make_runner,
+    open_configuration,
     resolve_dtype,
     resolve_max_model_len,
     step_limits,
@@ -47,7 +48,6 @@ from octavo.engine.compiler_process import (
 from octavo.errors import ConfigError, OctavoError
 from octavo.kernels.select import select_absent_kernels
 from octavo.loading.absent_weights import META, AbsentWeights
-from octavo.loading.checkpoint import open_checkpoint
 from octavo.logs import configure_logging
 from octavo.models import registry
 from octavo.runner.cgroup import num_usable_cpus
@@ -94,14 +94,7 @@ def warm_kernels(config: EngineConfig, capability: tuple[int, int]) -> tuple[int
     Of the model only its configuration is read (and fetched).
     """
     use_kernel_cache(config)
-    checkpoint = open_checkpoint(
-        config.model,
-        revision=config.revision,
-        download_dir=config.download_dir,
-        load_format="dummy",
-        hf_overrides=config.hf_overrides,
-        needs_tokenizer=False,
-    )
+    checkpoint = open_configuration(config)
     task = CompileTask(
         config,
         checkpoint.hf_config,
