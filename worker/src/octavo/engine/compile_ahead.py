@@ -130,8 +130,8 @@ class _AbsentCard:
 class _CompilerPool:
     """Calls in forked processes, which inherit what no pipe could carry: so many at a time.
 
-    A call begins as soon as it is known, while others are still being found. This process has
-    neither threads nor a CUDA context that a fork could break.
+    A call begins as soon as it is known, while others are still being found. This process has no
+    CUDA context, and at a fork no other thread, that the fork could break.
     """
 
     def __init__(self, num_processes: int) -> None:
