@@ -89,7 +89,8 @@ class Operands:
             stack.storage.stride(0),
         )
 
-    def constants(self, num_splits: int) -> dict[str, Any]:
+    @property
+    def constants(self) -> dict[str, Any]:
         """Of every program, beside those that are its own."""
         return {
             "IN": self.projection.in_features,
@@ -98,6 +99,5 @@ class Operands:
             "NUM_PROJECTIONS": len(self.stack.projections),
             "TILE": self.tiles.tile_size,
             "BLOCK_R": self.rank_block,
-            "NUM_SPLITS": num_splits,
             "INTERPRETED": INTERPRETED,
         }

@@ -37,6 +37,13 @@ class Tiles:
     order: Tensor
     table: Tensor
     tile_size: int
+    num_slots: int
+
+    @property
+    def likely_tiles(self) -> int:
+        """How many are needed where tokens are spread evenly over all slots."""
+        num_tokens = self.order.shape[0]
+        return max(triton.cdiv(num_tokens, self.tile_size), min(num_tokens, self.num_slots))
 
     @property
     def num_tiles(self) -> int:
@@ -157,4 +164,4 @@ def make_tiles(slots: Tensor, num_slots: int, tile_size: int | None = None) -> T
         PAIRS=max(_PAIRS, 16 * groups),
         num_warps=4,
     )
-    return Tiles(order, table, size)
+    return Tiles(order, table, size, num_slots)

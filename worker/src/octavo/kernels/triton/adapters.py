@@ -25,6 +25,7 @@ from octavo.kernels.triton.adapter_expand import expand, expanded, gated_expand
 from octavo.kernels.triton.adapter_operands import Operands
 from octavo.kernels.triton.adapter_shrink import shrink
 from octavo.kernels.triton.adapter_tiles import MIN_TILE, Tiles, make_tiles
+from octavo.kernels.triton.launch import MAX_ARRIVALS
 
 _FIRST = -1
 """Priority of the branch: its programs are short, and what they are needed for is not."""
@@ -36,6 +37,7 @@ class TritonAdapters:
     def __init__(self, stack: AdapterStack, kernels: Kernels) -> None:
         self._stack = stack
         self._kernels = kernels
+        self._arrivals = torch.zeros(MAX_ARRIVALS, dtype=torch.int32, device=stack.storage.device)
         self._branch: torch.cuda.Stream | None = None
         if stack.storage.is_cuda:
             self._branch = torch.cuda.Stream(  # type: ignore[no-untyped-call]
@@ -50,6 +52,7 @@ class TritonAdapters:
             slots,
             _tiles(slots, self._stack, self._kernels),
             self._branch if is_captured else None,
+            self._arrivals,
             is_apart=is_decode and not self._kernels.is_batch_invariant,
         )
 
@@ -68,6 +71,8 @@ class TritonStep:
     slots: Tensor
     tiles: Tiles
     branch: torch.cuda.Stream | None
+    arrivals: Tensor
+    """Of shrinks, which run beside what counts in those of :class:`.launch.Machine`."""
     is_apart: bool
     """Whether what is to be added is left to whoever reads the product."""
 
@@ -105,5 +110,5 @@ class TritonStep:
         return y, side
 
     def _side(self, operands: Operands, x: Tensor) -> Tensor:
-        shrunk = shrink(x, operands)
-        return expanded(shrunk, operands, x.dtype) if self.is_apart else shrunk
+        shrunk = shrink(x, operands, self.arrivals)
+        return expanded(shrunk, operands) if self.is_apart else shrunk
