@@ -40,9 +40,8 @@ from octavo.kernels.interface import AttentionBatch, Kernels, SamplingBatch
 from octavo.kernels.triton import TritonKernels, penalties
 from octavo.kernels.triton.adapter_tiles import make_tiles
 from octavo.kernels.triton.adapters import TritonStep
-from octavo.kernels.triton.launch import MAX_ARRIVALS
 from octavo.kernels.triton.decode_attention import DecodeConfig, decode_attention
-from octavo.kernels.triton.launch import Machine
+from octavo.kernels.triton.launch import MAX_ARRIVALS, Machine
 from octavo.kernels.triton.prefill_attention import PrefillConfig, prefill_attention
 
 BF16 = torch.bfloat16

@@ -92,7 +92,7 @@ def _expand_program(
     NUM_STAGES: tl.constexpr,
     IS_IN_PLACE: tl.constexpr,
 ):
-    """``y[token, n] += ...`` for one tile and ``num_blocks`` blocks of the parts' columns; where not
+    """``y[token, n] += ...`` for one tile and ``num_blocks`` blocks of columns; where not
     in place, ``y[token, n] = ...``, for tokens without an adapter too."""
     tile = tl.program_id(1)
     if tl.load(tiles + 2 * num_tiles + tile) == 0:
