@@ -43,7 +43,7 @@ class Tiles:
     def likely_tiles(self) -> int:
         """How many are needed where tokens are spread evenly over all slots."""
         num_tokens = self.order.shape[0]
-        return max(triton.cdiv(num_tokens, self.tile_size), min(num_tokens, self.num_slots))
+        return max(-(-num_tokens // self.tile_size), min(num_tokens, self.num_slots))
 
     @property
     def num_tiles(self) -> int:
