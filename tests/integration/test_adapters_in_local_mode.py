@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,12 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import yaml
 
 from adapter_stage import lora_adapter
 from eventually import eventually
 from inference_services import conditions, inference_service
-from octavo_operator.local.container import Machine
-from octavo_operator.local.progress import Progress
-from octavo_operator.local.resource_file import read_resource_file
-from octavo_operator.local.session import LocalOptions, LocalSession
 from octavo_operator.manifests.kinds import LORA_ADAPTER
+from serving_session import session_of_real_workers
 from tiny_adapters import make_adapter
 from tiny_models import make_tiny_model
 
@@ -86,20 +81,9 @@ async def test_adapter_is_replaced_under_load_and_survives_a_killed_worker(
         accelerator={"resource": "none"},
         engine={"args": ["--num-threads=1"], "maxNumSeqs": 8, "lora": {}},
     )
-    path = tmp_path / "service.yaml"
-    path.write_text(
-        yaml.safe_dump_all([service, lora_adapter("sql", f"file://{first}")]), encoding="utf-8"
-    )
-    content = read_resource_file(path)
     log = io.StringIO()
-    machine = Machine(
-        programs={"octavo": (sys.executable, "-m", "octavo")},
-        environment=dict(os.environ),
-        cache_folder=tmp_path / "cache",
-        secrets=content.secrets,
-    )
-    session = LocalSession(
-        LocalOptions(path, content, "127.0.0.1", 0, machine), Progress(log, is_terminal=False)
+    session = session_of_real_workers(
+        tmp_path, log, service, lora_adapter("sql", f"file://{first}")
     )
     running = asyncio.create_task(session.run())
 

@@ -70,20 +70,19 @@ def test_every_token_is_the_argmax_of_transformers(
         assert logits[len(prompt) - 1 :].argmax(-1).tolist() == tokens
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param({"max_num_seqs": 2}, id="batch-of-2"),
-        pytest.param({"max_num_seqs": 7}, id="batch-of-7"),
-        pytest.param({"max_num_seqs": 16}, id="batch-of-16"),
-        pytest.param({"enable_prefix_caching": False}, id="no-prefix-cache"),
-        pytest.param({"max_num_batched_tokens": 16}, id="chunks-of-16"),
-        pytest.param({"max_num_batched_tokens": 64}, id="chunks-of-64"),
-        pytest.param({"max_num_batched_tokens": 512}, id="chunks-of-512"),
-        pytest.param({"block_size": 32}, id="blocks-of-32"),
-        pytest.param({"look_ahead": True}, id="one-step-ahead"),
-    ],
-)
+# Each value of each option is in one of these; "preempted" below is another.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "batch-of-2-in-chunks-of-64": {"max_num_seqs": 2, "max_num_batched_tokens": 64},
+    "batch-of-7-in-chunks-of-16-and-blocks-of-32": {
+        "max_num_seqs": 7, "max_num_batched_tokens": 16, "block_size": 32,
+    },
+    "batch-of-16-in-chunks-of-512-one-step-ahead-without-prefix-cache": {
+        "max_num_batched_tokens": 512, "look_ahead": True, "enable_prefix_caching": False,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", SCHEDULES.values(), ids=list(SCHEDULES))
 def test_scheduling_changes_no_token(options: dict[str, Any], expected: list[list[int]]) -> None:
     llm = open_llm(**options)
     try:

@@ -13,22 +13,18 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from inference_services import condition_message, conditions, inference_service
-from octavo_operator.local.container import Machine
-from octavo_operator.local.progress import Progress
-from octavo_operator.local.resource_file import read_resource_file
-from octavo_operator.local.session import LocalOptions, LocalSession
+from octavo_operator.local.session import LocalSession
 from octavo_operator.manifests.kinds import INFERENCE_SERVICE, POD
 from octavo_operator.manifests.worker_command import ENDPOINT_REMOVAL_S
+from serving_session import session_of_real_workers
 from tiny_models import make_tiny_model
 
 LIMIT_S = 900
@@ -108,19 +104,8 @@ async def test_update_of_real_workers_under_load_fails_no_request(
         rollout={"drainSeconds": LIMIT_S},
         template={"spec": {"containers": [PATIENT_PROBES]}},
     )
-    path = tmp_path / "service.yaml"
-    path.write_text(yaml.safe_dump(service))
-    content = read_resource_file(path)
     log = io.StringIO()
-    machine = Machine(
-        programs={"octavo": (sys.executable, "-m", "octavo")},
-        environment=dict(os.environ),
-        cache_folder=tmp_path / "cache",
-        secrets=content.secrets,
-    )
-    session = LocalSession(
-        LocalOptions(path, content, "127.0.0.1", 0, machine), Progress(log, is_terminal=False)
-    )
+    session = session_of_real_workers(tmp_path, log, service)
     running = asyncio.create_task(session.run())
 
     async def both_serve() -> bool:

@@ -4,7 +4,7 @@ Launches are turned into compilations (Triton's own warm-up path) under a driver
 GPU and owns none, so the specialisation, the options and the tile sizes are those of
 production. Run as a program, it compiles the shapes of ``CASES`` named on the command line for
 the compute capability that comes first there (90: Hopper), and prints one JSON line for each
-compiled program: registers, spills, shared memory, instructions.
+compiled program: registers, stack, shared memory, instructions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from octavo.kernels.triton.fixed_product import fixed_product
 from octavo.kernels.triton.launch import Machine
 from octavo.kernels.triton.prefill_attention import prefill_attention
 
-_TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+_CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 _NUM_MULTIPROCESSORS = 132
 
 
@@ -78,41 +78,42 @@ _known: dict[str, dict[str, Any]] = {}
 
 
 def resources(program: Any) -> dict[str, Any]:
-    """What the assembler and the disassembler say of one compiled program."""
+    """What one compiled program takes and what it is made of."""
     if program.hash not in _known:
-        _known[program.hash] = _disassemble(program)
+        _known[program.hash] = _measure(program)
     return _known[program.hash]
 
 
-def _disassemble(program: Any) -> dict[str, Any]:
+def _measure(program: Any) -> dict[str, Any]:
+    """What the assembler took, and the instructions it was given.
+
+    Those that are counted stand for a machine instruction each (HGMMA, HMMA, LDGSTS, UTMALDG,
+    LDG.128); to see that in the machine code takes a disassembler that needs half a second to
+    start. A program without a stack has no register that was spilled.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(program.asm["cubin"])
         file.flush()
-        usage = _tool("cuobjdump", "-res-usage", file.name)
-        sass = _tool("nvdisasm", file.name)
+        command = [str(_CUOBJDUMP), "-res-usage", file.name]
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    ptx = program.asm["ptx"]
     numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     return {
         "capability": capability(),
         "name": program.metadata.name,
         "registers": numbers["REG"],
         "stack_bytes": numbers["STACK"],
-        "num_spills": len(re.findall(r"\bSTL", sass)),
         "shared_bytes": program.metadata.shared,
         "num_warps": program.metadata.num_warps,
-        "wgmma": len(re.findall(r"\bHGMMA", sass)),
-        "mma": len(re.findall(r"\bHMMA", sass)),
-        "async_copies": len(re.findall(r"\bLDGSTS", sass)),
-        "tile_copies": len(re.findall(r"\bUTMALDG", sass)),
-        "wide_loads": len(re.findall(r"\bLDG\.E[.\w]*\.128", sass)),
-        "exponentials": len(re.findall(r"\bex2\.", program.asm["ptx"])),
-        "subtractions": len(re.findall(r"\bsub\.f32", program.asm["ptx"])),
-        "accurate_log": "lg2.approx" not in program.asm["ptx"],
+        "wgmma": len(re.findall(r"\bwgmma\.mma_async", ptx)),
+        "mma": len(re.findall(r"\bmma\.sync", ptx)),
+        "async_copies": len(re.findall(r"\bcp\.async\.c[ag]\.", ptx)),
+        "tile_copies": len(re.findall(r"\bcp\.async\.bulk\.tensor", ptx)),
+        "wide_loads": len(re.findall(r"\bld\.global[.\w:]*\.v(4\.b32|2\.b64)", ptx)),
+        "exponentials": len(re.findall(r"\bex2\.", ptx)),
+        "subtractions": len(re.findall(r"\bsub\.f32", ptx)),
+        "accurate_log": "lg2.approx" not in ptx,
     }
-
-
-def _tool(name: str, *arguments: str) -> str:
-    command = [str(_TOOLS / name), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def _machine() -> Machine:

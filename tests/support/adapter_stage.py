@@ -17,7 +17,7 @@ from eventually import eventually
 from fake_adapter_table import digest_of
 from fake_adapters import FakeWorkers
 from faulty_cluster import FaultyCluster
-from inference_services import inference_service
+from inference_services import conditions, inference_service
 from octavo_operator.cluster.admin_access import ROOT_BYTES, AdminAccess
 from octavo_operator.cluster.follower import Follower
 from octavo_operator.cluster.object_store import ObjectStore
@@ -188,6 +188,10 @@ class AdapterStage:
 
     async def adapter(self, name: str = "sql") -> LiveObject:
         return await self.store.get(LORA_ADAPTER, "models", name)
+
+    async def ready(self, name: str = "sql") -> tuple[str, str]:
+        """Status and reason of an adapter's condition Ready."""
+        return conditions(await self.adapter(name))["Ready"]
 
     async def delete(self, name: str = "sql") -> None:
         live = await self.adapter(name)

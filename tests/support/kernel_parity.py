@@ -16,7 +16,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -297,11 +297,12 @@ def attention(trial: Trial, shape: AttentionShape) -> None:
     _keep_new_heads(product, keys, values, batch, shape)
     expected = _masked_reference(q, keys, values, batch, shape)
     kernels = _triton(trial)
-    for _ in range(2):  # the second call finds the counters as the first left them
-        for qkv in (None, product):
-            with poisoned_memory():
-                out = kernels.paged_attention(q, keys, values, batch, 0.3, shape.window, qkv)
-            trial.assert_close(out, expected)
+    # Decodes take no notice of the product: their second call finds the counters as the first
+    # left them.
+    for qkv in (None, product):
+        with poisoned_memory():
+            out = kernels.paged_attention(q, keys, values, batch, 0.3, shape.window, qkv)
+        trial.assert_close(out, expected)
 
 
 def _keep_new_heads(
@@ -704,6 +705,21 @@ def _cases() -> dict[str, Run]:
     for name, shape in ATTENTION_SHAPES.items():
         cases[name] = partial(attention, shape=shape)
     cases["decode-long"] = decode_long
+    for inputs, outputs, rows in [(64, 48, 70), (100, 33, 5)]:
+        cases[f"products-{rows}x{inputs}x{outputs}"] = partial(
+            products, num_inputs=inputs, num_outputs=outputs, num_rows=rows
+        )
+    for window in [None, 20]:
+        cases[f"attention-in-chunks-window{window}"] = partial(
+            attention_in_chunks, length=110, window=window
+        )
+    cases["fp8-cache"] = fp8_cache
+    return cases
+
+
+def _float32_cases() -> dict[str, Run]:
+    """Of what is float32 (or no number of a model's) whatever the model's dtype is."""
+    cases: dict[str, Run] = {}
     for name, batch in SAMPLING_BATCHES.items():
         cases[f"sampling-{name}"] = partial(sampling, vocab_size=1000, num_rows=5, batch=batch)
     for name, batch in SAMPLING_BATCHES.items():
@@ -716,15 +732,6 @@ def _cases() -> dict[str, Run]:
     cases["sampling-odd-vocab"] = lambda t: sampling(t, 777, 2, SAMPLING_BATCHES["mixed"])
     cases["sampling-noise"] = lambda t: noise(t, 8, 2048)
     cases["sampling-gumbel"] = gumbel
-    for inputs, outputs, rows in [(64, 48, 70), (100, 33, 5)]:
-        cases[f"products-{rows}x{inputs}x{outputs}"] = partial(
-            products, num_inputs=inputs, num_outputs=outputs, num_rows=rows
-        )
-    for window in [None, 20]:
-        cases[f"attention-in-chunks-window{window}"] = partial(
-            attention_in_chunks, length=110, window=window
-        )
-    cases["fp8-cache"] = fp8_cache
     cases["splits"] = splits
     cases["chunks"] = chunks
     cases["penalties-int16"] = lambda t: penalties(t, torch.int16, 600)
@@ -774,7 +781,8 @@ def _attention_shapes() -> dict[str, AttentionShape]:
 
 
 ATTENTION_SHAPES = _attention_shapes()
-CASES = _cases()
+FLOAT32_CASES = _float32_cases()
+CASES = _cases() | FLOAT32_CASES
 
 
 # The whole engine around the kernels
@@ -788,14 +796,13 @@ def engine(trial: Trial, family: str, is_greedy: bool, is_shared: bool = False) 
     from octavo.sampling_params import SamplingParams
     from tiny_engine import TinyEngine, UncapturedGraphs
 
-    if trial.dtype != torch.float32:
-        return  # rounding would choose the tokens
+    assert trial.dtype == torch.float32, "rounding would choose the tokens"
     params = SamplingParams(temperature=0.8, top_k=20, top_p=0.9, seed=5, max_tokens=3)
     if is_greedy:
         params = SamplingParams(temperature=0, max_tokens=4)
     prompts = [[1, 2, 3, 4, 5], list(range(3, 25)), [7]]
     if is_shared:
-        prompts = [[*range(2, 38), *own] for own in ([1], [2, 3], [4, 5, 6])]
+        prompts = [[*range(2, 20), *own] for own in ([1], [2, 3], [4, 5, 6])]
     with tempfile.TemporaryDirectory() as folder:
         expected = TinyEngine(Path(folder) / "reference", family)
         actual = TinyEngine(Path(folder) / "triton", family, kernels=_triton(trial))
@@ -804,12 +811,10 @@ def engine(trial: Trial, family: str, is_greedy: bool, is_shared: bool = False) 
             look_ahead=int(is_greedy),
             graphs=UncapturedGraphs if is_greedy else None,
         )
-        ids = actual.generate(prompts, params, core)
+        with _counted_shared_passes() if is_shared else nullcontext() as passes:
+            ids = actual.generate(prompts, params, core)
+        assert passes or not is_shared
         assert ids == expected.generate(prompts, params, expected.core())
-        if is_shared:
-            with _counted_shared_passes() as passes:
-                assert actual.generate(prompts, params, core) == ids
-            assert passes
 
 
 @contextmanager
@@ -847,13 +852,19 @@ def check(name: str, device: torch.device, dtype: torch.dtype, seed: int) -> Non
     (CASES | ENGINE_CASES)[name](Trial(device, dtype, seed))
 
 
+def dtypes_of(name: str) -> list[torch.dtype]:
+    """What a case runs on: the bits would be the same on another where only float32 is named."""
+    is_float32 = name in FLOAT32_CASES or name in ENGINE_CASES
+    return [torch.float32] if is_float32 else [torch.float32, torch.bfloat16]
+
+
 def report(
     names: list[str], check: Callable[[str, torch.device, torch.dtype, int], None] = check
 ) -> None:
-    """Run cases on the CPU in float32 and bf16; print a line of JSON for each."""
+    """Run cases on the CPU; print a line of JSON for each and each of its dtypes."""
     seed = int(torch.seed() % 2**31)
     for name in names:
-        for dtype in [torch.float32, torch.bfloat16]:
+        for dtype in dtypes_of(name):
             error = None
             try:
                 check(name, torch.device("cpu"), dtype, seed)

@@ -50,8 +50,8 @@ class PuppetEngine(AsyncEngine):
 
     @property
     def process(self) -> asyncio.subprocess.Process:
-        assert self._process is not None
-        return self._process
+        assert self._connection is not None
+        return self._connection.process
 
     @property
     def num_open(self) -> int:

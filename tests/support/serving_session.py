@@ -1,14 +1,42 @@
-"""A local session that serves, for as long as a block of a test."""
+"""Sessions of local mode: with workers as told, or with real ones."""
 
 from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
+import yaml
+
+from octavo_operator.local.container import Machine
 from octavo_operator.local.progress import Progress
+from octavo_operator.local.resource_file import read_resource_file
 from octavo_operator.local.session import LocalOptions, LocalSession
+
+
+def session_of_real_workers(
+    folder: Path, log: io.StringIO, *resources: Mapping[str, Any]
+) -> LocalSession:
+    """A session, not yet running, whose pods are processes of the worker that is installed here.
+
+    The resources' file and the pods' downloads are in `folder`.
+    """
+    path = folder / "service.yaml"
+    path.write_text(yaml.safe_dump_all(resources), encoding="utf-8")
+    content = read_resource_file(path)
+    machine = Machine(
+        programs={"octavo": (sys.executable, "-m", "octavo")},
+        environment=dict(os.environ),
+        cache_folder=folder / "cache",
+        secrets=content.secrets,
+    )
+    options = LocalOptions(path, content, "127.0.0.1", 0, machine)
+    return LocalSession(options, Progress(log, is_terminal=False))
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,20 @@ pytestmark = [
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 # Opens a model of a real shape, says what it got, waits for a line, and works.
 WORKER = """
-import json, sys, time
+import json, sys
 import torch
 sys.path.insert(0, sys.argv[1])
 from shapes import model_folder
 from octavo import LLM, SamplingParams
 from octavo.errors import OctavoError
 options = json.loads(sys.argv[2])
-started = time.perf_counter()
 try:
     llm = LLM(model_folder("0.6b"), load_format="dummy", skip_tokenizer_init=True,
               dtype="bfloat16", device="cuda", max_model_len=4096, **options)
 except OctavoError as error:
     print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
     sys.exit()
-seconds = time.perf_counter() - started
-print(json.dumps({"num_blocks": llm.info.num_blocks, "seconds": seconds}), flush=True)
+print(json.dumps({"num_blocks": llm.info.num_blocks}), flush=True)
 sys.stdin.readline()
 params = [SamplingParams(max_tokens=80, ignore_eos=True, detokenize=False, top_p=0.9,
                          presence_penalty=0.5, logprobs=5 if i % 2 else None)
@@ -84,39 +83,66 @@ class Worker:
             pipe.close()
 
 
-def test_two_workers_share_a_card_and_neither_changes_the_others_size() -> None:
-    alone = Worker(gpu_memory_utilization=0.45)
-    expected = alone.hear()
-    alone.end()
-    workers = [Worker(gpu_memory_utilization=0.45) for _ in range(2)]
+@dataclass(frozen=True)
+class Alone:
+    """What the first engine did, which began without compiled kernels; it has ended."""
+
+    kernels: str
+    """The folder of compiled kernels, which others find full."""
+    num_blocks: int
+    compiled_late: list[str]
+    """Programs that were compiled when launched, while it started."""
+    done: dict[str, Any]
+
+
+SHARE = 0.45
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    kernels = tmp_path_factory.mktemp("kernels")
+    worker = Worker(kernel_cache_dir=str(kernels), gpu_memory_utilization=SHARE)
+    try:
+        num_blocks = worker.hear()["num_blocks"]
+        (marker,) = kernels.glob("octavo-*.json")
+        ahead = marker.stat().st_mtime
+        late = [p.name for p in kernels.glob("*/*.cubin") if p.stat().st_mtime > ahead]
+        worker.work()
+        return Alone(str(kernels), num_blocks, late, worker.hear())
+    finally:
+        worker.end()
+
+
+def test_nothing_is_compiled_at_launch_that_was_compiled_ahead(alone: Alone) -> None:
+    # Eager steps may draw from float32 logits; all else captured steps run as well.
+    assert not [name for name in alone.compiled_late if "draw" not in name], alone.compiled_late
+
+
+def test_an_engine_under_full_load_stays_within_its_share(alone: Alone) -> None:
+    """CUDA's own part of it included: nothing else is on the card."""
+    assert alone.done["used"] <= SHARE * alone.done["total"]
+
+
+def test_two_workers_share_a_card_and_neither_changes_the_others_size(alone: Alone) -> None:
+    workers = [
+        Worker(kernel_cache_dir=alone.kernels, gpu_memory_utilization=SHARE) for _ in range(2)
+    ]
     try:
         started = [worker.hear() for worker in workers]
-        assert [one.get("num_blocks") for one in started] == [expected["num_blocks"]] * 2, started
+        assert [one.get("num_blocks") for one in started] == [alone.num_blocks] * 2, started
         for worker in workers:
             worker.work()
         for worker in workers:
             done = worker.hear()
             assert done["tokens"] == 400 * 80
-            assert done["reserved"] <= 0.45 * done["total"]
+            assert done["reserved"] <= SHARE * done["total"]
     finally:
         for worker in workers:
             worker.end()
 
 
-def test_an_engine_under_full_load_stays_within_its_share() -> None:
-    """CUDA's own part of it included: nothing else is on the card."""
-    worker = Worker(gpu_memory_utilization=0.5)
-    try:
-        worker.hear()
-        worker.work()
-        done = worker.hear()
-        assert done["used"] <= 0.5 * done["total"]
-    finally:
-        worker.end()
-
-
-def test_too_small_a_share_is_one_sentence_with_the_numbers() -> None:
-    worker = Worker(gpu_memory_utilization=0.02)
+def test_too_small_a_share_is_one_sentence_with_the_numbers(alone: Alone) -> None:
+    worker = Worker(kernel_cache_dir=alone.kernels, gpu_memory_utilization=0.02)
     try:
         message = worker.hear()["error"]
     finally:
@@ -126,10 +152,10 @@ def test_too_small_a_share_is_one_sentence_with_the_numbers() -> None:
     assert "for weights" in message
 
 
-def test_a_neighbour_that_holds_our_share_is_named_with_what_to_lower() -> None:
+def test_a_neighbour_that_holds_our_share_is_named_with_what_to_lower(alone: Alone) -> None:
     total = torch.cuda.get_device_properties(0).total_memory
     held = torch.empty(int(0.6 * total), dtype=torch.uint8, device="cuda")
-    worker = Worker(gpu_memory_utilization=0.9)
+    worker = Worker(kernel_cache_dir=alone.kernels, gpu_memory_utilization=0.9)
     try:
         message = worker.hear()["error"]
     finally:
@@ -138,22 +164,3 @@ def test_a_neighbour_that_holds_our_share_is_named_with_what_to_lower() -> None:
         torch.cuda.empty_cache()
     assert "other processes and CUDA hold" in message
     assert "lower --gpu-memory-utilization to 0.3" in message
-
-
-def test_nothing_is_compiled_at_launch_that_was_compiled_ahead(tmp_path: Path) -> None:
-    worker = Worker(kernel_cache_dir=str(tmp_path), gpu_memory_utilization=0.3)
-    try:
-        cold = worker.hear()
-        (marker,) = tmp_path.glob("octavo-*.json")
-        ahead = marker.stat().st_mtime
-        late = [p.name for p in tmp_path.glob("*/*.cubin") if p.stat().st_mtime > ahead]
-        print(f"cold {cold['seconds']:.1f} s, compiled late: {late}")
-        # Eager steps may draw from float32 logits; all else captured steps run as well.
-        assert not [name for name in late if "draw" not in name], late
-    finally:
-        worker.end()
-    worker = Worker(kernel_cache_dir=str(tmp_path), gpu_memory_utilization=0.3)
-    try:
-        print(f"warm {worker.hear()['seconds']:.1f} s")
-    finally:
-        worker.end()

@@ -28,6 +28,21 @@ GREEDY = SamplingParams(temperature=0, max_tokens=48, ignore_eos=True)
 # The CPU's reference kernels take a second for a few dozen tokens of this model.
 FEW_PROMPTS = PROMPTS[:5]
 SHORT = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+SEEDED = SamplingParams(temperature=0.8, seed=5, max_tokens=40, ignore_eos=True)
+SCORED = SamplingParams(temperature=0.8, seed=5, max_tokens=40, ignore_eos=True, logprobs=4)
+SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+}
+BYTES_OF_A_TOKEN = 8 * 2 * 2 * 64 * 2
+"""Layers, keys and values, heads, their size, bfloat16."""
+# Opening an engine takes most of a test: its process that compiles finds some thirty programs,
+# other ones for other limits. So one engine shows all that it can.
 LIMITS: dict[str, Any] = {
     "skip_tokenizer_init": True,
     "max_model_len": 512,
@@ -42,13 +57,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = make_tiny_model(
         request.param,
         tmp_path_factory.mktemp(request.param),
-        vocab_size=VOCAB,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        head_dim=64,
+        **SHAPE,
         **({"query_pre_attn_scalar": 64} if request.param == "gemma3" else {}),
     )
     return str(folder)
@@ -81,7 +90,8 @@ def tokens_of(
 def test_float32_draws_the_cpus_tokens_captured_and_eager(model: str) -> None:
     with opened(model, "cpu", dtype="float32") as cpu:
         expected = tokens_of(cpu, SHORT, FEW_PROMPTS)
-    for options in ({}, {"enforce_eager": True}, {"max_num_batched_tokens": 100}):
+    eager_in_chunks = {"enforce_eager": True, "max_num_batched_tokens": 100}
+    for options in ({}, eager_in_chunks):
         with opened(model, dtype="float32", **options) as gpu:
             assert tokens_of(gpu, SHORT, FEW_PROMPTS) == expected, options
 
@@ -106,37 +116,39 @@ def _scores(llm: LLM, texts: list[list[int]]) -> list[float]:
     return [one.logprob for output in outputs for one in output.prompt_logprobs or [] if one]
 
 
+def bits_of(llm: LLM, prompts: list[list[int]] = PROMPTS) -> list[tuple[list[int], Any]]:
+    """Tokens and log probabilities."""
+    outputs = outputs_of(llm, SCORED, prompts)
+    return [(o.outputs[0].token_ids, o.outputs[0].logprobs) for o in outputs]
+
+
+INVARIANT: dict[str, Any] = {"batch_invariant": True, "dtype": "bfloat16"}
+
+
 def test_batch_invariant_bits(model: str) -> None:
-    """Alone, together, in chunks, preempted, from the cache: the same tokens and, bit for bit,
-    the same log probabilities; captured steps, which give none, the same tokens."""
-    params = SamplingParams(temperature=0.8, seed=5, max_tokens=40, ignore_eos=True, logprobs=4)
-    plain = SamplingParams(temperature=0.8, seed=5, max_tokens=40, ignore_eos=True)
-    mode: dict[str, Any] = {"batch_invariant": True, "dtype": "bfloat16"}
-    with opened(model, max_num_seqs=1, enable_prefix_caching=False, **mode) as llm:
-        expected = [
-            (o.outputs[0].token_ids, o.outputs[0].logprobs) for o in outputs_of(llm, params)
-        ]
-    ways: dict[str, dict[str, Any]] = {
-        "together": {},
-        "eager": {"enforce_eager": True},
-        "chunks": {"max_num_batched_tokens": 50, "max_num_seqs": 7},
-    }
-    for way, options in ways.items():
-        with opened(model, **mode, **options) as llm:
-            for _ in range(2):  # again, from the cache
-                got = [
-                    (o.outputs[0].token_ids, o.outputs[0].logprobs) for o in outputs_of(llm, params)
-                ]
-                assert got == expected, way
-            assert tokens_of(llm, plain) == [tokens for tokens, _ in expected], way
+    """Alone, together, in chunks, from the cache: the same tokens and, bit for bit, the same log
+    probabilities; captured steps, which give none, the same tokens."""
+    with opened(model, **INVARIANT) as llm:
+        expected = [bits for prompt in PROMPTS for bits in bits_of(llm, [prompt])]
+        llm.reset_prefix_cache()
+        assert bits_of(llm) == expected, "together"
+        assert bits_of(llm) == expected, "together, from the cache"
+        tokens = [tokens for tokens, _ in expected]
+        assert tokens_of(llm, SEEDED) == tokens, "captured, from the cache"
+        llm.reset_prefix_cache()
+        assert tokens_of(llm, SEEDED) == tokens, "captured"
+    eager = INVARIANT | {"enforce_eager": True}
+    with opened(model, max_num_batched_tokens=50, max_num_seqs=7, **eager) as llm:
+        assert bits_of(llm) == expected, "in chunks"
+        assert bits_of(llm) == expected, "in chunks, from the cache"
+        assert tokens_of(llm, SEEDED) == tokens, "in chunks, from the cache, tokens alone"
 
 
 def test_preempted_requests_keep_their_bits(model: str) -> None:
-    mode: dict[str, Any] = {"batch_invariant": True, "dtype": "bfloat16"}
-    with opened(model, max_num_seqs=1, **mode) as llm:
-        expected = tokens_of(llm)
-        bytes_of_a_token = LIMITS["kv_cache_memory_bytes"] // (llm.info.num_blocks * 16)
-    with opened(model, **(mode | {"kv_cache_memory_bytes": 900 * bytes_of_a_token})) as llm:
+    with opened(model, **INVARIANT | {"kv_cache_memory_bytes": 900 * BYTES_OF_A_TOKEN}) as llm:
+        expected = [tokens for prompt in PROMPTS for tokens in tokens_of(llm, GREEDY, [prompt])]
+        llm.reset_prefix_cache()
+        assert llm.stats().num_preemptions == 0
         assert tokens_of(llm) == expected
         assert llm.stats().num_preemptions > 0
 

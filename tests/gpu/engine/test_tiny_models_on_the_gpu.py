@@ -43,7 +43,9 @@ def test_the_gpu_draws_the_cpus_tokens(family: str, tmp_path: Path) -> None:
     gpu = TinyEngine(
         tmp_path / "gpu", family, TritonKernels(torch.device("cuda")), "cuda", head_dim=16
     )
-    for name, params in PARAMS.items():
+    # How a token is drawn does not depend on the family, so one of them shows every way.
+    for name in PARAMS if family == "llama" else ("greedy", "filtered"):
+        params = PARAMS[name]
         expected = cpu.generate(PROMPTS, params, cpu.core(max_num_seqs=1))
         for way, options in WAYS.items():
             drawn = gpu.generate(PROMPTS, params, gpu.core(**options))

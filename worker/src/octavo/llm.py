@@ -196,16 +196,17 @@ class _OfflineBatch:
     def run(self, use_tqdm: bool) -> list[RequestOutput]:
         """Step until every request has ended."""
         try:
-            with tqdm(
-                total=len(self._choices), desc="Generating", unit="seq", disable=not use_tqdm
-            ) as bar:
-                self._run(bar)
+            if use_tqdm:
+                with tqdm(total=len(self._choices), desc="Generating", unit="seq") as bar:
+                    self._run(bar)
+            else:
+                self._run(None)
         except BaseException:
             self._core.abort(list(self._choices))
             raise
         return self._outputs
 
-    def _run(self, bar: tqdm[Any]) -> None:
+    def _run(self, bar: tqdm[Any] | None) -> None:
         pending = deque(self._specs)
         num_tokens = 0
         while pending or self._core.has_work:
@@ -214,7 +215,7 @@ class _OfflineBatch:
             self._core.take_adapter_events()  # the ends of requests tell the same
             for update in updates:
                 num_tokens += len(update.new_token_ids)
-                if self._apply(update):
+                if self._apply(update) and bar is not None:
                     bar.update()
                     rate = num_tokens / max(bar.format_dict["elapsed"], 1e-9)
                     bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)

@@ -510,7 +510,7 @@ async def test_closing_tells_the_engine_and_every_request(engine: PuppetEngine) 
 async def test_an_engine_deaf_to_shutdown_is_killed(
     engine: PuppetEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("octavo.engine.async_engine._KILL_AFTER_S", 0.05)
+    monkeypatch.setattr("octavo.engine.engine_connection._KILL_AFTER_S", 0.05)
     await engine.close()
     assert engine.process.returncode == -signal.SIGKILL
 

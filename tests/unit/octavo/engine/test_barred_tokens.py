@@ -28,6 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "preempted-one-step-ahead": {"num_blocks": 9, "look_ahead": 1},
     "padded-steps": {"graphs": UncapturedGraphs, "look_ahead": 1},
 }
+FREE = SamplingParams(temperature=1.0, max_tokens=30)
 RANDOM: dict[str, Any] = {"temperature": 1.0, "max_tokens": 40, "top_k": 6}
 
 
@@ -72,19 +73,23 @@ def test_a_sequence_begun_in_the_prompt_may_be_completed(engine: TinyEngine) -> 
     assert engine.generate([prompt], barred, engine.core())[0][0] == free[0]
 
 
+@pytest.fixture(scope="module")
+def alone(engine: TinyEngine) -> list[list[int]]:
+    """What is drawn freely with nothing beside it."""
+    return engine.generate(PROMPTS, FREE, engine.core(max_num_seqs=1))
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_only_allowed_tokens_are_drawn_and_others_are_not_touched(
-    engine: TinyEngine, way: str
+    engine: TinyEngine, alone: list[list[int]], way: str
 ) -> None:
     core = engine.core(**WAYS[way])
     allowed = SamplingParams(temperature=1.0, max_tokens=30, allowed_token_ids=[3, 250, 271])
-    free = SamplingParams(temperature=1.0, max_tokens=30)
     for index, prompt in enumerate(PROMPTS):
-        params = allowed if index % 2 else free
+        params = allowed if index % 2 else FREE
         core.submit([request_spec(str(index), prompt, params, seed=index)])
     updates = run_to_end(core)
     core.check_integrity()
-    alone = engine.generate(PROMPTS, free, engine.core(max_num_seqs=1))
     for index in range(len(PROMPTS)):
         tokens = tokens_of(updates, str(index))
         if index % 2:

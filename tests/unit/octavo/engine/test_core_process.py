@@ -65,6 +65,11 @@ async def engine(model: Path) -> AsyncIterator[AsyncEngine]:
         assert (stats.num_waiting, stats.num_owned_blocks) == (0, 0)
 
 
+def process_of(engine: AsyncEngine) -> asyncio.subprocess.Process:
+    assert engine._connection is not None
+    return engine._connection.process
+
+
 async def collect(events: AsyncIterator[GenerationEvent]) -> dict[int, GenerationEvent]:
     """The choices, each as one event."""
     whole: dict[int, GenerationEvent] = {}
@@ -157,8 +162,7 @@ async def test_a_full_queue_refuses_with_an_estimate(engine: AsyncEngine) -> Non
 async def test_a_killed_engine_takes_nobody_with_it(model: Path) -> None:
     async with started(model) as engine:
         await engine.wait_ready()
-        process = engine._process
-        assert process is not None
+        process = process_of(engine)
         params = SamplingParams(max_tokens=110, ignore_eos=True)
         tasks = [
             asyncio.create_task(collect(engine.generate("hello", params, request_id=str(i))))
@@ -179,10 +183,10 @@ async def test_a_killed_engine_takes_nobody_with_it(model: Path) -> None:
 async def test_the_terminals_signals_are_the_servers_to_handle(
     engine: AsyncEngine, stop: signal.Signals
 ) -> None:
-    assert engine._process is not None
-    os.kill(engine._process.pid, stop)
+    pid = process_of(engine).pid
+    os.kill(pid, stop)
     await asyncio.sleep(0.05)
-    assert psutil.Process(engine._process.pid).is_running()
+    assert psutil.Process(pid).is_running()
 
 
 def _break_config(folder: Path, **values: object) -> None:
@@ -224,8 +228,7 @@ async def test_what_cannot_be_loaded_is_told_and_leaves_no_process(
         with pytest.raises(kind, match=words):
             await engine.wait_ready()
         assert engine.state is EngineState.DEAD
-        process = engine._process
-    assert process is not None
+        process = process_of(engine)
     assert process.returncode is not None
     assert not psutil.pid_exists(process.pid)
 
@@ -255,7 +258,7 @@ async def main():
     await engine.start()
     if sys.argv[2] == "ready":
         await engine.wait_ready()
-    print(engine._process.pid, flush=True)
+    print(engine._connection.process.pid, flush=True)
     await asyncio.Event().wait()
 
 asyncio.run(main())

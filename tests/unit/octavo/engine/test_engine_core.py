@@ -16,6 +16,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=20)
 RANDOM = SamplingParams(temperature=1.0, max_tokens=20)
 FILTERED = SamplingParams(temperature=1.0, max_tokens=20, top_p=0.9, top_k=40)
 PENALISED = SamplingParams(temperature=1.0, max_tokens=20, presence_penalty=1.0)
+DRAWS = {"greedy": GREEDY, "random": RANDOM, "filtered": FILTERED, "penalised": PENALISED}
 
 WAYS: dict[str, dict[str, Any]] = {
     "batched": {},
@@ -41,17 +42,21 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> TinyEngine:
     return TinyEngine(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="module")
+def alone(engine: TinyEngine) -> dict[str, list[list[int]]]:
+    """By draw: what each prompt is answered with when nothing runs beside it."""
+    return {
+        draw: engine.generate(PROMPTS, params, engine.core(max_num_seqs=1))
+        for draw, params in DRAWS.items()
+    }
+
+
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    "params",
-    [GREEDY, RANDOM, FILTERED, PENALISED],
-    ids=["greedy", "random", "filtered", "penalised"],
-)
+@pytest.mark.parametrize("draw", DRAWS)
 def test_how_steps_are_planned_changes_no_token(
-    engine: TinyEngine, params: SamplingParams, way: str
+    engine: TinyEngine, alone: dict[str, list[list[int]]], draw: str, way: str
 ) -> None:
-    alone = engine.generate(PROMPTS, params, engine.core(max_num_seqs=1))
-    assert engine.generate(PROMPTS, params, engine.core(**WAYS[way])) == alone
+    assert engine.generate(PROMPTS, DRAWS[draw], engine.core(**WAYS[way])) == alone[draw]
 
 
 def test_sliding_windows_survive_padding_and_preemption(tmp_path: Path) -> None:
@@ -61,7 +66,9 @@ def test_sliding_windows_survive_padding_and_preemption(tmp_path: Path) -> None:
         assert engine.generate(PROMPTS, GREEDY, engine.core(**WAYS[way])) == alone
 
 
-def test_steps_prepared_ahead_serve_requests_and_touch_none(engine: TinyEngine) -> None:
+def test_steps_prepared_ahead_serve_requests_and_touch_none(
+    engine: TinyEngine, alone: dict[str, list[list[int]]]
+) -> None:
     made: list[UncapturedGraphs] = []
 
     class Graphs(UncapturedGraphs):
@@ -69,7 +76,6 @@ def test_steps_prepared_ahead_serve_requests_and_touch_none(engine: TinyEngine) 
             super().__init__(*args)
             made.append(self)
 
-    alone = engine.generate(PROMPTS, GREEDY, engine.core(max_num_seqs=1))
     core = engine.core(graphs=Graphs, max_num_seqs=7, look_ahead=1)
     while core.prepare_next():
         pass
@@ -77,7 +83,7 @@ def test_steps_prepared_ahead_serve_requests_and_touch_none(engine: TinyEngine) 
     num_prepared = graphs.num_graphs
     usual = list(graphs.shapes.by_use())
     assert num_prepared == len(usual) == len(set(usual)) > 10
-    assert engine.generate(PROMPTS, GREEDY, core) == alone
+    assert engine.generate(PROMPTS, GREEDY, core) == alone["greedy"]
     # Decodes beside prompts are captured as they occur.
     assert graphs.num_graphs > num_prepared
 

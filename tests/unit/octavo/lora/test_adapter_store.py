@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from octavo.kernels.adapters import AdapterStack
 from octavo.lora import adapter_store
 from octavo.lora.adapter_source import AdapterSource, FoundAdapter, find_adapter
 from octavo.lora.adapter_store import AdapterStore
+from octavo.lora.adapter_weights import AdapterWeights, lay_out
 from octavo.lora.outcomes import Filled, FillFailed, Opened, OpenFailed, Outcome
 from octavo.models import registry
 from octavo.models.decoder import projections_of
@@ -139,6 +141,21 @@ def test_what_is_read_again_comes_from_where_it_was_found(
     store.fill(1, 0)
     assert outcome(store) == Filled(1, 0)
     assert asked == [AdapterSource("hf://acme/sql", "a", first.digest)]
+
+
+def test_an_adapter_closed_while_it_is_read_leaves_nothing(
+    store: AdapterStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lay_out_closed(*args: Any) -> AdapterWeights:
+        store.close(1)
+        return lay_out(*args)
+
+    monkeypatch.setattr(adapter_store, "lay_out", lay_out_closed)
+    store.open(1, AdapterSource(str(make_adapter(tmp_path, CONFIG))))
+    while store.is_busy:
+        store.wait(1.0)
+        assert store.poll() == []
+    assert store.in_host_memory() == []
 
 
 def test_an_adapter_found_again_elsewhere_is_read_again_from_there(

@@ -1,19 +1,17 @@
 """The engine's face in the server's process.
 
-Starts the engine process, keeps its side of the socket, turns prompts into requests and updates
-into text. One bad request never reaches past itself; when the engine process dies, every open
-request gets :class:`EngineDeadError` and the state is DEAD at once. Torch-free.
+Turns prompts into requests for the engine's process (:mod:`octavo.engine.engine_connection`) and
+its updates into text, of every open request. One bad request never reaches past itself; when the
+process dies, every open request gets :class:`EngineDeadError` and the state is DEAD at once.
+Torch-free.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import signal
 import socket
-import sys
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
@@ -25,15 +23,15 @@ from octavo.config import EngineConfig
 from octavo.engine.adapter_state import AdapterStateFile
 from octavo.engine.adapter_table import AdapterTable
 from octavo.engine.carried_errors import from_load_failure, from_refusal
+from octavo.engine.engine_connection import EngineConnection, start_engine_process
 from octavo.engine.intake import Intake
 from octavo.engine.interface import EngineState, EngineStats, LoadProgress, ModelInfo
+from octavo.engine.loading_state import LoadingState
 from octavo.engine.messages import (
-    WHERE_SIGNAL,
     Abort,
     AdapterFailed,
     AdapterOpened,
     FilesFound,
-    FrameSplitter,
     FromEngine,
     Inspect,
     Inspected,
@@ -43,14 +41,12 @@ from octavo.engine.messages import (
     Ready,
     Refused,
     RequestSpec,
-    Shutdown,
     StepReport,
     Submit,
     ToEngine,
-    frame,
 )
 from octavo.engine.open_generation import OpenGeneration
-from octavo.engine.process_age import seconds_since_process_start
+from octavo.engine.prompt_writer import PromptWriter
 from octavo.engine.text import ChoiceText
 from octavo.engine.watchdog import TICK_S, Watchdog
 from octavo.errors import (
@@ -67,15 +63,10 @@ from octavo.pooling_params import PoolingParams
 from octavo.request import EVERYONE, AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.structured.trial import GrammarTrials
-from octavo.tokenization.chat_template import ChatTemplate
 from octavo.tokenization.tokenizer import Tokenizer, Truncation
 
 _log = logging.getLogger(__name__)
-_READ_SIZE = 1 << 18
-_KILL_AFTER_S = 5.0
 _INSPECTION_LIMIT_S = 2.0
-_WHERE_S = 0.3
-"""What a stuck engine gets to print where it is."""
 
 
 class AsyncEngine:
@@ -83,27 +74,20 @@ class AsyncEngine:
 
     def __init__(self, config: EngineConfig, chat_template_path: str | None = None) -> None:
         self._config = config
-        self._chat_template_path = chat_template_path
         self.state = EngineState.LOADING
-        self.tokenizer: Tokenizer | None = None
-        self.chat_template: ChatTemplate | None = None
-        self._phase = PhaseStarted("")
-        self._finished_phases: dict[str, float] = {}
-        self._ready_s: float | None = None
+        self._loading = LoadingState()
+        self._prompts = PromptWriter(chat_template_path)
         self._info: ModelInfo | None = None
         self._intake: Intake | None = None
         self._stats = EngineStats()
         self._watchdog = Watchdog(time.monotonic())
         self._inspections: dict[int, asyncio.Future[list[RequestState]]] = {}
         self._open: dict[str, tuple[OpenGeneration, int]] = {}
-        self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._connection: EngineConnection | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._ready: asyncio.Future[None] | None = None
         self._num_inspections = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._encoder = msgspec.msgpack.Encoder()
         self._tokenizer_load: asyncio.Task[None] | None = None
         self._tokenizer_path: str | None = None
         self._trials: GrammarTrials | None = None
@@ -121,46 +105,27 @@ class AsyncEngine:
         return self._info
 
     @property
+    def tokenizer(self) -> Tokenizer | None:
+        """None until loaded, and with ``skip_tokenizer_init``."""
+        return self._prompts.tokenizer
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether :meth:`render_chat` can work."""
-        return self.chat_template is not None and self.tokenizer is not None
+        return self._prompts.has_template
 
     def progress(self) -> LoadProgress:
         """How far loading is, now."""
-        return LoadProgress(
-            self._phase.name,
-            self._phase.detail,
-            self._phase.fraction,
-            dict(self._finished_phases),
-            self._ready_s,
-        )
+        return self._loading.progress()
 
     async def start(self) -> None:
         """Start the engine process; loading goes on in the background."""
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                self._process = await self._start_process(theirs)
-            reader, self._writer = await asyncio.open_connection(sock=ours)
-        except BaseException:
-            ours.close()
-            raise
-        self._ready = asyncio.get_running_loop().create_future()
-        # A load error nobody waits for is still told by the state and the log.
-        self._ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
-        self._tasks.append(asyncio.create_task(self._read(reader), name="engine-reader"))
+        self._connection = await EngineConnection.open(self._start_process)
+        self._tasks.append(asyncio.create_task(self._read(), name="engine-reader"))
         self._tasks.append(asyncio.create_task(self._watch(), name="engine-watchdog"))
 
     async def _start_process(self, theirs: socket.socket) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # no module may come from the folder we happen to run in: it may be a model's
-            "-m",
-            "octavo.engine.core_process",
-            str(theirs.fileno()),
-            pass_fds=[theirs.fileno()],
-            env=self._environment(),
-        )
+        return await start_engine_process(theirs, self._environment())
 
     def _environment(self) -> dict[str, str]:
         """Of the engine's process."""
@@ -168,8 +133,8 @@ class AsyncEngine:
 
     async def wait_ready(self) -> None:
         """Return when READY; raise the reason when loading failed."""
-        assert self._ready is not None, "start() comes first"
-        await asyncio.shield(self._ready)
+        assert self._connection is not None, "start() comes first"
+        await self._loading.wait()
 
     async def generate(
         self,
@@ -210,7 +175,7 @@ class AsyncEngine:
         self._refuse_unless_ready()
         self._refuse_open_ids(request_id, specs)
         tokens = specs[0].prompt_token_ids
-        shown_ids = self._ids_of(shown_special)
+        shown_ids = self._prompts.ids_of(shown_special)
         generation = OpenGeneration(
             [ChoiceText(self.tokenizer, params, tokens, shown_ids=shown_ids) for _ in specs]
         )
@@ -239,12 +204,6 @@ class AsyncEngine:
         if grammar is not None and self._trials is not None:
             await self._trials.check(grammar.text)
         return grammar
-
-    def _ids_of(self, tokens: Sequence[str]) -> frozenset[int]:
-        if self.tokenizer is None:
-            return frozenset()
-        ids = [self.tokenizer.token_id(token) for token in tokens]
-        return frozenset(token_id for token_id in ids if token_id is not None)
 
     def abort(self, request_id: str) -> bool:
         """End a request's open choices with finish_reason ``abort``; False if none is open."""
@@ -275,16 +234,16 @@ class AsyncEngine:
         truncation: Truncation | None = None,
     ) -> list[int]:
         """A text as token ids, off the event loop."""
-        return await asyncio.to_thread(self._encode, text, add_special_tokens, truncation)
+        return await self._prompts.encode(text, add_special_tokens, truncation)
 
     @property
     def chat_template_source(self) -> str:
         """The text of the chat template; empty without one."""
-        return "" if self.chat_template is None else self.chat_template.source
+        return self._prompts.template_source
 
     def template_reads(self, variable: str) -> bool:
         """Whether the chat template looks at a variable at all."""
-        return self.chat_template is not None and self.chat_template.reads(variable)
+        return self._prompts.template_reads(variable)
 
     async def render_chat(
         self,
@@ -295,19 +254,7 @@ class AsyncEngine:
         **options: Any,
     ) -> list[int]:
         """A conversation as token ids; template and tokenizer run off the event loop."""
-        template, tokenizer = self.chat_template, self.tokenizer
-        if tokenizer is None or template is None:
-            raise InvalidRequestError(
-                "This model has no chat template; use /v1/completions, or start the server with "
-                "--chat-template FILE.",
-                "messages",
-            )
-
-        def render() -> list[int]:
-            text = template.render(list(messages), tools=tools, **options)
-            return tokenizer.encode(text, add_special_tokens)
-
-        return await asyncio.to_thread(render)
+        return await self._prompts.render(messages, tools, add_special_tokens, options)
 
     def stats(self) -> EngineStats:
         """The engine's last report, and how long it has been silent though it has work."""
@@ -334,36 +281,14 @@ class AsyncEngine:
         self._fail_load(EngineDeadError("The server is shutting down."))
         self.adapters.engine_died(EngineDeadError("The server is shutting down."))
         self._fail_open("The server is shutting down.")
-        if self._process is not None:
-            await self._end_process(self._process, is_listening)
-        if self._writer is not None:
-            self._writer.close()
-            with contextlib.suppress(OSError):
-                await self._writer.wait_closed()
+        if self._connection is not None:
+            await self._connection.end_process(is_listening)
+            await self._connection.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
         if self._trials is not None:
             await self._trials.close()
-
-    async def _end_process(self, process: asyncio.subprocess.Process, is_listening: bool) -> None:
-        if is_listening:
-            self._send(Shutdown())
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), _KILL_AFTER_S)
-        _kill(process)
-        await process.wait()
-
-    def _encode(
-        self, prompt: str, add_special_tokens: bool, truncation: Truncation | None
-    ) -> list[int]:
-        if self.tokenizer is None:
-            raise InvalidRequestError(
-                "This server runs without a tokenizer (--skip-tokenizer-init); send token ids.",
-                "prompt",
-            )
-        return self.tokenizer.encode(prompt, add_special_tokens, truncation)
 
     def _refuse_unless_ready(self) -> None:
         if self.state is not EngineState.READY:
@@ -375,20 +300,15 @@ class AsyncEngine:
                 f"A request with the id {request_id!r} is open; choose another.", "request_id"
             )
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        """Until the engine's end closes, which it does only by dying."""
-        splitter = FrameSplitter()
-        decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromEngine)
+    async def _read(self) -> None:
+        """Hear the engine until it dies."""
+        assert self._connection is not None
         try:
-            while data := await reader.read(_READ_SIZE):
-                for body in splitter.feed(data):
-                    self._handle(decoder.decode(body))
-        except OSError:
-            pass  # it died with our words unread
+            async for message in self._connection.messages():
+                self._handle(message)
         except Exception:  # the task's edge: an engine that cannot be understood is no engine
             _log.exception("The engine process said what cannot be understood; it is ended")
-            assert self._process is not None
-            _kill(self._process)
+            self._connection.kill()
         await self._died()
 
     def _handle(self, message: FromEngine) -> None:
@@ -405,11 +325,8 @@ class AsyncEngine:
                 asked = self._inspections.get(message.serial)
                 if asked is not None and not asked.done():
                     asked.set_result(message.requests)
-            case PhaseStarted():
-                self._phase = message
-            case PhaseFinished():
-                self._finished_phases[message.name] = message.seconds
-                self._phase = PhaseStarted("")
+            case PhaseStarted() | PhaseFinished():
+                self._loading.hear(message)
             case FilesFound():
                 self._tokenizer_load = asyncio.create_task(self._load_tokenizer(message))
                 self._tasks.append(self._tokenizer_load)
@@ -438,12 +355,8 @@ class AsyncEngine:
                 return
 
     async def _end_stuck(self) -> None:
-        assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(WHERE_SIGNAL)
-        await asyncio.sleep(_WHERE_S)
-        _kill(self._process)
-        # A process that the kernel holds does not die at once; nobody may wait for that.
+        assert self._connection is not None
+        await self._connection.kill_telling_where()
         await self._died()
 
     async def _load_tokenizer(self, files: FilesFound) -> None:
@@ -451,10 +364,7 @@ class AsyncEngine:
         if path is None:
             return
         try:
-            self.tokenizer = await asyncio.to_thread(Tokenizer.open, path)
-            self.chat_template = await asyncio.to_thread(
-                ChatTemplate.open, self._chat_template_path or path, self.tokenizer
-            )
+            await self._prompts.load(path)
         except OctavoError as error:
             self._fail_load(error)
         except Exception as error:  # the task's edge: nobody else would hear of it
@@ -462,7 +372,6 @@ class AsyncEngine:
             self._fail_load(ModelLoadError(f"The tokenizer in {path} cannot be opened: {error}"))
 
     async def _become_ready(self, info: ModelInfo) -> None:
-        assert self._ready is not None
         if self._tokenizer_load is not None:
             await self._tokenizer_load
         self._info = info
@@ -473,10 +382,9 @@ class AsyncEngine:
             return
         if self.state is EngineState.LOADING:
             self.state = EngineState.READY
-            self._ready_s = seconds_since_process_start()
-            self._ready.set_result(None)
-        elif not self._ready.done():
-            self._ready.set_exception(EngineDeadError(_UNREADY[self.state]))
+            self._loading.succeed()
+        else:
+            self._loading.fail(EngineDeadError(_UNREADY[self.state]))
 
     async def _load_adapters(self) -> bool:
         """Before any request is taken: those that were loaded over the API before a restart, and
@@ -495,9 +403,8 @@ class AsyncEngine:
 
     def _fail_load(self, error: OctavoError) -> None:
         """The end of loading, if it has not ended yet."""
-        if self._ready is not None and not self._ready.done():
+        if self._loading.fail(error):
             self.state = EngineState.DEAD
-            self._ready.set_exception(error)
 
     async def _died(self) -> None:
         """Everyone is told at once; how it ended is known a moment later."""
@@ -507,22 +414,11 @@ class AsyncEngine:
         self.state = EngineState.DEAD
         self.adapters.engine_died(EngineDeadError("The engine process ended."))
         self._fail_open("The engine process ended.")
-        reason = f"The engine process {await self._exit_reason()}."
+        assert self._connection is not None
+        reason = f"The engine process {await self._connection.exit_reason()}."
         if is_news:
             _log.error("%s", reason)
         self._fail_load(EngineDeadError(reason))
-
-    async def _exit_reason(self) -> str:
-        assert self._process is not None
-        try:
-            status = await asyncio.wait_for(self._process.wait(), _KILL_AFTER_S)
-        except TimeoutError:
-            return "closed its connection and runs on"
-        if status == -signal.SIGKILL:
-            return "was killed; the usual reason is that its memory limit was reached"
-        if status < 0:
-            return f"was ended by {signal.Signals(-status).name}; its log says where"
-        return f"ended with status {status}; its log says why"
 
     def _fail_open(self, message: str) -> None:
         for generation, _ in list(self._open.values()):
@@ -567,16 +463,8 @@ class AsyncEngine:
             self._idle.set()
 
     def _send(self, message: ToEngine) -> None:
-        """Nothing is said to an engine that has gone: the reader is about to notice."""
-        assert self._writer is not None
-        if not self._writer.is_closing():
-            self._writer.write(frame(self._encoder, message))
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        assert self._connection is not None
+        self._connection.send(message)
 
 
 _UNREADY = {

@@ -19,6 +19,7 @@ import multiprocessing.connection
 import multiprocessing.process
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,7 +65,14 @@ def compile_ahead(task: CompileTask, num_processes: int | None = None) -> int:
     use_kernel_cache(task.config)
     pool = _CompilerPool(num_processes or min(num_usable_cpus(), _MAX_PROCESSES))
     pool.start("launch utilities", _compile_launch_utilities)
-    num_programs = find_launches(task, pool.start)
+    learning = threading.Thread(target=_learn_compiler)
+    learning.start()
+
+    def found(name: str, call: Callable[[], object]) -> None:
+        learning.join()  # long over; no thread may run at a fork
+        pool.start(name, call)
+
+    num_programs = find_launches(task, found)
     found_s = time.perf_counter() - started_s
     pool.wait()
     marker = marker_of(task)
@@ -243,6 +251,16 @@ def _compile(launch: Callable[[], Any]) -> None:
         from triton.backends.nvidia.driver import CudaLauncher
 
         CudaLauncher(program.src, program.metadata)
+
+
+def _learn_compiler() -> None:
+    """What each forked process would find out for itself, half a second long: a digest of the
+    compiler's library, which is hundreds of megabytes; and a part of Triton is imported late."""
+    with contextlib.suppress(Exception):  # saves time only
+        import triton.experimental.gluon  # noqa: F401
+        from triton.runtime.cache import triton_key
+
+        triton_key()
 
 
 def _compile_launch_utilities() -> None:

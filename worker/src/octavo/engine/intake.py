@@ -67,8 +67,9 @@ class Intake:
         cache_key = self._cache_key(request_id, params.n, tenant.name, cache_salt, adapter)
         hashes = [] if cache_key is None else hash_blocks(tokens, self._info.block_size, cache_key)
         seed = self._seed(params)
-        # What is said of the prompt is said once.
-        others = msgspec.structs.replace(params, prompt_logprobs=None)
+        others = params
+        if params.n > 1:  # what is said of the prompt is said once
+            others = msgspec.structs.replace(params, prompt_logprobs=None)
         specs: list[RequestSpec] = []
         for index in range(params.n):
             specs.append(

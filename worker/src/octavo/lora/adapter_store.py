@@ -1,12 +1,12 @@
-"""Where adapters' weights lie: files, then a cache in host memory, then slots of the device.
+"""Adapters' way: from files to a cache in host memory, and from there to slots of the device.
 
 Files are fetched, read, checked and converted by threads, away from the engine's loop: new
 adapters by several, so that a source that does not answer holds no other up, and those that were
 dropped from host memory by one that never waits for a network unless their folder is gone. A copy
 from the host's (pinned) memory to a slot runs on a stream of its own, beside the steps. The loop
 calls everything else here and waits for nothing: :meth:`AdapterStore.poll` tells what has ended.
-Decides nothing about slots (:mod:`octavo.scheduler.adapter_slots` does); the host's cache drops
-who has not been copied for longest.
+Decides nothing about slots (:mod:`octavo.scheduler.adapter_slots` does) nor about who stays in host
+memory (:mod:`octavo.lora.host_cache`).
 """
 
 from __future__ import annotations
@@ -25,30 +25,25 @@ from octavo.errors import AdapterChangedError, ModelLoadError, OctavoError
 from octavo.kernels.adapters import AdapterStack
 from octavo.lora.adapter_folder import AdapterFiles, read_adapter
 from octavo.lora.adapter_source import AdapterSource, find_adapter
-from octavo.lora.adapter_weights import AdapterWeights, lay_out
+from octavo.lora.adapter_weights import lay_out
+from octavo.lora.host_cache import HostCache
 from octavo.lora.outcomes import Filled, FillFailed, Opened, OpenFailed, Outcome
 
 _log = logging.getLogger(__name__)
 _NUM_OPENERS = 4
 _STOP_LIMIT_S = 5.0
-_WIDEST_BYTES = 4
-"""Of a number in an adapter's file."""
 
 
 @dataclass(slots=True)
 class _Record:
-    """An adapter; ``entry`` is where the host's cache has it."""
+    """What is known of an adapter's files."""
 
     source: AdapterSource
     folder: Path | None = None
     """Where the files were found."""
     revision: str | None = None
     digest: str = ""
-    table: tuple[tuple[int, int], ...] = ()
-    size: int = 0
-    entry: int | None = None
     is_open: bool = False
-    last_used: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +81,16 @@ class AdapterStore:
     ) -> None:
         self._stack = stack
         self._download_dir = download_dir
-        is_cuda = stack.storage.is_cuda
-        shape = (num_host_entries, stack.storage.shape[1])
-        # Pinned once and for all: pinning stops the device's other work. On the CPU pages are
-        # mapped when first written.
-        self._host = torch.empty(shape, dtype=stack.storage.dtype, pin_memory=is_cuda)
-        self._host_tables = torch.zeros(
-            num_host_entries, *stack.table.shape[1:], dtype=torch.int64, pin_memory=is_cuda
-        )
+        self._cache = HostCache(stack, num_host_entries)
         self._stream: torch.cuda.Stream | None = None
-        if is_cuda:
+        if stack.storage.is_cuda:
             self._stream = torch.cuda.Stream(stack.storage.device)  # type: ignore[no-untyped-call]
-        self._lock = threading.Condition()
-        """Guards the records and entries, which the threads also change."""
+        self._lock = threading.Lock()
+        """Guards the records, which the threads also change."""
         self._reading = threading.Lock()
         """One adapter at a time is read and converted: more would take the interpreter from the
         loop, and memory."""
         self._records: dict[int, _Record] = {}
-        self._entries: list[int | None] = [None] * num_host_entries
-        self._busy: set[int] = set()
-        """Entries that are being written, or copied from."""
         self._copies: list[_Copy] = []
         self._outcomes: deque[Outcome] = deque()
         self._read: deque[_Job] = deque()
@@ -115,13 +100,15 @@ class AdapterStore:
         self._rereads: _Jobs = queue.SimpleQueue()
         self._num_unfinished = 0
         self._is_stopping = False
-        self._uses = 0
-        self.num_evictions = 0
-        """Adapters dropped from host memory."""
         for jobs in (self._rereads, *[self._openings] * _NUM_OPENERS):
             threading.Thread(
                 target=self._run, args=(jobs,), name="adapter-reader", daemon=True
             ).start()
+
+    @property
+    def num_evictions(self) -> int:
+        """Adapters dropped from host memory."""
+        return self._cache.num_evictions
 
     @property
     def is_busy(self) -> bool:
@@ -147,18 +134,13 @@ class AdapterStore:
         with self._lock:
             record = self._records[adapter_id]
             assert record.is_open, f"adapter {adapter_id} is not open"
-            is_there = record.entry is not None
-        if is_there:
-            self._copy(adapter_id, slot)
-        else:
-            self._post(self._rereads, _Job(adapter_id, slot))
+        self._copy(adapter_id, slot)
 
     def close(self, adapter_id: int) -> None:
         """Forget an adapter; nothing more is heard of it."""
         with self._lock:
-            record = self._records.pop(adapter_id, None)
-            if record is not None and record.entry is not None and record.entry not in self._busy:
-                self._entries[record.entry] = None
+            self._records.pop(adapter_id, None)
+        self._cache.forget(adapter_id)
 
     def poll(self) -> list[Outcome]:
         """What has ended since last asked."""
@@ -169,7 +151,7 @@ class AdapterStore:
             self._copy(job.adapter_id, job.slot)
         for copy in [copy for copy in self._copies if copy.is_done]:
             self._copies.remove(copy)
-            self._release(copy.entry)
+            self._cache.release(copy.entry)
             self._outcomes.append(Filled(copy.adapter_id, copy.slot))
         outcomes = []
         while self._outcomes:
@@ -185,15 +167,13 @@ class AdapterStore:
 
     def in_host_memory(self) -> list[int]:
         """Ids of adapters that need not be read again."""
-        with self._lock:
-            return [id for id in self._entries if id is not None]
+        return self._cache.adapters()
 
     def shut_down(self) -> None:
         """End the threads; may be called twice. One that waits for a network is left behind: it
         touches nothing more."""
         self._is_stopping = True
-        with self._lock:
-            self._lock.notify_all()
+        self._cache.stop()
         for jobs in (self._rereads, *[self._openings] * _NUM_OPENERS):
             jobs.put(None)
         if self._reading.acquire(timeout=_STOP_LIMIT_S):  # nothing is being written any more
@@ -203,41 +183,28 @@ class AdapterStore:
 
     @torch.inference_mode()
     def _copy(self, adapter_id: int, slot: int) -> None:
-        with self._lock:
-            record = self._records.get(adapter_id)
-            if record is None:
-                return
-            if record.entry is None:  # dropped again meanwhile
-                self._post(self._rereads, _Job(adapter_id, slot))
-                return
-            entry, size = record.entry, record.size
-            self._uses += 1
-            record.last_used = self._uses
-            self._busy.add(entry)
-        target, table = self._stack.storage[slot], self._stack.table[slot]
+        """From host memory, or once it has been read into it (again)."""
+        if adapter_id not in self._records:
+            return  # closed meanwhile
+        held = self._cache.hold(adapter_id)
+        if held is None:
+            self._post(self._rereads, _Job(adapter_id, slot))
+            return
+        target = self._stack.storage[slot, : len(held.weights)]
+        table = self._stack.table[slot]
         if self._stream is None:
-            target[:size].copy_(self._host[entry, :size])
-            table.copy_(self._host_tables[entry])
-            self._release(entry)
+            target.copy_(held.weights)
+            table.copy_(held.table)
+            self._cache.release(held.entry)
             self._outcomes.append(Filled(adapter_id, slot))
             return
         self._stream.wait_stream(torch.cuda.current_stream(self._stack.storage.device))
         with torch.cuda.stream(self._stream):
-            target[:size].copy_(self._host[entry, :size], non_blocking=True)
-            table.copy_(self._host_tables[entry], non_blocking=True)
+            target.copy_(held.weights, non_blocking=True)
+            table.copy_(held.table, non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)
-        self._copies.append(_Copy(adapter_id, slot, entry, event))
-
-    def _release(self, entry: int) -> None:
-        """An entry is no longer written or read; it is nobody's if its adapter was closed."""
-        with self._lock:
-            self._busy.discard(entry)
-            holder = self._entries[entry]
-            record = None if holder is None else self._records.get(holder)
-            if record is None or record.entry != entry:
-                self._entries[entry] = None
-            self._lock.notify_all()
+        self._copies.append(_Copy(adapter_id, slot, held.entry, event))
 
     def _post(self, jobs: _Jobs, job: _Job) -> None:
         with self._lock:
@@ -272,11 +239,12 @@ class AdapterStore:
         with self._reading:
             if not self._is_needed(job, record):
                 return None
-            if record.entry is None:  # else two requests asked for it
+            if job.adapter_id not in self._cache:  # else two requests asked for it
                 opened = self._read_in(job, record, folder, started)
         if opened is not None and opened.is_known:
             return opened
         if not self._is_needed(job, record):
+            self._cache.forget(job.adapter_id)
             return None
         if job.slot is None:
             return opened
@@ -298,18 +266,19 @@ class AdapterStore:
         return found.folder
 
     def _read_in(self, job: _Job, record: _Record, folder: Path, started: float) -> Opened:
-        files = read_adapter(folder, self._host.shape[1] * _WIDEST_BYTES)
+        files = read_adapter(folder, self._cache.entry_file_bytes)
         _check_digest(record, files)
         if files.digest == job.known_digest:
             return self._known_again(job.adapter_id, record)
         weights = lay_out(files, self._stack.projections, self._stack.max_rank)
         del files
-        self._keep(job.adapter_id, record, weights)
+        self._cache.put(job.adapter_id, weights)
+        record.is_open = True
         return Opened(
             job.adapter_id,
             weights.digest,
             weights.rank,
-            weights.size * self._host.element_size(),
+            weights.size * self._cache.bytes_per_number,
             time.perf_counter() - started,
             weights.base_model,
             record.revision,
@@ -325,45 +294,6 @@ class AdapterStore:
         self.close(adapter_id)
         digest, revision = record.digest, record.revision
         return Opened(adapter_id, digest, 0, 0, 0.0, None, revision, is_known=True)
-
-    @torch.inference_mode()
-    def _keep(self, adapter_id: int, record: _Record, weights: AdapterWeights) -> None:
-        entry = self._take_entry(adapter_id)
-        try:
-            weights.copy_into(self._host[entry])
-            self._host_tables[entry].copy_(torch.tensor(weights.table, dtype=torch.int64))
-        except BaseException:
-            self._release(entry)
-            raise
-        with self._lock:
-            self._uses += 1
-            record.last_used = self._uses
-            record.table, record.size = weights.table, weights.size
-            record.entry, record.is_open = entry, True
-        self._release(entry)
-
-    def _take_entry(self, adapter_id: int) -> int:
-        """An empty entry, or that of the adapter copied longest ago; waits while all are busy."""
-        with self._lock:
-            while True:
-                free = [e for e in range(len(self._entries)) if e not in self._busy]
-                if free:
-                    break
-                if self._is_stopping:
-                    raise ModelLoadError("The server is shutting down.")
-                self._lock.wait()
-            entry = min(free, key=self._age)
-            holder = self._entries[entry]
-            if holder is not None:
-                self._records[holder].entry = None
-                self.num_evictions += 1
-            self._entries[entry] = adapter_id
-            self._busy.add(entry)
-            return entry
-
-    def _age(self, entry: int) -> int:
-        holder = self._entries[entry]
-        return -1 if holder is None else self._records[holder].last_used
 
     def _failed(self, job: _Job, error: OctavoError) -> Outcome:
         if job.slot is not None:

@@ -10,12 +10,15 @@ takes longer than the host needs to launch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from octavo.batch import BatchPlan
 from octavo.kernels.adapters import Adapters
 from octavo.kernels.interface import Kernels
+from octavo.kernels.upload import write
 from octavo.models.interface import CausalLM
 from octavo.runner.batch_tensors import SequenceTable, expand, padded_shared_lens
 from octavo.runner.kv_tensors import KVTensors
@@ -23,8 +26,6 @@ from octavo.runner.rows import Rows
 from octavo.runner.step_shapes import StepShape, StepShapes
 from octavo.sampling.sampler import DrawKind, Sampler
 
-_NUM_UPLOADS = 4
-"""Pinned buffers in turn: an upload may still be under way when the next step is prepared."""
 MAX_GRAPHS = 256
 """Each takes some memory of the device and the host that no allocator counts."""
 
@@ -55,17 +56,11 @@ class StepGraphs:
         self._padding_row = max_num_seqs
         self.shapes = shapes
         device = rows.device
-        # Rows: row number, start, count, whether it draws, shared tokens.
         size = shapes.max_num_sequences
-        self._table = torch.zeros(5, size, dtype=torch.int64, device=device)
+        self._tables = torch.zeros(5 * size, dtype=torch.int64, device=device)
         self._drawn = torch.zeros(size, dtype=torch.int64, device=device)
-        self._uploads = [
-            torch.zeros(5, size, dtype=torch.int64, pin_memory=device.type == "cuda")
-            for _ in range(_NUM_UPLOADS)
-        ]
         self._hidden: Tensor | None = None
         """Where steps that draw later leave off."""
-        self._num_runs = 0
         self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
         self._to_prepare = shapes.by_use()
         is_cuda = device.type == "cuda"
@@ -100,9 +95,7 @@ class StepGraphs:
 
     def run_padding(self, shape: StepShape) -> None:
         """A step of this shape without a request, eagerly: compiles and allocates all it needs."""
-        self._table.zero_()
-        self._table[0] = self._padding_row
-        self._table[2, : shape.num_decodes] = 1
+        self._upload(BatchPlan(), shape)
         self.step(shape)
 
     def run(self, plan: BatchPlan, shape: StepShape) -> Tensor:
@@ -127,20 +120,27 @@ class StepGraphs:
         assert self._hidden is not None, "the step has run"
         return self._hidden[: shape.num_sequences]
 
+    def _table_of(self, shape: StepShape) -> Tensor:
+        """``[5, S]``: row number, start, count, whether it draws, shared tokens. Of any shape at
+        the same place, and contiguous, so that one transfer fills it."""
+        return self._tables[: 5 * shape.num_sequences].view(5, shape.num_sequences)
+
     def _upload(self, plan: BatchPlan, shape: StepShape) -> None:
-        upload = self._uploads[self._num_runs % _NUM_UPLOADS]
-        self._num_runs += 1
-        size, begin = shape.num_sequences, plan.num_decodes
-        columns = [plan.rows, plan.starts, plan.num_tokens, plan.samples]
-        values = torch.tensor([*columns, padded_shared_lens(plan)], dtype=torch.int64)
-        if len(plan.rows) < size:
-            upload[:, :size] = 0
-            upload[0, :size] = self._padding_row
-            upload[2, : shape.num_decodes] = 1
-        upload[:, :begin] = values[:, :begin]
-        end = shape.num_decodes + len(plan.rows) - begin
-        upload[:, shape.num_decodes : end] = values[:, begin:]
-        self._table[:, :size].copy_(upload[:, :size], non_blocking=True)
+        shared_lens = padded_shared_lens(plan)
+        columns: list[Sequence[int]] = [
+            *(plan.rows, plan.starts, plan.num_tokens, plan.samples, shared_lens)
+        ]
+        num_decodes = plan.num_decodes
+        missing = shape.num_decodes - num_decodes
+        after = shape.num_sequences - missing - len(plan.rows)
+        if missing or after:
+            # A padding decode computes a token, for nobody.
+            decode, other = (self._padding_row, 0, 1, 0, 0), (self._padding_row, 0, 0, 0, 0)
+            columns = [
+                [*column[:num_decodes], *[x] * missing, *column[num_decodes:], *[y] * after]
+                for column, x, y in zip(columns, decode, other, strict=True)
+            ]
+        write(self._table_of(shape), columns)
 
     def _capture(self, shape: StepShape) -> torch.cuda.CUDAGraph:
         """Record a step that has run eagerly once, so that all it needs is compiled.
@@ -159,7 +159,7 @@ class StepGraphs:
 
     def step(self, shape: StepShape) -> None:
         """The step itself on the uploaded table: what is captured."""
-        row, start, count, draws, shared_len = self._table[:, : shape.num_sequences].unbind()
+        row, start, count, draws, shared_len = self._table_of(shape).unbind()
         table = SequenceTable(
             row,
             start,
@@ -181,7 +181,7 @@ class StepGraphs:
         )
         if shape.kind is DrawKind.LATER:
             if self._hidden is None:  # every shape runs eagerly once before it is captured
-                self._hidden = hidden.new_zeros(self._table.shape[1], hidden.shape[1])
+                self._hidden = hidden.new_zeros(len(self._drawn), hidden.shape[1])
             self._hidden[: shape.num_sequences] = hidden
             return
         logits = self._model.logits(hidden)

@@ -8,11 +8,10 @@ next step starts.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from octavo.batch import BatchPlan
 from octavo.kernels.adapters import NO_ADAPTER
-from octavo.kernels.upload import upload
+from octavo.kernels.upload import upload, write
 
 
 class Rows:
@@ -39,45 +38,41 @@ class Rows:
 
     def apply(self, plan: BatchPlan) -> None:
         """Carry out the plan's admissions and new blocks, without waiting for the device."""
-        admitted = plan.admissions
-        if admitted:
+        for admission in plan.admissions:
+            row = admission.row
             # Prompt tokens found in the cache are not computed again: the device need not know
             # them. Outputs it must: what was drawn may bar what is drawn next.
-            firsts = [min(a.num_cached_tokens, a.num_prompt_tokens) for a in admitted]
-            runs = zip(admitted, firsts, strict=True)
-            self._write(self.token_ids, [(a.row, at, a.token_ids[at:]) for a, at in runs])
-            self._write(self.block_tables, [(a.row, 0, a.block_ids) for a in admitted])
-            self._write_adapters(plan)
+            first = min(admission.num_cached_tokens, admission.num_prompt_tokens)
+            write(
+                self.token_ids[row, first : len(admission.token_ids)], admission.token_ids[first:]
+            )
+            write(self.block_tables[row, : len(admission.block_ids)], admission.block_ids)
+            self._write_adapter(row, admission.adapter_slot)
         if plan.new_blocks:
-            self._write(self.block_tables, plan.new_blocks)
+            self._add_blocks(plan.new_blocks)
 
     def has_adapters(self, plan: BatchPlan) -> bool:
         """Whether a row of the plan uses an adapter."""
         return bool(self._adapted) and not self._adapted.keys().isdisjoint(plan.rows)
 
-    def _write_adapters(self, plan: BatchPlan) -> None:
+    def _write_adapter(self, row: int, slot: int | None) -> None:
         """Costs nothing where no request has an adapter, or had one."""
-        changed = []
-        for admission in plan.admissions:
-            row, slot = admission.row, admission.adapter_slot
-            if self._adapted.get(row) == slot:
-                continue
-            changed.append((0, row, [NO_ADAPTER if slot is None else slot]))
-            if slot is None:
-                del self._adapted[row]
-            else:
-                self._adapted[row] = slot
-        if changed:
-            self._write(self.adapter_slots[None], changed)
+        if self._adapted.get(row) == slot:
+            return
+        write(self.adapter_slots[row : row + 1], [NO_ADAPTER if slot is None else slot])
+        if slot is None:
+            del self._adapted[row]
+        else:
+            self._adapted[row] = slot
 
-    def _write(self, table: Tensor, runs: list[tuple[int, int, list[int]]]) -> None:
-        """Write runs ``(row, first column, values)`` with one upload."""
-        width = table.shape[1]
+    def _add_blocks(self, runs: list[tuple[int, int, list[int]]]) -> None:
+        """Write runs ``(row, first column, block ids)``: many and short, so all with one upload."""
+        width = self.block_tables.shape[1]
         places: list[int] = []
-        values: list[int] = []
+        ids: list[int] = []
         for row, first, run in runs:
             begin = row * width + first
             places += range(begin, begin + len(run))
-            values += run
-        uploaded = upload([places, values], torch.int64, self.device)
-        table.view(-1)[uploaded[0]] = uploaded[1].to(torch.int32)
+            ids += run
+        uploaded = upload([places, ids], torch.int64, self.device)
+        self.block_tables.view(-1)[uploaded[0]] = uploaded[1].to(torch.int32)

@@ -11,6 +11,7 @@ sampled change: in steady decoding a step costs the host a tuple comparison.
 from __future__ import annotations
 
 import enum
+import struct
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.interface import Kernels, SamplingBatch
-from octavo.kernels.upload import upload
+from octavo.kernels.upload import upload, write
 from octavo.outputs import TokenLogprobs
 from octavo.sampling.logit_edits import EditBatch, RowEdits
 from octavo.sampling.logprobs import LogprobBatch, LogprobTensors
@@ -98,13 +99,9 @@ class Sampler:
         self._composition: _Composition | None = None
         self._kind: tuple[tuple[int, ...], DrawKind | None] = ((), None)
         """Rows that were asked about last, and their kind of draw."""
-        self._admitted: dict[int, tuple[float, float, float, int, int]] = {}
-        """Parameters that the device does not have yet, in the order of the tensors below."""
-        # One row of memory a parameter, so that gathering rows leaves each contiguous:
-        # temperature, top-p, min-p.
-        self._floats = torch.zeros(3, num_rows, dtype=torch.float32, device=device)
-        self._top_k = torch.zeros(num_rows, dtype=torch.int32, device=device)
-        self._seeds = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self._admitted: dict[int, tuple[int, ...]] = {}
+        """Parameters that the device does not have yet, as :func:`_packed`."""
+        self._parameters = torch.zeros(num_rows, 3, dtype=torch.int64, device=device)
 
     @property
     def num_penalty_slots(self) -> int:
@@ -142,18 +139,13 @@ class Sampler:
         )
         temperature = 0.0 if params.is_greedy else params.temperature
         top_k = params.top_k if 0 < params.top_k < self._vocab_size else 0
-        self._admitted[row] = (temperature, params.top_p, params.min_p, top_k, _signed(seed))
+        self._admitted[row] = _packed(temperature, params.top_p, params.min_p, top_k, seed)
 
     def write_admitted(self) -> None:
-        """Send the parameters of rows admitted since the last call to the device, in one go."""
-        if not self._admitted:
-            return
-        rows, values = list(self._admitted), list(zip(*self._admitted.values(), strict=True))
-        self._admitted = {}
-        where, top_k, seeds = upload([rows, *values[3:]], torch.int64, self._device).unbind()
-        self._floats[:, where] = upload(values[:3], torch.float32, self._device)
-        self._top_k[where] = top_k.to(torch.int32)
-        self._seeds[where] = seeds
+        """Send the parameters of rows admitted since the last call to the device."""
+        for row, parameters in self._admitted.items():
+            write(self._parameters[row], parameters)
+        self._admitted.clear()
 
     def release(self, row: int) -> None:
         """The row's request is gone. A row that holds none is left as it is."""
@@ -208,16 +200,17 @@ class Sampler:
 
         ``rows: [R], int64``; ``positions: [R], int32``. Reads what :meth:`write_admitted` wrote.
         """
-        temperature, top_p, min_p = self._floats[:, rows].unbind()
+        return self._gather(rows, positions, kind is DrawKind.GREEDY, kind is DrawKind.FILTERED)
+
+    def _gather(
+        self, rows: Tensor, positions: Tensor, all_greedy: bool, any_filter: bool
+    ) -> SamplingBatch:
+        """Each parameter contiguous, as kernels want it."""
+        words = self._parameters.view(torch.int32).t()[:4].index_select(1, rows)
+        temperature, top_p, min_p = words[:3].view(torch.float32).unbind()
+        seeds = self._parameters[:, 2][rows]
         return SamplingBatch(
-            temperature,
-            self._top_k[rows],
-            top_p,
-            min_p,
-            self._seeds[rows],
-            positions,
-            all_greedy=kind is DrawKind.GREEDY,
-            any_filter=kind is DrawKind.FILTERED,
+            temperature, words[3], top_p, min_p, seeds, positions, all_greedy, any_filter
         )
 
     def _sample(
@@ -266,18 +259,10 @@ class Sampler:
 
     def _sampling_batch(self, rows: Sequence[int], held: Sequence[_Row]) -> SamplingBatch:
         self.write_admitted()
-        indices = self._to_device(rows)
-        temperature, top_p, min_p = self._floats[:, indices].unbind()
-        return SamplingBatch(
-            temperature=temperature,
-            top_k=self._top_k[indices],
-            top_p=top_p,
-            min_p=min_p,
-            seeds=self._seeds[indices],
-            positions=torch.zeros(len(rows), dtype=torch.int32, device=self._device),
-            all_greedy=all(row.params.is_greedy for row in held),
-            any_filter=any(row.params.has_filter for row in held),
-        )
+        positions = torch.zeros(len(rows), dtype=torch.int32, device=self._device)
+        all_greedy = all(row.params.is_greedy for row in held)
+        any_filter = any(row.params.has_filter for row in held)
+        return self._gather(self._to_device(rows), positions, all_greedy, any_filter)
 
     def _penalty_batch(self, held: Sequence[_Row]) -> PenaltyBatch | None:
         slots = [
@@ -331,6 +316,11 @@ def _at(
     )
 
 
-def _signed(seed: int) -> int:
-    """The same 64 bits as a signed integer, which is what a tensor holds."""
-    return (seed + 2**63) % 2**64 - 2**63
+def _packed(
+    temperature: float, top_p: float, min_p: float, top_k: int, seed: int
+) -> tuple[int, ...]:
+    """A row's parameters as they lie on the device, in three words; of the seed the same 64 bits
+    as a signed integer."""
+    return struct.unpack(
+        "=3q", struct.pack("=fffiQ", temperature, top_p, min_p, top_k, seed % 2**64)
+    )

@@ -60,7 +60,7 @@ def test_no_program_spills_registers(programs: list[dict[str, Any]]) -> None:
     for program in programs:
         # One group of warps and some spills measured faster there than two groups and none.
         is_excused = _is_wide_float32(program) or program["case"] == "prefill-new"
-        assert program["num_spills"] == 0 or is_excused, program
+        assert program["stack_bytes"] == 0 or is_excused, program
 
 
 def test_masked_and_clear_tiles_are_computed_alike(programs: list[dict[str, Any]]) -> None:
@@ -81,7 +81,7 @@ def test_attention_fits_smaller_cards(tmp_path: Path) -> None:
     assert len(smaller) == 6
     for program in smaller:
         _assert_fits(program)
-        assert program["num_spills"] == 0, program
+        assert program["stack_bytes"] == 0, program
 
 
 def test_serving_any_batch_compiles_each_program_once(programs: list[dict[str, Any]]) -> None:

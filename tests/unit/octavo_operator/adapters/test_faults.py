@@ -20,18 +20,6 @@ from octavo_operator.manifests.kinds import INFERENCE_SERVICE, LORA_ADAPTER, POD
 IS_FULL = bool(os.environ.get("OCTAVO_TEST_FULL"))
 
 
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (
-        "cluster.work_queue.FIRST_RETRY_S",
-        "cluster.work_queue.LONGEST_RETRY_S",
-        "cluster.informer.FIRST_PAUSE_S",
-        "cluster.informer.LONGEST_PAUSE_S",
-        "cluster.adapter_keeper.SETTLE_S",
-    ):
-        monkeypatch.setattr(f"octavo_operator.{name}", 0.002)
-
-
 async def _story(stage: AdapterStage) -> dict[str, Any]:
     """Load, replace, restart a container, delete one of two; what there is in the end."""
     stage.put("hf://org/sql", "v1")

@@ -1,0 +1,108 @@
+"""Which pods hold an adapter, and when: placement on N pods, and loading at the first request."""
+
+from __future__ import annotations
+
+from adapter_stage import (
+    adapter_stage,
+    counts,
+    host_of,
+    lora_adapter,
+    states,
+)
+from inference_services import condition_message
+from octavo_operator.manifests.kinds import POD
+
+SQL = "hf://org/sql"
+
+
+async def test_placement_takes_so_many_pods_and_keeps_to_them() -> None:
+    async with adapter_stage() as stage:
+        stage.put(SQL, "v1")
+        pods = await stage.serve(4)
+        await stage.apply(lora_adapter(placement={"replicas": 2}))
+        await stage.settled()
+        holders = [pod for pod in pods if stage.served(pod)]
+        assert len(holders) == 2
+        assert counts(await stage.adapter()) == (2, 2, 0)
+        for _ in range(6):
+            pods.append(await stage.add_pod())
+        await stage.settled()
+        assert [pod for pod in pods if stage.served(pod)] == holders
+        await stage.remove_pod(holders[0])
+        await stage.settled()
+        assert counts(await stage.adapter()) == (2, 2, 0)
+        await stage.apply(lora_adapter(placement={"replicas": 1}))
+        await stage.settled()
+        assert counts(await stage.adapter()) == (1, 1, 0)
+        left = (await stage.store.list_objects(POD, "models", {})).items
+        assert sum(bool(stage.served(pod)) for pod in left) == 1
+
+
+async def test_placement_beyond_the_pods_is_said() -> None:
+    async with adapter_stage() as stage:
+        stage.put(SQL, "v1")
+        await stage.serve(2)
+        await stage.apply(lora_adapter(placement={"replicas": 5}))
+        await stage.settled()
+        adapter = await stage.adapter()
+        assert counts(adapter) == (2, 2, 0)
+        assert "placement.replicas is 5" in condition_message(adapter, "Ready")
+
+
+async def test_adapters_that_need_one_pod_are_spread_over_all() -> None:
+    async with adapter_stage() as stage:
+        pods = await stage.serve(3)
+        names = [f"a{number}" for number in range(30)]
+        for name in names:
+            stage.put(f"hf://org/{name}", name)
+        await stage.apply(
+            *(lora_adapter(name, f"hf://org/{name}", placement={"replicas": 1}) for name in names)
+        )
+        await stage.settled()
+        numbers = [len(stage.served(pod)) for pod in pods]
+        assert sum(numbers) == 30
+        assert min(numbers) >= 4
+
+
+async def test_lazy_adapter_is_read_by_one_pod_and_known_to_the_others() -> None:
+    async with adapter_stage() as stage:
+        digest = stage.put(SQL, "v1")
+        pods = await stage.serve(3)
+        await stage.apply(lora_adapter(loadPolicy="Lazy"))
+        await stage.settled()
+        adapter = await stage.adapter()
+        assert sorted(states(adapter)) == ["Known", "Known", "Loaded"]
+        assert counts(adapter) == (3, 3, 0)
+        assert await stage.ready() == ("True", "Loaded")
+        lazy = [body for _, body in stage.workers.loads if body.get("lazy")]
+        assert [body["digest"] for body in lazy] == [digest, digest]
+        # Where a request has loaded it, it is replaced at once: its name alone would keep it.
+        asked = next(pod for pod in pods if stage.served(pod) == {"sql": None})
+        stage.workers.table(host_of(asked)).entries["sql"] |= {"state": "ready", "digest": digest}
+        new = stage.put("hf://org/sql2", "v2")
+        await stage.apply(lora_adapter(uri="hf://org/sql2", loadPolicy="Lazy"))
+        await stage.settled()
+        assert await stage.ready() == ("True", "Loaded")
+        assert stage.served(asked) == {"sql": new}
+        assert {digest for pod in pods for digest in stage.served(pod).values()} == {new, None}
+
+
+async def test_lazy_adapter_that_a_request_could_not_load_is_told_until_one_can() -> None:
+    async with adapter_stage() as stage:
+        digest = stage.put(SQL, "v1")
+        pods = await stage.serve(2)
+        await stage.apply(lora_adapter(loadPolicy="Lazy"))
+        await stage.settled()
+        known = next(pod for pod in pods if stage.served(pod) == {"sql": None})
+        entry = stage.workers.table(host_of(known)).entries["sql"]
+        entry |= {"state": "failed", "message": "the hub does not answer"}
+        stage.workers.loads.clear()
+        await stage.look()
+        assert await stage.ready() == ("False", "LoadFailed")
+        assert "the hub does not answer" in condition_message(await stage.adapter(), "Ready")
+        assert stage.workers.loads == []
+        assert stage.follower.adapter_queue._timers
+        entry |= {"state": "ready", "message": None, "digest": digest}
+        await stage.look()
+        assert await stage.ready() == ("True", "Loaded")
+        assert not stage.follower.adapter_queue._timers

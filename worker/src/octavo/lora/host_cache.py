@@ -1,0 +1,149 @@
+"""Adapters in host memory, in so many entries; who has not been copied for longest is dropped.
+
+Knows memory and who has it; nothing of files, slots or streams. Threads write adapters into it
+while the loop copies others from it: an entry that is written or read is busy, and stays whose it
+is, until it is released.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo.errors import ModelLoadError
+from octavo.kernels.adapters import AdapterStack
+from octavo.lora.adapter_weights import AdapterWeights
+
+_WIDEST_BYTES = 4
+"""Of a number in an adapter's file."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldAdapter:
+    """An adapter that stays where it is until its entry is released."""
+
+    entry: int
+    weights: Tensor
+    """``[size]``: as much of a slot as it fills."""
+    table: Tensor
+    """As a slot's row of :attr:`octavo.kernels.adapters.AdapterStack.table`."""
+
+
+class HostCache:
+    """Adapters by id. Thread-safe."""
+
+    def __init__(self, stack: AdapterStack, num_entries: int) -> None:
+        is_cuda = stack.storage.is_cuda
+        shape = (num_entries, stack.storage.shape[1])
+        # Pinned once and for all: pinning stops the device's other work. On the CPU pages are
+        # mapped when first written.
+        self._weights = torch.empty(shape, dtype=stack.storage.dtype, pin_memory=is_cuda)
+        self._tables = torch.zeros(
+            num_entries, *stack.table.shape[1:], dtype=torch.int64, pin_memory=is_cuda
+        )
+        self._lock = threading.Condition()
+        self._holders: list[int | None] = [None] * num_entries
+        self._entries: dict[int, int] = {}
+        """Of the adapters that can be copied: not of one that is being written."""
+        self._sizes = [0] * num_entries
+        self._last_used = [0] * num_entries
+        self._busy: set[int] = set()
+        """Entries that are being written, or copied from."""
+        self._uses = 0
+        self._is_stopping = False
+        self.num_evictions = 0
+        """Adapters that were dropped for others."""
+
+    @property
+    def entry_file_bytes(self) -> int:
+        """What the largest adapter that fits may take in its file."""
+        return self._weights.shape[1] * _WIDEST_BYTES
+
+    @property
+    def bytes_per_number(self) -> int:
+        return self._weights.element_size()
+
+    def __contains__(self, adapter_id: int) -> bool:
+        with self._lock:
+            return adapter_id in self._entries
+
+    def adapters(self) -> list[int]:
+        """Ids of those that are there, or being written."""
+        with self._lock:
+            return [holder for holder in self._holders if holder is not None]
+
+    @torch.inference_mode()
+    def put(self, adapter_id: int, weights: AdapterWeights) -> None:
+        """Write an adapter into an empty entry, or that of the one copied longest ago.
+
+        Waits while all are busy; raises ModelLoadError when the cache is stopped meanwhile.
+        """
+        entry = self._take_entry(adapter_id)
+        try:
+            weights.copy_into(self._weights[entry])
+            self._tables[entry].copy_(torch.tensor(weights.table, dtype=torch.int64))
+        except BaseException:
+            self.forget(adapter_id)
+            self.release(entry)
+            raise
+        with self._lock:
+            self._sizes[entry] = weights.size
+            self._use(entry)
+            if self._holders[entry] == adapter_id:  # else it was forgotten meanwhile
+                self._entries[adapter_id] = entry
+        self.release(entry)
+
+    def hold(self, adapter_id: int) -> HeldAdapter | None:
+        """An adapter to copy from; None if it is not there. :meth:`release` its entry."""
+        with self._lock:
+            entry = self._entries.get(adapter_id)
+            if entry is None:
+                return None
+            self._busy.add(entry)
+            self._use(entry)
+            return HeldAdapter(
+                entry, self._weights[entry, : self._sizes[entry]], self._tables[entry]
+            )
+
+    def release(self, entry: int) -> None:
+        """An entry is no longer written or read."""
+        with self._lock:
+            self._busy.discard(entry)
+            self._lock.notify_all()
+
+    def forget(self, adapter_id: int) -> None:
+        """Its entry is nobody's; nobody gets it while it is busy."""
+        with self._lock:
+            self._entries.pop(adapter_id, None)
+            self._holders = [None if held == adapter_id else held for held in self._holders]
+
+    def stop(self) -> None:
+        """Who waits for an entry gets none."""
+        with self._lock:
+            self._is_stopping = True
+            self._lock.notify_all()
+
+    def _use(self, entry: int) -> None:
+        self._uses += 1
+        self._last_used[entry] = self._uses
+
+    def _take_entry(self, adapter_id: int) -> int:
+        with self._lock:
+            while not (free := [e for e in range(len(self._holders)) if e not in self._busy]):
+                if self._is_stopping:
+                    raise ModelLoadError("The server is shutting down.")
+                self._lock.wait()
+            entry = min(free, key=self._age)
+            holder = self._holders[entry]
+            if holder is not None:
+                del self._entries[holder]
+                self.num_evictions += 1
+            self._holders[entry] = adapter_id
+            self._busy.add(entry)
+            return entry
+
+    def _age(self, entry: int) -> int:
+        return -1 if self._holders[entry] is None else self._last_used[entry]
