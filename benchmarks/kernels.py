@@ -41,7 +41,7 @@ from octavo.kernels.triton import TritonKernels, penalties
 from octavo.kernels.triton.adapter_tiles import make_tiles
 from octavo.kernels.triton.adapters import TritonStep
 from octavo.kernels.triton.decode_attention import DecodeConfig, decode_attention
-from octavo.kernels.triton.launch import MAX_ARRIVALS, Machine
+from octavo.kernels.triton.launch import Machine
 from octavo.kernels.triton.prefill_attention import PrefillConfig, prefill_attention
 
 BF16 = torch.bfloat16
@@ -251,10 +251,7 @@ def lora_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
                     stack, slots = _random_stack(projection, num_slots, num_tokens)
                     branch = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
                     tiles = make_tiles(slots, num_slots)
-                    arrivals = torch.zeros(MAX_ARRIVALS, dtype=torch.int32, device="cuda")
-                    step = TritonStep(
-                        stack, kernels, slots, tiles, branch, arrivals, way == "decode"
-                    )
+                    step = TritonStep(stack, kernels, slots, tiles, branch, way == "decode")
                 return _product_and_reader(projection, kernels, step, num_tokens)
 
             out = sum(projection.out_features)
