@@ -92,23 +92,70 @@ def test_the_marker_is_named_for_what_decides(
     assert marker_of(replace(TASK, config=replace(config, seed=3))) in names
 
 
-def test_no_process_is_started_where_all_is_compiled(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Triton's, empty, on a machine that seems to have a GPU."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiler_process, "_GPU", tmp_path)
+    return tmp_path
+
+
+def test_no_process_is_started_where_all_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
     marker_of(TASK).write_text("{}")
     monkeypatch.setattr(compiler_process.subprocess, "Popen", None)  # cannot be called
-    CompilerProcess(TASK).wait()
-    CompilerProcess(None).wait()
+    compiler = CompilerProcess()
+    compiler.prepare(TASK.config)
+    compiler.compile(TASK)
+    compiler.wait()
+    compiler.compile(None)
+    compiler.wait()
+
+
+def test_no_process_is_prepared_where_there_is_no_use_for_one(
+    monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    monkeypatch.setattr(compiler_process.subprocess, "Popen", None)
+    CompilerProcess().prepare(replace(TASK.config, device="cpu"))
+    CompilerProcess().prepare(replace(TASK.config, kernels="reference"))
+    monkeypatch.setattr(compiler_process, "_GPU", cache / "none")
+    CompilerProcess().prepare(TASK.config)
 
 
 def test_a_process_that_fails_is_told_of_and_does_no_harm(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    broken = replace(TASK, hf_config={"architectures": ["NoSuchForCausalLM"]})
-    CompilerProcess(broken).wait()
+    """Prepared before: it hears of its task through the pipe."""
+    compiler = CompilerProcess()
+    compiler.prepare(TASK.config)
+    started = compiler._process
+    assert started is not None
+    compiler.compile(replace(TASK, hf_config={"architectures": ["NoSuchForCausalLM"]}))
+    assert compiler._process is started
+    compiler.wait()
+    assert started.returncode == 1
     assert "kernels are compiled as they are launched" in caplog.text
+
+
+def test_a_process_that_is_not_needed_after_all_is_ended(cache: Path) -> None:
+    compiler = CompilerProcess()
+    compiler.prepare(TASK.config)
+    started = compiler._process
+    assert started is not None
+    marker_of(TASK).write_text("{}")  # by another engine, meanwhile
+    compiler.compile(TASK)
+    assert started.returncode is not None
+
+
+def test_a_prepared_process_ends_with_an_engine_that_says_nothing(cache: Path) -> None:
+    compiler = CompilerProcess()
+    compiler.prepare(TASK.config)
+    started = compiler._process
+    assert started is not None
+    assert started.stdin is not None
+    started.stdin.close()  # as the system does when the engine dies
+    assert started.wait(120) == 0
 
 
 @pytest.mark.parametrize(("text", "pair"), [("9.0", (9, 0)), ("8.9", (8, 9)), ("12", (12, 0))])

@@ -82,11 +82,15 @@ class Engine:
 
 
 def build_engine(
-    config: EngineConfig, report: Report | None = None, vocabulary: Vocabulary | None = None
+    config: EngineConfig,
+    report: Report | None = None,
+    vocabulary: Vocabulary | None = None,
+    compiler: CompilerProcess | None = None,
 ) -> Engine:
     """Load the model and everything around it.
 
     ``vocabulary``: what grammars are matched against, where the model's tokenizer is not opened.
+    ``compiler``: one that was prepared before torch was imported.
     ``report`` is told of phases as they begin and end. Raises errors of
     :mod:`octavo.errors` that say what is wrong with the model, the options or the memory.
     """
@@ -107,7 +111,8 @@ def build_engine(
     phases.tell(FilesFound(None if config.skip_tokenizer_init else checkpoint.tokenizer_path))
     dtype = resolve_dtype(config, checkpoint, device)
     max_model_len = resolve_max_model_len(config, family)
-    compiler = CompilerProcess(
+    compiler = compiler or CompilerProcess()
+    compiler.compile(
         _compile_task(config, checkpoint, dtype, max_model_len) if device.type == "cuda" else None
     )
     kernels = select_kernels(device, config.kernels, config.batch_invariant)

@@ -17,7 +17,6 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.process
-import os
 import sys
 import threading
 import time
@@ -38,12 +37,7 @@ from octavo.engine.build import (
     resolve_max_model_len,
     step_limits,
 )
-from octavo.engine.compiler_process import (
-    TASK_VARIABLE,
-    CompileTask,
-    marker_of,
-    use_kernel_cache,
-)
+from octavo.engine.compiler_process import CompileTask, marker_of, use_kernel_cache
 from octavo.errors import ConfigError, OctavoError
 from octavo.kernels.select import select_absent_kernels
 from octavo.loading.absent_weights import META, AbsentWeights
@@ -272,8 +266,15 @@ def _compile_launch_utilities() -> None:
 
 
 def main() -> int:
-    """Entry point of the process a starting engine has beside it."""
-    task = msgspec.json.decode(os.environ.pop(TASK_VARIABLE), type=CompileTask)
+    """Entry point of the process a starting engine has beside it; the engine says what to compile
+    once it knows, or ends without a word."""
+    import octavo.kernels.triton  # noqa: F401  takes a while, in which the engine finds its model
+
+    _learn_compiler()
+    told = sys.stdin.buffer.read()
+    if not told:
+        return 0
+    task = msgspec.json.decode(told, type=CompileTask)
     configure_logging(task.config.log_format, task.config.log_level)
     compile_ahead(task)
     return 0

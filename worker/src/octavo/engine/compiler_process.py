@@ -1,11 +1,14 @@
 """A process that compiles a model's kernels while the engine loads its weights.
 
 Knows what compiled programs depend on and whether they are in Triton's cache already;
-:mod:`octavo.engine.compile_ahead` is what runs in the process.
+:mod:`octavo.engine.compile_ahead` is what runs in the process. That imports torch, which takes
+seconds, as does the engine: so the process can be started before either knows what to compile,
+and is told through a pipe. It ends when the pipe does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -21,8 +24,9 @@ import msgspec
 from octavo.config import EngineConfig
 
 _log = logging.getLogger(__name__)
-TASK_VARIABLE = "OCTAVO_COMPILE_TASK"
 _CACHE_VARIABLE = "TRITON_CACHE_DIR"
+_GPU = Path("/dev/nvidiactl")
+"""There where NVIDIA's driver is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +51,31 @@ def use_kernel_cache(config: EngineConfig) -> None:
 class CompilerProcess:
     """The process; none where everything is compiled already, or there is nothing to compile."""
 
-    def __init__(self, task: CompileTask | None) -> None:
+    def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        if task is None or marker_of(task).is_file():
+
+    def prepare(self, config: EngineConfig) -> None:
+        """Start it already, before torch is imported here, if it will probably be needed: there is
+        a GPU, and no kernels were compiled before."""
+        if config.device == "cpu" or config.kernels not in ("auto", "triton") or not _GPU.exists():
             return
-        environment = os.environ | {TASK_VARIABLE: msgspec.json.encode(task).decode()}
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "octavo.engine.compile_ahead"], env=environment
-        )
+        use_kernel_cache(config)
+        try:
+            from triton import knobs
+        except ImportError:
+            return
+        if not any(Path(knobs.cache.dir).glob(_marker("*"))):
+            self._start()
+
+    def compile(self, task: CompileTask | None) -> None:
+        """Begin, unless there is nothing to do."""
+        if task is None or marker_of(task).is_file():
+            self.close()
+            return
+        process = self._process or self._start()
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+            pipe.write(msgspec.json.encode(task))
 
     def wait(self) -> None:
         """Until it is done. Whatever it failed at is compiled when first launched."""
@@ -63,6 +84,19 @@ class CompilerProcess:
                 "Compiling ahead failed (status %s); kernels are compiled as they are launched.",
                 self._process.returncode,
             )
+
+    def close(self) -> None:
+        """End it where it is not needed."""
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.communicate()
+        self._process = None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-P", "-m", "octavo.engine.compile_ahead"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        return self._process
 
 
 def marker_of(task: CompileTask) -> Path:
@@ -88,4 +122,8 @@ def marker_of(task: CompileTask) -> Path:
         triton.__version__,
     )
     known.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    return Path(knobs.cache.dir) / f"octavo-{known.hexdigest()}.json"
+    return Path(knobs.cache.dir) / _marker(known.hexdigest())
+
+
+def _marker(name: str) -> str:
+    return f"octavo-{name}.json"

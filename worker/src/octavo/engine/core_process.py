@@ -22,6 +22,7 @@ import msgspec
 
 from octavo.config import EngineConfig
 from octavo.engine.carried_errors import to_load_failure, to_refusal
+from octavo.engine.compiler_process import CompilerProcess
 from octavo.engine.core import EngineCore
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import (
@@ -71,11 +72,13 @@ def main() -> int:
     channel = EngineChannel(connection)
     try:
         channel.send(PhaseStarted("import", "torch"))
+        compiler = CompilerProcess()
+        compiler.prepare(config)
         # Not at the top: torch takes seconds, in which signals and the parent's end must count.
         from octavo.engine.build import build_engine
 
         channel.send(PhaseFinished("import", seconds_since_process_start()))
-        engine = build_engine(config, channel.send)
+        engine = build_engine(config, channel.send, compiler=compiler)
     except ServerGoneError:
         return 0  # the server was stopped while we loaded
     except Exception as error:  # the process's edge: say what it was before dying
