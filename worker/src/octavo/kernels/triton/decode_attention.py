@@ -40,8 +40,12 @@ class DecodeConfig:
     """A split shorter than this costs more to combine than it saves."""
     num_warps: int
     num_stages: int
-    programs_per_multiprocessor: int = 4
-    """How many programs there should be at least, for every multiprocessor."""
+    programs_per_multiprocessor: int = 3
+    """How many programs there should be at least, for every multiprocessor. A pair is not cut for
+    more: each program takes longer to begin and to combine than the last of them keep others
+    waiting."""
+    max_registers: int | None = None
+    """Of a thread, on a GPU; None: what the compiler likes."""
     max_splits: int = 64
 
 
@@ -55,8 +59,9 @@ def decode_config(head_dim: int, element_bytes: int) -> DecodeConfig:
         min_split_tokens=max(64, block_tokens),
         num_warps=4,
         # Reading through the block table, the compiler loads (num_stages - 1) // 2 tiles ahead:
-        # one, so that five programs find room on a multiprocessor.
+        # one, and with it four programs find room on a multiprocessor, in registers too.
         num_stages=3,
+        max_registers=128 if head_dim <= 128 and element_bytes <= 2 else None,
     )
 
 
@@ -375,5 +380,5 @@ def decode_attention(
         INTERPRETED=INTERPRETED,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        **machine.launch_options,
+        **machine.options_with(config.max_registers),
     )

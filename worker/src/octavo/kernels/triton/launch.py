@@ -69,6 +69,12 @@ class Machine:
             launch_options=_launch_options(can_overlap),
         )
 
+    def options_with(self, max_registers: int | None) -> Mapping[str, object]:
+        """:attr:`launch_options` and, on a GPU, a limit to a thread's registers."""
+        if INTERPRETED or max_registers is None:
+            return self.launch_options
+        return {**self.launch_options, "maxnreg": max_registers}
+
     @property
     def options_off_chain(self) -> Mapping[str, bool]:
         """:attr:`launch_options`, for a program on a branch of a graph or where one joins.
