@@ -154,8 +154,8 @@ class Bench:
         num_touches: int = 0,
         loads: bool = False,
     ) -> list[float]:
-        """Milliseconds of each step while everyone decodes; meanwhile requests of one token come for
-        adapters that are loaded and copied to the device for them, or for one that is there."""
+        """Milliseconds of each step while everyone decodes; meanwhile requests of one token come,
+        for adapters that are loaded and copied to the device first, or for one that is there."""
         workload = make_workload(workload_name, llm.info.vocab_size, self._arguments.scale)
         core, intake = llm._engine.core, llm._intake
         num_steps = max(_STEPS, 16 * num_touches)
