@@ -16,7 +16,8 @@ the last three with their ratio to ``base``, measured in the same run; and
 - ``lora-cold``: the first token of a 128-token prompt with an adapter that is in host memory
   and not on the device, beside one that is on it;
 - ``lora-load``: the longest step of 64 decoding requests while other adapters are read from files
-  and copied to the device, beside the longest without.
+  and copied to the device for a request of one token each, beside the longest where such requests
+  come for adapters that are there.
 """
 
 from __future__ import annotations
@@ -133,10 +134,12 @@ class Bench:
         self.figure("lora-cold", "cold_above_warm_ms", more, "ms")
 
     def load(self, llm: LLM) -> None:
-        """The longest steps of 64 decoding requests, with loads from disk and copies beside."""
+        """The longest steps of 64 decoding requests, with loads from disk and copies beside; after
+        a round in which the steps that such requests make are captured."""
         generations = [llm.load_lora(request) for request in self.requests(4)]
-        for name, num_loads in (("without", 0), ("with", 24)):
-            steps = sorted(self._steps(llm, "decode64", generations, num_loads))
+        self._steps(llm, "decode64", generations, num_touches=4)
+        for name, loads in (("without", False), ("with", True)):
+            steps = sorted(self._steps(llm, "decode64", generations, 24, loads))
             p99 = steps[int(0.99 * (len(steps) - 1))]
             self.figure(
                 "lora-load", f"max_step_ms_{name}_loads", steps[-1], "ms", p99=round(p99, 3)
@@ -148,13 +151,14 @@ class Bench:
         llm: LLM,
         workload_name: str,
         adapters: Sequence[AdapterGeneration],
-        num_loads: int = 0,
+        num_touches: int = 0,
+        loads: bool = False,
     ) -> list[float]:
-        """Milliseconds of each step while everyone decodes; meanwhile other adapters are loaded,
-        and each gets a request of one token, for which it is copied to the device."""
+        """Milliseconds of each step while everyone decodes; meanwhile requests of one token come,
+        for adapters that are loaded and copied to the device first, or for one that is there."""
         workload = make_workload(workload_name, llm.info.vocab_size, self._arguments.scale)
         core, intake = llm._engine.core, llm._intake
-        num_steps = max(_STEPS, 16 * num_loads)
+        num_steps = max(_STEPS, 16 * num_touches)
         params = SamplingParams(
             temperature=0.6, max_tokens=num_steps, ignore_eos=True, detokenize=False
         )
@@ -165,21 +169,30 @@ class Bench:
             core.submit(intake.prepare(f"step-{number}", prompt[:128], params, adapter=adapter))
         times: list[float] = []
         opened: list[int] = []
+        num_touched = 0
+
+        def touch(adapter: AdapterGeneration) -> None:
+            nonlocal num_touched
+            num_touched += 1
+            prompt = workload.prompts[0][:16]
+            core.submit(intake.prepare(f"touch-{num_touched}", prompt, one, adapter=adapter))
+
         before = time.perf_counter()
         while core.has_work:
             updates = core.step()
             now = time.perf_counter()
             for event in core.take_adapter_events():
                 assert isinstance(event, AdapterOpened), event
-                loaded = AdapterGeneration(event.adapter_id, event.digest)
-                touch = f"touch-{loaded.id}"
-                core.submit(intake.prepare(touch, workload.prompts[0][:16], one, adapter=loaded))
-            if len(updates) == len(workload.prompts):
+                touch(AdapterGeneration(event.adapter_id, event.digest))
+            if len(updates) >= len(workload.prompts):
                 times.append(1e3 * (now - before))
-                if len(opened) < num_loads and len(times) % 12 == 0:
-                    opened.append(_FIRST_LOADED + len(opened))
-                    source = AdapterSource(self._folders[8 + len(opened)])
-                    core.open_adapter(opened[-1], source)
+                if len(times) % 12 == 0 and max(len(opened), num_touched) < num_touches:
+                    if loads:
+                        opened.append(_FIRST_LOADED + len(opened))
+                        source = AdapterSource(self._folders[8 + len(opened)])
+                        core.open_adapter(opened[-1], source)
+                    else:
+                        touch(adapters[0])
             before = now
         for adapter_id in opened:
             core.close_adapter(adapter_id)

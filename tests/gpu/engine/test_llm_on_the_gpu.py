@@ -65,7 +65,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @contextmanager
 def opened(model: str, device: str = "cuda", **options: Any) -> Iterator[LLM]:
-    kernels = {"kernels": "reference"} if device == "cpu" else {}
+    # One thread: many, in many tests at once, would keep each other waiting.
+    kernels = {"kernels": "reference", "num_threads": 1} if device == "cpu" else {}
     llm = LLM(model, device=device, **(LIMITS | kernels | options))
     try:
         yield llm
@@ -163,7 +164,9 @@ def test_the_demo_model_draws_the_cpus_tokens() -> None:
     limits = {"max_model_len": 256, "max_num_seqs": 4, "dtype": "float32"}
     texts = []
     for device in ("cpu", "cuda"):
-        llm = LLM(DEMO_MODEL, device=device, kv_cache_memory_bytes=256 << 20, **limits)
+        llm = LLM(
+            DEMO_MODEL, device=device, num_threads=1, kv_cache_memory_bytes=256 << 20, **limits
+        )
         texts.append([o.outputs[0].text for o in llm.generate(prompts, params, use_tqdm=False)])
         llm.close()
     assert texts[0] == texts[1]

@@ -23,8 +23,9 @@ pytestmark = [
         reason="needs a CUDA device and compiled programs",
     ),
 ]
-FLOAT32_CASES = ["decode", "odd-rank", "prefill", "company"]
-"""As in test_parity: bfloat16 is what a card serves, and the interpreter runs all in both."""
+FLOAT32_CASES = ["decode"]
+"""As in test_parity: bfloat16 is what a card serves, and the interpreter runs all in both. A case
+compiles a dozen programs."""
 TOKENS = {
     "one": [3],
     "decode": [index % 9 - 1 for index in range(256)],
@@ -39,7 +40,7 @@ LARGE: dict[str, kernel_parity.Run] = {
         in_features=4096,
         inner=14336,
     )
-    for name, rank in [("one", 16), ("decode", 16), ("prefill", 16), ("one", 64), ("prefill", 64)]
+    for name, rank in [("one", 16), ("decode", 16), ("prefill", 64)]
 }
 
 

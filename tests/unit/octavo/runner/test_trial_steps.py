@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from torch import Tensor
 
 from octavo.batch import BatchPlan, StepHandle
 from octavo.config import SchedulerConfig
+from octavo.kernels.interface import Linear
 from octavo.runner.model_runner import ModelRunner
 from octavo.runner.trial_steps import try_steps
 from tiny_engine import TinyEngine, UncapturedGraphs
@@ -92,3 +94,27 @@ def test_a_short_context_bounds_the_trial(tiny: TinyEngine) -> None:
     try_steps(make_runner, limits, Meter([1100, 1100]))
     assert plans[0].num_tokens == [1] * 6
     assert plans[0].num_decodes == 6
+
+
+def test_products_are_tried_with_every_stride_of_tokens(
+    tiny: TinyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: dict[int, list[int]] = {}
+
+    class Counted:
+        def __init__(self, index: int, linear: Linear) -> None:
+            self.in_features = linear.in_features
+            self._index, self._linear = index, linear
+
+        def __call__(self, x: Tensor) -> Tensor:
+            tried.setdefault(self._index, []).append(x.shape[0])
+            return self._linear(x)
+
+    counted = [Counted(index, linear) for index, linear in enumerate(tiny.model.products)]
+    monkeypatch.setattr(type(tiny.model), "products", counted)
+    tiny.runner(LIMITS, None).run_products(700, 20)
+    *products, head = tried.values()
+    assert head == [8, 16, 20]
+    assert len(products) == 4
+    for sizes in products:
+        assert sizes == [*range(8, 513, 8), 576, 640, 700]

@@ -47,8 +47,10 @@ def select_kernels(
 def select_adapters(kernels: Kernels, stack: AdapterStack) -> Adapters:
     """What applies LoRA adapters beside these kernels."""
     if kernels.name == "triton":
+        from octavo.kernels.triton import TritonKernels
         from octavo.kernels.triton.adapters import TritonAdapters
 
+        assert isinstance(kernels, TritonKernels)
         return TritonAdapters(stack, kernels)
     return TorchAdapters(stack, kernels)
 

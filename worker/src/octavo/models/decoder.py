@@ -93,6 +93,10 @@ class Decoder:
     def projections(self) -> Sequence[Projection]:
         return projections_of(self._config)
 
+    @property
+    def products(self) -> Sequence[Linear]:
+        return [*self._layers[0].products, self._head]
+
     def forward(
         self,
         token_ids: Tensor,
@@ -175,6 +179,11 @@ class DecoderLayer:
         self._eps = config.norm_eps
         self._is_silu = config.activation is Activation.SILU
         self._activate = _activation(kernels, config.activation)
+
+    @property
+    def products(self) -> Sequence[Linear]:
+        weights = self._weights
+        return [weights.qkv, weights.output, weights.gate_up, weights.down]
 
     def forward(
         self,

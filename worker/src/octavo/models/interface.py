@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from octavo.kernels.adapters import AdapterStep, Projection
-from octavo.kernels.interface import AttentionBatch, WeightPart
+from octavo.kernels.interface import AttentionBatch, Linear, WeightPart
 
 
 class WeightSource(Protocol):
@@ -52,6 +52,10 @@ class CausalLM(Protocol):
     @property
     def projections(self) -> Sequence[Projection]:
         """The products that adapters may change, in the order their indices count."""
+
+    @property
+    def products(self) -> Sequence[Linear]:
+        """One product of each shape that a layer has, and last that which gives the logits."""
 
     def forward(
         self,

@@ -11,6 +11,7 @@ takes longer than the host needs to launch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -121,9 +122,9 @@ class StepGraphs:
         return self._hidden[: shape.num_sequences]
 
     def _table_of(self, shape: StepShape) -> Tensor:
-        """``[5, S]``: row number, start, count, whether it draws, shared tokens. Of any shape at
-        the same place, and contiguous, so that one transfer fills it."""
-        return self._tables[: 5 * shape.num_sequences].view(5, shape.num_sequences)
+        """``[5 * S]``, at the same place for every shape: row numbers, starts, counts, whether each
+        draws, shared tokens."""
+        return self._tables[: 5 * shape.num_sequences]
 
     def _upload(self, plan: BatchPlan, shape: StepShape) -> None:
         shared_lens = padded_shared_lens(plan)
@@ -140,7 +141,7 @@ class StepGraphs:
                 [*column[:num_decodes], *[x] * missing, *column[num_decodes:], *[y] * after]
                 for column, x, y in zip(columns, decode, other, strict=True)
             ]
-        write(self._table_of(shape), columns)
+        write([self._table_of(shape)], list(chain.from_iterable(columns)))
 
     def _capture(self, shape: StepShape) -> torch.cuda.CUDAGraph:
         """Record a step that has run eagerly once, so that all it needs is compiled.
@@ -159,7 +160,7 @@ class StepGraphs:
 
     def step(self, shape: StepShape) -> None:
         """The step itself on the uploaded table: what is captured."""
-        row, start, count, draws, shared_len = self._table_of(shape).unbind()
+        row, start, count, draws, shared_len = self._table_of(shape).view(5, -1).unbind()
         table = SequenceTable(
             row,
             start,

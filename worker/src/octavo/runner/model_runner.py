@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,18 @@ from octavo.runner.prompt_reader import PendingRead, PromptReader
 from octavo.runner.rows import Rows
 from octavo.runner.step_shapes import StepShape
 from octavo.sampling.sampler import DrawKind, SampledTokens, Sampler
+
+
+def _sizes_up_to(most: int) -> Iterator[int]:
+    """Numbers of tokens, closer where each may have a kernel of its own."""
+    strides = ((8, 512), (64, 2048), (1024, most))
+    size = 0
+    for stride, end in strides:
+        while size + stride <= min(end, most):
+            size += stride
+            yield size
+    if size < most:
+        yield most
 
 
 class ModelRunner:
@@ -93,6 +105,20 @@ class ModelRunner:
         started_s = time.perf_counter()
         self._run_padding(self._graphs, [shape])
         return time.perf_counter() - started_s
+
+    @torch.inference_mode()
+    def run_products(self, most_tokens: int, most_draws: int) -> None:
+        """Multiply by each kind of matrix as many tokens as a step may have, in small strides.
+
+        Which of its kernels a library takes follows from the number of tokens, and when CUDA first
+        loads a kernel it waits for all steps under way: seen to keep the host from planning the
+        next for 0.1 s.
+        """
+        *products, head = self._model.products
+        for linear, most in [*((linear, most_tokens) for linear in products), (head, most_draws)]:
+            x = self._kv.layers[0][0].new_zeros(most, linear.in_features)
+            for size in _sizes_up_to(most):
+                linear(x[:size])
 
     def run_covering(self) -> None:
         """Run on padding alone steps that together run every kernel of captured ones."""

@@ -8,6 +8,7 @@ next step starts.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from octavo.batch import BatchPlan
 from octavo.kernels.adapters import NO_ADAPTER
@@ -38,16 +39,19 @@ class Rows:
 
     def apply(self, plan: BatchPlan) -> None:
         """Carry out the plan's admissions and new blocks, without waiting for the device."""
+        targets: list[Tensor] = []
+        values: list[int] = []
         for admission in plan.admissions:
-            row = admission.row
+            row, token_ids, block_ids = admission.row, admission.token_ids, admission.block_ids
             # Prompt tokens found in the cache are not computed again: the device need not know
             # them. Outputs it must: what was drawn may bar what is drawn next.
             first = min(admission.num_cached_tokens, admission.num_prompt_tokens)
-            write(
-                self.token_ids[row, first : len(admission.token_ids)], admission.token_ids[first:]
-            )
-            write(self.block_tables[row, : len(admission.block_ids)], admission.block_ids)
+            targets.append(self.token_ids[row, first : len(token_ids)])
+            targets.append(self.block_tables[row, : len(block_ids)])
+            values += token_ids[first:]
+            values += block_ids
             self._write_adapter(row, admission.adapter_slot)
+        write(targets, values)
         if plan.new_blocks:
             self._add_blocks(plan.new_blocks)
 
@@ -59,7 +63,7 @@ class Rows:
         """Costs nothing where no request has an adapter, or had one."""
         if self._adapted.get(row) == slot:
             return
-        write(self.adapter_slots[row : row + 1], [NO_ADAPTER if slot is None else slot])
+        write([self.adapter_slots[row : row + 1]], [NO_ADAPTER if slot is None else slot])
         if slot is None:
             del self._adapted[row]
         else:

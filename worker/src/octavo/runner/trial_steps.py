@@ -31,6 +31,9 @@ class TriedRunner(Runner, Protocol):
     def run_largest(self) -> None:
         """Run on padding alone the captured steps that need most memory."""
 
+    def run_products(self, most_tokens: int, most_draws: int) -> None:
+        """Load all kernels that products of up to so many tokens, or of logits, may take."""
+
     def seconds_to_launch(self) -> float:
         """How long the host needs to launch a step that is not captured; 0 if none ever is."""
 
@@ -80,6 +83,7 @@ def try_steps(
         _run(runner, plan)
         elapsed_s = time.perf_counter() - started_s
         launch_s = runner.seconds_to_launch()
+        runner.run_products(limits.max_num_batched_tokens, limits.max_num_seqs)
     runner.close()
     us_per_token = 1e6 * elapsed_s / plan.total_tokens
     return CardUse(weights_bytes, step_bytes, graphs_bytes, us_per_token, 1e3 * launch_s)

@@ -143,8 +143,8 @@ class Sampler:
 
     def write_admitted(self) -> None:
         """Send the parameters of rows admitted since the last call to the device."""
-        for row, parameters in self._admitted.items():
-            write(self._parameters[row], parameters)
+        words = [word for parameters in self._admitted.values() for word in parameters]
+        write([self._parameters[row] for row in self._admitted], words)
         self._admitted.clear()
 
     def release(self, row: int) -> None:

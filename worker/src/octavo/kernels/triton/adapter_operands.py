@@ -7,6 +7,7 @@ Knows the layout of :class:`octavo.kernels.adapters.AdapterStack` as programs se
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +16,17 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.adapters import AdapterStack, Projection, padded_rank
-from octavo.kernels.triton.adapter_tiles import MIN_TILE, Tiles
+from octavo.kernels.triton.adapter_tiles import Tiles
 from octavo.kernels.triton.launch import INTERPRETED, next_power_of_two
-
-_MAX_RANK_BLOCK = 64
 
 
 @triton.jit
 def locate(table, slot, index, NUM_PROJECTIONS: tl.constexpr):
-    """Offset of a projection in a slot, and its rank there; multiples of 16."""
+    """Offset of a projection in a slot, and its rank there; multiples of 16. Zeros for no slot."""
+    is_slot = slot >= 0
     entry = table + (slot * NUM_PROJECTIONS + index) * 2
-    offset, rank = tl.load(entry), tl.load(entry + 1).to(tl.int32)
+    offset = tl.load(entry, mask=is_slot, other=0)
+    rank = tl.load(entry + 1, mask=is_slot, other=0).to(tl.int32)
     return tl.multiple_of(offset, 16), tl.multiple_of(rank, 16)
 
 
@@ -49,6 +50,8 @@ class Operands:
     """Of the projection."""
     tiles: Tiles
     num_tokens: int
+    launch_options: Mapping[str, bool]
+    """See :attr:`octavo.kernels.triton.launch.Machine.launch_options`."""
 
     @property
     def projection(self) -> Projection:
@@ -56,26 +59,11 @@ class Operands:
 
     @property
     def storage_rank(self) -> int:
-        """Columns a part has in what a shrink writes: whole blocks of any rank."""
+        """Columns a part has in what a shrink writes: a power of two."""
         return next_power_of_two(padded_rank(self.stack.max_rank))
 
-    @property
-    def rank_block(self) -> int:
-        """Rows of A, or columns of B, at a time."""
-        return min(self.storage_rank, _MAX_RANK_BLOCK)
-
-    @property
-    def is_small(self) -> bool:
-        """Whether programs that expand hold little: that grows with the tile and the rank."""
-        return self.tiles.tile_size == MIN_TILE and self.storage_rank < _MAX_RANK_BLOCK
-
-    @property
-    def num_warps(self) -> int:
-        """Of programs that expand."""
-        return 4 if self.is_small else 8
-
     def arguments(self, shrunk: Tensor) -> tuple[Any, ...]:
-        """Of every program, after the tensors that are its own."""
+        """Of every program, after the tensor that is its own."""
         stack, tiles = self.stack, self.tiles
         return (
             stack.storage,
@@ -90,14 +78,14 @@ class Operands:
         )
 
     def constants(self, num_splits: int) -> dict[str, Any]:
-        """Of every program, beside those that are its own."""
+        """Of every program, beside those that are its own; and how it is launched."""
         return {
             "IN": self.projection.in_features,
             "MAX_RANK": self.storage_rank,
             "NUM_PARTS": len(self.projection.names),
             "NUM_PROJECTIONS": len(self.stack.projections),
             "TILE": self.tiles.tile_size,
-            "BLOCK_R": self.rank_block,
             "NUM_SPLITS": num_splits,
             "INTERPRETED": INTERPRETED,
+            **self.launch_options,
         }

@@ -10,12 +10,18 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton.adapter_operands import Operands, locate, tokens_of_tile
+from octavo.kernels.triton.overlap import prefetch, wait_for_predecessors
 from octavo.kernels.triton.pages import multiply
 
-_BLOCK_K = 128
-_SPLITS = {16: 8, 32: 4, 64: 2}
-"""By tile: how often the input is split, for more programs. Not more often: shrinks have the time
-of the product beside them, and every expanding program reads all splits of its tokens."""
+_MAX_SPLITS = 8
+"""Of the input, for more programs that each go few rounds. Not more: who expands reads all splits
+of its tokens."""
+_PROGRAMS = 512
+"""So many at least, before the input is split less."""
+_BLOCK_K = {16: 256, 32: 256, 64: 128}
+_MAX_RANK_BLOCK = 64
+_LINE_ELEMENTS = 64
+"""Two-byte elements in a cache line of 128 bytes."""
 
 
 @triton.jit(do_not_specialize=["index", "num_tokens", "num_tiles"])
@@ -36,71 +42,84 @@ def _shrink_program(
     NUM_PARTS: tl.constexpr,
     NUM_PROJECTIONS: tl.constexpr,
     TILE: tl.constexpr,
-    BLOCK_R: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     INTERPRETED: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    LINE_ELEMENTS: tl.constexpr,
 ):
     """``shrunk[split, token in order, part * MAX_RANK + r]`` for one tile, block of a part's rank
     and share of the input."""
     tile = tl.program_id(1)
     slot = tl.load(tiles + tile)
-    if slot < 0:
-        return
     offset, rank = locate(table, slot, index, NUM_PROJECTIONS)
     blocks_of_part: tl.constexpr = MAX_RANK // BLOCK_R
     part = tl.program_id(0) // blocks_of_part
     ranks = (tl.program_id(0) % blocks_of_part) * BLOCK_R + tl.arange(0, BLOCK_R)
-    if (tl.program_id(0) % blocks_of_part) * BLOCK_R >= rank:
-        return
     first, places, is_token, tokens = tokens_of_tile(order, tiles, num_tiles, tile, TILE)
     split = tl.program_id(2)
     blocks_of_split: tl.constexpr = (IN + BLOCK_K * NUM_SPLITS - 1) // (BLOCK_K * NUM_SPLITS)
-    columns = split * blocks_of_split * BLOCK_K + tl.arange(0, BLOCK_K)
+    begin = split * blocks_of_split * BLOCK_K
+    columns = begin + tl.arange(0, BLOCK_K)
     matrix = storage + slot * slot_stride + offset + part.to(tl.int64) * rank * IN
-    x_pointers = x + tokens[:, None] * x_stride + columns[None, :]
-    a_pointers = matrix + ranks[:, None] * IN + columns[None, :]
-    total = tl.zeros((TILE, BLOCK_R), tl.float32)
-    for step in range(blocks_of_split):
-        is_column = columns + step * BLOCK_K < IN
-        values = tl.load(
-            x_pointers + step * BLOCK_K, mask=is_token[:, None] & is_column[None, :], other=0.0
+    is_needed = (tl.program_id(0) % blocks_of_part) * BLOCK_R < rank
+    if is_needed:
+        # Adapters are there long before; only x comes from the program just ahead.
+        lines = begin + tl.arange(0, BLOCK_K // LINE_ELEMENTS) * LINE_ELEMENTS
+        prefetch(
+            matrix + tl.minimum(ranks, rank - 1)[:, None] * IN + tl.minimum(lines, IN - 1)[None, :],
+            OVERLAP,
         )
-        rows = tl.load(
-            a_pointers + step * BLOCK_K,
-            mask=(ranks < rank)[:, None] & is_column[None, :],
-            other=0.0,
-        )
-        total += multiply(values, tl.trans(rows), INTERPRETED)
-    width: tl.constexpr = NUM_PARTS * MAX_RANK
-    target = shrunk + (split.to(tl.int64) * num_tokens + first + places[:, None]) * width
-    target += part * MAX_RANK + ranks[None, :]
-    tl.store(target, total, mask=is_token[:, None])
+    wait_for_predecessors(OVERLAP)
+    if is_needed:
+        x_pointers = x + tokens[:, None] * x_stride + columns[None, :]
+        a_pointers = matrix + ranks[:, None] * IN + columns[None, :]
+        total = tl.zeros((TILE, BLOCK_R), tl.float32)
+        for step in range(blocks_of_split):
+            is_column = columns + step * BLOCK_K < IN
+            values = tl.load(
+                x_pointers + step * BLOCK_K, mask=is_token[:, None] & is_column[None, :], other=0.0
+            )
+            rows = tl.load(
+                a_pointers + step * BLOCK_K,
+                mask=(ranks < rank)[:, None] & is_column[None, :],
+                other=0.0,
+            )
+            total += multiply(values, tl.trans(rows), INTERPRETED)
+        width: tl.constexpr = NUM_PARTS * MAX_RANK
+        target = shrunk + (split.to(tl.int64) * num_tokens + first + places[:, None]) * width
+        target += part * MAX_RANK + ranks[None, :]
+        tl.store(target, total, mask=is_token[:, None])
 
 
 def shrink(x: Tensor, operands: Operands) -> Tensor:
     """``x: [T, in_features]``, rows contiguous → ``[splits, T, parts * storage_rank], float32``,
     in the order of the tiles; sums over the splits are A x. Undefined where there is no adapter."""
     num_parts, rank = len(operands.projection.names), operands.storage_rank
-    num_splits = _num_splits(operands)
-    shrunk = torch.empty(
-        num_splits, operands.num_tokens, num_parts * rank, dtype=torch.float32, device=x.device
-    )
-    blocks = num_parts * (rank // operands.rank_block)
-    _shrink_program[(blocks, operands.tiles.num_tiles, num_splits)](
+    block_r = min(rank, _MAX_RANK_BLOCK)
+    num_blocks = num_parts * (rank // block_r)
+    block_k = _BLOCK_K[operands.tiles.tile_size]
+    num_splits = _num_splits(operands, num_blocks, block_k)
+    shape = (num_splits, operands.num_tokens, num_parts * rank)
+    shrunk = torch.empty(shape, dtype=torch.float32, device=x.device)
+    _shrink_program[(num_blocks, operands.tiles.num_tiles, num_splits)](
         x,
         *operands.arguments(shrunk),
         x.stride(0),
         **operands.constants(num_splits),
-        BLOCK_K=_BLOCK_K,
+        BLOCK_R=block_r,
+        BLOCK_K=block_k,
+        LINE_ELEMENTS=_LINE_ELEMENTS,
         num_warps=4,
         num_stages=3,
     )
     return shrunk
 
 
-def _num_splits(operands: Operands) -> int:
-    """Shares of the input; of a power of two, so that few programs are compiled."""
-    num_blocks = -(-operands.projection.in_features // _BLOCK_K)
-    most = min(_SPLITS[operands.tiles.tile_size], num_blocks)
+def _num_splits(operands: Operands, num_blocks: int, block_k: int) -> int:
+    """A power of two, so that few programs are compiled; no more than give each two rounds."""
+    most = min(_MAX_SPLITS, max(1, operands.projection.in_features // (2 * block_k)))
+    if not operands.tiles.is_uniform:
+        most = min(most, max(1, _PROGRAMS // (num_blocks * operands.tiles.likely_tiles)))
     return 1 << (most.bit_length() - 1)

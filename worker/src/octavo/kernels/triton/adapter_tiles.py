@@ -37,6 +37,15 @@ class Tiles:
     order: Tensor
     table: Tensor
     tile_size: int
+    num_slots: int
+    is_uniform: bool
+    """Whether sums must have one order whatever the step: tiles then have one size."""
+
+    @property
+    def likely_tiles(self) -> int:
+        """How many are needed where tokens are spread evenly over all slots."""
+        num_tokens = self.order.shape[0]
+        return max(-(-num_tokens // self.tile_size), min(num_tokens, self.num_slots))
 
     @property
     def num_tiles(self) -> int:
@@ -134,10 +143,11 @@ def tile_size_for(num_tokens: int, num_slots: int) -> int:
     return min(max(share, MIN_TILE), MAX_TILE)
 
 
-def make_tiles(slots: Tensor, num_slots: int, tile_size: int | None = None) -> Tiles:
-    """``slots: [T], int32``, contiguous. ``tile_size`` None: what suits the number of tokens."""
+def make_tiles(slots: Tensor, num_slots: int, is_uniform: bool = False) -> Tiles:
+    """``slots: [T], int32``, contiguous. Tiles have a size that suits the number of tokens, unless
+    they are to be uniform."""
     num_tokens, device = slots.shape[0], slots.device
-    size = tile_size or tile_size_for(num_tokens, num_slots)
+    size = MIN_TILE if is_uniform else tile_size_for(num_tokens, num_slots)
     num_tiles = tiles_at_most(num_tokens, num_slots, size)
     order = torch.empty(num_tokens, dtype=torch.int64, device=device)
     table = torch.empty(3, num_tiles, dtype=torch.int64, device=device)
@@ -157,4 +167,4 @@ def make_tiles(slots: Tensor, num_slots: int, tile_size: int | None = None) -> T
         PAIRS=max(_PAIRS, 16 * groups),
         num_warps=4,
     )
-    return Tiles(order, table, size)
+    return Tiles(order, table, size, num_slots, is_uniform)

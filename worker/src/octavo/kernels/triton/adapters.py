@@ -5,27 +5,31 @@ Tokens are sorted by adapter on the device and cut into tiles of one adapter eac
 data: the same launches serve captured decode steps and eager prefills. All parts of a merged
 product (q, k, v; gate, up) share one launch of each kind.
 
-In a captured step the shrink of a product runs beside the product itself, on a branch of the
-graph: it needs the same input and nothing else, and a decode step's products wait for memory. In
-decode steps the expand runs there too, and what it gives is added by the program that reads the
-product next, so that nothing of an adapter is waited for but its bytes. Of prompts that sum would
-take too much memory: there the expand adds in place, and the activation to gate and up.
+Products of few tokens wait for memory, and their programs leave room beside them: in a captured
+decode step both halves run on a branch of the graph meanwhile, and what they give is added by the
+program that reads the product next. Larger products fill the device. There the two run before and
+after, each on its way while its predecessor ends (:mod:`.overlap`), and the expand adds in place;
+the activation adds to gate and up, which it reads anyway.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from octavo.kernels.adapters import AdapterStack, AdapterStep
-from octavo.kernels.interface import Kernels, Linear
+from octavo.kernels.interface import Linear
 from octavo.kernels.triton.adapter_expand import expand, expanded, gated_expand
 from octavo.kernels.triton.adapter_operands import Operands
 from octavo.kernels.triton.adapter_shrink import shrink
-from octavo.kernels.triton.adapter_tiles import MIN_TILE, Tiles, make_tiles
+from octavo.kernels.triton.adapter_tiles import Tiles, make_tiles
+from octavo.kernels.triton.backend import TritonKernels
 
+_MAX_TOKENS_BESIDE = 64
+"""Of a product that leaves room (:meth:`octavo.kernels.triton.linear.TritonLinear.serves`)."""
 _FIRST = -1
 """Priority of the branch: its programs are short, and what they are needed for is not."""
 
@@ -33,7 +37,7 @@ _FIRST = -1
 class TritonAdapters:
     """:class:`octavo.kernels.adapters.Adapters` for NVIDIA GPUs (or Triton's interpreter)."""
 
-    def __init__(self, stack: AdapterStack, kernels: Kernels) -> None:
+    def __init__(self, stack: AdapterStack, kernels: TritonKernels) -> None:
         self._stack = stack
         self._kernels = kernels
         self._branch: torch.cuda.Stream | None = None
@@ -43,6 +47,11 @@ class TritonAdapters:
             )
 
     def step(self, slots: Tensor, is_decode: bool = False) -> AdapterStep:
+        is_beside = (
+            is_decode
+            and slots.shape[0] <= _MAX_TOKENS_BESIDE
+            and not self._kernels.is_batch_invariant
+        )
         is_captured = slots.is_cuda and torch.cuda.is_current_stream_capturing()
         return TritonStep(
             self._stack,
@@ -50,60 +59,62 @@ class TritonAdapters:
             slots,
             _tiles(slots, self._stack, self._kernels),
             self._branch if is_captured else None,
-            is_apart=is_decode and not self._kernels.is_batch_invariant,
+            is_beside,
         )
 
 
-def _tiles(slots: Tensor, stack: AdapterStack, kernels: Kernels) -> Tiles:
-    """Where bits must not depend on the batch all tiles have one size, and so one order of sums."""
-    return make_tiles(slots, stack.num_slots, MIN_TILE if kernels.is_batch_invariant else None)
+def _tiles(slots: Tensor, stack: AdapterStack, kernels: TritonKernels) -> Tiles:
+    """Where bits must not depend on the batch sums have one order."""
+    return make_tiles(slots, stack.num_slots, kernels.is_batch_invariant)
 
 
 @dataclass(frozen=True, slots=True)
 class TritonStep:
-    """Launches. ``branch``: where they run beside the products; None: before them."""
+    """Launches. ``branch``: where those beside a product run; None: before it."""
 
     stack: AdapterStack
-    kernels: Kernels
+    kernels: TritonKernels
     slots: Tensor
     tiles: Tiles
     branch: torch.cuda.Stream | None
-    is_apart: bool
-    """Whether what is to be added is left to whoever reads the product."""
+    is_beside: bool
+    """Whether all is done beside the product, and what is to be added left to whoever reads it."""
 
     def of(self, tokens: Tensor) -> AdapterStep:
         slots = self.slots[tokens]
-        return replace(self, slots=slots, tiles=_tiles(slots, self.stack, self.kernels))
+        tiles = _tiles(slots, self.stack, self.kernels)
+        return replace(self, slots=slots, tiles=tiles, is_beside=False)
 
     def project(self, index: int, linear: Linear, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        operands = Operands(self.stack, index, self.tiles, x.shape[0])
-        y, side = self._both(operands, linear, x)
-        if self.is_apart:
-            return y, side
-        expand(y, side, operands)
+        if self.is_beside:
+            return self._beside(index, linear, x)
+        operands = self._operands(index, x, self.kernels.machine.launch_options)
+        shrunk = shrink(x, operands)
+        y = linear(x)
+        expand(y, shrunk, operands)
         return y, None
 
     def project_gated(self, index: int, linear: Linear, x: Tensor, is_silu: bool) -> Tensor:
-        operands = Operands(self.stack, index, self.tiles, x.shape[0])
-        gate_up, side = self._both(operands, linear, x)
-        if not self.is_apart:
-            return gated_expand(gate_up, side, operands, is_silu)
-        activate = self.kernels.silu_mul if is_silu else self.kernels.gelu_tanh_mul
-        return activate(gate_up, side)
+        if self.is_beside:
+            activate = self.kernels.silu_mul if is_silu else self.kernels.gelu_tanh_mul
+            return activate(*self._beside(index, linear, x))
+        operands = self._operands(index, x, self.kernels.machine.launch_options)
+        shrunk = shrink(x, operands)
+        return gated_expand(linear(x), shrunk, operands, is_silu)
 
-    def _both(self, operands: Operands, linear: Linear, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The product, and what was shrunk, or expanded where that is left apart."""
+    def _beside(self, index: int, linear: Linear, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The product, and what is to be added to it."""
+        operands = self._operands(index, x, self.kernels.machine.options_off_chain)
         if self.branch is None:
-            side = self._side(operands, x)
-            return linear(x), side
+            added = expanded(shrink(x, operands), operands, x.dtype)
+            return linear(x), added
         main = torch.cuda.current_stream(x.device)
         self.branch.wait_stream(main)
         with torch.cuda.stream(self.branch):
-            side = self._side(operands, x)
+            added = expanded(shrink(x, operands), operands, x.dtype)
         y = linear(x)
         main.wait_stream(self.branch)
-        return y, side
+        return y, added
 
-    def _side(self, operands: Operands, x: Tensor) -> Tensor:
-        shrunk = shrink(x, operands)
-        return expanded(shrunk, operands, x.dtype) if self.is_apart else shrunk
+    def _operands(self, index: int, x: Tensor, options: Mapping[str, bool]) -> Operands:
+        return Operands(self.stack, index, self.tiles, x.shape[0], options)

@@ -43,6 +43,11 @@ class TritonKernels:
         """``machine`` stands for the device where that is no GPU."""
         self._machine = machine or Machine.of(device)
 
+    @property
+    def machine(self) -> Machine:
+        """What its launches know of the device."""
+        return self._machine
+
     def prepare_linear(
         self, parts: Sequence[WeightPart], bias: Tensor | None, dtype: torch.dtype
     ) -> Linear:

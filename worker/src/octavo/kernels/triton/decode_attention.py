@@ -27,6 +27,7 @@ from octavo.kernels.triton.pages import load_rows, locate_tokens, multiply, mult
 from octavo.kernels.triton.shared_attention import shared_attention
 
 _MIN_GROUP_ROWS = 16  # the least number of rows of a matrix instruction
+_LIMITED_GROUP = 8  # of larger ones the limit to registers would spill some
 _MAX_COMBINED_VALUES = 8192  # partial results held in registers at once while combining
 
 
@@ -40,8 +41,12 @@ class DecodeConfig:
     """A split shorter than this costs more to combine than it saves."""
     num_warps: int
     num_stages: int
-    programs_per_multiprocessor: int = 4
-    """How many programs there should be at least, for every multiprocessor."""
+    programs_per_multiprocessor: int = 3
+    """How many programs there should be at least, for every multiprocessor. A pair is not cut for
+    more: each program takes longer to begin and to combine than the last of them keep others
+    waiting."""
+    max_registers: int | None = None
+    """Of a thread, where the group is small enough for them; None: what the compiler likes."""
     max_splits: int = 64
 
 
@@ -55,8 +60,9 @@ def decode_config(head_dim: int, element_bytes: int) -> DecodeConfig:
         min_split_tokens=max(64, block_tokens),
         num_warps=4,
         # Reading through the block table, the compiler loads (num_stages - 1) // 2 tiles ahead:
-        # one, so that five programs find room on a multiprocessor.
+        # one, and with it four programs find room on a multiprocessor, in registers too.
         num_stages=3,
+        max_registers=128 if next_power_of_two(head_dim) == 128 and element_bytes == 2 else None,
     )
 
 
@@ -375,5 +381,5 @@ def decode_attention(
         INTERPRETED=INTERPRETED,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        **machine.launch_options,
+        **machine.options_with(config.max_registers if group_size <= _LIMITED_GROUP else None),
     )

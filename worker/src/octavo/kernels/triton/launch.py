@@ -69,15 +69,25 @@ class Machine:
             launch_options=_launch_options(can_overlap),
         )
 
-    def options_after(self, added: Tensor | None) -> Mapping[str, bool]:
-        """:attr:`launch_options`, for a program that reads what adapters add beside a product.
+    def options_with(self, max_registers: int | None) -> Mapping[str, object]:
+        """:attr:`launch_options` and, on a GPU, a limit to a thread's registers."""
+        if INTERPRETED or max_registers is None:
+            return self.launch_options
+        return {**self.launch_options, "maxnreg": max_registers}
 
-        That comes from a branch of the graph, and a program with two predecessors does not start
-        before both have ended.
+    @property
+    def options_off_chain(self) -> Mapping[str, bool]:
+        """:attr:`launch_options`, for a program on a branch of a graph or where one joins.
+
+        A program with two predecessors does not start before both have ended.
         """
-        if added is None or "launch_pdl" not in self.launch_options:
+        if "launch_pdl" not in self.launch_options:
             return self.launch_options
         return {**self.launch_options, "launch_pdl": False}
+
+    def options_after(self, added: Tensor | None) -> Mapping[str, bool]:
+        """Those for a program that reads what adapters add beside a product, if they do."""
+        return self.launch_options if added is None else self.options_off_chain
 
 
 def _launch_options(can_overlap: bool) -> Mapping[str, bool]:
