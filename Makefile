@@ -9,7 +9,7 @@ SOURCES := worker/src operator/src
 NATIVE := $(wildcard worker/src/octavo/kernels/cpu/csrc/*.c worker/src/octavo/kernels/cpu/csrc/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test test-worker test-rest check format test-gpu e2e bench images clean
+.PHONY: help run serve test check format test-gpu e2e bench images clean
 
 help: ## List what there is
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | awk -F':.*?## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -18,19 +18,15 @@ run: $(VENV)/run.stamp ## Serve the demo model from examples/smollm2.yaml on 127
 	@$(BIN)/octavo fetch $(DEMO_MODEL)
 	@$(BIN)/octavo-operator local -f examples/smollm2.yaml
 
-test: $(VENV)/dev.stamp ## Every test that needs no GPU and no cluster, on two cores (TESTS=... for some)
+JOBS ?= 2
+# Files go to whichever process is free, in the order they have: what takes long comes first.
+test: $(VENV)/dev.stamp ## Every test that needs no GPU and no cluster, JOBS=2 at a time (TESTS=... for some)
 	@$(BIN)/octavo fetch $(DEMO_MODEL)
 ifdef TESTS
 	$(BIN)/python -m pytest $(TESTS)
 else
-	@$(MAKE) --no-print-directory --jobs 2 test-worker test-rest
+	$(BIN)/python -m pytest -p no:cacheprovider -n $(JOBS) --dist loadfile --no-loadscope-reorder tests
 endif
-
-test-worker:
-	$(BIN)/python -m pytest -p no:cacheprovider tests/unit/octavo
-
-test-rest:
-	$(BIN)/python -m pytest -p no:cacheprovider tests --ignore tests/unit/octavo
 
 check: $(VENV)/dev.stamp ## Formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -123,7 +123,7 @@ def value(page: str, sample: str, **labels: str) -> float:
     return sum(found)
 
 
-@pytest.mark.parametrize(("name", "kind", "labels"), VLLM + OWN, ids=lambda value: str(value)[:50])
+@pytest.mark.parametrize(("name", "kind", "labels"), VLLM + OWN, ids=[row[0] for row in VLLM + OWN])
 def test_metric_is_exposed(page: str, name: str, kind: str, labels: set[str]) -> None:
     family = families(page)[name]
     assert family.type == kind

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from crd_schema import REPOSITORY
 from eventually import eventually
@@ -28,7 +27,7 @@ from octavo_operator.manifests.kinds import (
     POD,
 )
 from octavo_operator.settings import OperatorSettings
-from store_behind_kmock import StoreBehindKmock
+from store_behind_kmock import StoreBehindKmock, name_cluster
 
 pytestmark = pytest.mark.kmock(cls=StoreBehindKmock, limit=None)
 
@@ -95,19 +94,7 @@ async def operator(
 async def _running(
     kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, namespaces: tuple[str, ...]
 ) -> AsyncIterator[None]:
-    kubeconfig = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "test",
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        "clusters": [{"name": "test", "cluster": {"server": str(kmock.url)}}],
-        "users": [{"name": "test", "user": {"token": "secret"}}],
-    }
-    path = tmp_path / "kubeconfig"
-    path.write_text(yaml.safe_dump(kubeconfig))
-    monkeypatch.setenv("KUBECONFIG", str(path))
-    for module in ("kubernetes.config", "kubernetes.aio.config"):
-        monkeypatch.setattr(f"{module}.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    name_cluster(kmock.url, tmp_path, monkeypatch)
     logging.getLogger("kopf").setLevel(logging.ERROR)
     stop = asyncio.Event()
     settings = OperatorSettings(

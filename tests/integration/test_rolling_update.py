@@ -63,6 +63,7 @@ class Callers:
                     self.failures.append(f"{type(error).__name__}: {error}")
                 else:
                     self.answers.append(text)
+                await asyncio.sleep(0.01)  # the cores are the workers'
 
     async def _ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> str:
         response = await client.post("/v1/completions", json=body)

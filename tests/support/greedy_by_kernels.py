@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 from octavo import LLM, LoRARequest, SamplingParams
 from tiny_adapters import make_adapter
 
-PROMPTS = [list(b"The quick brown fox jumps over it."), [7], list(range(60, 80))]
-PARAMS = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+# The first is longer than a chunk, than a block, and than every family's sliding window (24).
+PROMPTS = [list(b"The quick brown fox jumps at."), [7], list(range(60, 72))]
+PARAMS = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 ADAPTED_PROMPTS = [PROMPTS[0][:5], PROMPTS[1], PROMPTS[2][:9]]
 ADAPTED_PARAMS = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, logprobs=0)
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import kmock
+import pytest
+import yaml
 
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.errors import (
@@ -164,3 +167,20 @@ def _check_watch_timeout(request: kmock.Request) -> None:
 def _labels(request: kmock.Request) -> dict[str, str]:
     selector = request.params.get("labelSelector", "")
     return dict(term.split("=") for term in selector.split(",") if term)
+
+
+def name_cluster(url: object, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a kubeconfig in `folder` name the server as the cluster to use."""
+    kubeconfig = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        "clusters": [{"name": "test", "cluster": {"server": str(url)}}],
+        "users": [{"name": "test", "user": {"token": "secret"}}],
+    }
+    path = folder / "kubeconfig"
+    path.write_text(yaml.safe_dump(kubeconfig))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    for module in ("kubernetes.config", "kubernetes.aio.config"):
+        monkeypatch.setattr(f"{module}.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))

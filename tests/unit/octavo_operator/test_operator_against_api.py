@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import kmock as kmock_package
 import pytest
-import yaml
 
 from eventually import eventually
 from inference_services import condition_message, conditions, inference_service
@@ -34,7 +33,7 @@ from octavo_operator.manifests.kinds import (
 )
 from octavo_operator.reconcile.observed import LiveObject
 from octavo_operator.settings import OperatorSettings
-from store_behind_kmock import StoreBehindKmock
+from store_behind_kmock import StoreBehindKmock, name_cluster
 
 pytestmark = [
     pytest.mark.kmock(cls=StoreBehindKmock, limit=None),
@@ -48,19 +47,7 @@ async def operator(
     kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """Call to start the operator; it is stopped at the end."""
-    kubeconfig = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "test",
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        "clusters": [{"name": "test", "cluster": {"server": str(kmock.url)}}],
-        "users": [{"name": "test", "user": {"token": "secret"}}],
-    }
-    path = tmp_path / "kubeconfig"
-    path.write_text(yaml.safe_dump(kubeconfig))
-    monkeypatch.setenv("KUBECONFIG", str(path))
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
-    monkeypatch.setattr("kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    name_cluster(kmock.url, tmp_path, monkeypatch)
     monkeypatch.setattr("octavo_operator.cluster.work_queue.FIRST_RETRY_S", 0.05)
     monkeypatch.setattr("octavo_operator.cluster.failures.DEFAULT_OUTAGE_S", 0.05)
     logging.getLogger("kopf").setLevel(logging.ERROR)

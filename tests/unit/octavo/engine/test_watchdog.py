@@ -160,15 +160,15 @@ async def test_hanging_runner_ends_the_engine_with_everybody_answered(
 async def test_long_step_that_was_announced_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watchdog_module, "SHORTEST_LIMIT_S", 1.5)
-    monkeypatch.setattr(watchdog_module, "RED_BEFORE_S", 0.5)
+    monkeypatch.setattr(watchdog_module, "SHORTEST_LIMIT_S", 0.8)
+    monkeypatch.setattr(watchdog_module, "RED_BEFORE_S", 0.3)
     async with puppet_engine(make_tiny_model("llama", tmp_path / "model")) as engine:
         params = SamplingParams(max_tokens=4)
         events = engine.generate([1, 2], params, request_id="r")
         asking = asyncio.create_task(anext(events))
         await engine.hear()
         engine.say(StepReport([], limit_s=600.0))
-        await asyncio.sleep(3.0)
+        await asyncio.sleep(1.6)
         assert not engine.stats().is_late
         engine.report()  # the long step has ended; the next one says nothing
         with pytest.raises(EngineDeadError):

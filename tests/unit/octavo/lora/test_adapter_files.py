@@ -28,7 +28,7 @@ PEFT = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
 
 
 def load(folder: Path, max_rank: int = 16) -> AdapterWeights:
-    return lay_out(read_adapter(folder, MAX_BYTES), PROJECTIONS, max_rank)
+    return lay_out(read_adapter(folder, MAX_BYTES, max_rank), PROJECTIONS, max_rank)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,9 @@ def test_pickles_missing_files_and_huge_ones_are_refused(tmp_path: Path) -> None
         find_adapter(AdapterSource("hf://one-part"))
     folder = make_adapter(tmp_path / "adapter", CONFIG)
     with pytest.raises(AdapterError, match="at most"):
-        read_adapter(folder, -(1 << 24))
+        read_adapter(folder, -(1 << 24), 16)
+    with pytest.raises(AdapterError, match="rank is 4; this server takes at most 2"):
+        read_adapter(folder, -(1 << 24), 2)  # the reason, not that the file is large
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(AdapterError, match="a pickle, which is never loaded"):
         load(folder)
@@ -203,7 +205,7 @@ def test_pickles_missing_files_and_huge_ones_are_refused(tmp_path: Path) -> None
 def test_the_digest_names_contents_and_not_places(tmp_path: Path) -> None:
     digests = [
         read_adapter(
-            make_adapter(tmp_path / name, CONFIG, seed=seed, alpha=alpha), MAX_BYTES
+            make_adapter(tmp_path / name, CONFIG, seed=seed, alpha=alpha), MAX_BYTES, 16
         ).digest
         for name, seed, alpha in [("a", 1, 8), ("b", 1, 8), ("c", 2, 8), ("d", 1, 9)]
     ]

@@ -272,8 +272,12 @@ async def test_admin_port_takes_the_admin_routes_off_the_main_one(
         assert completions.status_code in (401, 404)
     async with client_of(app) as client:
         key = {"Authorization": "Bearer root" if "admin_keys" in config else "Bearer k"}
-        for path in ("/v1/requests", "/metrics"):
-            assert (await client.get(path, headers=key)).status_code == 404
+        for path in ("/v1/requests", "/metrics", "/v1/load_lora_adapter"):
+            refused = await client.get(path, headers=key)
+            assert refused.status_code == 404
+            assert "admin port (--admin-port)" in refused.json()["error"]["message"]
+        refused = await client.get("/v1/nothing", headers=key)
+        assert "There is no '/v1/nothing' here" in refused.json()["error"]["message"]
 
 
 async def test_key_of_the_admin_port_opens_nothing_else_and_locks_nothing_else() -> None:

@@ -100,6 +100,12 @@ CASES: dict[str, tuple[str, str, str, list[tuple[str, str]]]] = {
         "",
         [("f", '{"a": 1}')],
     ),
+    "a call whose closing mark is cut": (
+        "hermes",
+        '<tool_call>{"name": "f", "arguments": {"a": 1}}\n</tool_cal',
+        "",
+        [("f", '{"a": 1}')],
+    ),
     "a call that is cut": (
         "hermes",
         '<tool_call>{"name": "f", "arguments": {"a": [1, 2',

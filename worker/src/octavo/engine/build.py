@@ -193,6 +193,18 @@ def _set_threads(config: EngineConfig, device: torch.device) -> None:
         torch.set_num_threads(num_usable_cpus())
 
 
+def open_configuration(config: EngineConfig) -> Checkpoint:
+    """Of the model only its configuration is read, and fetched."""
+    return open_checkpoint(
+        config.model,
+        revision=config.revision,
+        download_dir=config.download_dir,
+        load_format="dummy",
+        hf_overrides=config.hf_overrides,
+        needs_tokenizer=False,
+    )
+
+
 def resolve_dtype(
     config: EngineConfig, checkpoint: Checkpoint, device: torch.device
 ) -> torch.dtype:

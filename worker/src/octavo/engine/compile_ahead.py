@@ -33,6 +33,7 @@ from octavo.engine.build import (
     DTYPES,
     adapter_stack,
     make_runner,
+    open_configuration,
     resolve_dtype,
     resolve_max_model_len,
     step_limits,
@@ -41,7 +42,6 @@ from octavo.engine.compiler_process import CompileTask, marker_of, use_kernel_ca
 from octavo.errors import ConfigError, OctavoError
 from octavo.kernels.select import select_absent_kernels
 from octavo.loading.absent_weights import META, AbsentWeights
-from octavo.loading.checkpoint import open_checkpoint
 from octavo.logs import configure_logging
 from octavo.models import registry
 from octavo.runner.cgroup import num_usable_cpus
@@ -89,14 +89,7 @@ def warm_kernels(config: EngineConfig, capability: tuple[int, int]) -> tuple[int
     Of the model only its configuration is read (and fetched).
     """
     use_kernel_cache(config)
-    checkpoint = open_checkpoint(
-        config.model,
-        revision=config.revision,
-        download_dir=config.download_dir,
-        load_format="dummy",
-        hf_overrides=config.hf_overrides,
-        needs_tokenizer=False,
-    )
+    checkpoint = open_configuration(config)
     task = CompileTask(
         config,
         checkpoint.hf_config,
@@ -138,8 +131,8 @@ class _AbsentCard:
 class _CompilerPool:
     """Calls in forked processes, which inherit what no pipe could carry: so many at a time.
 
-    A call begins as soon as it is known, while others are still being found. This process has
-    neither threads nor a CUDA context that a fork could break.
+    A call begins as soon as it is known, while others are still being found. This process has no
+    CUDA context, and at a fork no other thread, that the fork could break.
     """
 
     def __init__(self, num_processes: int) -> None:

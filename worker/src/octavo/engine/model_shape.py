@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from octavo.config import EngineConfig
-from octavo.engine.build import resolve_dtype
+from octavo.engine.build import open_configuration, resolve_dtype
 from octavo.kernels.select import select_kernels
 from octavo.loading.absent_weights import META, AbsentWeights
-from octavo.loading.checkpoint import Checkpoint, open_checkpoint
+from octavo.loading.checkpoint import Checkpoint
 from octavo.loading.model_folder import read_json_if_there
 from octavo.loading.safetensors_source import INDEX_NAME
 from octavo.models import registry
@@ -61,14 +61,7 @@ def read_model_shape(config: EngineConfig) -> ModelShape:
 
     Raises what serving would: ModelLoadError, ConfigError, UnsupportedModelError.
     """
-    checkpoint = open_checkpoint(
-        config.model,
-        revision=config.revision,
-        download_dir=config.download_dir,
-        load_format="dummy",
-        hf_overrides=config.hf_overrides,
-        needs_tokenizer=False,
-    )
+    checkpoint = open_configuration(config)
     family = registry.resolve(checkpoint.hf_config)
     dtype = resolve_dtype(config, checkpoint, _CUDA)
     # What the dense form takes is the same with all kernels; these need no GPU's libraries.

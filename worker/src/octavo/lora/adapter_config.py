@@ -58,6 +58,14 @@ class PeftConfig:
         alpha = _matched(self.alpha_pattern, module, self.alpha)
         return alpha / math.sqrt(rank) if self.is_rank_stabilised else alpha / rank
 
+    def check_rank(self, max_rank: int) -> None:
+        """Raise AdapterError for a rank above what the server has room for."""
+        if self.largest_rank > max_rank:
+            raise AdapterError(
+                f"The adapter's rank is {self.largest_rank}; this server takes at most {max_rank}: "
+                "start it with a larger --max-lora-rank."
+            )
+
     @property
     def largest_rank(self) -> int:
         return max([self.rank, *self.rank_pattern.values()])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from octavo.errors import AdapterError, SourceForbiddenError, SourceUnreachableError
 from octavo.loading.model_folder import file_inside
+from octavo.lora.adapter_config import parse_peft_config
 from octavo.lora.adapter_source import CONFIG_NAME, WEIGHTS_NAME
 
 _MAX_CONFIG_BYTES = 1 << 20
@@ -36,8 +37,9 @@ class AdapterFiles:
     """``sha256:`` and hexadecimal, of both files' contents: names an adapter whatever its path."""
 
 
-def read_adapter(folder: Path, max_weight_bytes: int) -> AdapterFiles:
-    """Read both files. ``max_weight_bytes``: tensors beyond that cannot be for this model.
+def read_adapter(folder: Path, max_weight_bytes: int, max_rank: int) -> AdapterFiles:
+    """Read both files. ``max_weight_bytes``: tensors beyond that cannot be for this model; of the
+    usual reason for that, a rank above ``max_rank``, the configuration tells before.
 
     Raises ModelLoadError for files that are missing, one of its kinds for those that cannot be
     read, AdapterError for contents that are not an adapter.
@@ -48,13 +50,14 @@ def read_adapter(folder: Path, max_weight_bytes: int) -> AdapterFiles:
             "with safe_serialization=True."
         )
     config_bytes = _read(folder, CONFIG_NAME, _MAX_CONFIG_BYTES)
-    weight_bytes = _read(folder, WEIGHTS_NAME, max_weight_bytes + _MAX_HEADER_BYTES)
     try:
         config = json.loads(config_bytes[:])
     except (ValueError, RecursionError) as exc:
         raise AdapterError(f"{folder / CONFIG_NAME} cannot be read as JSON ({exc}).") from exc
     if not isinstance(config, dict):
         raise AdapterError(f"{folder / CONFIG_NAME} must hold a JSON object.")
+    parse_peft_config(config).check_rank(max_rank)
+    weight_bytes = _read(folder, WEIGHTS_NAME, max_weight_bytes + _MAX_HEADER_BYTES)
     digest = hashlib.sha256()
     for content in (config_bytes, weight_bytes):
         digest.update(len(content).to_bytes(8, "big"))

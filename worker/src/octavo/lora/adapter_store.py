@@ -266,7 +266,7 @@ class AdapterStore:
         return found.folder
 
     def _read_in(self, job: _Job, record: _Record, folder: Path, started: float) -> Opened:
-        files = read_adapter(folder, self._cache.entry_file_bytes)
+        files = read_adapter(folder, self._cache.entry_file_bytes, self._stack.max_rank)
         _check_digest(record, files)
         if files.digest == job.known_digest:
             return self._known_again(job.adapter_id, record)

@@ -86,11 +86,7 @@ def lay_out(
     Raises AdapterError with the first thing that does not fit: rank, shape, layer or module.
     """
     config = parse_peft_config(files.config)
-    if config.largest_rank > max_rank:
-        raise AdapterError(
-            f"The adapter's rank is {config.largest_rank}; this server takes at most {max_rank}: "
-            "start it with a larger --max-lora-rank."
-        )
+    config.check_rank(max_rank)
     found = _parts(files.tensors, projections, config)
     parts: list[tuple[_Part | None, ...]] = []
     table: list[tuple[int, int]] = []

@@ -6,6 +6,7 @@ from fastapi import Depends, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from octavo.config import ServerConfig
 from octavo.engine.interface import Engine
@@ -47,6 +48,9 @@ def create_app(engine: Engine, config: ServerConfig) -> FastAPI:
     app.include_router(operations.build_router(context, has_metrics=has_metrics))
     if config.admin_port is None:
         _include_admin_routes(app, context, keys, is_open_port=False)
+    else:
+        moved = (operations, requests, adapters)
+        app.state.moved = [route for one in moved for route in one.build_router(context).routes]
     _surround(app, context, keys)
     return app
 
@@ -76,6 +80,7 @@ def _bare_app(context: ServerContext) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.context = context
+    app.state.moved = []
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(OctavoError, _answer_our_error)
     app.add_exception_handler(ClientGoneError, _answer_nobody)
@@ -121,6 +126,9 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     path, headers = request.url.path[:200], dict(error.headers or {})
     if error.status_code == 404:
         message = f"There is no {path!r} here; /openapi.json lists the routes."
+        moved = request.app.state.moved
+        if any(route.matches(request.scope)[0] is not Match.NONE for route in moved):
+            message = f"{path!r} is on this server's admin port (--admin-port), not on this one."
         return ApiError(404, message, code="not_found").to_response()
     if error.status_code == 405:
         allowed = headers.get("Allow") or headers.get("allow") or "another method"

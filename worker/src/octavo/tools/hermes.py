@@ -40,10 +40,11 @@ class HermesCalls(CallText):
         """To the closing mark. What stands before it, and is no call, is not lost."""
         at = self._text.find(END)
         if call.is_done and at < 0:
-            stripped = self._text.lstrip()
-            if not self._is_over and (END.startswith(stripped) or not stripped):
-                return False
-            self._call = None  # the model left the mark out
+            if END.startswith(self._text.lstrip()):  # what there is of it
+                if not self._is_over:
+                    return False
+                self._text = ""  # the answer was cut within the mark
+            self._call = None  # else the model left the mark out
             return True
         if at < 0 and not self._is_over:
             return False

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -34,17 +33,8 @@ from octavo_operator.manifests.pod_template import pod_template
 from octavo_operator.resources.inference_service import parse_inference_service
 from serving_session import serving
 
-SUPPORT = Path(__file__).parents[2] / "support"
+SUPPORT = Path(__file__).parents[3] / "support"
 WORKER = str(SUPPORT / "fake_octavo_worker.py")
-
-
-@pytest.fixture(autouse=True)
-def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where pods put their folders, so that what they leave behind can be seen."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 def write(tmp_path: Path, *documents: dict[str, Any]) -> Path:
@@ -108,7 +98,9 @@ async def test_resource_is_served_through_the_proxy_and_leaves_nothing(
     assert "Serving: 1 of 1 pods answer requests" in log.getvalue()
 
 
-async def test_update_replaces_pods_without_a_failed_request(tmp_path: Path) -> None:
+async def test_update_replaces_pods_without_a_failed_request(
+    tmp_path: Path, patient_shutdown: None
+) -> None:
     """production-stack 601: traffic to terminating pods."""
     service = inference_service(replicas=2, accelerator={"resource": "none"})
     path = write(tmp_path, service)
@@ -170,7 +162,9 @@ async def pod_names(session: LocalSession) -> set[str]:
     return {pod["metadata"]["name"] for pod in listed.items}
 
 
-async def test_update_without_a_spare_gpu_goes_on_in_place(tmp_path: Path) -> None:
+async def test_update_without_a_spare_gpu_goes_on_in_place(
+    tmp_path: Path, patient_shutdown: None
+) -> None:
     service = inference_service(replicas=2)
     path = write(tmp_path, service)
     log = io.StringIO()

@@ -6,7 +6,6 @@ import io
 import os
 import signal
 import sys
-import tempfile
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -26,18 +25,10 @@ from octavo_operator.local.session import LocalOptions, LocalSession
 from octavo_operator.manifests.kinds import LORA_ADAPTER
 from serving_session import serving
 
-WORKER = Path(__file__).parents[2] / "support" / "fake_octavo_worker.py"
+WORKER = Path(__file__).parents[3] / "support" / "fake_octavo_worker.py"
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="pods share one address elsewhere, without an admin port"
 )
-
-
-@pytest.fixture(autouse=True)
-def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setattr("octavo_operator.local.pod_process.FIRST_BACKOFF_S", 0.1)
 
 
 class Place:
