@@ -252,6 +252,9 @@ def attention_batch(trial: Trial, shape: AttentionShape) -> tuple[AttentionBatch
         max_query_len=max(query_lens),
         max_context_len=max(context_lens),
     )
+    if batch.num_decodes % 2:  # some batches come sorted
+        order = batch.context_lens[: batch.num_decodes].argsort(descending=True)
+        batch = replace(batch, longest_first=order)
     return replace(batch, shared=_shared_prefix(trial, shape, batch)), sum(num_blocks) + 1
 
 

@@ -59,6 +59,7 @@ def compile_ahead(task: CompileTask, num_processes: int | None = None) -> int:
     use_kernel_cache(task.config)
     pool = _CompilerPool(num_processes or min(num_usable_cpus(), _MAX_PROCESSES))
     pool.start("launch utilities", _compile_launch_utilities)
+    _import_compiler()  # not in a thread: two that import Triton at once find it half imported
     learning = threading.Thread(target=_learn_compiler)
     learning.start()
 
@@ -240,11 +241,18 @@ def _compile(launch: Callable[[], Any]) -> None:
         CudaLauncher(program.src, program.metadata)
 
 
-def _learn_compiler() -> None:
-    """What each forked process would find out for itself, half a second long: a digest of the
-    compiler's library, which is hundreds of megabytes; and a part of Triton is imported late."""
+def _import_compiler() -> None:
+    """What each forked process would import for itself: a part of Triton is imported late."""
+    import octavo.kernels.triton  # noqa: F401
+
     with contextlib.suppress(Exception):  # saves time only
         import triton.experimental.gluon  # noqa: F401
+
+
+def _learn_compiler() -> None:
+    """What each forked process would find out for itself, half a second long: a digest of the
+    compiler's library, which is hundreds of megabytes."""
+    with contextlib.suppress(Exception):  # saves time only
         from triton.runtime.cache import triton_key
 
         triton_key()
@@ -261,8 +269,7 @@ def _compile_launch_utilities() -> None:
 def main() -> int:
     """Entry point of the process a starting engine has beside it; the engine says what to compile
     once it knows, or ends without a word."""
-    import octavo.kernels.triton  # noqa: F401  takes a while, in which the engine finds its model
-
+    _import_compiler()  # takes a while, in which the engine finds its model
     _learn_compiler()
     told = sys.stdin.buffer.read()
     if not told:

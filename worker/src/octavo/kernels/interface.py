@@ -129,6 +129,9 @@ class AttentionBatch:
     max_context_len: int
     shared: SharedPrefix | None = None
     """None: no decodes share enough to be worth a pass of their own."""
+    longest_first: Tensor | None = None
+    """``[num_decodes], int64``: decodes from the longest on, so that no long one is begun last.
+    None: as they come."""
 
     @property
     def is_decode(self) -> bool:

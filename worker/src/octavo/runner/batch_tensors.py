@@ -17,6 +17,9 @@ from octavo.kernels.interface import AttentionBatch, SharedPrefix
 from octavo.kernels.upload import upload
 from octavo.runner.rows import Rows
 
+_MIN_ORDERED = 32
+"""Decodes that are worth sorting."""
+
 
 @dataclass(frozen=True, slots=True)
 class SequenceTable:
@@ -98,6 +101,7 @@ def expand(
         max_query_len=table.max_query_len,
         max_context_len=table.max_context_len,
         shared=_shared_prefix(table),
+        longest_first=_longest_first(table, context_lens),
     )
     return rows.token_ids[token_row, positions], attention, token_row
 
@@ -107,6 +111,30 @@ def _shared_prefix(table: SequenceTable) -> SharedPrefix | None:
         return None
     lens = table.shared_len[: table.num_decodes]
     return SharedPrefix(lens=lens.to(torch.int32), sharer=lens.argmax())
+
+
+def _longest_first(table: SequenceTable, context_lens: Tensor) -> Tensor | None:
+    """Only on a GPU (or what stands for one), and where there are more decodes than one round of
+    programs takes."""
+    if table.num_decodes < _MIN_ORDERED or context_lens.device.type == "cpu":
+        return None
+    own = context_lens[: table.num_decodes]
+    if table.shared_len is not None:
+        own = own - table.shared_len[: table.num_decodes]
+    return longest_first(own)
+
+
+def longest_first(lengths: Tensor) -> Tensor:
+    """``[N], int64`` → the indices from the longest on, without a wait for the device.
+
+    A place is the number of those that are longer, or as long and further on: for some hundred, all
+    pairs are compared sooner than a library sorts.
+    """
+    indices = torch.arange(lengths.shape[0], device=lengths.device)
+    keys = lengths * lengths.shape[0] + indices
+    order = torch.empty_like(indices)
+    order[(keys[None, :] > keys[:, None]).sum(dim=1)] = indices
+    return order
 
 
 def _tokens_of(

@@ -23,6 +23,8 @@ from octavo.kernels.triton.adapter_tiles import MAX_TILE, MIN_TILE
 from octavo.kernels.triton.overlap import prefetch, wait_for_predecessors
 from octavo.kernels.triton.pages import multiply
 
+MAX_GATED_RANK = 64
+"""Of both gate and up at once, in registers."""
 _PROGRAMS = 512
 """So many at least, before one takes several blocks of columns."""
 _MAX_BLOCKS = 8
@@ -213,7 +215,7 @@ def expanded(shrunk: Tensor, operands: Operands, dtype: torch.dtype) -> Tensor:
 
 
 def gated_expand(gate_up: Tensor, shrunk: Tensor, operands: Operands, is_silu: bool) -> Tensor:
-    """``gate_up: [T, 2 * size]``, contiguous → ``[T, size]``."""
+    """``gate_up: [T, 2 * size]``, contiguous → ``[T, size]``; up to :data:`MAX_GATED_RANK`."""
     size = operands.projection.out_features[0]
     assert gate_up.is_contiguous()
     out = torch.empty(gate_up.shape[0], size, dtype=gate_up.dtype, device=gate_up.device)

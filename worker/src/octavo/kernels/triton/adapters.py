@@ -22,7 +22,12 @@ from torch import Tensor
 
 from octavo.kernels.adapters import AdapterStack, AdapterStep
 from octavo.kernels.interface import Linear
-from octavo.kernels.triton.adapter_expand import expand, expanded, gated_expand
+from octavo.kernels.triton.adapter_expand import (
+    MAX_GATED_RANK,
+    expand,
+    expanded,
+    gated_expand,
+)
 from octavo.kernels.triton.adapter_operands import Operands
 from octavo.kernels.triton.adapter_shrink import shrink
 from octavo.kernels.triton.adapter_tiles import Tiles, make_tiles
@@ -95,10 +100,10 @@ class TritonStep:
         return y, None
 
     def project_gated(self, index: int, linear: Linear, x: Tensor, is_silu: bool) -> Tensor:
-        if self.is_beside:
-            activate = self.kernels.silu_mul if is_silu else self.kernels.gelu_tanh_mul
-            return activate(*self._beside(index, linear, x))
         operands = self._operands(index, x, self.kernels.machine.launch_options)
+        if self.is_beside or operands.storage_rank > MAX_GATED_RANK:
+            activate = self.kernels.silu_mul if is_silu else self.kernels.gelu_tanh_mul
+            return activate(*self.project(index, linear, x))
         shrunk = shrink(x, operands)
         return gated_expand(linear(x), shrunk, operands, is_silu)
 

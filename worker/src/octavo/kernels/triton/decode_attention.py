@@ -174,7 +174,7 @@ def _merge_shared(
 
 @triton.jit(
     do_not_specialize=["table_stride", "num_splits", "num_sequences", "num_shared_splits"],
-    do_not_specialize_on_alignment=["context_lens", "block_tables", "shared_lens"],
+    do_not_specialize_on_alignment=["context_lens", "block_tables", "order", "shared_lens"],
 )
 def _decode_program(
     q,
@@ -186,6 +186,7 @@ def _decode_program(
     arrivals,
     context_lens,
     block_tables,
+    order,
     shared_lens,
     shared_results,
     shared_logsumexps,
@@ -209,6 +210,7 @@ def _decode_program(
     MIN_SPLIT_TOKENS: tl.constexpr,
     COMBINED_HEADS: tl.constexpr,
     COMBINED_SPLITS: tl.constexpr,
+    HAS_ORDER: tl.constexpr,
     HAS_SHARED: tl.constexpr,
     INTERPRETED: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -217,9 +219,12 @@ def _decode_program(
 
     ``score_scale`` includes the factor to base 2 and the key cache's scale.
     """
-    sequence = tl.program_id(0).to(tl.int64)
-    kv_head = tl.program_id(1)
+    # Programs begin in the order of their numbers: all heads of the longest sequence first.
+    kv_head = tl.program_id(0)
+    sequence = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
+    if HAS_ORDER:
+        sequence = tl.load(order + sequence)
     # Written long before the predecessor, which brings the query and the newest key.
     length = tl.load(context_lens + sequence)
     wait_for_predecessors(OVERLAP)
@@ -342,7 +347,8 @@ def decode_attention(
         logsumexp = torch.empty(shape, dtype=torch.float32, device=q.device)
     block_dim = next_power_of_two(head_dim)
     combined_heads = next_power_of_two(group_size)
-    _decode_program[(num_sequences, num_kv_heads, splits)](
+    order = batch.longest_first
+    _decode_program[(num_kv_heads, num_sequences, splits)](
         q,
         key_cache,
         value_cache,
@@ -352,6 +358,7 @@ def decode_attention(
         machine.arrivals,
         batch.context_lens,
         batch.block_tables,
+        batch.context_lens if order is None else order,
         batch.context_lens if shared is None else shared.lens,
         machine.unused if partials is None else partials.results,
         machine.unused if partials is None else partials.logsumexps,
@@ -377,6 +384,7 @@ def decode_attention(
         COMBINED_SPLITS=max(
             1, min(config.max_splits, _MAX_COMBINED_VALUES // (combined_heads * block_dim))
         ),
+        HAS_ORDER=order is not None,
         HAS_SHARED=partials is not None,
         INTERPRETED=INTERPRETED,
         num_warps=config.num_warps,
