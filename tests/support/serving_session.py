@@ -13,10 +13,16 @@ from typing import Any
 
 import yaml
 
+from octavo_operator.local.addresses import AddressPool
 from octavo_operator.local.container import Machine
 from octavo_operator.local.progress import Progress
 from octavo_operator.local.resource_file import read_resource_file
 from octavo_operator.local.session import LocalOptions, LocalSession
+
+# An address that is free when a pod is made may be taken by another test process's pod before the
+# worker listens there; so each process has a network of its own (and commands have the usual one).
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+AddressPool.__init__.__defaults__ = (f"127.{43 + _WORKER % 200}.0",)
 
 
 def session_of_real_workers(
