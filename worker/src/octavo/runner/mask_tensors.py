@@ -20,8 +20,11 @@ class MaskTensors:
         num_words = -(-vocab_size // 32)
         is_cuda = device.type == "cuda"
         self._host = torch.zeros(num_masks, num_words, dtype=torch.int32, pin_memory=is_cuda)
-        self._device = torch.zeros_like(self._host, device=device) if is_cuda else self._host
+        self._device = torch.empty_like(self._host, device=device) if is_cuda else self._host
         self._stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
+        if self._stream is not None:
+            # The memory may be that of steps under way: the first copy comes after them.
+            self._stream.wait_stream(torch.cuda.current_stream(device))
         self.memory = MaskMemory(self._host.data_ptr(), num_masks, num_words)
 
     def upload(self, count: int) -> Tensor:
