@@ -32,7 +32,11 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = ("models", "chat")
 
 
-def lora_adapter(name: str = "sql", uri: str = "hf://org/sql", **spec: Any) -> dict[str, Any]:
+SQL = "hf://org/sql"
+"""The source of most adapters here."""
+
+
+def lora_adapter(name: str = "sql", uri: str = SQL, **spec: Any) -> dict[str, Any]:
     """A valid LoRAAdapter; keywords replace fields of the spec, source's included."""
     source = {
         "uri": uri,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adapter_stage import (
+    SQL,
     adapter_stage,
     counts,
     host_of,
@@ -14,8 +15,6 @@ from adapter_stage import (
 from eventually import eventually
 from inference_services import condition_message, conditions
 from octavo_operator.labels import ANNOTATION_RESOLVE
-
-SQL = "hf://org/sql"
 
 
 async def test_failure_is_told_and_recovers_by_itself(quick_retries: None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapter_stage import (
+    SQL,
     adapter_stage,
     counts,
     lora_adapter,
@@ -11,8 +12,6 @@ from adapter_stage import (
 from eventually import eventually
 from inference_services import conditions
 from octavo_operator.labels import FINALIZER
-
-SQL = "hf://org/sql"
 
 
 async def test_adapter_is_loaded_into_every_pod() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapter_stage import (
+    SQL,
     adapter_stage,
     counts,
     host_of,
@@ -11,8 +12,6 @@ from adapter_stage import (
 )
 from inference_services import condition_message
 from octavo_operator.manifests.kinds import POD
-
-SQL = "hf://org/sql"
 
 
 async def test_placement_takes_so_many_pods_and_keeps_to_them() -> None:

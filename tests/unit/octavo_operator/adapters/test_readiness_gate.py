@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from adapter_stage import (
+    SQL,
     adapter_stage,
     lora_adapter,
 )
 from eventually import eventually
-
-SQL = "hf://org/sql"
 
 
 async def test_pod_gets_no_traffic_before_its_eager_adapters_are_loaded() -> None:

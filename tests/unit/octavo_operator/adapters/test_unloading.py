@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adapter_stage import (
     KEY,
+    SQL,
     adapter_stage,
     counts,
     host_of,
@@ -12,8 +13,6 @@ from adapter_stage import (
 )
 from inference_services import conditions
 from octavo_operator.manifests.kinds import EVENT, INFERENCE_SERVICE
-
-SQL = "hf://org/sql"
 
 
 async def test_deleted_adapter_is_unloaded_before_it_goes() -> None:

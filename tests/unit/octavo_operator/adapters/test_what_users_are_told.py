@@ -9,6 +9,7 @@ import yaml
 
 from adapter_stage import (
     KEY,
+    SQL,
     adapter_stage,
     host_of,
     lora_adapter,
@@ -20,8 +21,6 @@ from eventually import eventually
 from inference_services import condition_message, conditions, inference_service
 from octavo_operator.labels import ANNOTATION_RESOLVE
 from octavo_operator.manifests.kinds import EVENT, INFERENCE_SERVICE, LORA_ADAPTER
-
-SQL = "hf://org/sql"
 
 
 async def test_service_tells_of_its_adapters() -> None:
