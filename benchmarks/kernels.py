@@ -296,7 +296,8 @@ def _random_stack(
 ) -> tuple[AdapterStack, Tensor]:
     """Adapters of rank 16 for one product, and each token's slot, round robin."""
     stack = AdapterStack.allocate([projection], num_slots, 16, BF16, torch.device("cuda"))
-    stack.storage.normal_()
+    for matrix in (*stack.a, stack.b):
+        matrix.normal_()
     stack.table[:, 0, 1] = 16
     slots = torch.arange(num_tokens, dtype=torch.int32, device="cuda") % num_slots
     return stack, slots

@@ -7,6 +7,7 @@ and what no program writes, is NaN.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -23,12 +24,14 @@ from kernel_parity import (
 )
 from octavo.kernels.adapters import (
     AdapterStack,
+    Packing,
     Projection,
     TorchAdapters,
-    matrices_in,
     padded_rank,
 )
+from octavo.kernels.interface import Linear
 from octavo.kernels.reference import DenseLinear
+from octavo.kernels.select import rows_for_adapters
 
 _IN, _INNER = 72, 88
 
@@ -44,25 +47,42 @@ def projections(in_features: int = _IN, inner: int = _INNER) -> list[Projection]
 
 
 def random_stack(
-    trial: Trial, shapes: list[Projection], ranks: list[int | None], max_rank: int
+    trial: Trial,
+    shapes: list[Projection],
+    ranks: list[int | None],
+    max_rank: int,
+    linears: Sequence[Linear] = (),
 ) -> AdapterStack:
     """A slot for each rank; None: nothing is in it, which is NaN. Every second adapter leaves one
-    of the products alone."""
-    stack = AdapterStack.allocate(shapes, len(ranks), max_rank, trial.dtype, trial.device)
-    stack.storage.fill_(float("nan"))
+    of the products alone. ``linears``: the products themselves, if A is to be rows of theirs."""
+    stack = AdapterStack.allocate(
+        shapes,
+        len(ranks),
+        max_rank,
+        trial.dtype,
+        trial.device,
+        lambda index, rows: rows_for_adapters(linears[index], rows) if linears else None,
+    )
+    for matrix in (*stack.a, stack.b):
+        matrix.fill_(float("nan"))
     for slot, rank in enumerate(ranks):
-        offset = 0
-        for index, projection in enumerate(shapes):
-            own = 0 if rank is None or (slot % 2 and index == slot % 4) else padded_rank(rank)
-            stack.table[slot, index, 0], stack.table[slot, index, 1] = offset, own
-            if own and rank is not None:
-                a, b = matrices_in(stack.storage[slot], offset, own, projection)
-                a.zero_()
-                b.zero_()
-                a[:, :rank] = trial.randn(*a[:, :rank].shape) / projection.in_features**0.5
-                b[:, :rank] = trial.randn(*b[:, :rank].shape) / rank**0.5
-            offset += projection.num_elements(own)
+        if rank is not None:
+            own = [
+                0 if slot % 2 and index == slot % 4 else padded_rank(rank)
+                for index in range(len(shapes))
+            ]
+            _write_random(trial, stack, slot, Packing(tuple(shapes), tuple(own)), rank)
     return stack
+
+
+def _write_random(
+    trial: Trial, stack: AdapterStack, slot: int, packing: Packing, rank: int
+) -> None:
+    run = torch.zeros(packing.size, dtype=trial.dtype, device=trial.device)
+    for projection, (a, b) in zip(packing.projections, packing.matrices(run), strict=True):
+        a[:, :rank] = trial.randn(*a[:, :rank].shape) / projection.in_features**0.5
+        b[:, :rank] = trial.randn(*b[:, :rank].shape) / rank**0.5
+    stack.write(slot, packing, run, torch.tensor(packing.table, device=trial.device))
 
 
 def adapters(
@@ -73,27 +93,31 @@ def adapters(
     in_features: int = _IN,
     inner: int = _INNER,
     is_silu: bool = True,
+    has_rows: bool = False,
 ) -> None:
     """All four products of a layer; ``slots``: each token's. As a prompt's and as decodes',
-    of which the interpreter, which is slow, sees few."""
+    of which the interpreter, which is slow, sees few. ``has_rows``: A stands below the weights."""
     from octavo.kernels.triton import TritonKernels
     from octavo.kernels.triton.adapters import TritonAdapters
 
     shapes = projections(in_features, inner)
-    stack = random_stack(trial, shapes, ranks, max_rank)
+    kernels = TritonKernels(trial.device)
+    linears = [
+        kernels.prepare_linear([_weight(trial, projection)], None, trial.dtype)
+        for projection in shapes
+    ]
+    stack = random_stack(trial, shapes, ranks, max_rank, linears if has_rows else ())
     chosen = trial.ints(slots)
     # In float32 on the same numbers: in bf16 the reference itself rounds three times.
-    wide = replace(stack, storage=stack.storage.float())
+    wide = replace(stack, a=tuple(a.float() for a in stack.a), b=stack.b.float())
     expected = TorchAdapters(wide, REFERENCE).step(chosen)
-    actual = TritonAdapters(stack, TritonKernels(trial.device))
+    actual = TritonAdapters(stack, kernels)
     steps = [actual.step(chosen)]
     if trial.device.type == "cuda" or len(slots) < 10:
         steps.append(actual.step(chosen, is_decode=True))
-    for index, projection in enumerate(shapes):
+    for index, (projection, linear) in enumerate(zip(shapes, linears, strict=True)):
         # Rows of a wider tensor: their stride is not their length.
         x = trial.randn(len(slots), projection.in_features + 8)[:, : projection.in_features]
-        weight = trial.randn(sum(projection.out_features), projection.in_features)
-        linear = DenseLinear(weight / projection.in_features**0.5, None)
         plain = _WideResults(linear)
         for step in steps:
             with poisoned_memory():
@@ -111,6 +135,11 @@ def adapters(
                 trial.assert_close(out, wanted.to(trial.dtype))
 
 
+def _weight(trial: Trial, projection: Projection) -> Tensor:
+    weight = trial.randn(sum(projection.out_features), projection.in_features)
+    return weight / projection.in_features**0.5
+
+
 def _sum(product: Tensor, added: Tensor | None) -> Tensor:
     return product if added is None else (product.float() + added.float()).to(product.dtype)
 
@@ -118,7 +147,8 @@ def _sum(product: Tensor, added: Tensor | None) -> Tensor:
 class _WideResults(DenseLinear):
     """What a product in a narrow dtype gives, as float32."""
 
-    def __init__(self, linear: DenseLinear) -> None:
+    def __init__(self, linear: Linear) -> None:
+        assert isinstance(linear, DenseLinear)
         super().__init__(linear.weight, None)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -188,6 +218,21 @@ ADAPTER_CASES: dict[str, Run] = {
     ),
     "wide": partial(
         adapters, slots=[1, 0, 1], ranks=[16, 16], in_features=640, inner=520
+    ),
+    "rows-one-token": partial(adapters, slots=[1], ranks=[None, 16, 4], has_rows=True),
+    "rows-decode": partial(
+        adapters, slots=[2, -1, 0, 0, 3, 2, -1, 2], ranks=[16, None, 1, 9], has_rows=True
+    ),
+    "rows-ranks": partial(
+        adapters, slots=[3, 1, 0, -1, 2, 3], ranks=[8, 40, 100, 128], max_rank=128, has_rows=True
+    ),
+    "rows-tiles": partial(
+        adapters,
+        slots=[index % 3 - 1 for index in range(70)],
+        ranks=[48, 3],
+        max_rank=48,
+        is_silu=False,
+        has_rows=True,
     ),
     "company": partial(company, num_tokens=70),
     "tiles-few": partial(tiles, num_tokens=5, num_slots=9),

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from octavo.errors import AdapterError, ModelLoadError
-from octavo.kernels.adapters import matrices_in
 from octavo.lora.adapter_config import parse_peft_config
 from octavo.lora.adapter_folder import read_adapter
 from octavo.lora.adapter_source import AdapterSource, find_adapter
@@ -86,19 +85,22 @@ def test_ranks_and_scalings_follow_pefts_patterns() -> None:
 def test_an_adapter_takes_no_more_than_it_is(tmp_path: Path) -> None:
     weights = load(make_adapter(tmp_path, CONFIG, rank=3, targets=("v_proj", "down_proj")))
     qkv, output, gate_up, down = PROJECTIONS[:4]
-    assert [rank for _, rank in weights.table] == [16, 0, 0, 16] * 2
-    assert weights.size == 2 * (qkv.num_elements(16) + down.num_elements(16))
-    buffer = torch.full((weights.size + 5,), float("nan"))
+    packing = weights.packing
+    assert packing.ranks == (16, 0, 0, 16) * 2
+    assert packing.size == 2 * (qkv.num_elements(16) + down.num_elements(16))
+    buffer = torch.full((packing.size + 5,), float("nan"))
     weights.copy_into(buffer)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
-    a, b = matrices_in(buffer, weights.table[4][0], 16, qkv)
+    a, b = list(packing.matrices(buffer))[4]
+    start, rank = packing.table[4]
+    assert torch.equal(b.flatten(), buffer[start : start + rank * sum(qkv.out_features)])
     name = "base_model.model.model.layers.1.self_attn.v_proj.lora_{}.weight"
     assert torch.equal(a[2, :3], tensors[name.format("A")])
     assert not a[:2].any()
     assert not a[2, 3:].any()
     assert torch.equal(b[-32:, :3], tensors[name.format("B")] * (8 / 3))
     assert not b[:-32].any()
-    assert buffer[weights.size :].isnan().all()
+    assert buffer[packing.size :].isnan().all()
     assert (output.layer, gate_up.layer) == (0, 0)
 
 

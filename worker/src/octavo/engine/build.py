@@ -27,7 +27,7 @@ from octavo.errors import ConfigError, InvalidRequestError
 from octavo.grammar import Vocabulary
 from octavo.kernels.adapters import Adapters, AdapterStack
 from octavo.kernels.interface import Kernels
-from octavo.kernels.select import select_adapters, select_kernels
+from octavo.kernels.select import rows_for_adapters, select_adapters, select_kernels
 from octavo.loading.checkpoint import Checkpoint, open_checkpoint
 from octavo.lora.adapter_store import AdapterStore
 from octavo.models import registry
@@ -323,9 +323,18 @@ def adapter_stack(
     """Room for adapters; None where none are taken."""
     if not config.enable_lora:
         return None
-    return AdapterStack.allocate(
-        model.projections, config.max_loras, config.max_lora_rank, dtype, device
+    products = model.adapted
+    stack = AdapterStack.allocate(
+        model.projections,
+        config.max_loras,
+        config.max_lora_rank,
+        dtype,
+        device,
+        lambda index, num_rows: rows_for_adapters(products[index], num_rows),
     )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # of the places that weights were moved from
+    return stack
 
 
 def make_runner(

@@ -5,12 +5,12 @@ nothing of files, names or requests. An adapter adds ``scaling * B (A x)`` to a 
 (Hu et al., arXiv:2106.09685); the scaling is folded into B when an adapter is read. Base weights
 are never changed, so tokens of many adapters and of none share one step.
 
-Memory: a *slot* holds one adapter. Products that share their input are merged as the model
-merges them, and one entry of ``table`` says where a slot keeps its part of a merged product::
-
-    offset ──► A: [parts, rank, in_features]   B: [sum(out_features), rank]
-
-The rank is the adapter's own, so a small adapter takes, moves and reads no more than it is.
+Memory: a *slot* holds one adapter, its ranks padded. Products that share their input are merged as
+the model merges them. A of every slot is rows of one matrix, ``[num_slots * parts * max_rank,
+in_features]``: where a backend can, they stand below the weights of the product itself, which then
+gives ``A x`` beside ``W x``. B of a slot is one run of numbers, each projection's ``[sum(out_features),
+rank]`` after the one before, of the adapter's own rank, so that a small adapter is read as what it
+is; ``table`` says where.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -58,18 +59,66 @@ def padded_rank(rank: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterStack:
-    """The adapters on a device.
+class Packing:
+    """One adapter as one run of numbers: B of every projection, then A of every projection."""
 
-    ``storage: [num_slots, slot_size]``, the model's dtype (float32 on the CPU);
-    ``table: [num_slots, num_projections, 2], int64``: offset in the slot and rank; a rank of 0
-    says that the adapter leaves this product alone.
+    projections: tuple[Projection, ...]
+    ranks: tuple[int, ...]
+    """Padded, of each projection; 0: the adapter leaves it alone."""
+
+    @property
+    def size(self) -> int:
+        """Elements of the run."""
+        return sum(map(Projection.num_elements, self.projections, self.ranks))
+
+    @property
+    def b_size(self) -> int:
+        """Elements of all B."""
+        return sum(self._b_sizes())
+
+    @property
+    def table(self) -> list[tuple[int, int]]:
+        """Of each projection: where its B begins, and its rank."""
+        return list(zip(accumulate(self._b_sizes(), initial=0), self.ranks, strict=False))
+
+    def matrices(self, run: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Views of each projection's ``A: [parts, rank, in_features]`` and ``B: [sum(out_features),
+        rank]``."""
+        b_sizes = self._b_sizes()
+        a_sizes = [
+            rank * len(projection.names) * projection.in_features
+            for projection, rank in zip(self.projections, self.ranks, strict=True)
+        ]
+        runs = run[: self.size].split([*b_sizes, *a_sizes])
+        count = len(self.projections)
+        for projection, rank, a, b in zip(
+            self.projections, self.ranks, runs[count:], runs[:count], strict=True
+        ):
+            num_parts, out_features = len(projection.names), sum(projection.out_features)
+            yield a.view(num_parts, rank, projection.in_features), b.view(out_features, rank)
+
+    def _b_sizes(self) -> list[int]:
+        return [
+            rank * sum(projection.out_features)
+            for projection, rank in zip(self.projections, self.ranks, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterStack:
+    """The adapters on a device, in the model's dtype (float32 on the CPU).
+
+    ``a``, for each projection: ``[num_slots, parts, padded max_rank, in_features]``;
+    ``b: [num_slots, size]``; ``table: [num_slots, num_projections, 2], int64``: where B begins in
+    the slot's run, and the rank; a rank of 0 says that the adapter leaves this product alone.
+    What is past a rank is left as it is.
     """
 
     projections: tuple[Projection, ...]
     max_rank: int
     """That an adapter may have; a slot holds its padding."""
-    storage: Tensor
+    a: tuple[Tensor, ...]
+    b: Tensor
     table: Tensor
 
     @classmethod
@@ -80,39 +129,50 @@ class AdapterStack:
         max_rank: int,
         dtype: torch.dtype,
         device: torch.device,
+        rows: Callable[[int, int], Tensor | None] = lambda index, num_rows: None,
     ) -> AdapterStack:
-        """Room for ``num_slots`` adapters of up to ``max_rank``; none is there yet."""
-        size = slot_size(projections, padded_rank(max_rank))
+        """Room for ``num_slots`` adapters of up to ``max_rank``; none is there yet.
+
+        ``rows(index, num_rows)``: the rows that a projection's product has for A, if it has any.
+        """
+        rank = padded_rank(max_rank)
         # Left uninitialised: on the CPU pages are then mapped when first written.
-        storage = torch.empty(num_slots, size, dtype=dtype, device=device)
+        a = []
+        for index, projection in enumerate(projections):
+            shape = (num_slots, len(projection.names), rank, projection.in_features)
+            own = rows(index, math.prod(shape[:3]))
+            if own is None:
+                own = torch.empty(shape, dtype=dtype, device=device)
+            a.append(own.view(shape))
+        largest = Packing(tuple(projections), (rank,) * len(projections))
+        b = torch.empty(num_slots, largest.b_size, dtype=dtype, device=device)
         table = torch.zeros(num_slots, len(projections), 2, dtype=torch.int64, device=device)
-        return cls(tuple(projections), max_rank, storage, table)
+        return cls(largest.projections, max_rank, tuple(a), b, table)
 
     @property
     def num_slots(self) -> int:
-        return self.storage.shape[0]
+        return self.b.shape[0]
+
+    @property
+    def slot_size(self) -> int:
+        """Elements of the largest adapter."""
+        return sum(a[0].numel() for a in self.a) + self.b.shape[1]
 
     @property
     def size_bytes(self) -> int:
-        return self.storage.numel() * self.storage.element_size()
+        return self.num_slots * self.slot_size * self.b.element_size()
 
+    def write(self, slot: int, packing: Packing, run: Tensor, table: Tensor) -> None:
+        """Copy an adapter into a slot; from pinned memory without waiting for the device.
 
-def slot_size(projections: Sequence[Projection], rank: int) -> int:
-    """Elements of an adapter that changes everything at this padded rank."""
-    return sum(projection.num_elements(rank) for projection in projections)
-
-
-def matrices_in(
-    slot: Tensor, offset: int, rank: int, projection: Projection
-) -> tuple[Tensor, Tensor]:
-    """``A: [parts, rank, in_features]`` and ``B: [sum(out_features), rank]``, views of a slot."""
-    num_parts, in_features = len(projection.names), projection.in_features
-    middle = offset + num_parts * rank * in_features
-    end = offset + projection.num_elements(rank)
-    return (
-        slot[offset:middle].view(num_parts, rank, in_features),
-        slot[middle:end].view(-1, rank),
-    )
+        ``table``: ``packing.table`` as a tensor.
+        """
+        b_size = packing.b_size
+        self.b[slot, :b_size].copy_(run[:b_size], non_blocking=True)
+        self.table[slot].copy_(table, non_blocking=True)
+        for rows, rank, (a, _) in zip(self.a, packing.ranks, packing.matrices(run), strict=True):
+            if rank:
+                rows[slot, :, :rank].copy_(a, non_blocking=True)
 
 
 def rows_of_parts(b: Tensor, projection: Projection) -> tuple[Tensor, ...]:
@@ -178,7 +238,7 @@ class TorchAdapters:
             self._step,
             [
                 _Group(
-                    self._stack.storage[slot],
+                    slot,
                     self._stack.table[slot].tolist(),
                     None
                     if len(tokens) == num_tokens
@@ -193,7 +253,7 @@ class TorchAdapters:
 class _Group:
     """The tokens of one adapter."""
 
-    slot: Tensor
+    slot: int
     table: list[list[int]]
     tokens: Tensor | None
     """None: all of the step's."""
@@ -221,13 +281,14 @@ class _TorchStep:
     def _add(self, y: Tensor, group: _Group, index: int, x: Tensor) -> None:
         projection = self.stack.projections[index]
         offset, rank = group.table[index]
-        a, b = matrices_in(group.slot, offset, rank, projection)
+        out_features = sum(projection.out_features)
+        a = self.stack.a[index][group.slot]
+        b = self.stack.b[group.slot, offset : offset + out_features * rank].view(-1, rank)
         chosen = x if group.tokens is None else x[group.tokens]
-        shrunk = self._product(chosen, a.flatten(0, 1)).to(b.dtype)
         added = torch.cat(
             [
-                self._product(shrunk[:, part * rank : (part + 1) * rank], rows)
-                for part, rows in enumerate(rows_of_parts(b, projection))
+                self._product(self._product(chosen, rows_of_a[:rank]).to(b.dtype), rows_of_b)
+                for rows_of_a, rows_of_b in zip(a, rows_of_parts(b, projection), strict=True)
             ],
             dim=1,
         )

@@ -23,7 +23,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -90,6 +90,18 @@ class Linear(Protocol):
 
         This is how a tied output head serves as the embedding table without a second copy.
         """
+
+
+@runtime_checkable
+class WidenableLinear(Linear, Protocol):
+    """A product that further rows can be computed with."""
+
+    def append_rows(self, num_rows: int) -> Tensor:
+        """Move the weights to where so many rows stand below them: ``[num_rows, in_features]``,
+        uninitialised."""
+
+    def with_rows_below(self, x: Tensor) -> Tensor:
+        """``x: [T, in_features]`` → ``[T, out_features + num_rows]``; the rows have no bias."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 
 import torch
+from torch import Tensor
 
 from octavo.config import KERNELS
 from octavo.errors import ConfigError
 from octavo.kernels.adapters import Adapters, AdapterStack, TorchAdapters
-from octavo.kernels.interface import Kernels
+from octavo.kernels.interface import Kernels, Linear, WidenableLinear
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,11 @@ def select_adapters(kernels: Kernels, stack: AdapterStack) -> Adapters:
         assert isinstance(kernels, TritonKernels)
         return TritonAdapters(stack, kernels)
     return TorchAdapters(stack, kernels)
+
+
+def rows_for_adapters(linear: Linear, num_rows: int) -> Tensor | None:
+    """Rows that are multiplied with the weights; None if this product has no such."""
+    return linear.append_rows(num_rows) if isinstance(linear, WidenableLinear) else None
 
 
 def select_absent_kernels(capability: tuple[int, int], batch_invariant: bool) -> Kernels:

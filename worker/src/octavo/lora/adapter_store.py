@@ -83,8 +83,8 @@ class AdapterStore:
         self._download_dir = download_dir
         self._cache = HostCache(stack, num_host_entries)
         self._stream: torch.cuda.Stream | None = None
-        if stack.storage.is_cuda:
-            self._stream = torch.cuda.Stream(stack.storage.device)  # type: ignore[no-untyped-call]
+        if stack.b.is_cuda:
+            self._stream = torch.cuda.Stream(stack.b.device)  # type: ignore[no-untyped-call]
         self._lock = threading.Lock()
         """Guards the records, which the threads also change."""
         self._reading = threading.Lock()
@@ -190,18 +190,14 @@ class AdapterStore:
         if held is None:
             self._post(self._rereads, _Job(adapter_id, slot))
             return
-        target = self._stack.storage[slot, : len(held.weights)]
-        table = self._stack.table[slot]
         if self._stream is None:
-            target.copy_(held.weights)
-            table.copy_(held.table)
+            self._stack.write(slot, held.packing, held.run, held.table)
             self._cache.release(held.entry)
             self._outcomes.append(Filled(adapter_id, slot))
             return
-        self._stream.wait_stream(torch.cuda.current_stream(self._stack.storage.device))
+        self._stream.wait_stream(torch.cuda.current_stream(self._stack.b.device))
         with torch.cuda.stream(self._stream):
-            target.copy_(held.weights, non_blocking=True)
-            table.copy_(held.table, non_blocking=True)
+            self._stack.write(slot, held.packing, held.run, held.table)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)
         self._copies.append(_Copy(adapter_id, slot, held.entry, event))
@@ -278,7 +274,7 @@ class AdapterStore:
             job.adapter_id,
             weights.digest,
             weights.rank,
-            weights.size * self._cache.bytes_per_number,
+            weights.packing.size * self._cache.bytes_per_number,
             time.perf_counter() - started,
             weights.base_model,
             record.revision,

@@ -1,7 +1,7 @@
 """An adapter laid out for a model: which tensor goes where, everything checked before a copy.
 
-Knows PEFT's tensor names and the model's projections. The result is one flat run of numbers that
-a slot takes as it is (see :mod:`octavo.kernels.adapters`).
+Knows PEFT's tensor names and the model's projections. The result is one flat run of numbers (see
+:class:`octavo.kernels.adapters.Packing`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import AdapterError
-from octavo.kernels.adapters import Projection, matrices_in, padded_rank, rows_of_parts
+from octavo.kernels.adapters import Packing, Projection, padded_rank, rows_of_parts
 from octavo.lora.adapter_config import PeftConfig, parse_peft_config
 from octavo.lora.adapter_folder import AdapterFiles
 
@@ -44,28 +44,21 @@ class _Part:
 class AdapterWeights:
     """An adapter that fits the model, not copied yet."""
 
-    projections: tuple[Projection, ...]
+    packing: Packing
     parts: tuple[tuple[_Part | None, ...], ...]
     """For each projection, for each of its parts: what is adapted."""
-    table: tuple[tuple[int, int], ...]
-    """For each projection: offset and padded rank, as a slot's table has them."""
-    size: int
-    """Elements."""
     rank: int
     """The largest."""
     digest: str
     base_model: str | None
 
     def copy_into(self, buffer: Tensor) -> None:
-        """Fill the first ``size`` elements; raises AdapterError for what is not finite."""
-        buffer = buffer[: self.size]
+        """Fill what the packing takes; raises AdapterError for what is not finite."""
+        buffer = buffer[: self.packing.size]
         buffer.zero_()
-        for projection, parts, (offset, rank) in zip(
-            self.projections, self.parts, self.table, strict=True
+        for projection, parts, (a, b) in zip(
+            self.packing.projections, self.parts, self.packing.matrices(buffer), strict=True
         ):
-            if not rank:
-                continue
-            a, b = matrices_in(buffer, offset, rank, projection)
             rows = rows_of_parts(b, projection)
             for index, part in enumerate(parts):
                 if part is not None:
@@ -88,21 +81,18 @@ def lay_out(
     config = parse_peft_config(files.config)
     config.check_rank(max_rank)
     found = _parts(files.tensors, projections, config)
-    parts: list[tuple[_Part | None, ...]] = []
-    table: list[tuple[int, int]] = []
-    offset = 0
-    for projection in projections:
-        own = tuple(found.pop((projection.layer, name), None) for name in projection.names)
-        rank = padded_rank(max((part.rank for part in own if part is not None), default=0))
-        parts.append(own)
-        table.append((offset, rank))
-        offset += projection.num_elements(rank)
+    parts = tuple(
+        tuple(found.pop((projection.layer, name), None) for name in projection.names)
+        for projection in projections
+    )
     assert not found, "every part belongs to a projection"
+    ranks = (
+        padded_rank(max((part.rank for part in own if part is not None), default=0))
+        for own in parts
+    )
     return AdapterWeights(
-        projections=tuple(projections),
-        parts=tuple(parts),
-        table=tuple(table),
-        size=offset,
+        packing=Packing(tuple(projections), tuple(ranks)),
+        parts=parts,
         rank=config.largest_rank,
         digest=files.digest,
         base_model=config.base_model,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ModelLoadError
-from octavo.kernels.adapters import AdapterStack
+from octavo.kernels.adapters import AdapterStack, Packing
 from octavo.lora.adapter_weights import AdapterWeights
 
 _WIDEST_BYTES = 4
@@ -26,21 +26,22 @@ class HeldAdapter:
     """An adapter that stays where it is until its entry is released."""
 
     entry: int
-    weights: Tensor
-    """``[size]``: as much of a slot as it fills."""
+    packing: Packing
+    run: Tensor
+    """``[size]``, packed so."""
     table: Tensor
-    """As a slot's row of :attr:`octavo.kernels.adapters.AdapterStack.table`."""
+    """Of the packing: ``[num_projections, 2], int64``."""
 
 
 class HostCache:
     """Adapters by id. Thread-safe."""
 
     def __init__(self, stack: AdapterStack, num_entries: int) -> None:
-        is_cuda = stack.storage.is_cuda
-        shape = (num_entries, stack.storage.shape[1])
+        is_cuda = stack.b.is_cuda
+        shape = (num_entries, stack.slot_size)
         # Pinned once and for all: pinning stops the device's other work. On the CPU pages are
         # mapped when first written.
-        self._weights = torch.empty(shape, dtype=stack.storage.dtype, pin_memory=is_cuda)
+        self._weights = torch.empty(shape, dtype=stack.b.dtype, pin_memory=is_cuda)
         self._tables = torch.zeros(
             num_entries, *stack.table.shape[1:], dtype=torch.int64, pin_memory=is_cuda
         )
@@ -48,7 +49,7 @@ class HostCache:
         self._holders: list[int | None] = [None] * num_entries
         self._entries: dict[int, int] = {}
         """Of the adapters that can be copied: not of one that is being written."""
-        self._sizes = [0] * num_entries
+        self._packings: list[Packing | None] = [None] * num_entries
         self._last_used = [0] * num_entries
         self._busy: set[int] = set()
         """Entries that are being written, or copied from."""
@@ -84,13 +85,13 @@ class HostCache:
         entry = self._take_entry(adapter_id)
         try:
             weights.copy_into(self._weights[entry])
-            self._tables[entry].copy_(torch.tensor(weights.table, dtype=torch.int64))
+            self._tables[entry].copy_(torch.tensor(weights.packing.table, dtype=torch.int64))
         except BaseException:
             self.forget(adapter_id)
             self.release(entry)
             raise
         with self._lock:
-            self._sizes[entry] = weights.size
+            self._packings[entry] = weights.packing
             self._use(entry)
             if self._holders[entry] == adapter_id:  # else it was forgotten meanwhile
                 self._entries[adapter_id] = entry
@@ -102,11 +103,12 @@ class HostCache:
             entry = self._entries.get(adapter_id)
             if entry is None:
                 return None
+            packing = self._packings[entry]
+            assert packing is not None, "who has an entry was written"
             self._busy.add(entry)
             self._use(entry)
-            return HeldAdapter(
-                entry, self._weights[entry, : self._sizes[entry]], self._tables[entry]
-            )
+            run = self._weights[entry, : packing.size]
+            return HeldAdapter(entry, packing, run, self._tables[entry])
 
     def release(self, entry: int) -> None:
         """An entry is no longer written or read."""

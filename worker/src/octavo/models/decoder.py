@@ -94,6 +94,10 @@ class Decoder:
         return projections_of(self._config)
 
     @property
+    def adapted(self) -> Sequence[Linear]:
+        return [product for layer in self._layers for product in layer.products]
+
+    @property
     def products(self) -> Sequence[Linear]:
         return [*self._layers[0].products, self._head]
 

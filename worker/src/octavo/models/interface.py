@@ -54,6 +54,10 @@ class CausalLM(Protocol):
         """The products that adapters may change, in the order their indices count."""
 
     @property
+    def adapted(self) -> Sequence[Linear]:
+        """Those products themselves."""
+
+    @property
     def products(self) -> Sequence[Linear]:
         """One product of each shape that a layer has, and last that which gives the logits."""
 

@@ -30,6 +30,7 @@ def _gated_program(
     gate_up,
     added,
     out,
+    stride,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     IS_SILU: tl.constexpr,
@@ -41,7 +42,7 @@ def _gated_program(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < SIZE
-    pointers = gate_up + row * 2 * SIZE + columns
+    pointers = gate_up + row * stride + columns
     gate = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(pointers + SIZE, mask=mask, other=0.0).to(tl.float32)
     if HAS_ADDED:
@@ -53,17 +54,18 @@ def _gated_program(
 
 
 def gated(gate_up: Tensor, is_silu: bool, machine: Machine, added: Tensor | None = None) -> Tensor:
-    """``gate_up, added: [T, 2 * size]``, contiguous → ``[T, size]``; SiLU, or else GELU (tanh
-    form)."""
+    """``gate_up, added: [T, 2 * size]``, rows contiguous, ``added`` as a whole → ``[T, size]``; SiLU,
+    or else GELU (tanh form)."""
     num_tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((num_tokens, size), dtype=gate_up.dtype, device=gate_up.device)
     if num_tokens == 0:
         return out
     block = min(_MAX_BLOCK, next_power_of_two(size))
     _gated_program[(num_tokens, triton.cdiv(size, block))](
-        gate_up.contiguous(),
+        gate_up,
         gate_up if added is None else added,
         out,
+        gate_up.stride(0),
         SIZE=size,
         BLOCK=block,
         IS_SILU=is_silu,

@@ -18,9 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton.activation import activated
-from octavo.kernels.triton.adapter_operands import Operands, locate, tokens_of_tile
+from octavo.kernels.triton.adapter_operands import Operands, Shrunk, locate, tokens_of_tile
 from octavo.kernels.triton.adapter_tiles import MAX_TILE, MIN_TILE
-from octavo.kernels.triton.overlap import prefetch, wait_for_predecessors
+from octavo.kernels.triton.overlap import wait_for_predecessors
 from octavo.kernels.triton.pages import multiply
 
 MAX_GATED_RANK = 64
@@ -31,27 +31,38 @@ _MAX_BLOCKS = 8
 
 
 @triton.jit
-def _sum_of_splits(
+def _inner(
     shrunk,
+    stride,
+    slot,
     first,
     places,
     is_token,
+    tokens,
     num_tokens,
     rank,
     part,
     MAX_RANK: tl.constexpr,
+    SLOT_RANK: tl.constexpr,
     NUM_PARTS: tl.constexpr,
     TILE: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
 ):
-    """A x of a tile's tokens for one part: ``[TILE, MAX_RANK], float32``."""
-    width: tl.constexpr = NUM_PARTS * MAX_RANK
+    """A x of a tile's tokens for one part: ``[TILE, MAX_RANK]``."""
     ranks = tl.arange(0, MAX_RANK)
-    source = shrunk + (first + places[:, None]) * width + part * MAX_RANK + ranks[None, :]
     mask = is_token[:, None] & (ranks < rank)[None, :]
-    total = tl.zeros((TILE, MAX_RANK), tl.float32)
-    for split in tl.static_range(NUM_SPLITS):
-        total += tl.load(source + split * num_tokens.to(tl.int64) * width, mask=mask, other=0.0)
+    if NUM_SPLITS == 0:
+        column = (slot * NUM_PARTS + part) * SLOT_RANK
+        total = tl.load(
+            shrunk + tokens[:, None] * stride + column + ranks[None, :], mask=mask, other=0.0
+        )
+    else:
+        source = shrunk + (first + places[:, None]) * stride + part * MAX_RANK + ranks[None, :]
+        total = tl.zeros((TILE, MAX_RANK), tl.float32)
+        for split in tl.static_range(NUM_SPLITS):
+            total += tl.load(
+                source + split * num_tokens.to(tl.int64) * stride, mask=mask, other=0.0
+            )
     return total
 
 
@@ -69,7 +80,7 @@ def _rows_of_b(matrix, columns, is_column, rank, MAX_RANK: tl.constexpr):
 @triton.jit(do_not_specialize=["index", "num_tokens", "num_tiles", "num_blocks"])
 def _expand_program(
     y,
-    storage,
+    b,
     table,
     order,
     tiles,
@@ -78,8 +89,9 @@ def _expand_program(
     num_tokens,
     num_tiles,
     slot_stride,
+    shrunk_stride,
+    y_stride,
     num_blocks,
-    IN: tl.constexpr,
     MAX_RANK: tl.constexpr,
     NUM_PARTS: tl.constexpr,
     NUM_PROJECTIONS: tl.constexpr,
@@ -87,57 +99,74 @@ def _expand_program(
     NUM_SPLITS: tl.constexpr,
     INTERPRETED: tl.constexpr,
     OVERLAP: tl.constexpr,
+    SLOT_RANK: tl.constexpr,
     OUT_0: tl.constexpr,
     OUT_1: tl.constexpr,
     OUT_2: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
     IS_IN_PLACE: tl.constexpr,
 ):
     """``y[token, n] += ...`` for one tile and ``num_blocks`` blocks of one part's columns; where
     not in place, ``y[token, n] = ...``, for tokens without an adapter too."""
     tile = tl.program_id(1)
     slot = tl.load(tiles + tile)
-    offset, rank = locate(table, slot, index, NUM_PROJECTIONS)
     first, places, is_token, tokens = tokens_of_tile(order, tiles, num_tiles, tile, TILE)
+    offset, rank = locate(table, slot, index, NUM_PROJECTIONS)
     part = tl.program_id(2)
     begin = (part > 0).to(tl.int32) * OUT_0 + (part > 1).to(tl.int32) * OUT_1
     size = tl.where(part == 0, OUT_0, tl.where(part == 1, OUT_1, OUT_2))
     first_column = tl.program_id(0) * num_blocks * BLOCK_N
-    matrix = storage + slot * slot_stride + offset + NUM_PARTS * IN * rank
-    lanes = tl.arange(0, BLOCK_N)
     # Nothing is to be done for a tile that is not needed, for columns past the part's and, in
     # place, for tokens without an adapter.
     end = tl.where(tl.load(tiles + 2 * num_tiles + tile) > 0, size, 0)
     if IS_IN_PLACE:
         end = tl.where(rank > 0, end, 0)
-    if (rank > 0) & (first_column < end):
-        # Adapters are there long before.
-        prefetch(matrix + (begin + tl.minimum(first_column + lanes, size - 1)) * rank, OVERLAP)
+    end = tl.minimum(end, first_column + num_blocks * BLOCK_N)
+    matrix = b + slot * slot_stride + offset
+    inside = first_column + tl.arange(0, BLOCK_N)
+    # Adapters are there long before.
+    rows = _rows_of_b(matrix, begin + inside, inside < end, rank, MAX_RANK)
     wait_for_predecessors(OVERLAP)
     if first_column < end:
-        inner = _sum_of_splits(
-            shrunk, first, places, is_token, num_tokens, rank, part,
-            MAX_RANK, NUM_PARTS, TILE, NUM_SPLITS,
-        ).to(storage.dtype.element_ty)  # fmt: skip
-        out: tl.constexpr = OUT_0 + OUT_1 + OUT_2
-        for step in tl.range(0, num_blocks, num_stages=NUM_STAGES):
-            inside = first_column + step * BLOCK_N + lanes
-            is_column = inside < end
-            columns = begin + inside
-            rows = _rows_of_b(matrix, columns, is_column, rank, MAX_RANK)
-            result = multiply(inner, tl.trans(rows), INTERPRETED)
-            pointers = y + tokens[:, None] * out + columns[None, :]
-            mask = is_token[:, None] & is_column[None, :]
+        pointers = y + tokens[:, None] * y_stride + begin
+        before = tl.zeros((TILE, BLOCK_N), y.dtype.element_ty)
+        if IS_IN_PLACE:
+            mask = is_token[:, None] & (inside < end)[None, :]
+            before = tl.load(pointers + inside[None, :], mask=mask, other=0.0)
+        inner = _inner(
+            shrunk, shrunk_stride, slot, first, places, is_token, tokens, num_tokens, rank, part,
+            MAX_RANK, SLOT_RANK, NUM_PARTS, TILE, NUM_SPLITS,
+        ).to(b.dtype.element_ty)  # fmt: skip
+        while first_column < end:
+            # The next block comes while this one is multiplied.
+            later = inside + BLOCK_N
+            next_rows = _rows_of_b(matrix, begin + later, later < end, rank, MAX_RANK)
+            next_before = before
             if IS_IN_PLACE:
-                result += tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-            tl.store(pointers, result.to(y.dtype.element_ty), mask=mask)
+                mask = is_token[:, None] & (later < end)[None, :]
+                next_before = tl.load(pointers + later[None, :], mask=mask, other=0.0)
+            result = multiply(inner, tl.trans(rows), INTERPRETED)
+            if IS_IN_PLACE:
+                result += before.to(tl.float32)
+            mask = is_token[:, None] & (inside < end)[None, :]
+            tl.store(pointers + inside[None, :], result.to(y.dtype.element_ty), mask=mask)
+            rows, before, inside = next_rows, next_before, later
+            first_column += BLOCK_N
+
+
+@triton.jit
+def _gate_and_up(pointers, columns, is_token, end, SIZE: tl.constexpr):
+    """Both of a block of columns, ``[TILE, BLOCK_N]``."""
+    mask = is_token[:, None] & (columns < end)[None, :]
+    gate = tl.load(pointers + columns[None, :], mask=mask, other=0.0)
+    up = tl.load(pointers + SIZE + columns[None, :], mask=mask, other=0.0)
+    return gate, up
 
 
 @triton.jit(do_not_specialize=["index", "num_tokens", "num_tiles", "num_blocks"])
 def _gated_expand_program(
     gate_up,
-    storage,
+    b,
     table,
     order,
     tiles,
@@ -146,9 +175,10 @@ def _gated_expand_program(
     num_tokens,
     num_tiles,
     slot_stride,
+    shrunk_stride,
+    gate_up_stride,
     num_blocks,
     out,
-    IN: tl.constexpr,
     MAX_RANK: tl.constexpr,
     NUM_PARTS: tl.constexpr,
     NUM_PROJECTIONS: tl.constexpr,
@@ -156,80 +186,84 @@ def _gated_expand_program(
     NUM_SPLITS: tl.constexpr,
     INTERPRETED: tl.constexpr,
     OVERLAP: tl.constexpr,
+    SLOT_RANK: tl.constexpr,
     SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
     IS_SILU: tl.constexpr,
 ):
     """``out = activation(gate + ...) * (up + ...)`` for one tile and ``num_blocks`` blocks of
     columns; tiles of tokens without an adapter too."""
     tile = tl.program_id(1)
     slot = tl.load(tiles + tile)
-    offset, rank = locate(table, slot, index, NUM_PROJECTIONS)
     first, places, is_token, tokens = tokens_of_tile(order, tiles, num_tiles, tile, TILE)
+    offset, rank = locate(table, slot, index, NUM_PROJECTIONS)
     first_column = tl.program_id(0) * num_blocks * BLOCK_N
-    matrix = storage + slot * slot_stride + offset + 2 * IN * rank
-    lanes = tl.arange(0, BLOCK_N)
-    is_needed = tl.load(tiles + 2 * num_tiles + tile) > 0
-    if is_needed & (rank > 0):
-        near = tl.minimum(first_column + lanes, SIZE - 1)
-        prefetch(matrix + near * rank, OVERLAP)
-        prefetch(matrix + (SIZE + near) * rank, OVERLAP)
+    end = tl.where(tl.load(tiles + 2 * num_tiles + tile) > 0, SIZE, 0)
+    end = tl.minimum(end, first_column + num_blocks * BLOCK_N)
+    matrix = b + slot * slot_stride + offset
+    columns = first_column + tl.arange(0, BLOCK_N)
+    gate_rows = _rows_of_b(matrix, columns, columns < end, rank, MAX_RANK)
+    up_rows = _rows_of_b(matrix, SIZE + columns, columns < end, rank, MAX_RANK)
     wait_for_predecessors(OVERLAP)
-    if is_needed:
-        inner_gate = _sum_of_splits(
-            shrunk, first, places, is_token, num_tokens, rank, 0,
-            MAX_RANK, NUM_PARTS, TILE, NUM_SPLITS,
-        ).to(storage.dtype.element_ty)  # fmt: skip
-        inner_up = _sum_of_splits(
-            shrunk, first, places, is_token, num_tokens, rank, 1,
-            MAX_RANK, NUM_PARTS, TILE, NUM_SPLITS,
-        ).to(storage.dtype.element_ty)  # fmt: skip
-        for step in tl.range(0, num_blocks, num_stages=NUM_STAGES):
-            columns = first_column + step * BLOCK_N + lanes
-            is_column = columns < SIZE
-            mask = is_token[:, None] & is_column[None, :]
-            pointers = gate_up + tokens[:, None] * (2 * SIZE) + columns[None, :]
-            gate = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-            up = tl.load(pointers + SIZE, mask=mask, other=0.0).to(tl.float32)
-            rows = _rows_of_b(matrix, columns, is_column, rank, MAX_RANK)
-            gate += multiply(inner_gate, tl.trans(rows), INTERPRETED)
-            rows = _rows_of_b(matrix, SIZE + columns, is_column, rank, MAX_RANK)
-            up += multiply(inner_up, tl.trans(rows), INTERPRETED)
-            target = out + tokens[:, None] * SIZE + columns[None, :]
-            result = (activated(gate, IS_SILU) * up).to(out.dtype.element_ty)
-            tl.store(target, result, mask=mask)
+    if first_column < end:
+        pointers = gate_up + tokens[:, None] * gate_up_stride
+        gate, up = _gate_and_up(pointers, columns, is_token, end, SIZE)
+        inner_gate = _inner(
+            shrunk, shrunk_stride, slot, first, places, is_token, tokens, num_tokens, rank, 0,
+            MAX_RANK, SLOT_RANK, NUM_PARTS, TILE, NUM_SPLITS,
+        ).to(b.dtype.element_ty)  # fmt: skip
+        inner_up = _inner(
+            shrunk, shrunk_stride, slot, first, places, is_token, tokens, num_tokens, rank, 1,
+            MAX_RANK, SLOT_RANK, NUM_PARTS, TILE, NUM_SPLITS,
+        ).to(b.dtype.element_ty)  # fmt: skip
+        while first_column < end:
+            later = columns + BLOCK_N
+            next_gate_rows = _rows_of_b(matrix, later, later < end, rank, MAX_RANK)
+            next_up_rows = _rows_of_b(matrix, SIZE + later, later < end, rank, MAX_RANK)
+            next_gate, next_up = _gate_and_up(pointers, later, is_token, end, SIZE)
+            whole_gate = gate.to(tl.float32) + multiply(
+                inner_gate, tl.trans(gate_rows), INTERPRETED
+            )
+            whole_up = up.to(tl.float32) + multiply(inner_up, tl.trans(up_rows), INTERPRETED)
+            mask = is_token[:, None] & (columns < end)[None, :]
+            result = (activated(whole_gate, IS_SILU) * whole_up).to(out.dtype.element_ty)
+            tl.store(out + tokens[:, None] * SIZE + columns[None, :], result, mask=mask)
+            gate_rows, up_rows, gate, up = next_gate_rows, next_up_rows, next_gate, next_up
+            columns = later
+            first_column += BLOCK_N
 
 
-def expand(y: Tensor, shrunk: Tensor, operands: Operands) -> None:
-    """Add to ``y: [T, out_features]``, contiguous, in place."""
+def expand(y: Tensor, shrunk: Shrunk, operands: Operands) -> None:
+    """Add to ``y: [T, out_features]``, rows contiguous, in place."""
     _expand(y, shrunk, operands, is_in_place=True)
 
 
-def expanded(shrunk: Tensor, operands: Operands, dtype: torch.dtype) -> Tensor:
+def expanded(shrunk: Shrunk, operands: Operands, dtype: torch.dtype) -> Tensor:
     """What is to be added to the product: ``[T, out_features]``; 0 where there is no adapter."""
     width = sum(operands.projection.out_features)
-    added = torch.empty(operands.num_tokens, width, dtype=dtype, device=shrunk.device)
+    added = torch.empty(operands.num_tokens, width, dtype=dtype, device=shrunk.values.device)
     _expand(added, shrunk, operands, is_in_place=False)
     return added
 
 
-def gated_expand(gate_up: Tensor, shrunk: Tensor, operands: Operands, is_silu: bool) -> Tensor:
-    """``gate_up: [T, 2 * size]``, contiguous → ``[T, size]``; up to :data:`MAX_GATED_RANK`."""
+def gated_expand(gate_up: Tensor, shrunk: Shrunk, operands: Operands, is_silu: bool) -> Tensor:
+    """``gate_up: [T, 2 * size]``, rows contiguous → ``[T, size]``; up to :data:`MAX_GATED_RANK`."""
     size = operands.projection.out_features[0]
-    assert gate_up.is_contiguous()
+    assert gate_up.stride(1) == 1
     out = torch.empty(gate_up.shape[0], size, dtype=gate_up.dtype, device=gate_up.device)
     shape = _Shape.of(operands, gated=True)
     num_programs, num_blocks = shape.shares(size, 2, operands)
     _gated_expand_program[(num_programs, operands.tiles.num_tiles)](
         gate_up,
-        *operands.arguments(shrunk),
+        *operands.arguments(operands.stack.b, shrunk.values),
+        shrunk.values.stride(-2),
+        gate_up.stride(0),
         num_blocks,
         out,
-        **operands.constants(shrunk.shape[0]),
+        **operands.constants(shrunk.num_splits),
+        SLOT_RANK=operands.slot_rank,
         SIZE=size,
         BLOCK_N=shape.block_n,
-        NUM_STAGES=shape.num_stages,
         IS_SILU=is_silu,
         num_warps=shape.num_warps,
         num_stages=1,
@@ -237,22 +271,24 @@ def gated_expand(gate_up: Tensor, shrunk: Tensor, operands: Operands, is_silu: b
     return out
 
 
-def _expand(y: Tensor, shrunk: Tensor, operands: Operands, is_in_place: bool) -> None:
-    assert y.is_contiguous()
+def _expand(y: Tensor, shrunk: Shrunk, operands: Operands, is_in_place: bool) -> None:
+    assert y.stride(1) == 1
     sizes = operands.projection.out_features
     padded = [*sizes, 0, 0][:3]
     shape = _Shape.of(operands)
     num_programs, num_blocks = shape.shares(max(sizes), len(sizes), operands)
     _expand_program[(num_programs, operands.tiles.num_tiles, len(sizes))](
         y,
-        *operands.arguments(shrunk),
+        *operands.arguments(operands.stack.b, shrunk.values),
+        shrunk.values.stride(-2),
+        y.stride(0),
         num_blocks,
-        **operands.constants(shrunk.shape[0]),
+        **operands.constants(shrunk.num_splits),
+        SLOT_RANK=operands.slot_rank,
         OUT_0=padded[0],
         OUT_1=padded[1],
         OUT_2=padded[2],
         BLOCK_N=shape.block_n,
-        NUM_STAGES=shape.num_stages,
         IS_IN_PLACE=is_in_place,
         num_warps=shape.num_warps,
         num_stages=1,
@@ -265,8 +301,6 @@ class _Shape:
 
     block_n: int
     """Columns at a time."""
-    num_stages: int
-    """Blocks of columns on their way."""
     num_warps: int
 
     @classmethod
@@ -277,7 +311,6 @@ class _Shape:
             block_n //= 2
         return cls(
             block_n,
-            {16: 3, 32: 3, 64: 2}.get(rank, 1),
             4 if tile == MIN_TILE and rank < 64 else 8,
         )
 

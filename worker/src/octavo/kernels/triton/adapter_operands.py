@@ -22,7 +22,8 @@ from octavo.kernels.triton.launch import INTERPRETED, next_power_of_two
 
 @triton.jit
 def locate(table, slot, index, NUM_PROJECTIONS: tl.constexpr):
-    """Offset of a projection in a slot, and its rank there; multiples of 16. Zeros for no slot."""
+    """Where B of a projection begins in a slot, and its rank there; multiples of 16. Zeros for no
+    slot."""
     is_slot = slot >= 0
     entry = table + (slot * NUM_PROJECTIONS + index) * 2
     offset = tl.load(entry, mask=is_slot, other=0)
@@ -42,6 +43,18 @@ def tokens_of_tile(order, tiles, num_tiles, tile, TILE: tl.constexpr):
 
 
 @dataclass(frozen=True, slots=True)
+class Shrunk:
+    """A x of a step's tokens; undefined where a token's adapter leaves the product alone."""
+
+    values: Tensor
+    """From a shrink: ``[splits, T, parts * storage_rank], float32``, in the order of the tiles, to
+    be summed over the splits. From a product with A below its weights: ``[T, num_slots * parts *
+    slot_rank]``, of which those columns of a token count that are its adapter's."""
+    num_splits: int
+    """0: from a product."""
+
+
+@dataclass(frozen=True, slots=True)
 class Operands:
     """One product's adapters, for one step's tokens."""
 
@@ -58,15 +71,20 @@ class Operands:
         return self.stack.projections[self.index]
 
     @property
+    def slot_rank(self) -> int:
+        """Rows a part has in A of a slot."""
+        return padded_rank(self.stack.max_rank)
+
+    @property
     def storage_rank(self) -> int:
         """Columns a part has in what a shrink writes: a power of two."""
-        return next_power_of_two(padded_rank(self.stack.max_rank))
+        return next_power_of_two(self.slot_rank)
 
-    def arguments(self, shrunk: Tensor) -> tuple[Any, ...]:
-        """Of every program, after the tensor that is its own."""
+    def arguments(self, matrices: Tensor, shrunk: Tensor) -> tuple[Any, ...]:
+        """Of every program, after the tensor that is its own. ``matrices``: A or B of all slots."""
         stack, tiles = self.stack, self.tiles
         return (
-            stack.storage,
+            matrices,
             stack.table,
             tiles.order,
             tiles.table,
@@ -74,13 +92,12 @@ class Operands:
             self.index,
             self.num_tokens,
             tiles.num_tiles,
-            stack.storage.stride(0),
+            matrices.stride(0),
         )
 
     def constants(self, num_splits: int) -> dict[str, Any]:
         """Of every program, beside those that are its own; and how it is launched."""
         return {
-            "IN": self.projection.in_features,
             "MAX_RANK": self.storage_rank,
             "NUM_PARTS": len(self.projection.names),
             "NUM_PROJECTIONS": len(self.stack.projections),

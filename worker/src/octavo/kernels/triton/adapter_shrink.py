@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.triton.adapter_operands import Operands, locate, tokens_of_tile
+from octavo.kernels.triton.adapter_operands import Operands, Shrunk, locate, tokens_of_tile
 from octavo.kernels.triton.overlap import prefetch, wait_for_predecessors
 from octavo.kernels.triton.pages import multiply
 
@@ -27,7 +27,7 @@ _LINE_ELEMENTS = 64
 @triton.jit(do_not_specialize=["index", "num_tokens", "num_tiles"])
 def _shrink_program(
     x,
-    storage,
+    a,
     table,
     order,
     tiles,
@@ -37,7 +37,6 @@ def _shrink_program(
     num_tiles,
     slot_stride,
     x_stride,
-    IN: tl.constexpr,
     MAX_RANK: tl.constexpr,
     NUM_PARTS: tl.constexpr,
     NUM_PROJECTIONS: tl.constexpr,
@@ -45,6 +44,8 @@ def _shrink_program(
     NUM_SPLITS: tl.constexpr,
     INTERPRETED: tl.constexpr,
     OVERLAP: tl.constexpr,
+    IN: tl.constexpr,
+    SLOT_RANK: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
     LINE_ELEMENTS: tl.constexpr,
@@ -53,7 +54,7 @@ def _shrink_program(
     and share of the input."""
     tile = tl.program_id(1)
     slot = tl.load(tiles + tile)
-    offset, rank = locate(table, slot, index, NUM_PROJECTIONS)
+    _, rank = locate(table, slot, index, NUM_PROJECTIONS)
     blocks_of_part: tl.constexpr = MAX_RANK // BLOCK_R
     part = tl.program_id(0) // blocks_of_part
     ranks = (tl.program_id(0) % blocks_of_part) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -62,7 +63,7 @@ def _shrink_program(
     blocks_of_split: tl.constexpr = (IN + BLOCK_K * NUM_SPLITS - 1) // (BLOCK_K * NUM_SPLITS)
     begin = split * blocks_of_split * BLOCK_K
     columns = begin + tl.arange(0, BLOCK_K)
-    matrix = storage + slot * slot_stride + offset + part.to(tl.int64) * rank * IN
+    matrix = a + slot * slot_stride + part.to(tl.int64) * SLOT_RANK * IN
     is_needed = (tl.program_id(0) % blocks_of_part) * BLOCK_R < rank
     if is_needed:
         # Adapters are there long before; only x comes from the program just ahead.
@@ -93,9 +94,8 @@ def _shrink_program(
         tl.store(target, total, mask=is_token[:, None])
 
 
-def shrink(x: Tensor, operands: Operands) -> Tensor:
-    """``x: [T, in_features]``, rows contiguous → ``[splits, T, parts * storage_rank], float32``,
-    in the order of the tiles; sums over the splits are A x. Undefined where there is no adapter."""
+def shrink(x: Tensor, operands: Operands) -> Shrunk:
+    """``x: [T, in_features]``, rows contiguous → A x, in the order of the tiles."""
     num_parts, rank = len(operands.projection.names), operands.storage_rank
     block_r = min(rank, _MAX_RANK_BLOCK)
     num_blocks = num_parts * (rank // block_r)
@@ -105,16 +105,18 @@ def shrink(x: Tensor, operands: Operands) -> Tensor:
     shrunk = torch.empty(shape, dtype=torch.float32, device=x.device)
     _shrink_program[(num_blocks, operands.tiles.num_tiles, num_splits)](
         x,
-        *operands.arguments(shrunk),
+        *operands.arguments(operands.stack.a[operands.index], shrunk),
         x.stride(0),
         **operands.constants(num_splits),
+        IN=operands.projection.in_features,
+        SLOT_RANK=operands.slot_rank,
         BLOCK_R=block_r,
         BLOCK_K=block_k,
         LINE_ELEMENTS=_LINE_ELEMENTS,
         num_warps=4,
         num_stages=3,
     )
-    return shrunk
+    return Shrunk(shrunk, num_splits)
 
 
 def _num_splits(operands: Operands, num_blocks: int, block_k: int) -> int:

@@ -28,14 +28,16 @@ from octavo.kernels.triton.adapter_expand import (
     expanded,
     gated_expand,
 )
-from octavo.kernels.triton.adapter_operands import Operands
+from octavo.kernels.triton.adapter_operands import Operands, Shrunk
 from octavo.kernels.triton.adapter_shrink import shrink
 from octavo.kernels.triton.adapter_tiles import Tiles, make_tiles
 from octavo.kernels.triton.backend import TritonKernels
+from octavo.kernels.triton.linear import TritonLinear
 
 _MAX_TOKENS_BESIDE = 64
 """Of a product that leaves room (:meth:`octavo.kernels.triton.linear.TritonLinear.serves`)."""
 _FIRST = -1
+EXP = {"beside": False, "rows": True}
 """Priority of the branch: its programs are short, and what they are needed for is not."""
 
 
@@ -46,9 +48,9 @@ class TritonAdapters:
         self._stack = stack
         self._kernels = kernels
         self._branch: torch.cuda.Stream | None = None
-        if stack.storage.is_cuda:
+        if stack.b.is_cuda:
             self._branch = torch.cuda.Stream(  # type: ignore[no-untyped-call]
-                stack.storage.device, priority=_FIRST
+                stack.b.device, priority=_FIRST
             )
 
     def step(self, slots: Tensor, is_decode: bool = False) -> AdapterStep:
@@ -91,21 +93,40 @@ class TritonStep:
         return replace(self, slots=slots, tiles=tiles, is_beside=False)
 
     def project(self, index: int, linear: Linear, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.is_beside:
+        if self.is_beside and EXP["beside"]:
             return self._beside(index, linear, x)
         operands = self._operands(index, x, self.kernels.machine.launch_options)
-        shrunk = shrink(x, operands)
-        y = linear(x)
+        y, shrunk = self._product(linear, x, operands)
         expand(y, shrunk, operands)
         return y, None
 
     def project_gated(self, index: int, linear: Linear, x: Tensor, is_silu: bool) -> Tensor:
         operands = self._operands(index, x, self.kernels.machine.launch_options)
-        if self.is_beside or operands.storage_rank > MAX_GATED_RANK:
+        if (self.is_beside and EXP["beside"]) or operands.storage_rank > MAX_GATED_RANK:
             activate = self.kernels.silu_mul if is_silu else self.kernels.gelu_tanh_mul
             return activate(*self.project(index, linear, x))
+        y, shrunk = self._product(linear, x, operands)
+        return gated_expand(y, shrunk, operands, is_silu)
+
+    def _product(self, linear: Linear, x: Tensor, operands: Operands) -> tuple[Tensor, Shrunk]:
+        if (
+            EXP["rows"]
+            and isinstance(linear, TritonLinear)
+            and self._multiplies_rows(linear, x.shape[0])
+        ):
+            whole = linear.with_rows_below(x)
+            out_features = linear.out_features
+            return whole[:, :out_features], Shrunk(whole[:, out_features:], 0)
         shrunk = shrink(x, operands)
-        return gated_expand(linear(x), shrunk, operands, is_silu)
+        return linear(x), shrunk
+
+    def _multiplies_rows(self, linear: TritonLinear, num_tokens: int) -> bool:
+        rows = linear.num_rows_below
+        if not rows:
+            return False
+        if linear.serves(num_tokens, linear.out_features + rows):
+            return True
+        return num_tokens <= 256 or 16 * rows <= linear.out_features
 
     def _beside(self, index: int, linear: Linear, x: Tensor) -> tuple[Tensor, Tensor]:
         """The product, and what is to be added to it."""

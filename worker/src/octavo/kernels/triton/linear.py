@@ -121,6 +121,8 @@ class TritonLinear(DenseLinear):
         """``weight: [out_features, in_features]``; ``bias: [out_features]``, same dtype."""
         super().__init__(weight, bias)
         self._machine = machine
+        self._whole, self._whole_bias = weight, bias
+        """With the rows below."""
         # Two bytes an element, and rows that start where the copy engine can read.
         self._is_readable = (
             machine.has_warpgroup_products
@@ -141,25 +143,47 @@ class TritonLinear(DenseLinear):
         dense = DenseLinear.merge(parts, bias, dtype)
         return cls(dense.weight, dense.bias, machine)
 
-    def serves(self, num_tokens: int) -> bool:
-        """Whether the programs here take a product of so many tokens.
+    @property
+    def num_rows_below(self) -> int:
+        return self._whole.shape[0] - self.weight.shape[0]
+
+    def append_rows(self, num_rows: int) -> Tensor:
+        """Move the weights to where so many rows stand below them: ``[num_rows, in_features]``,
+        uninitialised, for :meth:`with_rows_below`."""
+        out_features, in_features = self.weight.shape
+        self._whole = self.weight.new_empty(out_features + num_rows, in_features)
+        self._whole[:out_features] = self.weight
+        self.weight = self._whole[:out_features]
+        if self.bias is not None:
+            self._whole_bias = F.pad(self.bias, (0, num_rows))
+        return self._whole[out_features:]
+
+    def with_rows_below(self, x: Tensor) -> Tensor:
+        """``x: [T, in_features]`` → ``[T, out_features + rows below]``; there without the bias."""
+        return self._product(x, self._whole, self._whole_bias)
+
+    def serves(self, num_tokens: int, num_rows: int | None = None) -> bool:
+        """Whether the programs here take a product of so many tokens and rows.
 
         Up to one tile of tokens they do. Above, two and more tiles read the same weights, which
         pays as long as every tile has a multiprocessor of its own: narrow matrices.
         """
         if not self._is_readable or not 0 < num_tokens <= _MAX_TOKENS:
             return False
-        num_tiles = triton.cdiv(self.out_features, _TILE_ROWS) * triton.cdiv(
+        num_tiles = triton.cdiv(num_rows or self.out_features, _TILE_ROWS) * triton.cdiv(
             num_tokens, _MAX_TILE_TOKENS
         )
         return num_tokens <= _MAX_TILE_TOKENS or num_tiles <= self._machine.num_multiprocessors
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not self.serves(x.shape[0]):
-            return F.linear(x, self.weight, self.bias)
-        out = torch.empty((x.shape[0], self.out_features), dtype=x.dtype, device=x.device)
+        return self._product(x, self.weight, self.bias)
+
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self.serves(x.shape[0], weight.shape[0]):
+            return F.linear(x, weight, bias)
+        out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
         launch = _multiply_one_token if x.shape[0] == 1 else _multiply_few_tokens
-        launch(x.contiguous(), self.weight, self.bias, out, self._machine)
+        launch(x.contiguous(), weight, bias, out, self._machine)
         return out
 
 
