@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import triton
@@ -28,8 +28,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from octavo.kernels.adapters import AdapterStack, AdapterStep, Projection
-from octavo.kernels.interface import AttentionBatch, Linear, SamplingBatch, SharedPrefix
+from octavo.kernels.adapters import AdapterStack, Projection
+from octavo.kernels.interface import AttentionBatch, SamplingBatch, SharedPrefix
+from octavo.kernels.select import rows_for_adapters
 from octavo.kernels.triton import TritonKernels, penalties, rope_cache
 from octavo.kernels.triton.adapters import TritonAdapters
 from octavo.kernels.triton.decode_attention import decode_attention
@@ -194,17 +195,15 @@ def rope(
     has_norm: bool,
     num_tokens: int = 5,
     cache_dtype: torch.dtype | None = None,
-    has_added: bool = False,
 ) -> None:
     num_heads, num_kv_heads = 32, 8
     qkv = torch.empty(num_tokens, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)
     norm = torch.empty(head_dim) if has_norm else None
     cache = _cache(num_kv_heads, head_dim, cache_dtype or dtype)
-    batch = _batch(num_tokens, [], 64) if has_added else _batch(0, [num_tokens], 64)
+    batch = _batch(0, [num_tokens], 64)
     angles = torch.empty(64, rotary_dim)
-    added = torch.empty_like(qkv) if has_added else None
     rope_cache.rope_and_cache(
-        qkv, angles, cache, cache, batch, num_heads, norm, norm, 1e-6, _machine(), added, 0.5, 0.5
+        qkv, angles, cache, cache, batch, num_heads, norm, norm, 1e-6, _machine(), 0.5, 0.5
     )
 
 
@@ -213,15 +212,13 @@ def norm(
     size: int,
     has_residual: bool,
     num_tokens: int = 5,
-    has_added: bool = False,
 ) -> None:
     kernels = _kernels()
     x, weight = torch.empty(num_tokens, size, dtype=dtype), torch.empty(size)
-    added = torch.empty_like(x) if has_added else None
     if has_residual:
-        kernels.add_rms_norm(x, torch.empty_like(x), weight, 1e-6, added)
+        kernels.add_rms_norm(x, torch.empty_like(x), weight, 1e-6)
     else:
-        kernels.rms_norm(x, weight, 1e-6, added)
+        kernels.rms_norm(x, weight, 1e-6)
 
 
 def linear(num_tokens: int, shape: tuple[int, int] = (4096, 4096)) -> None:
@@ -229,12 +226,11 @@ def linear(num_tokens: int, shape: tuple[int, int] = (4096, 4096)) -> None:
     product(torch.empty(num_tokens, shape[1], dtype=BF16))
 
 
-def activation(dtype: torch.dtype, size: int, num_tokens: int = 5, has_added: bool = False) -> None:
+def activation(dtype: torch.dtype, size: int, num_tokens: int = 5) -> None:
     kernels = _kernels()
     gate_up = torch.empty(num_tokens, 2 * size, dtype=dtype)
-    added = torch.empty_like(gate_up) if has_added else None
-    kernels.silu_mul(gate_up, added)
-    kernels.gelu_tanh_mul(gate_up, added)
+    kernels.silu_mul(gate_up)
+    kernels.gelu_tanh_mul(gate_up)
 
 
 def product(dtype: torch.dtype, num_inputs: int, num_outputs: int, num_rows: int) -> None:
@@ -273,23 +269,26 @@ def adapters(
         Projection(0, ("gate", "up"), size, (size, size)),
         Projection(0, ("down",), size, (size,)),
     ]
-    stack = AdapterStack.allocate(shapes, num_slots, max_rank, dtype, torch.device("cpu"))
-    for is_decode in (True, False) if num_tokens <= 256 else (False,):
-        step = TritonAdapters(stack, _kernels()).step(_ints(num_tokens), is_decode)
-        _layer_of_adapters(step, shapes, torch.empty(num_tokens, size, dtype=dtype))
-
-
-def _layer_of_adapters(step: AdapterStep, shapes: list[Projection], x: Tensor) -> None:
-    for index, projection in enumerate(shapes):
-        out_features = sum(projection.out_features)
-
-        def linear(x: Tensor, out_features: int = out_features) -> Tensor:
-            return torch.empty(x.shape[0], out_features, dtype=x.dtype)
-
-        if len(projection.names) == 2:
-            step.project_gated(index, cast(Linear, linear), x, True)
-        else:
-            step.project(index, cast(Linear, linear), x)
+    linears = [
+        _kernels().prepare_linear([torch.empty(sum(s.out_features), size)], None, dtype)
+        for s in shapes
+    ]
+    stack = AdapterStack.allocate(
+        shapes,
+        num_slots,
+        max_rank,
+        dtype,
+        torch.device("cpu"),
+        lambda index, num_rows: rows_for_adapters(linears[index], num_rows),
+    )
+    x = torch.empty(num_tokens, size, dtype=dtype)
+    for is_crowded in (True, False):
+        step = TritonAdapters(stack, _kernels()).step(_ints(num_tokens), is_crowded)
+        for index, (projection, linear) in enumerate(zip(shapes, linears, strict=True)):
+            if len(projection.names) == 2:
+                step.project_gated(index, linear, x, True)
+            else:
+                step.project(index, linear, x)
 
 
 BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
@@ -348,11 +347,6 @@ CASES: dict[str, list[Case]] = {
         partial(sampling, 151936, True, False),
         partial(sampling, 128256, False, False),
         partial(sampling, 128256, False, True),
-    ],
-    "two-parts": [
-        partial(rope, BF16, 128, 128, True, has_added=True),
-        *[partial(norm, BF16, 4096, is_added, has_added=True) for is_added in [True, False]],
-        partial(activation, BF16, 14336, has_added=True),
     ],
     "adapters": [
         *[partial(adapters, BF16, 16, 8, tokens) for tokens in [1, 256, 8192]],

@@ -95,8 +95,8 @@ def adapters(
     is_silu: bool = True,
     has_rows: bool = False,
 ) -> None:
-    """All four products of a layer; ``slots``: each token's. As a prompt's and as decodes',
-    of which the interpreter, which is slow, sees few. ``has_rows``: A stands below the weights."""
+    """All four products of a layer; ``slots``: each token's. ``has_rows``: A stands below the
+    weights, and the products shrink, or as few adapters are used they do not."""
     from octavo.kernels.triton import TritonKernels
     from octavo.kernels.triton.adapters import TritonAdapters
 
@@ -112,9 +112,7 @@ def adapters(
     wide = replace(stack, a=tuple(a.float() for a in stack.a), b=stack.b.float())
     expected = TorchAdapters(wide, REFERENCE).step(chosen)
     actual = TritonAdapters(stack, kernels)
-    steps = [actual.step(chosen)]
-    if trial.device.type == "cuda" or len(slots) < 10:
-        steps.append(actual.step(chosen, is_decode=True))
+    steps = [actual.step(chosen, is_crowded) for is_crowded in {has_rows, True}]
     for index, (projection, linear) in enumerate(zip(shapes, linears, strict=True)):
         # Rows of a wider tensor: their stride is not their length.
         x = trial.randn(len(slots), projection.in_features + 8)[:, : projection.in_features]
@@ -122,10 +120,7 @@ def adapters(
         for step in steps:
             with poisoned_memory():
                 results: list[tuple[Tensor, Tensor]] = [
-                    (
-                        _sum(*step.project(index, linear, x)),
-                        _sum(*expected.project(index, plain, x.float())),
-                    )
+                    (step.project(index, linear, x), expected.project(index, plain, x.float()))
                 ]
                 if len(projection.names) == 2:
                     gated = step.project_gated(index, linear, x, is_silu)
@@ -138,10 +133,6 @@ def adapters(
 def _weight(trial: Trial, projection: Projection) -> Tensor:
     weight = trial.randn(sum(projection.out_features), projection.in_features)
     return weight / projection.in_features**0.5
-
-
-def _sum(product: Tensor, added: Tensor | None) -> Tensor:
-    return product if added is None else (product.float() + added.float()).to(product.dtype)
 
 
 class _WideResults(DenseLinear):
@@ -172,11 +163,11 @@ def company(trial: Trial, num_tokens: int) -> None:
         linear = kernels.prepare_linear(
             [trial.randn(sum(projection.out_features), projection.in_features)], None, trial.dtype
         )
-        whole = adapters.step(slots).project(index, linear, x)[0]
+        whole = adapters.step(slots).project(index, linear, x)
         parts = [(3, 9), (0, 1), (5, 6), (num_tokens - 20, num_tokens)]
         for first, last in parts if is_exact else parts[:1]:
-            own = adapters.step(slots[first:last].clone(), is_decode=True)
-            alone = own.project(index, linear, x[first:last])[0]
+            own = adapters.step(slots[first:last].clone())
+            alone = own.project(index, linear, x[first:last])
             assert_same_bits(trial, alone, whole[first:last], (index, first))
 
 

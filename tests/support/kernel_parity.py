@@ -177,14 +177,13 @@ def rope(
     # Key and value blocks interleaved in one tensor: block strides are not the block's size.
     cache = trial.randn(num_blocks, 2, num_kv_heads, block_size, head_dim)
     expected_cache = cache.clone()
-    added = trial.randn(*qkv.shape) if is_decode else None
-    whole = qkv.clone() if added is None else qkv.float() + added.float()
+    whole = qkv.clone()
     expected = REFERENCE.rope_and_cache(
         whole, angles, expected_cache[:, 0], expected_cache[:, 1], batch, num_heads,
         norm, norm, 1e-6,
     ).to(trial.dtype)  # fmt: skip
     out = _triton(trial).rope_and_cache(
-        qkv, angles, cache[:, 0], cache[:, 1], batch, num_heads, norm, norm, 1e-6, added
+        qkv, angles, cache[:, 0], cache[:, 1], batch, num_heads, norm, norm, 1e-6
     )
     trial.assert_close(out, expected)
     trial.assert_close(cache, expected_cache)

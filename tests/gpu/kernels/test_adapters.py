@@ -12,7 +12,6 @@ from torch import Tensor
 import adapter_parity
 import kernel_parity
 from kernel_parity import Trial
-from octavo.kernels.reference import DenseLinear
 from octavo.kernels.triton import TritonKernels
 from octavo.kernels.triton.adapters import TritonAdapters
 
@@ -66,32 +65,35 @@ def test_program_agrees_with_the_reference_on_large_shapes(case: str) -> None:
     LARGE[case](Trial(torch.device("cuda"), torch.bfloat16, seed))
 
 
-@pytest.mark.parametrize("is_decode", [True, False])
-def test_a_captured_step_branches_and_follows_its_slots(is_decode: bool) -> None:
+@pytest.mark.parametrize("has_rows", [True, False])
+def test_a_captured_step_follows_its_slots(has_rows: bool) -> None:
     torch.manual_seed(0)
     trial = Trial(torch.device("cuda"), torch.bfloat16, 0)
     shapes = adapter_parity.projections(512, 1024)
-    stack = adapter_parity.random_stack(trial, shapes, [16, 8, 16, 4], 16)
     kernels = TritonKernels(torch.device("cuda"))
-    adapters = TritonAdapters(stack, kernels)
     norm = torch.ones(512, device="cuda")
     x = trial.randn(64, 512)
     linears = [
-        DenseLinear(trial.randn(sum(p.out_features), p.in_features) / p.in_features**0.5, None)
+        kernels.prepare_linear(
+            [trial.randn(sum(p.out_features), p.in_features) / p.in_features**0.5],
+            None,
+            trial.dtype,
+        )
         for p in shapes
     ]
+    stack = adapter_parity.random_stack(
+        trial, shapes, [16, 8, 16, 4], 16, linears if has_rows else ()
+    )
+    adapters = TritonAdapters(stack, kernels)
     slots = torch.full((64,), -1, dtype=torch.int32, device="cuda")
 
     def layer() -> Tensor:
-        step = adapters.step(slots, is_decode)
-        qkv, added = step.project(0, linears[0], x)
-        qkv = qkv if added is None else qkv + added
-        attended, added = step.project(1, linears[1], qkv[:, :1024].contiguous())
-        attended = kernels.rms_norm(attended, norm, 1e-6, added)
-        hidden, added = step.project(
-            3, linears[3], step.project_gated(2, linears[2], attended, True)
-        )
-        return kernels.rms_norm(hidden, norm, 1e-6, added)
+        step = adapters.step(slots)
+        qkv = step.project(0, linears[0], x)
+        attended = step.project(1, linears[1], qkv[:, :1024])
+        attended = kernels.rms_norm(attended, norm, 1e-6)
+        hidden = step.project(3, linears[3], step.project_gated(2, linears[2], attended, True))
+        return kernels.rms_norm(hidden, norm, 1e-6)
 
     layer()
     torch.cuda.synchronize()

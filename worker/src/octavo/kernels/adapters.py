@@ -183,11 +183,11 @@ def rows_of_parts(b: Tensor, projection: Projection) -> tuple[Tensor, ...]:
 class AdapterStep(Protocol):
     """The adapters of one step's tokens; handed down through the model."""
 
-    def project(self, index: int, linear: Linear, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``linear(x)``, and what each token's adapter adds to it; None: it is added already.
+    def project(self, index: int, linear: Linear, x: Tensor) -> Tensor:
+        """``linear(x)`` with what each token's adapter adds to it.
 
-        ``index`` counts the model's projections. ``x: [T, in_features]`` →
-        ``[T, out_features]``.
+        ``index`` counts the model's projections. ``x: [T, in_features]`` → ``[T, out_features]``,
+        rows contiguous.
         """
 
     def project_gated(self, index: int, linear: Linear, x: Tensor, is_silu: bool) -> Tensor:
@@ -203,10 +203,10 @@ class AdapterStep(Protocol):
 class Adapters(Protocol):
     """One implementation of the above, over one stack."""
 
-    def step(self, slots: Tensor, is_decode: bool = False) -> AdapterStep:
+    def step(self, slots: Tensor, is_crowded: bool = True) -> AdapterStep:
         """``slots: [T], int32``: of each token; :data:`NO_ADAPTER` for those without.
 
-        ``is_decode``: each token is a sequence's only new one.
+        ``is_crowded``: whether many of the slots occur; results do not depend on it.
         """
 
 
@@ -221,7 +221,7 @@ class TorchAdapters:
         self._stack = stack
         self._kernels = kernels
 
-    def step(self, slots: Tensor, is_decode: bool = False) -> AdapterStep:
+    def step(self, slots: Tensor, is_crowded: bool = True) -> AdapterStep:
         """Reads the slots on the host: not for captured steps."""
         return self._step(slots)
 
@@ -270,13 +270,13 @@ class _TorchStep:
     def of(self, tokens: Tensor) -> AdapterStep:
         return self.step(self.slots[tokens])
 
-    def project(self, index: int, linear: Linear, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def project(self, index: int, linear: Linear, x: Tensor) -> Tensor:
         y = linear(x)
         with _one_thread():
             for group in self.groups:
                 if group.table[index][1]:
                     self._add(y, group, index, x)
-        return y, None
+        return y
 
     def _add(self, y: Tensor, group: _Group, index: int, x: Tensor) -> None:
         projection = self.stack.projections[index]
@@ -303,7 +303,7 @@ class _TorchStep:
         return FixedRowsLinear(DenseLinear(weight, None))(x)
 
     def project_gated(self, index: int, linear: Linear, x: Tensor, is_silu: bool) -> Tensor:
-        gate_up, _ = self.project(index, linear, x)
+        gate_up = self.project(index, linear, x)
         return self.kernels.silu_mul(gate_up) if is_silu else self.kernels.gelu_tanh_mul(gate_up)
 
 

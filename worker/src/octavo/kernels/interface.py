@@ -12,8 +12,6 @@ Conventions used by every implementation:
 - Rotary embedding is the half-split ("NeoX") form: element ``i`` is paired with
   ``i + rotary_dim / 2``. Weights stored for the interleaved form are permuted at load.
 - Norm weights are float32, and hold the whole factor (Gemma's ``1 + w`` is folded at load).
-- ``added``, where a method takes it, is what adapters add to the product that comes first: of
-  its shape, contiguous; None: nothing.
 - Activations are the model's dtype on CUDA and always float32 on the CPU, where the dtype
   only says how dense weights are stored.
 """
@@ -100,8 +98,12 @@ class WidenableLinear(Linear, Protocol):
         """Move the weights to where so many rows stand below them: ``[num_rows, in_features]``,
         uninitialised."""
 
-    def with_rows_below(self, x: Tensor) -> Tensor:
-        """``x: [T, in_features]`` → ``[T, out_features + num_rows]``; the rows have no bias."""
+    def with_rows_below(self, x: Tensor, wanted: Tensor) -> Tensor:
+        """``x: [T, in_features]`` → ``[T, out_features + num_rows]``; the rows have no bias.
+
+        They are groups of equal size. ``wanted: [groups], int32``: 0 for those whose results
+        nobody reads, which may be left undefined.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +222,7 @@ class Kernels(Protocol):
         ``dtype`` is how dense parts are stored. The parts may be released afterwards.
         """
 
-    def rms_norm(
-        self, x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None
-    ) -> Tensor:
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """``x: [..., size]``: ``x / sqrt(mean(x²) + eps) * weight``, computed in float32."""
 
     def add_rms_norm(
@@ -231,14 +231,13 @@ class Kernels(Protocol):
         residual: Tensor,
         weight: Tensor,
         eps: float,
-        added: Tensor | None = None,
     ) -> Tensor:
         """``residual += x`` in place, then :meth:`rms_norm` of it."""
 
-    def silu_mul(self, gate_up: Tensor, added: Tensor | None = None) -> Tensor:
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
         """``[T, 2 * size]`` → ``[T, size]``: ``silu(first half) * second half``."""
 
-    def gelu_tanh_mul(self, gate_up: Tensor, added: Tensor | None = None) -> Tensor:
+    def gelu_tanh_mul(self, gate_up: Tensor) -> Tensor:
         """``[T, 2 * size]`` → ``[T, size]``: ``gelu_tanh(first half) * second half``."""
 
     def rope_and_cache(
@@ -252,7 +251,6 @@ class Kernels(Protocol):
         q_norm: Tensor | None,
         k_norm: Tensor | None,
         eps: float,
-        added: Tensor | None = None,
     ) -> Tensor:
         """Normalise (where weights are given) and rotate q and k; write k and v to their slots.
 
@@ -261,7 +259,7 @@ class Kernels(Protocol):
         the second; ``rotary_dim <= head_dim``, elements past it are left as they are.
         ``q_norm, k_norm: [head_dim], float32``: RMSNorm over each head, before the rotation.
         Returns ``q: [T, num_heads, head_dim]``. ``qkv`` may be overwritten, and is what
-        :meth:`paged_attention` is given as ``qkv``. ``added`` comes with batches of decodes only.
+        :meth:`paged_attention` is given as ``qkv``.
         """
 
     def paged_attention(

@@ -83,10 +83,7 @@ class ReferenceKernels:
     ) -> Linear:
         return DenseLinear.merge(parts, bias, dtype)
 
-    def rms_norm(
-        self, x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None
-    ) -> Tensor:
-        x = x if added is None else x + added
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
         return (wide * scale * weight).to(x.dtype)
@@ -97,19 +94,15 @@ class ReferenceKernels:
         residual: Tensor,
         weight: Tensor,
         eps: float,
-        added: Tensor | None = None,
     ) -> Tensor:
-        x = x if added is None else x + added
         residual += x
         return self.rms_norm(residual, weight, eps)
 
-    def silu_mul(self, gate_up: Tensor, added: Tensor | None = None) -> Tensor:
-        gate_up = gate_up if added is None else gate_up + added
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.float().chunk(2, dim=-1)
         return (F.silu(gate) * up).to(gate_up.dtype)
 
-    def gelu_tanh_mul(self, gate_up: Tensor, added: Tensor | None = None) -> Tensor:
-        gate_up = gate_up if added is None else gate_up + added
+    def gelu_tanh_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.float().chunk(2, dim=-1)
         return (F.gelu(gate, approximate="tanh") * up).to(gate_up.dtype)
 
@@ -124,9 +117,7 @@ class ReferenceKernels:
         q_norm: Tensor | None,
         k_norm: Tensor | None,
         eps: float,
-        added: Tensor | None = None,
     ) -> Tensor:
-        qkv = qkv if added is None else qkv + added
         num_kv_heads, head_dim = key_cache.shape[1], key_cache.shape[3]
         heads = qkv.view(qkv.shape[0], -1, head_dim)
         q, k, v = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)

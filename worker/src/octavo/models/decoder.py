@@ -204,7 +204,7 @@ class DecoderLayer:
         ``kept``: tokens to go on with once all keys and values are written; None: all.
         """
         kernels, weights, eps = self._kernels, self._weights, self._eps
-        qkv, added = self._project(0, weights.qkv, hidden, adapters)
+        qkv = self._project(0, weights.qkv, hidden, adapters)
         q = kernels.rope_and_cache(
             qkv,
             self._cos_sin,
@@ -215,7 +215,6 @@ class DecoderLayer:
             weights.q_norm,
             weights.k_norm,
             eps,
-            added,
         )
         if kept is not None:
             q, residual, batch = q[kept.index], residual[kept.index], kept.batch
@@ -224,23 +223,22 @@ class DecoderLayer:
             q, key_cache, value_cache, batch, self._scale, self._window, qkv
         )
         attended = attended.view(-1, self._query_size)
-        hidden, added = self._project(1, weights.output, attended, adapters)
+        hidden = self._project(1, weights.output, attended, adapters)
         if weights.post_attention_norm is not None:
-            hidden, added = kernels.rms_norm(hidden, weights.post_attention_norm, eps, added), None
-        hidden = kernels.add_rms_norm(hidden, residual, weights.mlp_norm, eps, added)
+            hidden = kernels.rms_norm(hidden, weights.post_attention_norm, eps)
+        hidden = kernels.add_rms_norm(hidden, residual, weights.mlp_norm, eps)
         hidden = self._gate(hidden, adapters)
-        hidden, added = self._project(3, weights.down, hidden, adapters)
+        hidden = self._project(3, weights.down, hidden, adapters)
         if weights.post_mlp_norm is not None:
-            hidden, added = kernels.rms_norm(hidden, weights.post_mlp_norm, eps, added), None
-        return kernels.add_rms_norm(hidden, residual, weights.next_norm, eps, added)
+            hidden = kernels.rms_norm(hidden, weights.post_mlp_norm, eps)
+        return kernels.add_rms_norm(hidden, residual, weights.next_norm, eps)
 
     def _project(
         self, number: int, linear: Linear, x: Tensor, adapters: AdapterStep | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The product, and what is still to be added to it. ``number``: which of the layer's
-        projections it is."""
+    ) -> Tensor:
+        """``number``: which of the layer's projections it is."""
         if adapters is None:
-            return linear(x), None
+            return linear(x)
         return adapters.project(self._first_projection + number, linear, x)
 
     def _gate(self, x: Tensor, adapters: AdapterStep | None) -> Tensor:

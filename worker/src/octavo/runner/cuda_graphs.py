@@ -176,7 +176,7 @@ class StepGraphs:
         if shape.has_adapters:
             assert self._adapters is not None, "a row has an adapter, and there are none"
             slots = self._rows.adapter_slots[token_row]
-            adapters = self._adapters.step(slots, attention.is_decode)
+            adapters = self._adapters.step(slots)
         hidden = self._model.forward(
             token_ids, self._kv.layers, attention, adapters, is_last_only=True
         )

@@ -180,7 +180,7 @@ class ModelRunner:
         adapters = None
         if self._adapters is not None and self._rows.has_adapters(plan):
             slots = self._rows.adapter_slots[token_row]
-            adapters = self._adapters.step(slots, attention.is_decode)
+            adapters = self._adapters.step(slots)
         # Who reads a prompt wants the hidden states of all its tokens.
         is_last_only = not plan.readings
         hidden = self._model.forward(token_ids, self._kv.layers, attention, adapters, is_last_only)

@@ -45,10 +45,7 @@ class CpuKernels:
     ) -> Linear:
         return CpuLinear(self.library, parts, bias, dtype)
 
-    def rms_norm(
-        self, x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None
-    ) -> Tensor:
-        x = x if added is None else x + added
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
         out = torch.empty_like(x)
         size = x.shape[-1]
@@ -70,9 +67,7 @@ class CpuKernels:
         residual: Tensor,
         weight: Tensor,
         eps: float,
-        added: Tensor | None = None,
     ) -> Tensor:
-        x = x if added is None else x + added
         x = x.contiguous()
         assert residual.is_contiguous()
         assert residual.shape == x.shape
@@ -90,12 +85,10 @@ class CpuKernels:
         )
         return out
 
-    def silu_mul(self, gate_up: Tensor, added: Tensor | None = None) -> Tensor:
-        gate_up = gate_up if added is None else gate_up + added
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
         return self._gated(gate_up, is_gelu=0)
 
-    def gelu_tanh_mul(self, gate_up: Tensor, added: Tensor | None = None) -> Tensor:
-        gate_up = gate_up if added is None else gate_up + added
+    def gelu_tanh_mul(self, gate_up: Tensor) -> Tensor:
         return self._gated(gate_up, is_gelu=1)
 
     def _gated(self, gate_up: Tensor, is_gelu: int) -> Tensor:
@@ -119,9 +112,7 @@ class CpuKernels:
         q_norm: Tensor | None,
         k_norm: Tensor | None,
         eps: float,
-        added: Tensor | None = None,
     ) -> Tensor:
-        qkv = qkv if added is None else qkv + added
         qkv = qkv.contiguous()
         _, num_kv_heads, block_size, head_dim = key_cache.shape
         num_tokens, width = qkv.shape

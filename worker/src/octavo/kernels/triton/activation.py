@@ -28,13 +28,11 @@ def activated(gate, IS_SILU: tl.constexpr):
 @triton.jit
 def _gated_program(
     gate_up,
-    added,
     out,
     stride,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     IS_SILU: tl.constexpr,
-    HAS_ADDED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """One program for ``BLOCK`` columns of one row."""
@@ -45,17 +43,12 @@ def _gated_program(
     pointers = gate_up + row * stride + columns
     gate = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(pointers + SIZE, mask=mask, other=0.0).to(tl.float32)
-    if HAS_ADDED:
-        pointers = added + row * 2 * SIZE + columns
-        gate += tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-        up += tl.load(pointers + SIZE, mask=mask, other=0.0).to(tl.float32)
     result = (activated(gate, IS_SILU) * up).to(out.dtype.element_ty)
     tl.store(out + row * SIZE + columns, result, mask=mask)
 
 
-def gated(gate_up: Tensor, is_silu: bool, machine: Machine, added: Tensor | None = None) -> Tensor:
-    """``gate_up, added: [T, 2 * size]``, rows contiguous, ``added`` as a whole → ``[T, size]``; SiLU,
-    or else GELU (tanh form)."""
+def gated(gate_up: Tensor, is_silu: bool, machine: Machine) -> Tensor:
+    """``gate_up: [T, 2 * size]``, rows contiguous → ``[T, size]``; SiLU, or else GELU (tanh form)."""
     num_tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((num_tokens, size), dtype=gate_up.dtype, device=gate_up.device)
     if num_tokens == 0:
@@ -63,14 +56,12 @@ def gated(gate_up: Tensor, is_silu: bool, machine: Machine, added: Tensor | None
     block = min(_MAX_BLOCK, next_power_of_two(size))
     _gated_program[(num_tokens, triton.cdiv(size, block))](
         gate_up,
-        gate_up if added is None else added,
         out,
         gate_up.stride(0),
         SIZE=size,
         BLOCK=block,
         IS_SILU=is_silu,
-        HAS_ADDED=added is not None,
         num_warps=4,
-        **machine.options_after(added),
+        **machine.launch_options,
     )
     return out

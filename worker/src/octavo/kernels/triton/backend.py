@@ -53,10 +53,8 @@ class TritonKernels:
     ) -> Linear:
         return TritonLinear.of(parts, bias, dtype, self._machine)
 
-    def rms_norm(
-        self, x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None
-    ) -> Tensor:
-        return rms_norm(x, None, weight, eps, self._machine, added)
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return rms_norm(x, None, weight, eps, self._machine)
 
     def add_rms_norm(
         self,
@@ -64,15 +62,14 @@ class TritonKernels:
         residual: Tensor,
         weight: Tensor,
         eps: float,
-        added: Tensor | None = None,
     ) -> Tensor:
-        return rms_norm(x, residual, weight, eps, self._machine, added)
+        return rms_norm(x, residual, weight, eps, self._machine)
 
-    def silu_mul(self, gate_up: Tensor, added: Tensor | None = None) -> Tensor:
-        return gated(gate_up, True, self._machine, added)
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        return gated(gate_up, True, self._machine)
 
-    def gelu_tanh_mul(self, gate_up: Tensor, added: Tensor | None = None) -> Tensor:
-        return gated(gate_up, False, self._machine, added)
+    def gelu_tanh_mul(self, gate_up: Tensor) -> Tensor:
+        return gated(gate_up, False, self._machine)
 
     def rope_and_cache(
         self,
@@ -85,7 +82,6 @@ class TritonKernels:
         q_norm: Tensor | None,
         k_norm: Tensor | None,
         eps: float,
-        added: Tensor | None = None,
     ) -> Tensor:
         return rope_and_cache(
             qkv,
@@ -98,7 +94,6 @@ class TritonKernels:
             k_norm,
             eps,
             self._machine,
-            added,
         )
 
     def paged_attention(

@@ -75,20 +75,6 @@ class Machine:
             return self.launch_options
         return {**self.launch_options, "maxnreg": max_registers}
 
-    @property
-    def options_off_chain(self) -> Mapping[str, bool]:
-        """:attr:`launch_options`, for a program on a branch of a graph or where one joins.
-
-        A program with two predecessors does not start before both have ended.
-        """
-        if "launch_pdl" not in self.launch_options:
-            return self.launch_options
-        return {**self.launch_options, "launch_pdl": False}
-
-    def options_after(self, added: Tensor | None) -> Mapping[str, bool]:
-        """Those for a program that reads what adapters add beside a product, if they do."""
-        return self.launch_options if added is None else self.options_off_chain
-
 
 def _launch_options(can_overlap: bool) -> Mapping[str, bool]:
     # The interpreter does not know launch_pdl.

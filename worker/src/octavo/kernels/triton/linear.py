@@ -14,6 +14,7 @@ of tokens beside it, but for the program of one token. More tokens than
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +38,38 @@ _LINE_ELEMENTS = 64
 """Two-byte elements in a cache line of 128 bytes."""
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit
+def _are_wanted(
+    wanted,
+    first,
+    num_rows,
+    num_upper,
+    SIZE: tl.constexpr,
+    IN_GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Whether any of the ``BLOCK`` rows from ``first`` on is. Below the upper rows stand groups of
+    ``SIZE``, and ``wanted`` is 0 for those that are not."""
+    result = True
+    if IN_GROUPS:
+        groups = (first - num_upper) // SIZE + tl.arange(0, BLOCK)
+        is_touched = groups * SIZE + num_upper < tl.minimum(first + BLOCK, num_rows)
+        counts = tl.load(wanted + groups, mask=is_touched & (first >= num_upper), other=0)
+        result = (first < num_upper) | (tl.max(counts, axis=0) > 0)
+    return result
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_upper"])
 def _one_token_program(
     x,
     weight,
     bias,
+    wanted,
     out,
     num_rows,
+    num_upper,
+    GROUP: tl.constexpr,
+    IN_GROUPS: tl.constexpr,
     NUM_COLUMNS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -51,9 +77,11 @@ def _one_token_program(
     OVERLAP: tl.constexpr,
 ):
     """One program for ``BLOCK_ROWS`` rows of the weights."""
-    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    first_row = tl.program_id(0) * BLOCK_ROWS
+    rows = first_row + tl.arange(0, BLOCK_ROWS)
     columns = tl.arange(0, BLOCK_COLUMNS)
     row_mask = rows < num_rows
+    row_mask &= _are_wanted(wanted, first_row, num_rows, num_upper, GROUP, IN_GROUPS, BLOCK_ROWS)
     pointers = weight + rows.to(tl.int64)[:, None] * NUM_COLUMNS + columns[None, :]
     mask = row_mask[:, None] & (columns < NUM_COLUMNS)[None, :]
     # The first weights are on their way before the wait: they depend on nobody.
@@ -72,15 +100,19 @@ def _one_token_program(
     tl.store(out + rows, result.to(out.dtype.element_ty), mask=row_mask)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_rows"])
+@triton.jit(do_not_specialize=["num_tokens", "num_rows", "num_upper"])
 def _few_tokens_program(
     x_tiles,
     weight_tiles,
     weight,
     bias,
+    wanted,
     out,
     num_tokens,
     num_rows,
+    num_upper,
+    GROUP: tl.constexpr,
+    IN_GROUPS: tl.constexpr,
     NUM_COLUMNS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
@@ -98,10 +130,17 @@ def _few_tokens_program(
     rows = first_row + tl.arange(0, BLOCK_ROWS)
     row_offsets = tl.minimum(rows, num_rows - 1).to(tl.int64)[:, None] * NUM_COLUMNS
     lines = tl.arange(0, PREFETCHED_LINES)[None, :] * LINE_ELEMENTS
-    prefetch(weight + row_offsets + lines, OVERLAP)
+    num_columns = NUM_COLUMNS
+    if IN_GROUPS:
+        is_wanted = _are_wanted(
+            wanted, first_row, num_rows, num_upper, GROUP, IN_GROUPS, BLOCK_ROWS
+        )
+        num_columns = tl.where(is_wanted, NUM_COLUMNS, 0)
+    if num_columns > 0:
+        prefetch(weight + row_offsets + lines, OVERLAP)
     wait_for_predecessors(OVERLAP)
     sums = tl.zeros([BLOCK_ROWS, BLOCK_TOKENS], tl.float32)
-    for column in range(0, NUM_COLUMNS, BLOCK_COLUMNS):
+    for column in range(0, num_columns, BLOCK_COLUMNS):
         tile = weight_tiles.load([first_row, column])
         values = x_tiles.load([first_token, column])
         sums += multiply(tile, tl.trans(values), INTERPRETED)
@@ -112,6 +151,20 @@ def _few_tokens_program(
     pointers = out + tokens.to(tl.int64)[:, None] * num_rows + rows[None, :]
     mask = (tokens < num_tokens)[:, None] & (rows < num_rows)[None, :]
     tl.store(pointers, tl.trans(sums).to(out.dtype.element_ty), mask=mask)
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Rows that need not all be computed: those from ``num_upper`` on, by groups of ``size``."""
+
+    wanted: Tensor
+    num_upper: int
+    size: int
+    are_there: bool
+
+    @property
+    def constants(self) -> dict[str, int | bool]:
+        return {"GROUP": self.size, "IN_GROUPS": self.are_there}
 
 
 class TritonLinear(DenseLinear):
@@ -158,9 +211,13 @@ class TritonLinear(DenseLinear):
             self._whole_bias = F.pad(self.bias, (0, num_rows))
         return self._whole[out_features:]
 
-    def with_rows_below(self, x: Tensor) -> Tensor:
-        """``x: [T, in_features]`` → ``[T, out_features + rows below]``; there without the bias."""
-        return self._product(x, self._whole, self._whole_bias)
+    def with_rows_below(self, x: Tensor, wanted: Tensor) -> Tensor:
+        """``x: [T, in_features]`` → ``[T, out_features + rows below]``; there without the bias.
+
+        The rows below are groups of equal size. ``wanted: [groups], int32``: 0 for those whose
+        results nobody reads.
+        """
+        return self._product(x, self._whole, self._whole_bias, wanted)
 
     def serves(self, num_tokens: int, num_rows: int | None = None) -> bool:
         """Whether the programs here take a product of so many tokens and rows.
@@ -176,19 +233,31 @@ class TritonLinear(DenseLinear):
         return num_tokens <= _MAX_TILE_TOKENS or num_tiles <= self._machine.num_multiprocessors
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._product(x, self.weight, self.bias)
+        return self._product(x, self.weight, self.bias, None)
 
-    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _product(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, wanted: Tensor | None
+    ) -> Tensor:
         if not self.serves(x.shape[0], weight.shape[0]):
             return F.linear(x, weight, bias)
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
         launch = _multiply_one_token if x.shape[0] == 1 else _multiply_few_tokens
-        launch(x.contiguous(), weight, bias, out, self._machine)
+        launch(x.contiguous(), weight, bias, self._groups(wanted), out, self._machine)
         return out
+
+    def _groups(self, wanted: Tensor | None) -> _Groups:
+        if wanted is None:
+            return _Groups(self.weight, self.weight.shape[0], 1, False)
+        return _Groups(wanted, self.weight.shape[0], self.num_rows_below // len(wanted), True)
 
 
 def _multiply_one_token(
-    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, machine: Machine
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: _Groups,
+    out: Tensor,
+    machine: Machine,
 ) -> None:
     num_rows, num_columns = weight.shape
     # Several short rows a program where there are many; one where the rows are few or long.
@@ -197,8 +266,11 @@ def _multiply_one_token(
         x,
         weight,
         weight if bias is None else bias,
+        groups.wanted,
         out,
         num_rows,
+        groups.num_upper,
+        **groups.constants,
         NUM_COLUMNS=num_columns,
         HAS_BIAS=bias is not None,
         BLOCK_ROWS=block_rows,
@@ -209,7 +281,12 @@ def _multiply_one_token(
 
 
 def _multiply_few_tokens(
-    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, machine: Machine
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: _Groups,
+    out: Tensor,
+    machine: Machine,
 ) -> None:
     num_tokens, num_columns = x.shape
     num_rows = weight.shape[0]
@@ -226,9 +303,12 @@ def _multiply_few_tokens(
         ),
         weight,
         weight if bias is None else bias,
+        groups.wanted,
         out,
         num_tokens,
         num_rows,
+        groups.num_upper,
+        **groups.constants,
         NUM_COLUMNS=num_columns,
         HAS_BIAS=bias is not None,
         BLOCK_TOKENS=block_tokens,

@@ -17,7 +17,6 @@ from octavo.kernels.triton.overlap import wait_for_predecessors
 def _rms_norm_program(
     x,
     residual,
-    added,
     weight,
     out,
     x_stride,
@@ -26,7 +25,6 @@ def _rms_norm_program(
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
-    HAS_ADDED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """One program a row; the whole row stays in registers."""
@@ -41,8 +39,6 @@ def _rms_norm_program(
         before = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
     wait_for_predecessors(OVERLAP)
     values = tl.load(x + row * x_stride + columns, mask=mask, other=0.0).to(tl.float32)
-    if HAS_ADDED:
-        values += tl.load(added + row * SIZE + columns, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         values += before
         # Normalise what is stored, rounding included: the next layer adds to that.
@@ -60,12 +56,8 @@ def rms_norm(
     weight: Tensor,
     eps: float,
     machine: Machine,
-    added: Tensor | None = None,
 ) -> Tensor:
-    """``x, residual: [..., size]``, last dimension contiguous; ``residual += x`` in place.
-
-    ``added``: as x, contiguous; taken for a part of it.
-    """
+    """``x, residual: [..., size]``, last dimension contiguous; ``residual += x`` in place."""
     size = x.shape[-1]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows = x.view(-1, size)
@@ -76,7 +68,6 @@ def rms_norm(
     _rms_norm_program[(rows.shape[0],)](
         rows,
         sums,
-        rows if added is None else added,
         weight,
         out,
         rows.stride(0),
@@ -85,8 +76,7 @@ def rms_norm(
         SIZE=size,
         BLOCK=block,
         HAS_RESIDUAL=residual is not None,
-        HAS_ADDED=added is not None,
         num_warps=max(1, min(16, block // 512)),
-        **machine.options_after(added),
+        **machine.launch_options,
     )
     return out

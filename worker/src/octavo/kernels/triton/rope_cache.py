@@ -16,24 +16,13 @@ _MAX_HEADS_PER_PROGRAM = 8
 
 
 @triton.jit
-def _loaded(pointers, added_pointers, mask, HAS_ADDED: tl.constexpr):
-    """As float32, with what adapters add."""
-    values = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-    if HAS_ADDED:
-        values += tl.load(added_pointers, mask=mask, other=0.0).to(tl.float32)
-    return values
-
-
-@triton.jit
 def _normed_and_rotated(
     pointers,
-    added_pointers,
     mask,
     norm,
     angles,
     eps,
     HAS_NORM: tl.constexpr,
-    HAS_ADDED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
@@ -47,10 +36,10 @@ def _normed_and_rotated(
     rest_mask = rest < HEAD_DIM
     tile_mask = mask & half_mask[None, :]
     firsts, seconds = half[None, :], HALF + half[None, :]
-    x = _loaded(pointers + firsts, added_pointers + firsts, tile_mask, HAS_ADDED)
-    y = _loaded(pointers + seconds, added_pointers + seconds, tile_mask, HAS_ADDED)
+    x = tl.load(pointers + firsts, mask=tile_mask, other=0.0).to(tl.float32)
+    y = tl.load(pointers + seconds, mask=tile_mask, other=0.0).to(tl.float32)
     z_mask = mask & rest_mask[None, :]
-    z = _loaded(pointers + rest[None, :], added_pointers + rest[None, :], z_mask, HAS_ADDED)
+    z = tl.load(pointers + rest[None, :], mask=z_mask, other=0.0).to(tl.float32)
     if HAS_NORM:
         squares = tl.sum(x * x, axis=1) + tl.sum(y * y, axis=1) + tl.sum(z * z, axis=1)
         scale = tl.rsqrt(squares / HEAD_DIM + eps)[:, None]
@@ -73,7 +62,6 @@ def _stored(x, inverse_scale, pointer, IS_FP8: tl.constexpr):
 @triton.jit(do_not_specialize=["keeps_keys"], do_not_specialize_on_alignment=["positions", "slots"])
 def _rope_and_cache_program(
     qkv,
-    added,
     cos_sin,
     key_cache,
     value_cache,
@@ -82,7 +70,6 @@ def _rope_and_cache_program(
     q_norm,
     k_norm,
     qkv_stride,
-    added_stride,
     key_block_stride,
     value_block_stride,
     eps,
@@ -96,7 +83,6 @@ def _rope_and_cache_program(
     BLOCK_SIZE: tl.constexpr,
     HAS_Q_NORM: tl.constexpr,
     HAS_K_NORM: tl.constexpr,
-    HAS_ADDED: tl.constexpr,
     IS_FP8: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
@@ -110,7 +96,6 @@ def _rope_and_cache_program(
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     row = qkv + token * qkv_stride
-    added_row = added + token * added_stride
     angles = cos_sin + tl.load(positions + token).to(tl.int64) * ROTARY_DIM
     slot = tl.load(slots + token)
     # Only the product comes from the program just ahead.
@@ -122,8 +107,8 @@ def _rope_and_cache_program(
         mask = heads < NUM_HEADS
         pointers = row + heads * HEAD_DIM
         x, y, z = _normed_and_rotated(
-            pointers, added_row + heads * HEAD_DIM, mask, q_norm, angles, eps,
-            HAS_Q_NORM, HAS_ADDED, HEAD_DIM, ROTARY_DIM, BLOCK_HALF, BLOCK_REST,
+            pointers, mask, q_norm, angles, eps,
+            HAS_Q_NORM, HEAD_DIM, ROTARY_DIM, BLOCK_HALF, BLOCK_REST,
         )  # fmt: skip
         tile_mask = mask & (half < HALF)
         tl.store(pointers + half, x.to(qkv.dtype.element_ty), mask=tile_mask)
@@ -136,10 +121,9 @@ def _rope_and_cache_program(
             heads = ((tile - NUM_Q_TILES) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS))[:, None]
             mask = heads < NUM_KV_HEADS
             pointers = row + (NUM_HEADS + heads) * HEAD_DIM
-            added_pointers = added_row + (NUM_HEADS + heads) * HEAD_DIM
             x, y, z = _normed_and_rotated(
-                pointers, added_pointers, mask, k_norm, angles, eps,
-                HAS_K_NORM, HAS_ADDED, HEAD_DIM, ROTARY_DIM, BLOCK_HALF, BLOCK_REST,
+                pointers, mask, k_norm, angles, eps,
+                HAS_K_NORM, HEAD_DIM, ROTARY_DIM, BLOCK_HALF, BLOCK_REST,
             )  # fmt: skip
             block = (slot // BLOCK_SIZE).to(tl.int64)
             offsets = (heads * BLOCK_SIZE + slot % BLOCK_SIZE) * HEAD_DIM
@@ -162,7 +146,7 @@ def _rope_and_cache_program(
             columns = tl.arange(0, BLOCK_DIM)[None, :]
             v_mask = mask & (columns < HEAD_DIM)
             past_keys = NUM_KV_HEADS * HEAD_DIM + columns
-            v = _loaded(pointers + past_keys, added_pointers + past_keys, v_mask, HAS_ADDED)
+            v = tl.load(pointers + past_keys, mask=v_mask, other=0.0).to(tl.float32)
             v = _stored(v, inverse_value_scale, value_cache, IS_FP8)
             values = value_cache + block * value_block_stride + offsets
             tl.store(values + columns, v, mask=v_mask)
@@ -179,7 +163,6 @@ def rope_and_cache(
     k_norm: Tensor | None,
     eps: float,
     machine: Machine,
-    added: Tensor | None = None,
     key_scale: float = 1.0,
     value_scale: float = 1.0,
 ) -> Tensor:
@@ -196,12 +179,8 @@ def rope_and_cache(
         block_heads = min(_MAX_HEADS_PER_PROGRAM, next_power_of_two(num_kv_heads))
         num_tiles = triton.cdiv(num_heads, block_heads) + triton.cdiv(num_kv_heads, block_heads)
         block_dim = next_power_of_two(head_dim)
-        # Attention over a prompt reads this step's keys and values from qkv, not all of which is
-        # written back here.
-        assert added is None or batch.is_decode
         _rope_and_cache_program[(num_tokens, num_tiles)](
             qkv,
-            qkv if added is None else added,
             cos_sin,
             key_cache,
             value_cache,
@@ -210,7 +189,6 @@ def rope_and_cache(
             cos_sin if q_norm is None else q_norm,
             cos_sin if k_norm is None else k_norm,
             qkv.stride(0),
-            0 if added is None else added.stride(0),
             key_cache.stride(0),
             value_cache.stride(0),
             eps,
@@ -224,13 +202,12 @@ def rope_and_cache(
             BLOCK_SIZE=block_size,
             HAS_Q_NORM=q_norm is not None,
             HAS_K_NORM=k_norm is not None,
-            HAS_ADDED=added is not None,
             IS_FP8=key_cache.element_size() == 1,
             BLOCK_HEADS=block_heads,
             BLOCK_HALF=next_power_of_two(rotary_dim // 2),
             BLOCK_REST=next_power_of_two(head_dim - rotary_dim),
             BLOCK_DIM=block_dim,
             num_warps=max(1, min(4, block_heads * block_dim // 256)),
-            **machine.options_after(added),
+            **machine.launch_options,
         )
     return qkv[:, : num_heads * head_dim].view(num_tokens, num_heads, head_dim)
