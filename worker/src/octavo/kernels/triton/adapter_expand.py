@@ -1,9 +1,8 @@
 """LoRA's second half: B of what was shrunk, for every token of a step at once.
 
-Three ways to leave it: added to the product in place; by itself, for whoever reads the product
-next; or added to gate and up by the activation, which reads them anyway. A program adds up the
-splits of its tokens once and then goes over several blocks of columns, those to come on their way
-while it works.
+Added to the product in place; to gate and up by the activation, which reads them anyway. A program
+has a tile of one adapter's tokens and goes over several blocks of columns, those to come on their
+way while it works.
 """
 # Programs are Triton's language, which no Python type checker knows.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -19,43 +18,28 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton.activation import activated
-from octavo.kernels.triton.adapter_operands import Operands, Shrunk, locate
-from octavo.kernels.triton.overlap import wait_for_predecessors
+from octavo.kernels.triton.adapter_operands import Operands, Shrunk, locate, tokens_of_tile
+from octavo.kernels.triton.adapter_tiles import MAX_TILE, MIN_TILE
+from octavo.kernels.triton.overlap import prefetch, wait_for_predecessors
 from octavo.kernels.triton.pages import multiply
 
 MAX_GATED_RANK = 64
 """Of both gate and up at once, in registers."""
-_NO_SLOT = tl.constexpr(1 << 30)
-"""Past all slots."""
-_FEW_TOKENS = 256
 _PROGRAMS = 512
 """So many at least, before one takes several blocks of columns."""
-
-
-@triton.jit
-def _tokens(order, slots, num_tokens, TILE: tl.constexpr):
-    """A tile's places in the order, their tokens, and the tokens' slots: ascending."""
-    places = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    is_token = places < num_tokens
-    tokens = tl.load(order + places, mask=is_token, other=0)
-    return places, is_token, tokens, tl.load(slots + places, mask=is_token, other=-1)
-
-
-@triton.jit
-def _next_slot(slots, slot):
-    """The least of those in the tile that are greater."""
-    return tl.min(tl.where(slots > slot, slots, _NO_SLOT), axis=0)
 
 
 @triton.jit
 def _inner(
     shrunk,
     stride,
-    slots,
+    slot,
+    first,
     places,
     is_token,
     tokens,
     num_tokens,
+    rank,
     part,
     MAX_RANK: tl.constexpr,
     SLOT_RANK: tl.constexpr,
@@ -63,63 +47,44 @@ def _inner(
     TILE: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
 ):
-    """A x of a tile's tokens for one part, ``[TILE, MAX_RANK]``; meaningless past a token's rank."""
+    """A x of a tile's tokens for one part: ``[TILE, MAX_RANK]``."""
     ranks = tl.arange(0, MAX_RANK)
-    mask = (is_token & (slots >= 0))[:, None] & (ranks < SLOT_RANK)[None, :]
+    mask = is_token[:, None] & (ranks < rank)[None, :]
     if NUM_SPLITS == 0:
-        begin = tokens * stride + (slots * NUM_PARTS + part) * SLOT_RANK
-        total = tl.load(shrunk + begin[:, None] + ranks[None, :], mask=mask, other=0.0)
+        column = (slot * NUM_PARTS + part) * SLOT_RANK
+        source = shrunk + tokens[:, None] * stride + column + ranks[None, :]
+        total = tl.load(source, mask=mask, other=0.0)
     else:
-        source = shrunk + places[:, None] * stride + part * MAX_RANK + ranks[None, :]
+        source = shrunk + (first + places[:, None]) * stride + part * MAX_RANK + ranks[None, :]
         total = tl.zeros((TILE, MAX_RANK), tl.float32)
         for split in tl.static_range(NUM_SPLITS):
-            total += tl.load(
-                source + split * num_tokens.to(tl.int64) * stride, mask=mask, other=0.0
-            )
+            split_size = num_tokens.to(tl.int64) * stride
+            total += tl.load(source + split * split_size, mask=mask, other=0.0)
     return total
 
 
 @triton.jit
-def _rows_of_b(
-    b,
-    table,
-    slot,
-    index,
-    slot_stride,
-    columns,
-    is_column,
-    MAX_RANK: tl.constexpr,
-    NUM_PROJECTIONS: tl.constexpr,
-):
-    """A slot's ``[BLOCK_N, MAX_RANK]``, 0 past its rank, and the rank; zeros for no slot."""
-    is_slot = slot < _NO_SLOT
-    offset, rank = locate(table, tl.where(is_slot, slot, -1), index, NUM_PROJECTIONS)
+def _rows_of_b(matrix, columns, is_column, rank, MAX_RANK: tl.constexpr):
+    """``[BLOCK_N, MAX_RANK]``"""
     ranks = tl.arange(0, MAX_RANK)
-    rows = tl.load(
-        b + slot.to(tl.int64) * slot_stride + offset + columns[:, None] * rank + ranks[None, :],
+    return tl.load(
+        matrix + columns[:, None] * rank + ranks[None, :],
         mask=is_column[:, None] & (ranks < rank)[None, :],
         other=0.0,
     )
-    return rows, rank
 
 
-@triton.jit
-def _of_slot(inner, slots, slot, rank, MAX_RANK: tl.constexpr):
-    """Of A x what an adapter's tokens have, and 0 for the others."""
-    is_own = (slots == slot)[:, None] & (tl.arange(0, MAX_RANK) < rank)[None, :]
-    return tl.where(is_own, inner, 0.0)
-
-
-@triton.jit(do_not_specialize=["index", "num_tokens", "num_blocks"])
+@triton.jit(do_not_specialize=["index", "num_tokens", "num_tiles", "num_blocks"])
 def _expand_program(
     y,
     b,
     table,
     order,
-    sorted_slots,
+    tiles,
     shrunk,
     index,
     num_tokens,
+    num_tiles,
     slot_stride,
     shrunk_stride,
     y_stride,
@@ -136,55 +101,53 @@ def _expand_program(
     OUT_1: tl.constexpr,
     OUT_2: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
 ):
     """``y[token, n] += ...`` for one tile and ``num_blocks`` blocks of one part's columns."""
-    places, is_token, tokens, slots = _tokens(order, sorted_slots, num_tokens, TILE)
-    first_slot = _next_slot(slots, -1)
+    tile = tl.program_id(1)
+    slot = tl.load(tiles + tile)
+    first, places, is_token, tokens, count = tokens_of_tile(order, tiles, num_tiles, tile, TILE)
+    offset, rank = locate(table, slot, index, NUM_PROJECTIONS)
     part = tl.program_id(2)
     begin = (part > 0).to(tl.int32) * OUT_0 + (part > 1).to(tl.int32) * OUT_1
     size = tl.where(part == 0, OUT_0, tl.where(part == 1, OUT_1, OUT_2))
-    first = tl.program_id(0) * num_blocks * BLOCK_N
-    last = tl.where(first_slot < _NO_SLOT, tl.minimum(size, first + num_blocks * BLOCK_N), 0)
+    first_column = tl.program_id(0) * num_blocks * BLOCK_N
+    # Nothing is to be done for a tile that is not needed, for tokens without an adapter and for
+    # columns past the part's.
+    is_needed = (count > 0) & (rank > 0) & (first_column < size)
+    matrix = b + slot * slot_stride + offset
+    lanes = tl.arange(0, BLOCK_N)
+    if is_needed:
+        # Adapters are there long before.
+        prefetch(matrix + (begin + tl.minimum(first_column + lanes, size - 1)) * rank, OVERLAP)
     wait_for_predecessors(OVERLAP)
-    if first < last:
+    if is_needed:
         inner = _inner(
-            shrunk, shrunk_stride, slots, places, is_token, tokens, num_tokens, part,
+            shrunk, shrunk_stride, slot, first, places, is_token, tokens, num_tokens, rank, part,
             MAX_RANK, SLOT_RANK, NUM_PARTS, TILE, NUM_SPLITS,
         ).to(b.dtype.element_ty)  # fmt: skip
-        for column in range(first, last, BLOCK_N):
-            inside = column + tl.arange(0, BLOCK_N)
-            is_column = inside < last
+        for step in tl.range(0, num_blocks, num_stages=NUM_STAGES):
+            inside = first_column + step * BLOCK_N + lanes
+            is_column = inside < size
             mask = is_token[:, None] & is_column[None, :]
             pointers = y + tokens[:, None] * y_stride + (begin + inside)[None, :]
-            total = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-            slot = first_slot
-            rows, rank = _rows_of_b(
-                b, table, slot, index, slot_stride, begin + inside, is_column,
-                MAX_RANK, NUM_PROJECTIONS,
-            )  # fmt: skip
-            while slot < _NO_SLOT:
-                own = _of_slot(inner, slots, slot, rank, MAX_RANK)
-                slot = _next_slot(slots, slot)
-                # The next adapter's come while this one's are multiplied.
-                next_rows, rank = _rows_of_b(
-                    b, table, slot, index, slot_stride, begin + inside, is_column,
-                    MAX_RANK, NUM_PROJECTIONS,
-                )  # fmt: skip
-                total += multiply(own, tl.trans(rows), INTERPRETED)
-                rows = next_rows
-            tl.store(pointers, total.to(y.dtype.element_ty), mask=mask)
+            before = tl.load(pointers, mask=mask, other=0.0)
+            rows = _rows_of_b(matrix, begin + inside, is_column, rank, MAX_RANK)
+            result = multiply(inner, tl.trans(rows), INTERPRETED) + before.to(tl.float32)
+            tl.store(pointers, result.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["index", "num_tokens", "num_blocks"])
+@triton.jit(do_not_specialize=["index", "num_tokens", "num_tiles", "num_blocks"])
 def _gated_expand_program(
     gate_up,
     b,
     table,
     order,
-    sorted_slots,
+    tiles,
     shrunk,
     index,
     num_tokens,
+    num_tiles,
     slot_stride,
     shrunk_stride,
     gate_up_stride,
@@ -200,55 +163,46 @@ def _gated_expand_program(
     OVERLAP: tl.constexpr,
     SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
     IS_SILU: tl.constexpr,
 ):
     """``out = activation(gate + ...) * (up + ...)`` for one tile and ``num_blocks`` blocks of
-    columns; of tokens without an adapter too."""
-    places, is_token, tokens, slots = _tokens(order, sorted_slots, num_tokens, TILE)
-    first_slot = _next_slot(slots, -1)
-    first = tl.program_id(0) * num_blocks * BLOCK_N
-    last = tl.minimum(SIZE, first + num_blocks * BLOCK_N)
+    columns; tiles of tokens without an adapter too."""
+    tile = tl.program_id(1)
+    slot = tl.load(tiles + tile)
+    first, places, is_token, tokens, count = tokens_of_tile(order, tiles, num_tiles, tile, TILE)
+    offset, rank = locate(table, slot, index, NUM_PROJECTIONS)
+    first_column = tl.program_id(0) * num_blocks * BLOCK_N
+    matrix = b + slot * slot_stride + offset
+    lanes = tl.arange(0, BLOCK_N)
+    if (count > 0) & (rank > 0):
+        near = tl.minimum(first_column + lanes, SIZE - 1)
+        prefetch(matrix + near * rank, OVERLAP)
+        prefetch(matrix + (SIZE + near) * rank, OVERLAP)
     wait_for_predecessors(OVERLAP)
-    inner_gate = _inner(
-        shrunk, shrunk_stride, slots, places, is_token, tokens, num_tokens, 0,
-        MAX_RANK, SLOT_RANK, NUM_PARTS, TILE, NUM_SPLITS,
-    ).to(b.dtype.element_ty)  # fmt: skip
-    inner_up = _inner(
-        shrunk, shrunk_stride, slots, places, is_token, tokens, num_tokens, 1,
-        MAX_RANK, SLOT_RANK, NUM_PARTS, TILE, NUM_SPLITS,
-    ).to(b.dtype.element_ty)  # fmt: skip
-    for column in range(first, last, BLOCK_N):
-        columns = column + tl.arange(0, BLOCK_N)
-        is_column = columns < last
-        mask = is_token[:, None] & is_column[None, :]
-        pointers = gate_up + tokens[:, None] * gate_up_stride + columns[None, :]
-        gate = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-        up = tl.load(pointers + SIZE, mask=mask, other=0.0).to(tl.float32)
-        slot = first_slot
-        gate_rows, rank = _rows_of_b(
-            b, table, slot, index, slot_stride, columns, is_column, MAX_RANK, NUM_PROJECTIONS
-        )
-        up_rows, rank = _rows_of_b(
-            b, table, slot, index, slot_stride, SIZE + columns, is_column,
-            MAX_RANK, NUM_PROJECTIONS,
-        )  # fmt: skip
-        while slot < _NO_SLOT:
-            own_gate = _of_slot(inner_gate, slots, slot, rank, MAX_RANK)
-            own_up = _of_slot(inner_up, slots, slot, rank, MAX_RANK)
-            slot = _next_slot(slots, slot)
-            # The next adapter's come while this one's are multiplied.
-            next_gate_rows, rank = _rows_of_b(
-                b, table, slot, index, slot_stride, columns, is_column, MAX_RANK, NUM_PROJECTIONS
-            )
-            next_up_rows, rank = _rows_of_b(
-                b, table, slot, index, slot_stride, SIZE + columns, is_column,
-                MAX_RANK, NUM_PROJECTIONS,
-            )  # fmt: skip
-            gate += multiply(own_gate, tl.trans(gate_rows), INTERPRETED)
-            up += multiply(own_up, tl.trans(up_rows), INTERPRETED)
-            gate_rows, up_rows = next_gate_rows, next_up_rows
-        result = (activated(gate, IS_SILU) * up).to(out.dtype.element_ty)
-        tl.store(out + tokens[:, None] * SIZE + columns[None, :], result, mask=mask)
+    if count > 0:
+        inner_gate = _inner(
+            shrunk, shrunk_stride, slot, first, places, is_token, tokens, num_tokens, rank, 0,
+            MAX_RANK, SLOT_RANK, NUM_PARTS, TILE, NUM_SPLITS,
+        ).to(b.dtype.element_ty)  # fmt: skip
+        inner_up = _inner(
+            shrunk, shrunk_stride, slot, first, places, is_token, tokens, num_tokens, rank, 1,
+            MAX_RANK, SLOT_RANK, NUM_PARTS, TILE, NUM_SPLITS,
+        ).to(b.dtype.element_ty)  # fmt: skip
+        for step in tl.range(0, num_blocks, num_stages=NUM_STAGES):
+            columns = first_column + step * BLOCK_N + lanes
+            is_column = columns < SIZE
+            mask = is_token[:, None] & is_column[None, :]
+            pointers = gate_up + tokens[:, None] * gate_up_stride + columns[None, :]
+            gate = tl.load(pointers, mask=mask, other=0.0)
+            up = tl.load(pointers + SIZE, mask=mask, other=0.0)
+            rows = _rows_of_b(matrix, columns, is_column, rank, MAX_RANK)
+            whole_gate = gate.to(tl.float32) + multiply(inner_gate, tl.trans(rows), INTERPRETED)
+            rows = _rows_of_b(matrix, SIZE + columns, is_column, rank, MAX_RANK)
+            whole_up = up.to(tl.float32) + multiply(inner_up, tl.trans(rows), INTERPRETED)
+            target = out + tokens[:, None] * SIZE + columns[None, :]
+            result = activated(whole_gate, IS_SILU, INTERPRETED) * whole_up
+            tl.store(target, result.to(out.dtype.element_ty), mask=mask)
 
 
 def expand(y: Tensor, shrunk: Shrunk, operands: Operands) -> None:
@@ -257,13 +211,8 @@ def expand(y: Tensor, shrunk: Shrunk, operands: Operands) -> None:
     sizes = operands.projection.out_features
     padded = [*sizes, 0, 0][:3]
     shape = _Shape.of(operands)
-    num_blocks = shape.num_blocks(sum(sizes), operands)
-    grid = (
-        triton.cdiv(max(sizes), num_blocks * shape.block_n),
-        shape.num_tiles(operands),
-        len(sizes),
-    )
-    _expand_program[grid](
+    num_programs, num_blocks = shape.shares(max(sizes), len(sizes), operands)
+    _expand_program[(num_programs, operands.tiles.num_tiles, len(sizes))](
         y,
         *_arguments(operands, shrunk),
         y.stride(0),
@@ -281,9 +230,8 @@ def gated_expand(gate_up: Tensor, shrunk: Shrunk, operands: Operands, is_silu: b
     size = operands.projection.out_features[0]
     out = torch.empty(gate_up.shape[0], size, dtype=gate_up.dtype, device=gate_up.device)
     shape = _Shape.of(operands, is_gated=True)
-    num_blocks = shape.num_blocks(size, operands)
-    grid = (triton.cdiv(size, num_blocks * shape.block_n), shape.num_tiles(operands))
-    _gated_expand_program[grid](
+    num_programs, num_blocks = shape.shares(size, 2, operands)
+    _gated_expand_program[(num_programs, operands.tiles.num_tiles)](
         gate_up,
         *_arguments(operands, shrunk),
         gate_up.stride(0),
@@ -298,15 +246,9 @@ def gated_expand(gate_up: Tensor, shrunk: Shrunk, operands: Operands, is_silu: b
 
 def _arguments(operands: Operands, shrunk: Shrunk) -> tuple[Any, ...]:
     """Of both programs, after the product."""
-    stack, tiles = operands.stack, operands.tiles
+    stack = operands.stack
     return (
-        stack.b,
-        stack.table,
-        tiles.order,
-        tiles.slots,
-        shrunk.values,
-        operands.index,
-        operands.num_tokens,
+        *operands.arguments(stack.b, shrunk.values),
         stack.b.stride(0),
         shrunk.values.stride(-2),
     )
@@ -316,8 +258,8 @@ def _constants(operands: Operands, shrunk: Shrunk, shape: _Shape) -> dict[str, A
     """Of both programs; and how they are launched."""
     return {
         **operands.constants(shrunk.num_splits),
-        "TILE": shape.tile,
         "BLOCK_N": shape.block_n,
+        "NUM_STAGES": shape.num_stages,
         "num_warps": shape.num_warps,
         "num_stages": 1,
     }
@@ -327,26 +269,31 @@ def _constants(operands: Operands, shrunk: Shrunk, shape: _Shape) -> dict[str, A
 class _Shape:
     """Of programs that expand, by what they hold at once: a tile of tokens, all of the rank."""
 
-    tile: int
-    """Tokens, of any adapters."""
     block_n: int
     """Columns at a time."""
-    each: int
-    """Blocks of columns a program takes, if there are programs enough."""
+    most_blocks: int
+    """That a program takes."""
+    num_stages: int
+    """Blocks of columns on their way."""
     num_warps: int
 
     @classmethod
     def of(cls, operands: Operands, is_gated: bool = False) -> _Shape:
-        rank = operands.storage_rank
+        tile, rank = operands.tiles.tile_size, operands.storage_rank
         block_n = min(128, 8192 // rank)
-        if operands.num_tokens <= _FEW_TOKENS or operands.tiles.is_uniform:
-            return cls(16, min(64, block_n), 4, 4 if rank >= 64 else 2)
-        return cls(64, block_n // 2 if is_gated else block_n, 4, 8)
+        if is_gated and tile == MAX_TILE:
+            block_n //= 2
+        return cls(
+            block_n,
+            8,
+            {16: 3, 32: 3, 64: 2}.get(rank, 1),
+            4 if tile == MIN_TILE and rank < 64 else 8,
+        )
 
-    def num_tiles(self, operands: Operands) -> int:
-        return triton.cdiv(operands.num_tokens, self.tile)
-
-    def num_blocks(self, size: int, operands: Operands) -> int:
-        """Of a program: fewer where there would be too few programs."""
-        most = triton.cdiv(size, self.block_n) * self.num_tiles(operands) // _PROGRAMS
-        return max(1, min(self.each, most))
+    def shares(self, size: int, num_parts: int, operands: Operands) -> tuple[int, int]:
+        """Programs for a part's columns, and how many blocks of them each takes."""
+        num_blocks = triton.cdiv(size, self.block_n)
+        num_programs = num_blocks * num_parts * operands.tiles.likely_tiles
+        each = max(1, min(num_programs // _PROGRAMS, self.most_blocks))
+        each = 1 << (each.bit_length() - 1)
+        return triton.cdiv(num_blocks, each), each

@@ -31,6 +31,17 @@ def locate(table, slot, index, NUM_PROJECTIONS: tl.constexpr):
     return tl.multiple_of(offset, 16), tl.multiple_of(rank, 16)
 
 
+@triton.jit
+def tokens_of_tile(order, tiles, num_tiles, tile, TILE: tl.constexpr):
+    """First place, places, which of them hold a token, the tokens, and how many they are."""
+    first = tl.load(tiles + num_tiles + tile)
+    count = tl.load(tiles + 2 * num_tiles + tile)
+    places = tl.arange(0, TILE)
+    is_token = places < count
+    tokens = tl.load(order + first + places, mask=is_token, other=0)
+    return first, places, is_token, tokens, count
+
+
 @dataclass(frozen=True, slots=True)
 class Shrunk:
     """A x of a step's tokens; undefined where a token's adapter leaves the product alone."""
@@ -69,6 +80,19 @@ class Operands:
         """Columns a part has in what a shrink writes: a power of two."""
         return next_power_of_two(self.slot_rank)
 
+    def arguments(self, matrices: Tensor, shrunk: Tensor) -> tuple[Any, ...]:
+        """Of every program, after the tensor that is its own. ``matrices``: A or B of all slots."""
+        return (
+            matrices,
+            self.stack.table,
+            self.tiles.order,
+            self.tiles.table,
+            shrunk,
+            self.index,
+            self.num_tokens,
+            self.tiles.num_tiles,
+        )
+
     def constants(self, num_splits: int) -> dict[str, Any]:
         """Of every program, beside those that are its own; and how it is launched."""
         return {
@@ -76,6 +100,7 @@ class Operands:
             "SLOT_RANK": self.slot_rank,
             "NUM_PARTS": len(self.projection.names),
             "NUM_PROJECTIONS": len(self.stack.projections),
+            "TILE": self.tiles.tile_size,
             "NUM_SPLITS": num_splits,
             "INTERPRETED": INTERPRETED,
             **self.launch_options,

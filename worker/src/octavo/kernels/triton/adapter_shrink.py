@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.triton.adapter_operands import Operands, Shrunk, locate
+from octavo.kernels.triton.adapter_operands import Operands, Shrunk, locate, tokens_of_tile
 from octavo.kernels.triton.overlap import prefetch, wait_for_predecessors
 from octavo.kernels.triton.pages import multiply
 
@@ -22,17 +22,6 @@ _BLOCK_K = {16: 256, 32: 256, 64: 128}
 _MAX_RANK_BLOCK = 64
 _LINE_ELEMENTS = 64
 """Two-byte elements in a cache line of 128 bytes."""
-
-
-@triton.jit
-def _tokens_of_tile(order, tiles, num_tiles, tile, TILE: tl.constexpr):
-    """First place, places, which of them hold a token, and the tokens."""
-    first = tl.load(tiles + num_tiles + tile)
-    count = tl.load(tiles + 2 * num_tiles + tile)
-    places = tl.arange(0, TILE)
-    is_token = places < count
-    tokens = tl.load(order + first + places, mask=is_token, other=0)
-    return first, places, is_token, tokens
 
 
 @triton.jit(do_not_specialize=["index", "num_tokens", "num_tiles"])
@@ -69,7 +58,7 @@ def _shrink_program(
     blocks_of_part: tl.constexpr = MAX_RANK // BLOCK_R
     part = tl.program_id(0) // blocks_of_part
     ranks = (tl.program_id(0) % blocks_of_part) * BLOCK_R + tl.arange(0, BLOCK_R)
-    first, places, is_token, tokens = _tokens_of_tile(order, tiles, num_tiles, tile, TILE)
+    first, places, is_token, tokens, _ = tokens_of_tile(order, tiles, num_tiles, tile, TILE)
     split = tl.program_id(2)
     blocks_of_split: tl.constexpr = (IN + BLOCK_K * NUM_SPLITS - 1) // (BLOCK_K * NUM_SPLITS)
     begin = split * blocks_of_split * BLOCK_K
@@ -117,18 +106,10 @@ def shrink(x: Tensor, operands: Operands) -> Shrunk:
     shrunk = torch.empty(shape, dtype=torch.float32, device=x.device)
     _shrink_program[(num_blocks, operands.tiles.num_tiles, num_splits)](
         x,
-        a,
-        operands.stack.table,
-        operands.tiles.order,
-        operands.tiles.table,
-        shrunk,
-        operands.index,
-        operands.num_tokens,
-        operands.tiles.num_tiles,
+        *operands.arguments(a, shrunk),
         a.stride(0),
         x.stride(0),
         **operands.constants(num_splits),
-        TILE=operands.tiles.tile_size,
         IN=operands.projection.in_features,
         BLOCK_R=block_r,
         BLOCK_K=block_k,

@@ -30,14 +30,12 @@ class Tiles:
     """A step's tokens by adapter, on the device.
 
     ``order: [T], int64``: tokens sorted by slot, those without an adapter first;
-    ``slots: [T], int32``: their slots.
     ``counts: [num_slots], int32``: tokens of each slot;
     ``table: [3, num_tiles], int64``: of each tile its slot (-1: no adapter), the first place in
     ``order`` and the number of tokens (0: the tile is not needed).
     """
 
     order: Tensor
-    slots: Tensor
     counts: Tensor
     table: Tensor
     tile_size: int
@@ -57,9 +55,7 @@ class Tiles:
 
 
 @triton.jit
-def _place_tokens(
-    slots, order, sorted_slots, num_tokens, first, BLOCK: tl.constexpr, CHUNK: tl.constexpr
-):
+def _place_tokens(slots, order, num_tokens, first, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
     """``order[place] = token`` for the ``BLOCK`` tokens from ``first`` on."""
     tokens = first + tl.arange(0, BLOCK)
     own = tl.load(slots + tokens, mask=tokens < num_tokens, other=0)
@@ -74,7 +70,6 @@ def _place_tokens(
         )
         places += tl.sum((is_ahead & is_token[None, :]).to(tl.int32), axis=1)
     tl.store(order + places, tokens.to(tl.int64), mask=tokens < num_tokens)
-    tl.store(sorted_slots + places, own, mask=tokens < num_tokens)
 
 
 @triton.jit
@@ -125,7 +120,6 @@ def _fill_table(
 def _tiles_program(
     slots,
     order,
-    sorted_slots,
     slot_counts,
     table,
     num_tokens,
@@ -140,9 +134,7 @@ def _tiles_program(
     """The first programs place tokens, the others fill the table."""
     program = tl.program_id(0)
     if program < num_token_blocks:
-        _place_tokens(
-            slots, order, sorted_slots, num_tokens, program * BLOCK, BLOCK, PAIRS // BLOCK
-        )
+        _place_tokens(slots, order, num_tokens, program * BLOCK, BLOCK, PAIRS // BLOCK)
     else:
         first = (program - num_token_blocks) * BLOCK
         _fill_table(
@@ -164,7 +156,6 @@ def make_tiles(slots: Tensor, num_slots: int, is_uniform: bool = False) -> Tiles
     size = MIN_TILE if is_uniform else tile_size_for(num_tokens, num_slots)
     num_tiles = tiles_at_most(num_tokens, num_slots, size)
     order = torch.empty(num_tokens, dtype=torch.int64, device=device)
-    sorted_slots = torch.empty_like(slots)
     counts = torch.empty(num_slots, dtype=torch.int32, device=device)
     table = torch.empty(3, num_tiles, dtype=torch.int64, device=device)
     num_token_blocks = triton.cdiv(num_tokens, _BLOCK)
@@ -172,7 +163,6 @@ def make_tiles(slots: Tensor, num_slots: int, is_uniform: bool = False) -> Tiles
     _tiles_program[(num_token_blocks + triton.cdiv(num_tiles, _BLOCK),)](
         slots,
         order,
-        sorted_slots,
         counts,
         table,
         num_tokens,
@@ -185,4 +175,4 @@ def make_tiles(slots: Tensor, num_slots: int, is_uniform: bool = False) -> Tiles
         PAIRS=max(_PAIRS, 16 * groups),
         num_warps=4,
     )
-    return Tiles(order, sorted_slots, counts, table, size, num_slots, is_uniform)
+    return Tiles(order, counts, table, size, num_slots, is_uniform)
