@@ -19,7 +19,7 @@ from torch import Tensor
 
 from octavo.kernels.triton.activation import activated
 from octavo.kernels.triton.adapter_operands import Operands, Shrunk, locate, tokens_of_tile
-from octavo.kernels.triton.adapter_tiles import MAX_TILE, MIN_TILE
+from octavo.kernels.triton.adapter_tiles import MIN_TILE
 from octavo.kernels.triton.overlap import prefetch, wait_for_predecessors
 from octavo.kernels.triton.pages import multiply
 
@@ -27,6 +27,7 @@ MAX_GATED_RANK = 64
 """Of both gate and up at once, in registers."""
 _PROGRAMS = 512
 """So many at least, before one takes several blocks of columns."""
+_MAX_BLOCKS = 4
 
 
 @triton.jit
@@ -229,7 +230,7 @@ def gated_expand(gate_up: Tensor, shrunk: Shrunk, operands: Operands, is_silu: b
     assert gate_up.stride(1) == 1
     size = operands.projection.out_features[0]
     out = torch.empty(gate_up.shape[0], size, dtype=gate_up.dtype, device=gate_up.device)
-    shape = _Shape.of(operands, is_gated=True)
+    shape = _Shape.of(operands)
     num_programs, num_blocks = shape.shares(size, 2, operands)
     _gated_expand_program[(num_programs, operands.tiles.num_tiles)](
         gate_up,
@@ -271,29 +272,20 @@ class _Shape:
 
     block_n: int
     """Columns at a time."""
-    most_blocks: int
-    """That a program takes."""
     num_stages: int
     """Blocks of columns on their way."""
     num_warps: int
 
     @classmethod
-    def of(cls, operands: Operands, is_gated: bool = False) -> _Shape:
+    def of(cls, operands: Operands) -> _Shape:
         tile, rank = operands.tiles.tile_size, operands.storage_rank
-        block_n = min(128, 8192 // rank)
-        if is_gated and tile == MAX_TILE:
-            block_n //= 2
-        return cls(
-            block_n,
-            8,
-            {16: 3, 32: 3, 64: 2}.get(rank, 1),
-            4 if tile == MIN_TILE and rank < 64 else 8,
-        )
+        num_warps = 2 if tile == MIN_TILE and rank < 64 else 4
+        return cls(min(64, 8192 // rank), {16: 3, 32: 3, 64: 2}.get(rank, 1), num_warps)
 
     def shares(self, size: int, num_parts: int, operands: Operands) -> tuple[int, int]:
         """Programs for a part's columns, and how many blocks of them each takes."""
         num_blocks = triton.cdiv(size, self.block_n)
         num_programs = num_blocks * num_parts * operands.tiles.likely_tiles
-        each = max(1, min(num_programs // _PROGRAMS, self.most_blocks))
+        each = max(1, min(num_programs // _PROGRAMS, _MAX_BLOCKS))
         each = 1 << (each.bit_length() - 1)
         return triton.cdiv(num_blocks, each), each
