@@ -302,7 +302,14 @@ def test_a_lazy_adapter_is_loaded_by_its_first_request(server: ServedModel, worl
     assert tokens(server, "second") == world.expected["second"]
     assert adapters(server)["second"]["state"] == "ready"
     unload(server, "second")
+    digest = "sha256:" + 64 * "0"
+    load(server, "gone", world.root / "not-yet", lazy=True, digest=digest)
+    assert (adapters(server)["gone"]["state"], adapters(server)["gone"]["digest"]) == (
+        "known",
+        digest,
+    )
     load(server, "gone", world.root / "not-yet", lazy=True)
+    assert adapters(server)["gone"]["digest"] is None
     answer = generate(server, "gone")
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) >= 1
