@@ -76,7 +76,7 @@ class AdapterCard(msgspec.Struct):
     digest: str | None
     generation: int | None
     message: str | None
-    """Why it could not be loaded when last tried."""
+    """Why it could not be loaded, or read again, when last tried."""
 
 
 class AdapterList(msgspec.Struct):
@@ -153,7 +153,7 @@ def _all(context: ServerContext) -> list[dict[str, Any]]:
 
 
 def _describe(entry: AdapterEntry, stats: AdapterStats | None) -> dict[str, Any]:
-    described = _card(entry.name, entry.state, entry.source.path, entry.error)
+    described = _card(entry.name, entry.state, entry.source.path, entry.message)
     if entry.current is not None:
         described |= _facts(entry.current, stats)
     return described
