@@ -28,7 +28,8 @@ class DrainRate:
             self._num_departed -= self._departures[0][1]
         self._departures.append((now_s, amount))
         self._num_departed += amount
-        self._num_refused = max(0, self._num_refused - amount)
+        if self._num_refused:
+            self._num_refused = max(0, self._num_refused - amount)
 
     def retry_after_s(self, amount: int, now_s: float, room: int = 0) -> float:
         """When there will be place for ``amount`` more, if the queue goes on emptying as it did.

@@ -60,6 +60,8 @@ class StepDraft:
 
     def plan(self, released_rows: list[int]) -> BatchPlan:
         """The rows granted chunks, those of a single token first."""
+        if not self.chunks:  # as in most steps
+            return BatchPlan(released_rows=released_rows, new_blocks=self.new_blocks)
         requests = sorted(self.chunks, key=lambda request: self.chunks[request] > 1)
         counts = [self.chunks[request] for request in requests]
         starts = [request.num_computed_tokens for request in requests]

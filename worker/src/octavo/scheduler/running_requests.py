@@ -83,13 +83,18 @@ class RunningRequests:
     def advance(self, chunks: dict[Request, int]) -> None:
         """Count a planned step: who decodes computes a token, the others what they were granted."""
         self.decodes.advance()
+        joining = []
         for request, count in chunks.items():
             request.num_computed_tokens += count
             if request.num_computed_tokens == len(request.token_ids):
                 self.prefills.remove(request)
                 if not request.is_prompt_only:
                     request.num_in_flight += 1
-                    self._join_decodes(request)
+                    if request.num_tokens < request.max_total_tokens:
+                        joining.append(request)  # else its last token is in flight
+        if joining:
+            self.decodes.join(joining)
+            self._note_stop_ids(joining)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless rows and groups are those of the requests."""
@@ -104,11 +109,9 @@ class RunningRequests:
             is_decode = is_exhausted or request in self.decodes
             assert is_prefill + is_decode == 1, f"{request} is in both groups or none"
 
-    def _join_decodes(self, request: Request) -> None:
-        if request.num_tokens >= request.max_total_tokens:
-            return  # its last token is in flight
-        self.decodes.join(request)
-        if not request.stop_token_ids <= self.stop_ids:
-            if len(self.stop_ids) > _MANY_STOP_IDS:
-                self.stop_ids = frozenset().union(*(r.stop_token_ids for r in self._requests))
-            self.stop_ids |= request.stop_token_ids
+    def _note_stop_ids(self, joining: list[Request]) -> None:
+        for request in joining:
+            if not request.stop_token_ids <= self.stop_ids:
+                if len(self.stop_ids) > _MANY_STOP_IDS:
+                    self.stop_ids = frozenset().union(*(r.stop_token_ids for r in self._requests))
+                self.stop_ids |= request.stop_token_ids

@@ -5,10 +5,11 @@ text or HTTP. The engine's core calls it from one thread::
 
     add, abort ─► schedule() ─► BatchPlan ─► runner ─► StepResult ─► commit() ─► RequestUpdates
         │             │                                                 │
-        │          Planner ─► Admitter                              Committer
-        ▼             ▼           ▼                                     ▼
-        └──────────── OpenRequests: states, and all that goes with them ┘
-                      WaitingQueue, RunningRequests, KVCacheManager, AdapterSlots
+        │         Planner ─► Admitter                               Committer
+        ▼             ▼         ▼                                       ▼
+    ┌──────────────── OpenRequests: states, and what goes with them ────────────────┐
+    │    WaitingQueue    RunningRequests    KVCacheManager    AdapterSlots          │
+    └───────────────────────────────────────────────────────────────────────────────┘
 
 There are no phases. In each step every running request's computed tokens catch up with its
 tokens, as far as one budget allows: requests with a single token to compute first, then prompts

@@ -86,7 +86,9 @@ class WaitingQueue:
             self.num_preempted += 1
             return
         self._num_tokens += _waiting_tokens(request)
-        use = self._tenants.setdefault(request.tenant.name, TenantUse())
+        use = self._tenants.get(request.tenant.name)
+        if use is None:
+            use = self._tenants[request.tenant.name] = TenantUse()
         use.num_waiting += 1
         use.max_running = request.tenant.max_running
         self._judge(request.tenant.name, use)
