@@ -1,7 +1,8 @@
-"""The order of the GPU tests: what takes long begins first, spread over pytest-xdist's workers.
+"""What all GPU tests need, said once; and their order.
 
-Most of a test is compiling. Tests of one kind that open engines find each other's programs in
-Triton's cache, so they follow each other on one worker; so do neighbours among the small cases.
+What takes long begins first, spread over pytest-xdist's workers. Most of a test is compiling. Tests
+of one kind that open engines find each other's programs in Triton's cache, so they follow each
+other on one worker; so do neighbours among the small cases.
 """
 
 from __future__ import annotations
@@ -10,8 +11,18 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 _LONG = ("test_llm_on_the_gpu", "test_tiny_models_on_the_gpu", "test_adapters")
+_CAN_RUN = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark it; pytest calls this for the tests of this folder alone."""
+    item.add_marker("gpu")
+    if not _CAN_RUN:
+        reason = "needs a CUDA device, and programs compiled for it (no TRITON_INTERPRET=1)"
+        item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.hookimpl(trylast=True)

@@ -245,6 +245,31 @@ def test_more_adapters_than_slots_and_host_memory_take_turns(
         unload(server, name)
 
 
+def test_files_that_are_gone_when_they_are_needed_again_are_told(
+    server: ServedModel, world: World, tmp_path: Path
+) -> None:
+    """aibrix 235: the status says Running though nothing is loaded."""
+    folder = make_adapter(tmp_path / "moving", world.config, seed=1, rank=3)
+    digest = load(server, "moving", folder)["digest"]
+    for name in NAMES[1:]:
+        load(server, name, world.folders[name])
+    assert adapters(server)["moving"]["residency"] == "disk"
+    make_adapter(folder, world.config, seed=2)
+    answer = generate(server, "moving")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "adapter_not_ready")
+    entry = adapters(server)["moving"]
+    assert (entry["state"], entry["digest"]) == ("failed", digest)
+    assert "no longer those that were loaded" in entry["message"]
+    path = {"lora_name": "moving", "lora_path": str(folder), "digest": digest}
+    assert post(server, "/v1/load_lora_adapter", **path).status_code == 409
+    make_adapter(folder, world.config, seed=1, rank=3)
+    assert tokens(server, "moving") == world.expected["second"]
+    entry = adapters(server)["moving"]
+    assert (entry["state"], entry["message"]) == ("ready", None)
+    for name in ("moving", *NAMES[1:]):
+        unload(server, name)
+
+
 def test_one_bad_adapter_touches_no_other(server: ServedModel, world: World) -> None:
     wide = make_adapter(world.root / "wide", world.config, rank=64)
     dora = make_adapter(world.root / "dora", world.config, use_dora=True)
@@ -277,7 +302,14 @@ def test_a_lazy_adapter_is_loaded_by_its_first_request(server: ServedModel, worl
     assert tokens(server, "second") == world.expected["second"]
     assert adapters(server)["second"]["state"] == "ready"
     unload(server, "second")
+    digest = "sha256:" + 64 * "0"
+    load(server, "gone", world.root / "not-yet", lazy=True, digest=digest)
+    assert (adapters(server)["gone"]["state"], adapters(server)["gone"]["digest"]) == (
+        "known",
+        digest,
+    )
     load(server, "gone", world.root / "not-yet", lazy=True)
+    assert adapters(server)["gone"]["digest"] is None
     answer = generate(server, "gone")
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) >= 1

@@ -219,9 +219,12 @@ class AdapterStage:
         return await self.gate(pod) == "True"
 
     def served(self, pod: LiveObject) -> dict[str, str | None]:
-        """Digest by name, as the pod's worker has them."""
-        table = self.workers.table(host_of(pod))
-        return {name: entry["digest"] for name, entry in table.entries.items()}
+        """Digest by name, as the pod's worker has them; None for what it merely knows of."""
+        entries = self.workers.table(host_of(pod)).entries
+        return {
+            name: entry["digest"] if entry["state"] == "ready" else None
+            for name, entry in entries.items()
+        }
 
     def put(self, path: str, content: str) -> str:
         """Have `content` at `path`; its digest."""

@@ -56,11 +56,11 @@ class AdapterTable:
     def load(self, body: Mapping[str, Any]) -> Answer:
         name, path = body["lora_name"], body["lora_path"]
         entry = self.entries.get(name)
-        if body.get("digest") and entry is not None and entry["digest"] == body["digest"]:
+        is_ready = entry is not None and entry["state"] == "ready"
+        if is_ready and body.get("digest") and entry["digest"] == body["digest"]:
             return 200, dict(entry)
-        if body.get("lazy"):
-            if entry is None or entry["digest"] is None:
-                self._set(name, path, "known", None, None)
+        if body.get("lazy") and not is_ready:
+            self._set(name, path, "known", body.get("digest"), body.get("revision"))
             return 200, dict(self.entries[name])
         content = self._sources.contents.get(path, "missing")
         if content in REFUSALS:
@@ -69,7 +69,7 @@ class AdapterTable:
         if body.get("digest") not in (None, digest):
             message = f"the files have {digest}, not {body['digest']}"
             return 409, {"error": {"code": "adapter_changed", "message": message}}
-        if entry is None or entry["digest"] != digest:
+        if not is_ready or entry["digest"] != digest:
             self.generation += 1
             commit = f"commit-{content}" if path.startswith("hf://") else None
             self._set(name, path, "ready", digest, commit)

@@ -13,11 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.alone,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.alone
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 # Opens a model of a real shape, says what it got, waits for a line, and works.

@@ -16,11 +16,6 @@ from octavo.loading.model_files import find_model
 from octavo.outputs import RequestOutput
 from tiny_models import make_tiny_model
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
-
 _DRAW = random.Random(3)
 VOCAB = 4000
 PROMPTS = [[_DRAW.randrange(VOCAB) for _ in range(_DRAW.randrange(2, 300))] for _ in range(12)]

@@ -18,8 +18,6 @@ from octavo.sampling_params import SamplingParams
 from tiny_engine import TinyEngine
 from tiny_models import FAMILIES
 
-pytestmark = pytest.mark.gpu
-
 _DRAW = random.Random(0)
 PROMPTS = [[_DRAW.randrange(256) for _ in range(_DRAW.randrange(1, 90))] for _ in range(9)]
 PARAMS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 
 import pytest
@@ -15,13 +14,6 @@ from kernel_parity import Trial
 from octavo.kernels.triton import TritonKernels
 from octavo.kernels.triton.adapters import TritonAdapters
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
-        reason="needs a CUDA device and compiled programs",
-    ),
-]
 FLOAT32_CASES = ["decode"]
 """As in test_parity: bfloat16 is what a card serves, and the interpreter runs all in both. A case
 compiles a dozen programs."""

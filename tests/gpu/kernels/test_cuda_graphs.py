@@ -1,7 +1,5 @@
 """A captured step serves batches that it was not captured with."""
 
-import os
-
 import pytest
 import torch
 
@@ -9,14 +7,6 @@ import kernel_parity
 from kernel_parity import AttentionShape, Trial
 from octavo.kernels.reference import ReferenceKernels
 from octavo.kernels.triton import TritonKernels
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
-        reason="needs a CUDA device and compiled programs",
-    ),
-]
 
 
 def test_captured_decode_attention_follows_the_lengths_on_the_device() -> None:

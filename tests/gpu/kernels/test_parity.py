@@ -1,6 +1,5 @@
 """Triton's programs on the device: the unit suite's cases again, and larger ones."""
 
-import os
 from functools import partial
 
 import pytest
@@ -8,14 +7,6 @@ import torch
 
 import kernel_parity
 from kernel_parity import AttentionShape, Trial
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
-        reason="needs a CUDA device and compiled programs",
-    ),
-]
 
 FLOAT16_CASES = [
     "norm-2x1000", "activation-2x1000", "linear-17x200x320", "rope-3/3x96r96", "decode-group3",

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from octavo.runner.mask_tensors import MaskTensors
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
 
 
 def test_the_first_masks_come_after_what_their_memory_was_for() -> None:

@@ -16,11 +16,7 @@ from octavo.sampling.logprobs import likeliest, normalized
 from octavo.sampling.sampler import Sampler
 from octavo.sampling_params import SamplingParams
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 
 VOCAB = 5000
 PARAMS = [

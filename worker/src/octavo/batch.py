@@ -11,15 +11,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from octavo.outputs import TokenLogprobs
 from octavo.pooling_params import PoolingParams
 from octavo.request import Request
 from octavo.sampling_params import SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
-class RowAdmission:
-    """A request takes over a row: everything the runner must know of it."""
+class RowAdmission(msgspec.Struct, frozen=True):
+    """A request takes over a row: everything the runner must know of it.
+
+    Hundreds may be made in one step, and a frozen dataclass takes 2.3 µs to make where this takes
+    0.2.
+    """
 
     row: int
     token_ids: list[int]

@@ -23,7 +23,7 @@ from octavo.engine.build import build_engine
 from octavo.engine.carried_errors import from_adapter_failure
 from octavo.engine.intake import Intake
 from octavo.engine.interface import ModelInfo
-from octavo.engine.messages import AdapterOpened, Refused, RequestSpec
+from octavo.engine.messages import AdapterFailed, AdapterOpened, Refused, RequestSpec
 from octavo.engine.text import ChoiceText
 from octavo.errors import InvalidRequestError, QueueFullError, RequestFailedError
 from octavo.grammar import Vocabulary
@@ -119,16 +119,21 @@ class LLM:
             return known[1]
         core, generation = self._engine.core, next(self._generations)
         core.open_adapter(generation, AdapterSource(request.path))
-        while not (events := core.take_adapter_events()):
-            core.step()
-        (event,) = events
-        if not isinstance(event, AdapterOpened):
-            assert not isinstance(event, Refused), "no request is open"
+        event = self._wait_opened(generation)
+        if isinstance(event, AdapterFailed):
             raise from_adapter_failure(event)
         self.unload_lora(request.lora_name)
         adapter = AdapterGeneration(generation, event.digest)
         self._adapters[request.lora_name] = (request.path, adapter)
         return adapter
+
+    def _wait_opened(self, generation: int) -> AdapterOpened | AdapterFailed:
+        core = self._engine.core
+        while True:
+            for event in core.take_adapter_events():
+                if not isinstance(event, Refused) and event.adapter_id == generation:
+                    return event
+            core.step()
 
     def unload_lora(self, name: str) -> None:
         """Forget an adapter; names that are not loaded are ignored."""

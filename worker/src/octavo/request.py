@@ -66,11 +66,11 @@ class TokenConstraint(Protocol):
         """The request has ended."""
 
 
-_ALLOWED = {
-    RequestStatus.WAITING: {RequestStatus.RUNNING, RequestStatus.FINISHED},
-    RequestStatus.RUNNING: {RequestStatus.PREEMPTED, RequestStatus.FINISHED},
-    RequestStatus.PREEMPTED: {RequestStatus.RUNNING, RequestStatus.FINISHED},
-    RequestStatus.FINISHED: set(),
+_ALLOWED: dict[RequestStatus, tuple[RequestStatus, ...]] = {
+    RequestStatus.WAITING: (RequestStatus.RUNNING, RequestStatus.FINISHED),
+    RequestStatus.RUNNING: (RequestStatus.PREEMPTED, RequestStatus.FINISHED),
+    RequestStatus.PREEMPTED: (RequestStatus.RUNNING, RequestStatus.FINISHED),
+    RequestStatus.FINISHED: (),
 }
 
 

@@ -72,6 +72,9 @@ def _depart(
 def _may_have(resource: LiveObject, name: str, pod: WorkerPod, world: AdapterWorld) -> bool:
     if world.has_answered(pod):
         return world.listed(pod, name) is not None or world.busy_with(pod, name) is not None
+    placement = (resource.get("spec") or {}).get("placement") or {}
+    if placement.get("replicas", "All") != "All":
+        return True  # its status does not tell of pods that know the name only
     entries = (resource.get("status") or {}).get("pods") or ()
     return any(entry.get("uid") == pod.uid for entry in entries)
 

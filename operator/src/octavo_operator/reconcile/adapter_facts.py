@@ -30,7 +30,8 @@ PERMANENT_REASONS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ListedAdapter:
-    """An adapter as a pod lists it. digest and revision are None where it does not know them.
+    """An adapter as a pod lists it. digest and revision are None where it does not know them; of
+    what is not loaded they are what it was told, if it was.
 
     state: known, loading, ready, failed or draining, in the worker's words.
     """

@@ -8,7 +8,6 @@ goes on serving what it had. The source is looked up again when its text changes
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,24 +63,6 @@ def lookup_key(adapter: LoRAAdapter) -> str:
 def target_key(target: Target) -> str:
     """Stands for known files in the key of an attempt."""
     return f"={target.digest}"
-
-
-def choose_pods(
-    adapter: LoRAAdapter, pods: tuple[WorkerPod, ...], world: AdapterWorld
-) -> tuple[WorkerPod, ...]:
-    """The pods that shall hold it, in the order in which they are asked first.
-
-    Those that hold it stay; the others come in an order of their own for each adapter, so that
-    adapters that need few pods are spread over all. (Rendezvous hashing, Thaler and Ravishankar.)
-    """
-
-    def rank(pod: WorkerPod) -> tuple[bool, bytes]:
-        seed = f"{adapter.served_name}\n{pod.uid}".encode()
-        is_holder = world.listed(pod, adapter.served_name) is not None
-        return not is_holder, hashlib.blake2b(seed, digest_size=8).digest()
-
-    ordered = sorted(pods, key=rank)
-    return tuple(ordered if adapter.replicas is None else ordered[: adapter.replicas])
 
 
 def resolve(

@@ -56,8 +56,8 @@ class Load:
 class Standing:
     """An adapter in a pod.
 
-    digest: what the pod serves under the name now. is_loaded: that is what it should serve.
-    failure: what is wrong, if anything. load: the call that is due now.
+    digest: what the pod serves under the name now, or is to serve. is_loaded: that is what it
+    should serve. failure: what is wrong, if anything. load: the call that is due now.
     retry_at_s: when to look at a failed one again, by the monotonic clock.
     """
 
@@ -120,7 +120,7 @@ def _toward_target(
     obstacle = obstacle_to(adapter, pod)
     if path is None or obstacle is not None:
         return Standing(pod, PodState.PENDING, digest, failure=obstacle)
-    if _is_failed_at_request(adapter, listed, path):
+    if _is_failed_at_request(adapter, listed, target, path):
         # The worker itself tries again at the next request; no call of ours would change that.
         assert listed is not None
         failure, again_s = Failure("LoadFailed", listed.message), world.now_s + REQUESTED_AGAIN_S
@@ -167,7 +167,7 @@ def _load(
     assert path is not None
     # Where another version is in memory, a name that is merely made known would keep it.
     is_lazy = not adapter.is_eager and target is not None
-    has_other = listed is not None and listed.digest is not None
+    has_other = listed is not None and listed.state == "ready"
     return Load(
         key=AttemptKey(pod.uid, pod.container_id, adapter.served_name, source),
         pod=pod,
@@ -192,10 +192,12 @@ def _is_target(
     return is_there and listed.state in ("known", "loading")
 
 
-def _is_failed_at_request(adapter: LoRAAdapter, listed: ListedAdapter | None, path: str) -> bool:
+def _is_failed_at_request(
+    adapter: LoRAAdapter, listed: ListedAdapter | None, target: Target, path: str
+) -> bool:
     if adapter.is_eager or listed is None or listed.state != "failed":
         return False
-    return listed.path == path
+    return listed.path == path and listed.digest in (None, target.digest)
 
 
 def _unheard(

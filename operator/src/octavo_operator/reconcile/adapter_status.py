@@ -37,9 +37,10 @@ def loaded_status(
     adapter: LoRAAdapter,
     resolution: Resolution,
     standings: tuple[Standing, ...],
+    others: tuple[Standing, ...],
     now: datetime,
 ) -> dict[str, Any]:
-    """Of an adapter that belongs in the pods of `standings`."""
+    """Of an adapter that belongs in the pods of `standings`; of `others` only failures are told."""
     resolved = _source_resolved(adapter, resolution)
     loaded = _loaded(adapter, standings)
     is_ready = resolved.status == loaded.status == "True"
@@ -58,7 +59,7 @@ def loaded_status(
     )
     return {
         **found,
-        **_counts(standings),
+        **_counts(standings, tuple(one for one in others if one.state is PodState.FAILED)),
         **_header(resource, [resolved, loaded, ready], now),
     }
 
@@ -91,14 +92,15 @@ def _header(resource: LiveObject, conditions: list[Condition], now: datetime) ->
     }
 
 
-def _counts(standings: tuple[Standing, ...]) -> dict[str, Any]:
+def _counts(standings: tuple[Standing, ...], others: tuple[Standing, ...] = ()) -> dict[str, Any]:
+    told = (*standings, *others)
     return {
         "desired": len(standings),
         "loaded": sum(standing.is_loaded for standing in standings),
-        "failed": sum(standing.state is PodState.FAILED for standing in standings),
+        "failed": sum(standing.state is PodState.FAILED for standing in told),
         "pods": [
             _pod_entry(standing)
-            for standing in sorted(standings, key=lambda standing: standing.pod.name)
+            for standing in sorted(told, key=lambda standing: standing.pod.name)
         ],
     }
 

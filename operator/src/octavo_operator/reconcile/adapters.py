@@ -15,16 +15,14 @@ from typing import Any, Final
 from octavo_operator.reconcile.adapter_claims import Claims, read_claims
 from octavo_operator.reconcile.adapter_departure import Departure, departures, is_held
 from octavo_operator.reconcile.adapter_facts import UNLOAD, AttemptKey
+from octavo_operator.reconcile.adapter_placement import Placed, place_adapter
 from octavo_operator.reconcile.adapter_resolution import (
-    Resolution,
-    choose_pods,
     lookup_key,
     remembered_target,
-    resolve,
     target_key,
     wanted_source,
 )
-from octavo_operator.reconcile.adapter_standing import Load, Standing, stand
+from octavo_operator.reconcile.adapter_standing import Load
 from octavo_operator.reconcile.adapter_status import Verdict, loaded_status, unloaded_status
 from octavo_operator.reconcile.adapter_summary import is_same_summary, summary_status
 from octavo_operator.reconcile.adapter_world import AdapterWorld
@@ -32,7 +30,6 @@ from octavo_operator.reconcile.conditions import READY
 from octavo_operator.reconcile.observed import LiveObject
 from octavo_operator.reconcile.status import is_same_status
 from octavo_operator.reconcile.worker_pod import WorkerPod
-from octavo_operator.resources.lora_adapter import LoRAAdapter
 
 GATE_LIMIT_S: Final = 300.0
 """How long adapters that are not loaded may keep a pod from service that is ready otherwise."""
@@ -88,16 +85,6 @@ class AdapterPlan:
         return self.service_report is None and not any((*calls, *writes))
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    """An adapter that may be loaded, and where it stands in each pod that is chosen for it."""
-
-    resource: LiveObject
-    adapter: LoRAAdapter
-    resolution: Resolution
-    standings: tuple[Standing, ...]
-
-
 def plan_adapters(world: AdapterWorld) -> AdapterPlan:
     """What is due in `world`; nothing any more once it has been done."""
     claims = read_claims(world)
@@ -106,12 +93,13 @@ def plan_adapters(world: AdapterWorld) -> AdapterPlan:
     able = tuple(pod for pod in world.pods if pod.takes_adapters and pod.is_started and is_there)
     chosen_from = able if claims.obstacle is None else ()
     placed = [
-        _place(resource, adapter, chosen_from, world) for resource, adapter in claims.accepted
+        place_adapter(resource, adapter, chosen_from, world)
+        for resource, adapter in claims.accepted
     ]
     leaving = departures(world, able, (one.adapter.served_name for one in placed))
     statuses = _statuses(claims, placed, world)
     shown = [*statuses, *((one.resource, one.status) for one in leaving if one.status is not None)]
-    loads = [each.load for one in placed for each in one.standings if each.load is not None]
+    loads = [each.load for one in placed for each in one.everywhere if each.load is not None]
     held = [pod for pod in able if pod.is_held]
     admits = tuple(pod for pod in held if _may_serve(pod, placed, world.now))
     is_waiting = bool(placed) and not (able or claims.obstacle or _is_asleep(world))
@@ -154,17 +142,8 @@ def attempts_in_use(world: AdapterWorld) -> frozenset[AttemptKey]:
     )
 
 
-def _place(
-    resource: LiveObject, adapter: LoRAAdapter, pods: tuple[WorkerPod, ...], world: AdapterWorld
-) -> _Placed:
-    chosen = choose_pods(adapter, pods, world)
-    resolution = resolve(adapter, resource, chosen, world)
-    standings = tuple(stand(adapter, resource, resolution, pod, world) for pod in chosen)
-    return _Placed(resource, adapter, resolution, standings)
-
-
 def _statuses(
-    claims: Claims, placed: list[_Placed], world: AdapterWorld
+    claims: Claims, placed: list[Placed], world: AdapterWorld
 ) -> list[tuple[LiveObject, dict[str, Any]]]:
     statuses = [
         (resource, unloaded_status(resource, verdict, (), world.now))
@@ -173,7 +152,7 @@ def _statuses(
     for one in placed:
         if one.standings:
             status = loaded_status(
-                one.resource, one.adapter, one.resolution, one.standings, world.now
+                one.resource, one.adapter, one.resolution, one.standings, one.others, world.now
             )
         else:
             verdict = claims.obstacle or _no_pods(world)
@@ -195,9 +174,9 @@ def _is_asleep(world: AdapterWorld) -> bool:
 
 
 def _unloads(
-    world: AdapterWorld, able: tuple[WorkerPod, ...], claims: Claims, placed: list[_Placed]
+    world: AdapterWorld, able: tuple[WorkerPod, ...], claims: Claims, placed: list[Placed]
 ) -> tuple[Unload, ...]:
-    wanted = {(each.pod.uid, one.adapter.served_name) for one in placed for each in one.standings}
+    wanted = {(each.pod.uid, one.adapter.served_name) for one in placed for each in one.everywhere}
     going = {_served_name(item) for item in world.adapters if _is_going(item)}
     found = []
     for pod in able:
@@ -217,17 +196,14 @@ def _unloads(
     return tuple(found)
 
 
-def _may_serve(pod: WorkerPod, placed: list[_Placed], now: datetime) -> bool:
-    """Once its eager adapters are loaded, or cannot be, or have had their time."""
+def _may_serve(pod: WorkerPod, placed: list[Placed], now: datetime) -> bool:
+    """Once its eager adapters are loaded, or cannot be, or have had their time, and it knows the
+    names of the others."""
     since = pod.ready_since
     if since is not None and now - since.astimezone(UTC) >= timedelta(seconds=GATE_LIMIT_S):
         return True
-    return all(
-        each.is_settled
-        for one in placed
-        if one.adapter.is_eager
-        for each in one.standings
-        if each.pod.uid == pod.uid
+    return not any(
+        one.keeps_out(each) for one in placed for each in one.everywhere if each.pod.uid == pod.uid
     )
 
 
@@ -245,7 +221,7 @@ def _service_report(
 def _look_again_s(
     world: AdapterWorld,
     able: tuple[WorkerPod, ...],
-    placed: list[_Placed],
+    placed: list[Placed],
     leaving: tuple[Departure, ...],
     *,
     is_waiting: bool,
@@ -254,7 +230,7 @@ def _look_again_s(
     times += [
         each.retry_at_s - world.now_s
         for one in placed
-        for each in one.standings
+        for each in one.everywhere
         if each.retry_at_s is not None
     ]
     for attempt_key, attempt in world.attempts.items():

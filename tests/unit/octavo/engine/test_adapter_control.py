@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from octavo.engine.adapter_control import AdapterControl
-from octavo.engine.messages import Refused
+from octavo.engine.messages import AdapterFailed, AdapterOpened, Refused
 from octavo.errors import AdapterChangedError
 from octavo.lora.adapter_source import AdapterSource
 from octavo.lora.outcomes import Filled, FillFailed, Opened, Outcome
@@ -144,13 +144,22 @@ def test_files_that_are_gone_end_who_waits_and_nobody_else() -> None:
     world.run()
     world.store.outcomes.append(FillFailed(0, 0, AdapterChangedError("changed")))
     world.run()
-    (refused,) = world.refused().values()
+    failed, refused = world.control.take_events()
+    assert failed == AdapterFailed(0, "AdapterChangedError", "changed")
+    assert isinstance(refused, Refused)
     assert (refused.kind, refused.message) == ("AdapterNotReadyError", "changed")
     assert "base" not in world.ends
     world.store.is_holding = False
     world.ask("b", 1, max_tokens=4)
     world.run(num_steps=8)
     assert world.ends["b"].finish_reason == "length"
+    assert not world.control.take_events()
+    world.ask("c", 0, max_tokens=4)  # they are there again
+    world.run(num_steps=8)
+    assert world.ends["c"].finish_reason == "length"
+    (opened,) = world.control.take_events()
+    assert isinstance(opened, AdapterOpened)
+    assert (opened.adapter_id, opened.digest, opened.is_known) == (0, "d0", True)
 
 
 @pytest.mark.parametrize("is_running", [True, False])

@@ -231,3 +231,90 @@ def test_unloading_ends_a_load_under_way() -> None:
         assert not engine.table.entries()
 
     run(action)
+
+
+def test_a_failed_load_takes_nothing_from_who_waits_its_turn() -> None:
+    engine = Engine()
+    engine.digests["/good"] = "d1"
+    engine.is_holding = True
+
+    async def action() -> None:
+        paths = ("/gone", "/good", "/good", "/gone")
+        loads = [engine.table.load("sql", AdapterSource(path)) for path in paths]
+        tasks = [asyncio.create_task(load) for load in loads]
+        await asyncio.sleep(0.01)
+        engine.release()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        kinds = [type(end).__name__ for end in ends]
+        assert kinds == [
+            "SourceUnreachableError",
+            "AdapterEntry",
+            "AdapterEntry",
+            "SourceUnreachableError",
+        ]
+        (entry,) = engine.table.entries()
+        assert (str(entry.state), entry.source.path) == ("ready", "/good")
+
+    run(action)
+
+
+def test_of_loads_that_all_fail_no_name_is_left() -> None:
+    engine = Engine()
+
+    async def action() -> None:
+        loads = [engine.table.load("sql", AdapterSource("/gone")) for _ in range(3)]
+        ends = await asyncio.gather(*loads, return_exceptions=True)
+        assert {type(end) for end in ends} == {SourceUnreachableError}
+        assert not engine.table.entries()
+
+    run(action)
+
+
+def test_who_waited_for_an_adapter_that_went_as_it_came_gets_none() -> None:
+    engine = Engine()
+    engine.digests["/slow"] = "d1"
+    engine.is_holding = True
+
+    async def action() -> None:
+        entry = await engine.table.load("slow", AdapterSource("/slow"), is_lazy=True)
+        waiting = asyncio.create_task(engine.table.acquire("slow"))
+        await asyncio.sleep(0.01)
+        engine.release()
+        while entry.current is None:
+            await asyncio.sleep(0)
+        await engine.table.unload("slow", 1.0)
+        with pytest.raises(UnknownModelError, match="unloaded meanwhile"):
+            await waiting
+        assert engine.closed == [1]
+
+    run(action)
+
+
+def test_an_adapter_that_cannot_be_read_again_is_not_said_to_be_ready() -> None:
+    """aibrix 235: the status says Running though nothing is loaded."""
+    engine = Engine()
+    engine.digests["/sql"] = "d1"
+    source = AdapterSource("/sql", digest="d1")
+
+    async def action() -> None:
+        entry = await engine.table.load("sql", source)
+        gone = AdapterFailed(1, "AdapterChangedError", "no longer those that were loaded")
+        engine.table.heard(gone)
+        assert (str(entry.state), entry.message) == ("failed", gone.message)
+        # Requests go on making attempts, and one that works ends it.
+        engine.table.release(await engine.table.acquire("sql"))
+        engine.table.heard(AdapterOpened(1, "d1", 0, 0, 0.0, is_known=True))
+        assert (str(entry.state), entry.message) == ("ready", None)
+        # To load what is said to be there is to look.
+        for is_there in (False, True):
+            engine.table.heard(gone)
+            engine.digests["/sql"] = "d1" if is_there else "d2"
+            if is_there:
+                await engine.table.load("sql", source)
+            else:
+                with pytest.raises(AdapterChangedError):
+                    await engine.table.load("sql", source)
+            assert str(entry.state) == ("ready" if is_there else "failed")
+        assert len(engine.opened) == 3
+
+    run(action)

@@ -54,6 +54,11 @@ def load(folder: Path, max_rank: int = 16) -> AdapterWeights:
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"rank_pattern": {"(a|a)*": 2}}, r"'\(a\|a\)\*' is not a module's name"),
         ({"rank_pattern": ["q_proj"]}, "it must be an object"),
+        (
+            {"rank_pattern": dict.fromkeys(map(str, range(1025)), 2)},
+            "has 1025 keys .* at most 1024",
+        ),
+        ({"lora_alpha": 10**400}, "it must be a number"),
         ({"alpha_pattern": {"q_proj\\": 2}}, "cannot be matched"),
         ({"rank_pattern": {"q_proj": 300}}, "ranks go from 1 to 256"),
     ],

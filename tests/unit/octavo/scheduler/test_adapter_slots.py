@@ -138,6 +138,49 @@ def test_who_waits_for_nothing_but_an_adapter_is_overdue_after_a_while() -> None
     assert not slots.overdue(8.0)
 
 
+def test_who_has_waited_for_long_keeps_the_slot_though_others_turns_come_first() -> None:
+    """Those with a deadline come first, and more of them all the time."""
+    slots = slots_with(1, 3)
+    assert bring(slots, 0)
+    start(slots, 0)
+    slots.wait(1)
+    assert not slots.can_start(1, 0.0)
+    assert not slots.can_start(1, PATIENCE_S)
+    slots.end(0)
+    slots.wait(2)
+    assert not slots.can_start(2, PATIENCE_S)
+    assert not slots.can_start(1, PATIENCE_S)
+    assert slots.take_fills() == [(1, 0)]
+    slots.filled(1, 0)
+    assert not slots.can_start(2, PATIENCE_S)
+    assert not slots.take_fills()
+    assert slots.can_start(1, PATIENCE_S)
+    start(slots, 1)
+    slots.end(1)
+    assert not slots.can_start(2, PATIENCE_S)
+    assert slots.take_fills() == [(2, 0)]
+
+
+def test_nobody_is_spared_for_long() -> None:
+    """Its requests may be kept from starting by something else."""
+    slots = slots_with(1, 3)
+    assert bring(slots, 0)
+    start(slots, 0)
+    slots.wait(1)
+    slots.can_start(1, 0.0)
+    slots.end(0)
+    slots.can_start(1, PATIENCE_S)
+    for fill in slots.take_fills():
+        slots.filled(*fill)
+    slots.wait(2)
+    assert not slots.can_start(2, PATIENCE_S)
+    assert not slots.can_start(2, 1.9 * PATIENCE_S)
+    assert not slots.take_fills()
+    assert not slots.can_start(2, 2 * PATIENCE_S)
+    assert slots.take_fills() == [(2, 0)]
+    slots.check_integrity({}, {1: 1, 2: 1})
+
+
 def test_removing_an_adapter_in_use_is_our_bug() -> None:
     slots = slots_with(1, 1)
     slots.wait(0)
@@ -147,7 +190,8 @@ def test_removing_an_adapter_in_use_is_our_bug() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_whoever_waits_is_served_whatever_the_others_do(seed: int) -> None:
-    """Every adapter has requests all the time; each runs a random while."""
+    """Every adapter has requests all the time; each runs a random while. Turns come in the order of
+    arrival, or (odd seeds) in another that always puts some adapters first."""
     draw = random.Random(seed)
     slots = slots_with(3, 8)
     waiting = [draw.randrange(8) for _ in range(40)]
@@ -166,7 +210,7 @@ def test_whoever_waits_is_served_whatever_the_others_do(seed: int) -> None:
             slots.end(adapter)
             waiting.append(draw.randrange(8))
             slots.wait(waiting[-1])
-        for adapter in list(waiting):
+        for adapter in sorted(waiting) if seed % 2 else list(waiting):
             if len(running) < 16 and slots.can_start(adapter, now_s):
                 waiting.remove(adapter)
                 start(slots, adapter)

@@ -254,8 +254,7 @@ def test_aborts_and_preemption_release_every_grammar(engine: TinyEngine) -> None
         core.check_integrity()
     run_to_end(core)
     core.check_integrity()
-    assert core._grammars is not None
-    assert core._grammars.num_open == 0
+    assert core._constrained.num_open == 0
 
 
 def test_a_grammar_that_cannot_be_compiled_fails_its_request_alone(engine: TinyEngine) -> None:
@@ -290,8 +289,9 @@ def test_equal_grammars_are_compiled_once(engine: TinyEngine) -> None:
     for number in range(6):
         submit(core, f"r{number}", SamplingParams(max_tokens=70), translate(JSON))
     run_to_end(core)
-    assert core._grammars is not None
-    assert (core._grammars.num_compiled, core._grammars.num_hits) == (1, 5)
+    grammars = core._constrained._grammars
+    assert grammars is not None
+    assert (grammars.num_compiled, grammars.num_hits) == (1, 5)
 
 
 def test_a_request_whose_parameters_bar_all_that_its_grammar_allows_fails(

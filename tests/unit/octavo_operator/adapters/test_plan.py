@@ -284,7 +284,16 @@ def check_truth(cosmos: Cosmos) -> None:
         assert FINALIZER in adapter["metadata"]["finalizers"]
     assert len(names) == len(set(names))
     for uid, table in cosmos.tables.items():
-        assert set(table.entries) <= said[uid]
+        for name in set(table.entries) - said[uid]:
+            # It is not chosen for it, and knows its name.
+            (adapter,) = [
+                each
+                for each in cosmos.adapters.values()
+                if each["spec"]["servedName"] == name
+                and each["status"]["conditions"][-1]["reason"] != "DuplicateName"
+            ]
+            assert adapter["spec"]["placement"]["replicas"] != "All"
+            assert table.entries[name]["digest"] == adapter["status"]["resolvedDigest"]
 
 
 def key(name: str = "a", source: str = "?") -> AttemptKey:

@@ -60,9 +60,12 @@ class KVCacheManager:
 
     def num_blocks_to_take(self, request: Request, prefix: list[int]) -> int:
         """Blocks the pool loses if the request is given room for all its known tokens."""
+        num_blocks = self.blocks_for(len(request.token_ids))
+        if not prefix:
+            return num_blocks
         num_owners = self.pool.num_owners
         revived = sum(num_owners(block_id) == 0 for block_id in prefix)
-        return self.blocks_for(len(request.token_ids)) - len(prefix) + revived
+        return num_blocks - len(prefix) + revived
 
     def allocate(self, request: Request, prefix: list[int]) -> None:
         """Give the request room for all its known tokens, ``prefix`` first."""

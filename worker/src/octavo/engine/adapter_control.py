@@ -49,8 +49,11 @@ class AdapterControl:
         self._clock = clock
         self._events: list[AdapterEvent] = []
         self._next_look_s = 0.0
-        self._open: set[int] = set()
-        """Adapters that were opened and not closed: of others nothing is told."""
+        self._open: dict[int, str] = {}
+        """Digests, once known, of adapters that were opened and not closed: of others nothing is
+        told."""
+        self._unreadable: set[int] = set()
+        """Those that could not be read again when last needed."""
         self._num_fills = 0
 
     @property
@@ -60,7 +63,7 @@ class AdapterControl:
 
     def open(self, adapter_id: int, source: AdapterSource, known_digest: str | None) -> None:
         """Begin to read an adapter."""
-        self._open.add(adapter_id)
+        self._open[adapter_id] = ""
         self._store.open(adapter_id, source, known_digest)
 
     def close(self, adapter_id: int) -> None:
@@ -69,7 +72,8 @@ class AdapterControl:
             self._scheduler.abort(request_id)
         if adapter_id in self._slots:
             self._slots.remove(adapter_id)
-        self._open.discard(adapter_id)
+        self._open.pop(adapter_id, None)
+        self._unreadable.discard(adapter_id)
         self._store.close(adapter_id)
 
     def advance(self) -> None:
@@ -118,14 +122,17 @@ class AdapterControl:
             case Opened():
                 self._opened(outcome)
             case OpenFailed(adapter_id, error):
-                self._open.discard(adapter_id)
+                del self._open[adapter_id]
                 self._events.append(AdapterFailed(adapter_id, type(error).__name__, str(error)))
             case Filled(adapter_id, slot):
                 self._num_fills += 1
                 self._slots.filled(adapter_id, slot)
+                self._read_again(adapter_id)
             case FillFailed(adapter_id, slot, error):
                 _log.error("Adapter %d cannot be used: %s", adapter_id, error)
                 self._slots.fill_failed(adapter_id, slot)
+                self._unreadable.add(adapter_id)
+                self._events.append(AdapterFailed(adapter_id, type(error).__name__, str(error)))
                 self._refuse(
                     self._scheduler.waiting_for(adapter_id),
                     AdapterNotReadyError(str(error), _RETRY_AFTER_S),
@@ -133,8 +140,9 @@ class AdapterControl:
 
     def _opened(self, opened: Opened) -> None:
         if opened.is_known:
-            self._open.discard(opened.adapter_id)
+            del self._open[opened.adapter_id]
         else:
+            self._open[opened.adapter_id] = opened.digest
             self._slots.add(opened.adapter_id)
             log_event(
                 _log,
@@ -157,6 +165,13 @@ class AdapterControl:
                 opened.is_known,
             )
         )
+
+    def _read_again(self, adapter_id: int) -> None:
+        """Tell that an adapter can be used, where it was told that it cannot."""
+        if adapter_id in self._unreadable:
+            self._unreadable.discard(adapter_id)
+            digest = self._open[adapter_id]
+            self._events.append(AdapterOpened(adapter_id, digest, 0, 0, 0.0, is_known=True))
 
     def _refuse_overdue(self, now_s: float) -> None:
         """End those who have waited for an adapter alone for as long as a request may. Who has

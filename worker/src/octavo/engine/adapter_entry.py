@@ -22,7 +22,8 @@ class AdapterState(enum.StrEnum):
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
-    """The last attempt failed; the next request makes another."""
+    """The last attempt to load it failed, or to read it again after it had left memory; the next
+    request makes another."""
 
 
 @dataclass(slots=True)
@@ -36,6 +37,8 @@ class Generation:
     base_model: str | None
     revision: str | None = None
     """The hub's commit."""
+    error: str | None = None
+    """Why its files, needed again, could not be read when last tried; None: nothing is amiss."""
     num_open: int = 0
     """Requests that use it."""
     is_retired: bool = False
@@ -51,24 +54,34 @@ class AdapterEntry:
     is_lazy: bool = False
     is_remembered: bool = False
     """Whether it is there again after a restart; adapters of the command line are anyway."""
+    is_promised: bool = False
+    """Whether somebody was told that it is there, or will be; others are gone when they fail."""
     current: Generation | None = None
     load: asyncio.Task[Generation] | None = None
     """Under way, if any."""
     error: str | None = None
-    """Why the last attempt failed."""
+    """Why the last attempt to load failed."""
 
     @property
     def state(self) -> AdapterState:
         if self.current is not None:
-            return AdapterState.READY
+            return AdapterState.READY if self.current.error is None else AdapterState.FAILED
         if self.load is not None:
             return AdapterState.LOADING
         return AdapterState.KNOWN if self.error is None else AdapterState.FAILED
 
+    @property
+    def message(self) -> str | None:
+        """What went wrong with it last, if that has not been put right since."""
+        reread = None if self.current is None else self.current.error
+        return reread or self.error
+
     def stands_for(self, source: AdapterSource) -> bool:
         """Whether it is that already, known without a look at the files."""
-        is_there = self.current is not None and source.digest == self.current.digest
-        return is_there and source.path == self.source.path
+        current = self.current
+        if current is None or current.error is not None:
+            return False
+        return source.digest == current.digest and source.path == self.source.path
 
     def can_wait_with(self, source: AdapterSource) -> bool:
         """Whether nobody uses anything else under this name."""

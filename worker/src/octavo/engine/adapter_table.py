@@ -88,6 +88,8 @@ class AdapterTable:
             raise UnknownModelError(f"There is no adapter {name!r:.200} here.", "model")
         if entry.current is None:
             await self._wait_for(entry)
+        if self._entries.get(name) is not entry:
+            raise _unloaded(name)
         generation = entry.current
         assert generation is not None
         generation.num_open += 1
@@ -109,7 +111,8 @@ class AdapterTable:
     async def _wait_for(self, entry: AdapterEntry) -> None:
         load = entry.load or self._begin_again(entry)
         try:
-            await asyncio.wait_for(asyncio.shield(load), self._wait_s)
+            async with asyncio.timeout(self._wait_s):
+                await asyncio.shield(load)
         except TimeoutError:
             raise AdapterNotReadyError(
                 f"The adapter {entry.name!r:.200} was not loaded within {self._wait_s:.0f} s; it "
@@ -142,32 +145,17 @@ class AdapterTable:
         """
         if not self.is_enabled:
             raise AdapterError("This server takes no adapters; start it with --enable-lora.")
-        entry = self._entries.get(name)
-        is_new = entry is None
-        if entry is None:
-            entry = self._entries[name] = AdapterEntry(name, source)
-        if entry.stands_for(source) or (is_lazy and entry.can_wait_with(source)):
-            if entry.current is None:
-                entry.source, entry.error = source, None
-            self._settle(entry, is_lazy, is_remembered)
-            return entry
         try:
             async with asyncio.timeout(timeout_s):
-                while entry.load is not None:  # one after another
-                    await asyncio.wait([entry.load])
-                # A client that leaves does not end what others may wait for.
-                await asyncio.shield(self._begin(entry, source, is_lazy, is_remembered))
+                return await self._load_in_turn(name, source, is_lazy, is_remembered)
         except TimeoutError:
+            if name in self._entries:
+                self._entries[name].is_promised = True
             raise AdapterNotReadyError(
-                f"The adapter {name!r:.200} was not loaded within {timeout_s:.0f} s; loading goes "
+                f"The adapter {name!r:.200} was not loaded within {timeout_s:g} s; loading goes "
                 "on, ask again.",
                 _RETRY_AFTER_S,
             ) from None
-        except OctavoError:
-            if is_new and entry.current is None and self._entries.get(name) is entry:
-                del self._entries[name]
-            raise
-        return entry
 
     async def restore(self) -> None:
         """Load what the state file remembers, waiting no longer than a request would.
@@ -177,7 +165,9 @@ class AdapterTable:
         remembered = [] if self._state_file is None else self._state_file.read()
         loads = []
         for one in remembered:
-            entry = AdapterEntry(one.name, one.source, one.lazy, is_remembered=True)
+            entry = AdapterEntry(
+                one.name, one.source, one.lazy, is_remembered=True, is_promised=True
+            )
             self._entries[one.name] = entry
             if not one.lazy:
                 loads.append(self._begin_again(entry))
@@ -210,9 +200,11 @@ class AdapterTable:
     def heard(self, message: AdapterOpened | AdapterFailed) -> None:
         """The engine's word on a load."""
         future = self._pending.pop(message.adapter_id, None)
-        if future is None or future.done():
+        if future is None:
+            self._heard_again(message)
+        elif future.done():
             return
-        if isinstance(message, AdapterOpened):
+        elif isinstance(message, AdapterOpened):
             future.set_result(message)
         else:
             future.set_exception(from_adapter_failure(message))
@@ -225,6 +217,35 @@ class AdapterTable:
         self._pending.clear()
 
     # ---- Inside -----------------------------------------------------------------------------
+
+    async def _load_in_turn(
+        self, name: str, source: AdapterSource, is_lazy: bool, is_remembered: bool
+    ) -> AdapterEntry:
+        """Loads of one name follow each other, and each finds what the one before has left."""
+        while (entry := self._entries.get(name)) is not None and entry.load is not None:
+            await asyncio.wait([entry.load])
+        if entry is None:
+            entry = self._entries[name] = AdapterEntry(name, source)
+        if entry.stands_for(source) or (is_lazy and entry.can_wait_with(source)):
+            if entry.current is None:
+                entry.source = source
+            entry.error = None
+            self._settle(entry, is_lazy, is_remembered)
+            return entry
+        # A client that leaves does not end what others may wait for.
+        await asyncio.shield(self._begin(entry, source, is_lazy, is_remembered))
+        return entry
+
+    def _heard_again(self, message: AdapterOpened | AdapterFailed) -> None:
+        """Of weights that had left memory: whether their files could be read when needed."""
+        known = self._generations.get(message.adapter_id)
+        if known is None:
+            return
+        name, generation = known
+        generation.error = message.message if isinstance(message, AdapterFailed) else None
+        entry = self._entries.get(name)
+        if generation.error is None and entry is not None and entry.current is generation:
+            entry.error = None
 
     def _begin(
         self, entry: AdapterEntry, source: AdapterSource, is_lazy: bool, is_remembered: bool
@@ -248,6 +269,8 @@ class AdapterTable:
         except OctavoError as error:
             self.outcomes["failed"] += 1
             entry.error = str(error)
+            if not entry.is_promised and self._entries.get(entry.name) is entry:
+                del self._entries[entry.name]
             _log.warning("Adapter %r is not loaded: %s", entry.name, error)
             raise
         finally:
@@ -256,11 +279,11 @@ class AdapterTable:
         if self._entries.get(entry.name) is not entry:
             if not opened.is_known:
                 self._send(CloseAdapter(id_))
-            raise UnknownModelError(f"{entry.name!r:.200} was unloaded meanwhile.", "model")
+            raise _unloaded(entry.name)
         generation = before if opened.is_known else self._made(entry, opened)
         assert generation is not None
         entry.source, entry.error, entry.current = source, None, generation
-        generation.revision = opened.revision
+        generation.revision, generation.error = opened.revision, None
         self.outcomes["unchanged" if opened.is_known else "loaded"] += 1
         if before is not None and before is not generation:
             self._retire(before)
@@ -283,7 +306,7 @@ class AdapterTable:
         return generation
 
     def _settle(self, entry: AdapterEntry, is_lazy: bool, is_remembered: bool) -> None:
-        entry.is_lazy, entry.is_remembered = is_lazy, is_remembered
+        entry.is_lazy, entry.is_remembered, entry.is_promised = is_lazy, is_remembered, True
         self._remember()
 
     def _remember(self) -> None:
@@ -300,3 +323,7 @@ class AdapterTable:
     def _forget(self, generation: Generation) -> None:
         if self._generations.pop(generation.id, None) is not None:
             self._send(CloseAdapter(generation.id))
+
+
+def _unloaded(name: str) -> UnknownModelError:
+    return UnknownModelError(f"{name!r:.200} was unloaded meanwhile.", "model")

@@ -24,7 +24,7 @@ from octavo.engine.adapter_state import AdapterStateFile
 from octavo.engine.adapter_table import AdapterTable
 from octavo.engine.carried_errors import from_load_failure, from_refusal
 from octavo.engine.engine_connection import EngineConnection, start_engine_process
-from octavo.engine.intake import Intake
+from octavo.engine.inspections import Inspections
 from octavo.engine.interface import EngineState, EngineStats, LoadProgress, ModelInfo
 from octavo.engine.loading_state import LoadingState
 from octavo.engine.messages import (
@@ -40,33 +40,26 @@ from octavo.engine.messages import (
     PhaseStarted,
     Ready,
     Refused,
-    RequestSpec,
     StepReport,
     Submit,
     ToEngine,
 )
 from octavo.engine.open_generation import OpenGeneration
+from octavo.engine.open_generations import OpenGenerations
 from octavo.engine.prompt_writer import PromptWriter
+from octavo.engine.request_writer import RequestWriter
 from octavo.engine.text import ChoiceText
 from octavo.engine.watchdog import TICK_S, Watchdog
-from octavo.errors import (
-    EngineDeadError,
-    InvalidRequestError,
-    ModelLoadError,
-    OctavoError,
-    RequestFailedError,
-)
-from octavo.grammar import Grammar, ReasoningSpan
+from octavo.errors import EngineDeadError, ModelLoadError, OctavoError
+from octavo.grammar import ReasoningSpan
 from octavo.lora.adapter_source import AdapterSource
-from octavo.outputs import GenerationEvent, RequestState, RequestUpdate
+from octavo.outputs import GenerationEvent, RequestState
 from octavo.pooling_params import PoolingParams
 from octavo.request import EVERYONE, AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams
-from octavo.structured.trial import GrammarTrials
 from octavo.tokenization.tokenizer import Tokenizer, Truncation
 
 _log = logging.getLogger(__name__)
-_INSPECTION_LIMIT_S = 2.0
 
 
 class AsyncEngine:
@@ -78,19 +71,15 @@ class AsyncEngine:
         self._loading = LoadingState()
         self._prompts = PromptWriter(chat_template_path)
         self._info: ModelInfo | None = None
-        self._intake: Intake | None = None
+        self._requests: RequestWriter | None = None
         self._stats = EngineStats()
         self._watchdog = Watchdog(time.monotonic())
-        self._inspections: dict[int, asyncio.Future[list[RequestState]]] = {}
-        self._open: dict[str, tuple[OpenGeneration, int]] = {}
+        self._inspections = Inspections()
+        self._open = OpenGenerations()
         self._connection: EngineConnection | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._num_inspections = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._tokenizer_load: asyncio.Task[None] | None = None
         self._tokenizer_path: str | None = None
-        self._trials: GrammarTrials | None = None
         state = None if config.lora_state is None else AdapterStateFile(Path(config.lora_state))
         self.adapters = AdapterTable(
             self._send,
@@ -153,35 +142,30 @@ class AsyncEngine:
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Stream the choices of one prompt; closing the iterator aborts what is still open."""
         self._refuse_unless_ready()
-        assert self._intake is not None
-        if isinstance(prompt, str):
-            prompt = await self.encode(prompt)
-        if params.bad_words:
-            params = await asyncio.to_thread(self._intake.spell_bad_words, params)
-        grammar = await self._grammar(self._intake, params, reasoning)
-        specs = self._intake.prepare(
+        assert self._requests is not None
+        specs = await self._requests.write(
             request_id,
             prompt,
             params,
-            grammar=grammar,
             priority=priority,
             timeout_s=timeout_s,
             cache_salt=cache_salt,
             tenant=tenant,
             pooling=pooling,
+            reasoning=reasoning,
             adapter=adapter,
         )
         # The tokenizer ran in another thread: the engine may have gone meanwhile.
         self._refuse_unless_ready()
-        self._refuse_open_ids(request_id, specs)
+        ids = [spec.id for spec in specs]
+        self._open.check_free(request_id, ids)
         tokens = specs[0].prompt_token_ids
         shown_ids = self._prompts.ids_of(shown_special)
         generation = OpenGeneration(
             [ChoiceText(self.tokenizer, params, tokens, shown_ids=shown_ids) for _ in specs]
         )
         # From here to the try nothing awaits: registered and submitted is one step.
-        self._open.update({spec.id: (generation, index) for index, spec in enumerate(specs)})
-        self._idle.clear()
+        self._open.add(ids, generation)
         try:
             self._send(Submit(specs))
             is_first = True
@@ -192,22 +176,11 @@ class AsyncEngine:
                         event.prompt_token_ids, is_first = tokens, False
                     yield event
         finally:
-            self._close([spec.id for spec in specs])
-
-    async def _grammar(
-        self, intake: Intake, params: SamplingParams, reasoning: ReasoningSpan | None
-    ) -> Grammar | None:
-        """What the output must follow, known to be something that can be followed."""
-        if params.structured_outputs is None:
-            return None
-        grammar = await asyncio.to_thread(intake.grammar_of, params, reasoning)
-        if grammar is not None and self._trials is not None:
-            await self._trials.check(grammar.text)
-        return grammar
+            self._close(ids)
 
     def abort(self, request_id: str) -> bool:
         """End a request's open choices with finish_reason ``abort``; False if none is open."""
-        ids = [id_ for id_ in self._open if id_ == request_id or id_.startswith(request_id + ":")]
+        ids = self._open.ids_of(request_id)
         self._abort(ids)
         return bool(ids)
 
@@ -215,16 +188,9 @@ class AsyncEngine:
         """Where open choices stand, by their ids; empty when the engine does not answer soon."""
         if self.state not in (EngineState.READY, EngineState.DRAINING) or self._info is None:
             return {}
-        self._num_inspections += 1
-        serial = self._num_inspections
-        answer = self._inspections[serial] = asyncio.get_running_loop().create_future()
-        try:
-            self._send(Inspect(serial))
-            states = await asyncio.wait_for(answer, _INSPECTION_LIMIT_S)
-        except TimeoutError:
-            return {}
-        finally:
-            del self._inspections[serial]
+        serial = self._inspections.ask()
+        self._send(Inspect(serial))
+        states = await self._inspections.answer(serial)
         return {state.request_id: state for state in states}
 
     async def encode(
@@ -268,9 +234,9 @@ class AsyncEngine:
         if self.state in (EngineState.LOADING, EngineState.READY):
             self.state = EngineState.DRAINING
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            await asyncio.wait_for(self._open.wait_for_none(), timeout_s)
         except TimeoutError:
-            self._abort(list(self._open))
+            self._abort(self._open.ids)
 
     async def close(self) -> None:
         """End the engine process and every open request."""
@@ -280,25 +246,19 @@ class AsyncEngine:
         self.state = EngineState.DEAD
         self._fail_load(EngineDeadError("The server is shutting down."))
         self.adapters.engine_died(EngineDeadError("The server is shutting down."))
-        self._fail_open("The server is shutting down.")
+        self._open.fail_all("The server is shutting down.")
         if self._connection is not None:
             await self._connection.end_process(is_listening)
             await self._connection.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._trials is not None:
-            await self._trials.close()
+        if self._requests is not None:
+            await self._requests.close()
 
     def _refuse_unless_ready(self) -> None:
         if self.state is not EngineState.READY:
             raise EngineDeadError(_UNREADY[self.state])
-
-    def _refuse_open_ids(self, request_id: str, specs: Sequence[RequestSpec]) -> None:
-        if any(spec.id in self._open for spec in specs):
-            raise InvalidRequestError(
-                f"A request with the id {request_id!r} is open; choose another.", "request_id"
-            )
 
     async def _read(self) -> None:
         """Hear the engine until it dies."""
@@ -318,13 +278,12 @@ class AsyncEngine:
                 self._watchdog.hear(message.limit_s)
                 self._stats = message.stats or self._stats
                 for update in message.updates:
-                    self._dispatch(update)
+                    if self._open.feed(update):
+                        self._send(Abort([update.request_id]))
             case Refused():
-                self._refuse(message)
+                self._open.fail(message.request_id, from_refusal(message))
             case Inspected():
-                asked = self._inspections.get(message.serial)
-                if asked is not None and not asked.done():
-                    asked.set_result(message.requests)
+                self._inspections.hear(message)
             case PhaseStarted() | PhaseFinished():
                 self._loading.hear(message)
             case FilesFound():
@@ -375,9 +334,7 @@ class AsyncEngine:
         if self._tokenizer_load is not None:
             await self._tokenizer_load
         self._info = info
-        self._intake = Intake(info, self._config.seed, self.tokenizer)
-        if info.can_constrain and self._tokenizer_path is not None:
-            self._trials = GrammarTrials(self._tokenizer_path, info.vocab_size, info.eos_token_ids)
+        self._requests = RequestWriter(info, self._config.seed, self._prompts, self._tokenizer_path)
         if not await self._load_adapters():
             return
         if self.state is EngineState.LOADING:
@@ -413,54 +370,24 @@ class AsyncEngine:
         is_news = self.state is not EngineState.DEAD
         self.state = EngineState.DEAD
         self.adapters.engine_died(EngineDeadError("The engine process ended."))
-        self._fail_open("The engine process ended.")
+        self._open.fail_all("The engine process ended.")
         assert self._connection is not None
         reason = f"The engine process {await self._connection.exit_reason()}."
         if is_news:
             _log.error("%s", reason)
         self._fail_load(EngineDeadError(reason))
 
-    def _fail_open(self, message: str) -> None:
-        for generation, _ in list(self._open.values()):
-            generation.fail(EngineDeadError(message))
-
-    def _dispatch(self, update: RequestUpdate) -> None:
-        entry = self._open.get(update.request_id)
-        if entry is None:
-            return  # closed meanwhile; its abort is on the way
-        generation, index = entry
-        try:
-            is_stopped = generation.feed(index, update)
-        except Exception:  # one request's text must not stop the reader of all
-            _log.exception("The text of request %s cannot be made", update.request_id)
-            generation.fail(RequestFailedError("The text of the answer could not be made."))
-            return
-        if is_stopped:
-            self._send(Abort([update.request_id]))
-
     def _abort(self, ids: list[str]) -> None:
         """Their readers learn it now, the engine a moment later."""
-        for id_ in ids:
-            self._dispatch(RequestUpdate(id_, [], finish_reason="abort"))
+        self._open.abort(ids)
         if ids:
             self._send(Abort(ids))
 
-    def _refuse(self, refused: Refused) -> None:
-        entry = self._open.get(refused.request_id)
-        if entry is not None:
-            entry[0].fail(from_refusal(refused))
-
-    def _close(self, request_ids: list[str]) -> None:
+    def _close(self, ids: list[str]) -> None:
         """Forget a generation, aborting whatever of it the engine has not finished."""
-        unfinished = []
-        for request_id in request_ids:
-            generation, index = self._open.pop(request_id)
-            if not generation.is_ended(index):
-                unfinished.append(request_id)
+        unfinished = self._open.close(ids)
         if unfinished and self.state in (EngineState.READY, EngineState.DRAINING):
             self._send(Abort(unfinished))
-        if not self._open:
-            self._idle.set()
 
     def _send(self, message: ToEngine) -> None:
         assert self._connection is not None

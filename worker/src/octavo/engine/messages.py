@@ -134,7 +134,8 @@ class Refused(msgspec.Struct, tag=True, array_like=True):
 
 
 class AdapterOpened(msgspec.Struct, tag=True, array_like=True):
-    """Requests may use an adapter; or, with ``is_known``, its files are those named."""
+    """Requests may use an adapter; or, with ``is_known``, its files are those named, or could be
+    read again after :class:`AdapterFailed`."""
 
     adapter_id: int
     digest: str
@@ -147,7 +148,8 @@ class AdapterOpened(msgspec.Struct, tag=True, array_like=True):
 
 
 class AdapterFailed(msgspec.Struct, tag=True, array_like=True):
-    """An adapter is not served; ``kind`` is the name of an error in octavo.errors."""
+    """An adapter is not served, or, of one that was opened, could not be read again when it was
+    needed; ``kind`` is the name of an error in octavo.errors."""
 
     adapter_id: int
     kind: str

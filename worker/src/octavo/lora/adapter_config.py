@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from octavo.config import MAX_LORA_RANK
@@ -34,6 +34,10 @@ _SOUND_INITS = (True, False, "gaussian", "eva", "orthogonal")
 """Ways to begin training that leave the base model's weights as they are."""
 _PLAIN_PATTERN = re.compile(r"[\w.^$\\-]{1,256}")
 """Without repetition a pattern cannot take forever, whoever wrote it."""
+_MAX_PATTERNS = 1024
+"""More than any model has projections. Each is tried for each, while all other loads wait."""
+Patterns = tuple[tuple[re.Pattern[str], float], ...]
+"""Of modules' names, with the value of each; the first that matches counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,8 @@ class PeftConfig:
     alpha: float
     is_rank_stabilised: bool
     """rsLoRA: the scaling is alpha / sqrt(rank) (Kalajdzievski, arXiv:2312.03732)."""
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: Patterns
+    alpha_pattern: Patterns
     base_model: str | None
 
     def rank_of(self, module: str) -> int:
@@ -68,7 +72,7 @@ class PeftConfig:
 
     @property
     def largest_rank(self) -> int:
-        return max([self.rank, *self.rank_pattern.values()])
+        return max([self.rank, *(int(rank) for _, rank in self.rank_pattern)])
 
 
 def parse_peft_config(values: Mapping[str, object]) -> PeftConfig:
@@ -92,14 +96,8 @@ def parse_peft_config(values: Mapping[str, object]) -> PeftConfig:
         rank=_rank(values, "r", values.get("r", 8)),
         alpha=_alpha(values, "lora_alpha", values.get("lora_alpha", 8)),
         is_rank_stabilised=bool(values.get("use_rslora", False)),
-        rank_pattern={
-            key: _rank(values, "rank_pattern", rank)
-            for key, rank in _pattern(values, "rank_pattern").items()
-        },
-        alpha_pattern={
-            key: _alpha(values, "alpha_pattern", alpha)
-            for key, alpha in _pattern(values, "alpha_pattern").items()
-        },
+        rank_pattern=_patterns(values, "rank_pattern", _rank),
+        alpha_pattern=_patterns(values, "alpha_pattern", _alpha),
         base_model=_base_model(values.get("base_model_name_or_path")),
     )
 
@@ -119,11 +117,22 @@ def _check_targets(values: Mapping[str, object]) -> None:
             )
 
 
-def _pattern(values: Mapping[str, object], key: str) -> Mapping[str, object]:
-    pattern = values.get(key) or {}
-    if not isinstance(pattern, Mapping):
+def _patterns(
+    values: Mapping[str, object],
+    key: str,
+    checked: Callable[[Mapping[str, object], str, object], float],
+) -> Patterns:
+    """As PEFT matches them: a pattern stands for the end of a name, after a dot."""
+    given = values.get(key) or {}
+    if not isinstance(given, Mapping):
         raise _error(values, key, "it must be an object")
-    for name in pattern:
+    if len(given) > _MAX_PATTERNS:
+        raise AdapterError(
+            f"{key} has {len(given)} keys in adapter_config.json; at most {_MAX_PATTERNS} are "
+            "taken, write one key for modules that are alike."
+        )
+    patterns = []
+    for name, value in given.items():
         if not _PLAIN_PATTERN.fullmatch(name):
             raise _error(
                 values,
@@ -132,18 +141,15 @@ def _pattern(values: Mapping[str, object], key: str) -> Mapping[str, object]:
                 "dots, ^ and $",
             )
         try:
-            re.compile(name)
+            pattern = re.compile(rf"(?:.*\.)?(?:{name})$")
         except re.error as error:
             raise _error(values, key, f"its key {name!r:.80} cannot be matched ({error})") from None
-    return pattern
+        patterns.append((pattern, checked(values, key, value)))
+    return tuple(patterns)
 
 
-def _matched(pattern: Mapping[str, float], module: str, otherwise: float) -> float:
-    """PEFT's rule: the first key that matches the end of the name, after a dot."""
-    for key, value in pattern.items():
-        if re.match(rf"(?:.*\.)?(?:{key})$", module):
-            return value
-    return otherwise
+def _matched(patterns: Patterns, module: str, otherwise: float) -> float:
+    return next((value for pattern, value in patterns if pattern.match(module)), otherwise)
 
 
 def _rank(values: Mapping[str, object], key: str, rank: object) -> int:
@@ -153,10 +159,14 @@ def _rank(values: Mapping[str, object], key: str, rank: object) -> int:
 
 
 def _alpha(values: Mapping[str, object], key: str, alpha: object) -> float:
-    is_number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
-    if not is_number or not math.isfinite(float(alpha)):  # type: ignore[arg-type]
+    try:
+        is_number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
+        number = float(alpha) if is_number else math.nan  # type: ignore[arg-type]
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise _error(values, key, "it must be a number")
-    return float(alpha)  # type: ignore[arg-type]
+    return number
 
 
 def _base_model(name: object) -> str | None:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from octavo.kernels.interface import Kernels
-from octavo.models.decoder import WeightNames, build_decoder
+from octavo.models.decoder_builder import WeightNames, build_decoder
 from octavo.models.decoder_config import DecoderConfig
 from octavo.models.interface import CausalLM, WeightSource
 

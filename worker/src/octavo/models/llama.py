@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from octavo.models.config_reader import ConfigReader
-from octavo.models.decoder import WeightNames
+from octavo.models.decoder_builder import WeightNames
 from octavo.models.decoder_config import FamilyDefaults, parse_decoder, uniform_layer_types
 from octavo.models.family import DecoderFamily, ModelFamily
 from octavo.models.rope_config import FULL

@@ -5,9 +5,10 @@ long a copy takes. A request can start when its adapter is in a slot. To get the
 takes a free slot, or that of the adapter that has been idle longest. When all are in use by
 running requests, whoever asks is passed over, so that requests of adapters that are there are
 computed together; but not for long: after ``patience_s`` one adapter is chosen to leave, which
-means that its waiting requests start no more until it has made room. So adapters that many ask
-for cannot keep others out for longer than their running requests take; and whoever has waited
-longer than a request may is told by :meth:`AdapterSlots.overdue`.
+means that its waiting requests start no more until it has made room. Who gets the room keeps it
+until it has been used, also from those whose turns come before. So adapters that many ask for
+cannot keep others out for longer than their running requests take; and whoever has waited longer
+than a request may is told by :meth:`AdapterSlots.overdue`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class _Adapter:
     """Since when nothing but the adapter keeps a request from starting."""
     leaves_for: int | None = None
     """The adapter it shall make room for."""
+    spared_since_s: float | None = None
+    """Since when others have been kept from its slot, which it waited for and has not used yet."""
     last_used: int = 0
 
 
@@ -83,6 +86,7 @@ class AdapterSlots:
         assert adapter.slot is not None, f"adapter {adapter_id} is in no slot"
         assert adapter.is_filled, f"slot {adapter.slot} is not filled yet"
         adapter.num_running += 1
+        adapter.spared_since_s = None
         self._uses += 1
         adapter.last_used = self._uses
         return adapter.slot
@@ -176,17 +180,17 @@ class AdapterSlots:
     # ---- Inside -----------------------------------------------------------------------------
 
     def _give_slot(self, adapter_id: int, adapter: _Adapter, now_s: float) -> None:
-        slot = self._free_slot(adapter_id)
+        slot = self._free_slot(adapter_id, now_s)
         if slot is not None:
             self._holders[slot] = adapter_id
-            adapter.slot, adapter.is_filled = slot, False
+            adapter.slot, adapter.is_filled, adapter.spared_since_s = slot, False, None
             self._fills.append((adapter_id, slot))
             return
         assert adapter.missing_since_s is not None
         if now_s - adapter.missing_since_s >= self._patience_s:
             self._choose_who_leaves(adapter_id)
 
-    def _free_slot(self, wanted_by: int) -> int | None:
+    def _free_slot(self, wanted_by: int, now_s: float) -> int | None:
         """An empty slot, or that of an idle adapter, which loses it."""
         for slot, holder in enumerate(self._holders):
             if holder is None:
@@ -199,6 +203,7 @@ class AdapterSlots:
             if adapter.is_filled
             and not adapter.num_running
             and adapter.leaves_for in (None, wanted_by)
+            and not self._is_spared(adapter, now_s)
         ]
         if not idle:
             return None
@@ -208,6 +213,17 @@ class AdapterSlots:
         self._release_slot(chosen)
         self.num_evictions += 1
         return freed
+
+    def _is_spared(self, adapter: _Adapter, now_s: float) -> bool:
+        """Whoever has waited for a slot for long, and got it, keeps it until the first use, though
+        others' turns come first: they would take it from it again and again. Not for long either:
+        it may be something else that keeps it from starting now."""
+        since_s = adapter.missing_since_s
+        if not adapter.num_waiting or since_s is None or now_s - since_s < self._patience_s:
+            return False
+        if adapter.spared_since_s is None:
+            adapter.spared_since_s = now_s
+        return now_s - adapter.spared_since_s < self._patience_s
 
     def _choose_who_leaves(self, adapter_id: int) -> None:
         """Of the adapters that nobody told to leave, the one with the fewest running requests."""

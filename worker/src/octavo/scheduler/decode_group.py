@@ -43,19 +43,21 @@ class DecodeGroup:
     def __contains__(self, request: Request) -> bool:
         return request.row in self.rows and request.row not in self._leaving_rows
 
-    def join(self, request: Request) -> None:
-        """Add a request that has a row and may draw at least one more token."""
-        left = request.max_total_tokens - request.num_tokens
-        assert left > 0, f"{request} is at its limit"
-        assert request.row is not None, f"{request} has no row"
+    def join(self, requests: list[Request]) -> None:
+        """Add requests that have a row and may draw at least one more token, at least one."""
         assert not self._leaving_rows, "settle before anyone joins"
+        rows = [request.row for request in requests if request.row is not None]
+        assert len(rows) == len(requests), "who decodes has a row"
+        left = min(request.max_total_tokens - request.num_tokens for request in requests)
+        assert left > 0, "somebody is at its limit"
         self.steps_left = min(self.steps_left, left) if self.requests else left
-        self.requests = [*self.requests, request]
-        self.rows = [*self.rows, request.row]
-        self.starts = [*self.starts, request.num_computed_tokens]
+        self.requests = self.requests + requests
+        self.rows = self.rows + rows
+        self.starts = self.starts + [request.num_computed_tokens for request in requests]
         # The token after position p is number p + 2 of its sequence.
-        self.last_starts = [*self.last_starts, request.max_total_tokens - 2]
-        self._sharers.join(request)
+        self.last_starts = self.last_starts + [r.max_total_tokens - 2 for r in requests]
+        for request in requests:
+            self._sharers.join(request)
         self._resize()
 
     def leave(self, row: int) -> None:

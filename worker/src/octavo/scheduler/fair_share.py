@@ -67,8 +67,7 @@ class PriorityClass:
         if len(line.requests) == 1:
             line.virtual_tokens = max(line.virtual_tokens, self._virtual_tokens)
             self._num_activated += 1
-            self._serial_of[name] = self._num_activated
-            insort(self._turns, (line.virtual_tokens, self._num_activated, line))
+            self._take_turn(line, self._num_activated)
 
     def remove(self, request: Request) -> None:
         """Take out a request that starts or ends; called before its status changes."""
@@ -96,8 +95,7 @@ class PriorityClass:
         serial = self._leave_turns(line) if is_waiting else 0
         line.virtual_tokens = max(line.virtual_tokens + num_tokens, self._virtual_tokens)
         if is_waiting:
-            self._serial_of[line.name] = serial
-            insort(self._turns, (line.virtual_tokens, serial, line))
+            self._take_turn(line, serial)
         else:
             self._forget_unless_ahead(line)
 
@@ -105,8 +103,13 @@ class PriorityClass:
         """Take out a request whose turn has come and charge its tenant."""
         line = self._lines[request.tenant.name]
         self._virtual_tokens = max(self._virtual_tokens, line.virtual_tokens)
-        self.charge(request, num_tokens)
-        self.remove(request)
+        serial = self._leave_turns(line)
+        _take_out(line.requests, request)
+        line.virtual_tokens = max(line.virtual_tokens + num_tokens, self._virtual_tokens)
+        if line.requests:
+            self._take_turn(line, serial)
+        else:
+            self._forget_unless_ahead(line)
 
     def in_order(self, may_start: dict[str, bool]) -> Iterator[Request]:
         """Requests in the order of their turns, looked up anew after each that was taken out.
@@ -153,9 +156,13 @@ class PriorityClass:
             orders = [request.order for request in requests]
             assert orders == sorted(orders), "requests are out of order"
 
+    def _take_turn(self, line: TenantLine, serial: int) -> None:
+        self._serial_of[line.name] = serial
+        insort(self._turns, (line.virtual_tokens, serial, line))
+
     def _leave_turns(self, line: TenantLine) -> int:
         serial = self._serial_of.pop(line.name)
-        i = bisect_left(self._turns, (line.virtual_tokens, serial), key=lambda turn: turn[:2])
+        i = bisect_left(self._turns, (line.virtual_tokens, serial, line))
         assert self._turns[i][2] is line, f"{line.name} has no turn"
         del self._turns[i]
         return serial

@@ -24,10 +24,11 @@ class StepDraft:
         """Tokens of requests that still compute what is known: prompts, and what preemption
         took away."""
 
-    def admit(self, request: Request, row: int) -> None:
+    def admit(self, request: Request) -> None:
         """Tell the runner all about a request that has just got a row, and grant it tokens."""
+        assert request.row is not None, f"{request} has no row"
         admission = RowAdmission(
-            row=row,
+            row=request.row,
             token_ids=list(request.token_ids),
             num_prompt_tokens=request.num_prompt_tokens,
             num_cached_tokens=request.num_computed_tokens,
@@ -48,8 +49,9 @@ class StepDraft:
         self.chunks[request] = count
         self.budget -= count
 
-    def drop(self, request: Request, row: int) -> None:
-        """Take back everything given to a request that has just lost its row."""
+    def drop(self, request: Request) -> None:
+        """Take back everything given to a request that is about to lose its row."""
+        row = request.row
         assert all(admission.row != row for admission in self.admissions), (
             f"{request} is preempted in the step that admits it"
         )
@@ -58,6 +60,8 @@ class StepDraft:
 
     def plan(self, released_rows: list[int]) -> BatchPlan:
         """The rows granted chunks, those of a single token first."""
+        if not self.chunks:  # as in most steps
+            return BatchPlan(released_rows=released_rows, new_blocks=self.new_blocks)
         requests = sorted(self.chunks, key=lambda request: self.chunks[request] > 1)
         counts = [self.chunks[request] for request in requests]
         starts = [request.num_computed_tokens for request in requests]

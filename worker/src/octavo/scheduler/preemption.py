@@ -1,4 +1,4 @@
-"""Who has to give way when rows or blocks run out. Pure choices; the scheduler acts on them.
+"""Who has to give way when rows or blocks run out. Pure choices; others act on them.
 
 Knows the order of requests and the owners of blocks; changes nothing.
 """
@@ -12,6 +12,11 @@ from octavo.cache.block_pool import BlockPool
 from octavo.request import Request
 
 _ORDER = attrgetter("order")
+
+
+def in_order(requests: Collection[Request]) -> list[Request]:
+    """First in order first."""
+    return sorted(requests, key=_ORDER)
 
 
 def last_in_order(running: Collection[Request]) -> Request:

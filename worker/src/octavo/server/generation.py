@@ -18,7 +18,7 @@ from octavo.grammar import ReasoningSpan
 from octavo.metrics import ChoiceRecord, ServerMetrics
 from octavo.outputs import GenerationEvent
 from octavo.pooling_params import PoolingParams
-from octavo.request import EVERYONE, Tenant
+from octavo.request import EVERYONE, AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.server.requests import RequestRecord
 from octavo.server.service_level import deadline_exceeded
@@ -111,18 +111,13 @@ class Generation:
     async def _of_prompt(self, number: int) -> AsyncGenerator[GenerationEvent, None]:
         job = self._job
         first_index = number * job.params.n
-        timeout_s = self._request.remaining_s(time.monotonic())
-        if timeout_s is not None and timeout_s <= 0:
-            raise deadline_exceeded()
-        adapter = None
-        if self._adapter is not None:
-            adapter = await self._engine.adapters.acquire(self._adapter)
+        adapter = await self._acquire_adapter()
         events = self._engine.generate(
             job.prompts[number],
             job.params,
             request_id=f"{self._id}-{number}",
             priority=self._request.priority,
-            timeout_s=timeout_s,
+            timeout_s=self._request.remaining_s(time.monotonic()),
             cache_salt=job.cache_salt,
             tenant=self._tenant,
             pooling=job.pooling,
@@ -138,6 +133,19 @@ class Generation:
         finally:
             if adapter is not None:
                 self._engine.adapters.release(adapter)
+
+    async def _acquire_adapter(self) -> AdapterGeneration | None:
+        """What the request is for, waiting for a load no longer than the request may take."""
+        timeout_s = self._request.remaining_s(time.monotonic())
+        if timeout_s is not None and timeout_s <= 0:
+            raise deadline_exceeded()
+        if self._adapter is None:
+            return None
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._engine.adapters.acquire(self._adapter)
+        except TimeoutError:
+            raise deadline_exceeded() from None
 
     async def _of_all_prompts(self) -> AsyncGenerator[GenerationEvent, None]:
         queue: asyncio.Queue[GenerationEvent | Exception | None] = asyncio.Queue(_PENDING_EVENTS)

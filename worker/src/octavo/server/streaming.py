@@ -85,7 +85,9 @@ class GenerationAnswer(Response, Generic[Body]):
             log_event(_logger, "prompt", id=record.id, body=asked)
         job = await self._job(body, info)
         metrics = self._context.ready_metrics(info)
-        adapter = model if model in self._context.engine.adapters else None
+        # By the name that was found above: an adapter may have been unloaded since, and must not
+        # be answered for by the base model.
+        adapter = None if model in self._context.model_names() else model
         generation = Generation(self._context.engine, metrics, job, record, key.tenant, adapter)
         exchange = Exchange(body, job, generation, model, record.answer_id)
         async with aclosing(_checked(generation)) as events:

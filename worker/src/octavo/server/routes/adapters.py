@@ -72,11 +72,12 @@ class AdapterCard(msgspec.Struct):
     state: str
     path: str | None
     revision: str | None
-    """The hub's commit; null for other sources, and for what is not loaded."""
+    """The hub's commit; null for other sources. Of what is not loaded, what it is to be."""
     digest: str | None
+    """Of the files; of what is not loaded, what they must have, if that was said."""
     generation: int | None
     message: str | None
-    """Why it could not be loaded when last tried."""
+    """Why it could not be loaded, or read again, when last tried."""
 
 
 class AdapterList(msgspec.Struct):
@@ -153,16 +154,19 @@ def _all(context: ServerContext) -> list[dict[str, Any]]:
 
 
 def _describe(entry: AdapterEntry, stats: AdapterStats | None) -> dict[str, Any]:
-    described = _card(entry.name, entry.state, entry.source.path, entry.error)
+    described = _card(entry.name, entry.state, entry.source, entry.message)
     if entry.current is not None:
         described |= _facts(entry.current, stats)
     return described
 
 
 def _card(
-    name: str, state: str, path: str | None = None, message: str | None = None
+    name: str, state: str, source: AdapterSource | None = None, message: str | None = None
 ) -> dict[str, Any]:
-    card = AdapterCard(name, name, str(state), path, None, None, None, message)
+    path, revision, digest = None, None, None
+    if source is not None:
+        path, revision, digest = source.path, source.revision, source.digest
+    card = AdapterCard(name, name, str(state), path, revision, digest, None, message)
     return {"object": "adapter", **msgspec.structs.asdict(card)}
 
 

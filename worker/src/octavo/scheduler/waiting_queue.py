@@ -1,62 +1,26 @@
-"""Who may come in, who waits, who is at its limit, and when it is worth asking again.
+"""Who waits, who of them is at a limit, and what is told to those for whom there is no room.
 
-Knows requests, tenants and the limits; turns are :mod:`octavo.scheduler.fair_share`'s. Knows
-nothing of plans or of blocks.
+Knows requests, tenants and the queue's limits; turns are :mod:`octavo.scheduler.fair_share`'s.
+Knows nothing of plans or of blocks.
 """
 
 from __future__ import annotations
 
-import heapq
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 
-from octavo.config import SchedulerConfig
-from octavo.errors import InvalidRequestError, PromptTooLongError, QueueFullError
-from octavo.request import Request, RequestStatus
+from octavo.errors import QueueFullError
+from octavo.request import Request, RequestStatus, Tenant
+from octavo.scheduler.drain_rate import DrainRate
 from octavo.scheduler.fair_share import PriorityClass
 
-MAX_RETRY_AFTER_S = 60.0
-UNMEASURED_RETRY_AFTER_S = 1.0
-_NUM_DEPARTURES = 64
+_NUM_AVERAGED = 64
+"""Ended requests, about, whose lengths make the average."""
 _NUM_REMEMBERED = 256
 """Priorities and tenants that are remembered after their last request."""
 _PRIORITY = attrgetter("priority")
-
-
-def check_can_run(request: Request, config: SchedulerConfig) -> None:
-    """Raise InvalidRequestError for a prompt that could not run even alone."""
-    num_tokens = request.num_prompt_tokens
-    if num_tokens == 0:
-        raise InvalidRequestError("the prompt has no tokens; give at least one.", "prompt")
-    most = config.max_model_len - (not request.is_prompt_only)
-    if num_tokens > most:
-        raise PromptTooLongError(
-            f"the prompt has {num_tokens} tokens, but max_model_len is {config.max_model_len} "
-            f"for the prompt and what is generated; shorten the prompt to {most} tokens.",
-            param="prompt",
-        )
-    num_blocks = -(-num_tokens // config.block_size)
-    if num_blocks > config.num_blocks:
-        raise PromptTooLongError(
-            f"the prompt has {num_tokens} tokens and needs {num_blocks} blocks of "
-            f"{config.block_size} tokens, but the KV cache has {config.num_blocks}; shorten the "
-            f"prompt to {config.num_blocks * config.block_size} tokens.",
-            param="prompt",
-        )
-
-
-def token_limit(request: Request, config: SchedulerConfig) -> int:
-    """Prompt and outputs together at which a request ends, whatever it says.
-
-    The last token drawn is never computed, so it needs no place in the cache; and a request
-    that had outgrown the whole cache could never be resumed.
-    """
-    limit = min(config.max_model_len, config.num_blocks * config.block_size + 1)
-    if request.params.max_tokens is None:
-        return limit
-    return min(limit, request.num_prompt_tokens + request.params.max_tokens)
 
 
 class WaitingQueue:
@@ -110,37 +74,9 @@ class WaitingQueue:
 
     def check_room(self, requests: Sequence[Request], now_s: float) -> None:
         """Raise QueueFullError if these may not wait too; preempted ones do not count."""
-        count, tokens = len(requests), sum(map(_waiting_tokens, requests))
-        num_waiting = self._num_waiting - self.num_preempted
-        tenant = requests[0].tenant
-        use = self._tenants.get(tenant.name)
-        own = 0 if use is None else use.num_waiting
-        if tenant.max_queued is not None and own + count > tenant.max_queued:
-            drain = self._drain if use is None else use.drain
-            retry_after_s = drain.retry_after_s(count, now_s, room=tenant.max_queued - own)
-            raise QueueFullError(
-                f"{own} requests of this API key are waiting and it may have {tenant.max_queued}; "
-                f"try again in {retry_after_s:.1f} s.",
-                retry_after_s,
-            )
-        if num_waiting + count > self.max_num_waiting:
-            room = self.max_num_waiting - num_waiting
-            retry_after_s = self._drain.retry_after_s(count, now_s, room=room)
-            raise QueueFullError(
-                f"{num_waiting} requests are waiting and max_num_waiting is "
-                f"{self.max_num_waiting}; try again in {retry_after_s:.1f} s.",
-                retry_after_s,
-            )
-        if num_waiting and self._num_tokens + tokens > self.max_num_tokens:
-            # One that alone is too much comes when nothing else waits.
-            room = min(self.max_num_tokens - self._num_tokens, tokens)
-            retry_after_s = self._token_drain.retry_after_s(tokens, now_s, room=room)
-            raise QueueFullError(
-                f"{self._num_tokens} prompt tokens are waiting and max_queue_tokens is "
-                f"{self.max_num_tokens}; this request has {tokens}. Try again in "
-                f"{retry_after_s:.1f} s.",
-                retry_after_s,
-            )
+        self._check_tenant(requests[0].tenant, len(requests), now_s)
+        self._check_count(len(requests), now_s)
+        self._check_tokens(sum(map(_waiting_tokens, requests)), now_s)
 
     def add(self, request: Request) -> None:
         """Let a request wait, from now or again."""
@@ -150,7 +86,9 @@ class WaitingQueue:
             self.num_preempted += 1
             return
         self._num_tokens += _waiting_tokens(request)
-        use = self._tenants.setdefault(request.tenant.name, TenantUse())
+        use = self._tenants.get(request.tenant.name)
+        if use is None:
+            use = self._tenants[request.tenant.name] = TenantUse()
         use.num_waiting += 1
         use.max_running = request.tenant.max_running
         self._judge(request.tenant.name, use)
@@ -185,7 +123,7 @@ class WaitingQueue:
         else:
             use.num_started -= 1
             own.charge(request, request.num_output_tokens - request.num_charged_outputs)
-            self._mean_outputs += (request.num_output_tokens - self._mean_outputs) / _NUM_DEPARTURES
+            self._mean_outputs += (request.num_output_tokens - self._mean_outputs) / _NUM_AVERAGED
         self._judge(request.tenant.name, use)
         if not use.num_waiting and not use.num_started and len(self._tenants) > _NUM_REMEMBERED:
             del self._tenants[request.tenant.name]
@@ -212,6 +150,42 @@ class WaitingQueue:
             assert request.row is None, f"{request} waits with a row"
             assert not request.block_ids, f"{request} waits with blocks"
             assert not request.num_computed_tokens, f"{request} waits with computed tokens"
+
+    def _check_tenant(self, tenant: Tenant, count: int, now_s: float) -> None:
+        use = self._tenants.get(tenant.name)
+        own = 0 if use is None else use.num_waiting
+        if tenant.max_queued is not None and own + count > tenant.max_queued:
+            drain = self._drain if use is None else use.drain
+            retry_after_s = drain.retry_after_s(count, now_s, room=tenant.max_queued - own)
+            raise QueueFullError(
+                f"{own} requests of this API key are waiting and it may have {tenant.max_queued}; "
+                f"try again in {retry_after_s:.1f} s.",
+                retry_after_s,
+            )
+
+    def _check_count(self, count: int, now_s: float) -> None:
+        num_waiting = self._num_waiting - self.num_preempted
+        if num_waiting + count > self.max_num_waiting:
+            room = self.max_num_waiting - num_waiting
+            retry_after_s = self._drain.retry_after_s(count, now_s, room=room)
+            raise QueueFullError(
+                f"{num_waiting} requests are waiting and max_num_waiting is "
+                f"{self.max_num_waiting}; try again in {retry_after_s:.1f} s.",
+                retry_after_s,
+            )
+
+    def _check_tokens(self, tokens: int, now_s: float) -> None:
+        # One that alone is too much comes when nothing else waits.
+        is_alone = self._num_waiting == self.num_preempted
+        if not is_alone and self._num_tokens + tokens > self.max_num_tokens:
+            room = min(self.max_num_tokens - self._num_tokens, tokens)
+            retry_after_s = self._token_drain.retry_after_s(tokens, now_s, room=room)
+            raise QueueFullError(
+                f"{self._num_tokens} prompt tokens are waiting and max_queue_tokens is "
+                f"{self.max_num_tokens}; this request has {tokens}. Try again in "
+                f"{retry_after_s:.1f} s.",
+                retry_after_s,
+            )
 
     def _class_of(self, priority: int) -> PriorityClass:
         i = bisect_left(self._classes, priority, key=_PRIORITY)
@@ -263,55 +237,3 @@ class TenantUse:
 def _waiting_tokens(request: Request) -> int:
     """The n choices of one prompt compute it once."""
     return 0 if request.is_follower else request.num_prompt_tokens
-
-
-class Deadlines:
-    """When requests end at the latest. Holds ids, so that who has ended can be let go of."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, str]] = []
-
-    def add(self, deadline_s: float, request_id: str, serial: int) -> None:
-        """``serial`` tells requests apart that use an id one after another."""
-        heapq.heappush(self._heap, (deadline_s, serial, request_id))
-
-    def take_due(self, now_s: float) -> list[tuple[str, int]]:
-        """Ids and serial numbers whose time has come, ended or not."""
-        due = []
-        while self._heap and self._heap[0][0] <= now_s:
-            _, serial, request_id = heapq.heappop(self._heap)
-            due.append((request_id, serial))
-        return due
-
-
-class DrainRate:
-    """How fast the queue empties, in requests or in tokens, measured over its latest departures."""
-
-    def __init__(self) -> None:
-        self._departures: deque[tuple[float, int]] = deque(maxlen=_NUM_DEPARTURES)
-        self._num_departed = 0
-        """The sum of ``_departures``."""
-        self._num_refused = 0
-        """What was told to come back, less what departed since: that is ahead of the next one."""
-
-    def record_departure(self, now_s: float, amount: int = 1) -> None:
-        """So much has left the queue."""
-        if len(self._departures) == _NUM_DEPARTURES:
-            self._num_departed -= self._departures[0][1]
-        self._departures.append((now_s, amount))
-        self._num_departed += amount
-        self._num_refused = max(0, self._num_refused - amount)
-
-    def retry_after_s(self, amount: int, now_s: float, room: int = 0) -> float:
-        """When there will be place for ``amount`` more, if the queue goes on emptying as it did.
-
-        ``room`` is the place there is already. Refused clients are given one departure each, so
-        that they do not all come back at once. A queue that has stopped moving is noticed: its
-        rate falls as time passes.
-        """
-        self._num_refused += amount
-        if not self._departures:
-            return UNMEASURED_RETRY_AFTER_S
-        elapsed_s = max(now_s - self._departures[0][0], 1e-3)
-        rate = self._num_departed / elapsed_s
-        return min(max(self._num_refused - room, 1) / rate, MAX_RETRY_AFTER_S)

@@ -1,0 +1,72 @@
+"""Requests of adapters, where the engine does nothing by itself: who answers, and until when."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from fake_engine import FakeEngine
+from octavo.engine.adapter_table import AdapterTable
+from octavo.engine.messages import AdapterOpened, CloseAdapter, OpenAdapter
+from octavo.lora.adapter_source import AdapterSource
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture
+async def table(engine: FakeEngine) -> AdapterTable:
+    """It knows ``sql``, and no load of it ever ends."""
+    engine.adapters = AdapterTable(lambda message: None, is_enabled=True, wait_s=60.0)
+    await engine.adapters.load("sql", AdapterSource("/sql"), is_lazy=True)
+    return engine.adapters
+
+
+async def test_an_adapter_that_goes_while_its_prompt_is_rendered_is_not_the_base_model(
+    engine: FakeEngine,
+    table: AdapterTable,
+    client: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    render = engine.render_chat
+
+    async def slowly(*arguments: Any, **options: Any) -> list[int]:
+        await table.unload("sql", 1.0)
+        return await render(*arguments, **options)
+
+    monkeypatch.setattr(engine, "render_chat", slowly)
+    answer = await client.post("/v1/chat/completions", json={"model": "sql", "messages": MESSAGES})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    assert not engine.seen
+
+
+async def test_waiting_for_a_load_ends_with_the_requests_own_time(
+    engine: FakeEngine, table: AdapterTable, client: httpx.AsyncClient
+) -> None:
+    body = {"model": "sql", "prompt": "hi", "max_tokens": 1}
+    headers = {"X-Request-Timeout": "0.05"}
+    answer = await client.post("/v1/completions", json=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert not engine.seen
+
+
+async def test_waiting_for_a_load_is_time_of_the_request(
+    engine: FakeEngine, client: httpx.AsyncClient
+) -> None:
+    """What is left of it goes to the engine."""
+    loop = asyncio.get_running_loop()
+
+    def answer_later(message: OpenAdapter | CloseAdapter) -> None:
+        opened = AdapterOpened(message.adapter_id, "d1", 4, 9, 0.1)
+        loop.call_later(0.05, engine.adapters.heard, opened)
+
+    engine.adapters = AdapterTable(answer_later, is_enabled=True, wait_s=60.0)
+    await engine.adapters.load("sql", AdapterSource("/sql"), is_lazy=True)
+    body = {"model": "sql", "prompt": "hi", "max_tokens": 1}
+    headers = {"X-Request-Timeout": "30"}
+    answer = await client.post("/v1/completions", json=body, headers=headers)
+    assert answer.status_code == 200
+    ((_, _, extras),) = engine.seen
+    assert extras["timeout_s"] < 30.0 - 0.05
