@@ -35,11 +35,12 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from triton.runtime.errors import TritonError
 
-from octavo.kernels.adapters import AdapterStack, Projection
-from octavo.kernels.interface import AttentionBatch, Kernels, SamplingBatch
+from octavo.kernels.adapters import AdapterStack, AdapterStep, Projection
+from octavo.kernels.interface import AttentionBatch, Kernels, Linear, SamplingBatch
+from octavo.kernels.select import rows_for_adapters
 from octavo.kernels.triton import TritonKernels, penalties
 from octavo.kernels.triton.adapter_tiles import make_tiles
-from octavo.kernels.triton.adapters import TritonStep
+from octavo.kernels.triton.adapters import TritonAdapters
 from octavo.kernels.triton.decode_attention import DecodeConfig, decode_attention
 from octavo.kernels.triton.launch import Machine
 from octavo.kernels.triton.prefill_attention import PrefillConfig, prefill_attention
@@ -226,8 +227,8 @@ def linear_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
 
 def lora_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
     """Products with what adapters add, up to the program that reads them (an activation, else a
-    norm), beside the same without adapters (``plain``): as in a decode step, where they run on a
-    branch of the graph, and as in a prompt's; and sorting a step's tokens."""
+    norm), beside the same without adapters (``plain``), with A below the weights (``rows``) and
+    ahead of the product (``ahead``); and sorting a step's tokens."""
     q_size, kv_size = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     size, inner = model.hidden, model.intermediate
     projections = [
@@ -237,7 +238,7 @@ def lora_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
         Projection(0, ("down",), inner, (size,)),
     ]
     for (num_slots, num_tokens), index in product([(8, 8), (8, 64), (8, 256), (64, 256)], range(4)):
-        for way in ("decode", "prompt", "plain"):
+        for way in ("rows", "ahead", "plain"):
             projection, shape = projections[index], f"T={num_tokens} adapters={num_slots}"
 
             def make(
@@ -246,13 +247,13 @@ def lora_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
                 num_tokens: int = num_tokens,
                 way: str = way,
             ) -> Callable[[], object]:
+                linear = _random_linear(projection, kernels)
                 step = None
                 if way != "plain":
-                    stack, slots = _random_stack(projection, num_slots, num_tokens)
-                    branch = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
-                    tiles = make_tiles(slots, num_slots)
-                    step = TritonStep(stack, kernels, slots, tiles, branch, way == "decode")
-                return _product_and_reader(projection, kernels, step, num_tokens)
+                    stack = _random_stack(projection, num_slots, linear if way == "rows" else None)
+                    slots = _round_robin(num_tokens, num_slots)
+                    step = TritonAdapters(stack, kernels).step(slots)
+                return _product_and_reader(projection, kernels, linear, step, num_tokens)
 
             out = sum(projection.out_features)
             num_bytes = 2 * (out * projection.in_features + num_tokens * (3 * out + size))
@@ -267,40 +268,57 @@ def lora_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
             def make_sort(
                 num_slots: int = num_slots, num_tokens: int = num_tokens
             ) -> Callable[[], object]:
-                _, slots = _random_stack(projections[1], num_slots, num_tokens)
+                slots = _round_robin(num_tokens, num_slots)
                 return lambda: make_tiles(slots, num_slots)
 
             yield Case("lora_tiles", model.name, shape, make_sort, 4 * num_tokens)
 
 
 def _product_and_reader(
-    projection: Projection, kernels: Kernels, step: TritonStep | None, num_tokens: int
+    projection: Projection,
+    kernels: Kernels,
+    linear: Linear,
+    step: AdapterStep | None,
+    num_tokens: int,
 ) -> Callable[[], object]:
-    rows = sum(projection.out_features)
-    linear = kernels.prepare_linear([_randn(rows, projection.in_features)], None, BF16)
-    x, norm = _randn(num_tokens, projection.in_features), torch.ones(rows, device="cuda")
+    x = _randn(num_tokens, projection.in_features)
+    norm = torch.ones(linear.out_features, device="cuda")
     if len(projection.names) == 2:
         if step is None:
             return lambda: kernels.silu_mul(linear(x))
         return lambda: step.project_gated(0, linear, x, True)
 
     def run() -> object:
-        y, added = (linear(x), None) if step is None else step.project(0, linear, x)
-        return kernels.rms_norm(y, norm, 1e-6, added)
+        y = linear(x) if step is None else step.project(0, linear, x)
+        return kernels.rms_norm(y, norm, 1e-6)
 
     return run
 
 
-def _random_stack(
-    projection: Projection, num_slots: int, num_tokens: int
-) -> tuple[AdapterStack, Tensor]:
-    """Adapters of rank 16 for one product, and each token's slot, round robin."""
-    stack = AdapterStack.allocate([projection], num_slots, 16, BF16, torch.device("cuda"))
+def _random_linear(projection: Projection, kernels: Kernels) -> Linear:
+    weight = _randn(sum(projection.out_features), projection.in_features)
+    return kernels.prepare_linear([weight], None, BF16)
+
+
+def _random_stack(projection: Projection, num_slots: int, linear: Linear | None) -> AdapterStack:
+    """Adapters of rank 16 for one product; A below the weights of ``linear``."""
+    stack = AdapterStack.allocate(
+        [projection],
+        num_slots,
+        16,
+        BF16,
+        torch.device("cuda"),
+        lambda _, num_rows: None if linear is None else rows_for_adapters(linear, num_rows),
+    )
     for matrix in (*stack.a, stack.b):
         matrix.normal_()
     stack.table[:, 0, 1] = 16
-    slots = torch.arange(num_tokens, dtype=torch.int32, device="cuda") % num_slots
-    return stack, slots
+    return stack
+
+
+def _round_robin(num_tokens: int, num_slots: int) -> Tensor:
+    """Each token's slot."""
+    return torch.arange(num_tokens, dtype=torch.int32, device="cuda") % num_slots
 
 
 def attention_batch(context_lens: list[int], query_lens: list[int]) -> AttentionBatch:

@@ -28,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from octavo.kernels.adapters import AdapterStack, Projection
+from octavo.kernels.adapters import AdapterStack, AdapterUse, Projection
 from octavo.kernels.interface import AttentionBatch, SamplingBatch, SharedPrefix
 from octavo.kernels.select import rows_for_adapters
 from octavo.kernels.triton import TritonKernels, penalties, rope_cache
@@ -282,8 +282,8 @@ def adapters(
         lambda index, num_rows: rows_for_adapters(linears[index], num_rows),
     )
     x = torch.empty(num_tokens, size, dtype=dtype)
-    for is_crowded in (True, False):
-        step = TritonAdapters(stack, _kernels()).step(_ints(num_tokens), is_crowded)
+    for use in (AdapterUse.MANY, AdapterUse.FEW):
+        step = TritonAdapters(stack, _kernels()).step(_ints(num_tokens), use)
         for index, (projection, linear) in enumerate(zip(shapes, linears, strict=True)):
             if len(projection.names) == 2:
                 step.project_gated(index, linear, x, True)

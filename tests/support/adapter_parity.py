@@ -24,6 +24,7 @@ from kernel_parity import (
 )
 from octavo.kernels.adapters import (
     AdapterStack,
+    AdapterUse,
     Packing,
     Projection,
     TorchAdapters,
@@ -112,7 +113,8 @@ def adapters(
     wide = replace(stack, a=tuple(a.float() for a in stack.a), b=stack.b.float())
     expected = TorchAdapters(wide, REFERENCE).step(chosen)
     actual = TritonAdapters(stack, kernels)
-    steps = [actual.step(chosen, is_crowded) for is_crowded in {has_rows, True}]
+    uses = [AdapterUse.MANY, AdapterUse.FEW][: 1 + has_rows]
+    steps = [actual.step(chosen, use) for use in uses]
     for index, (projection, linear) in enumerate(zip(shapes, linears, strict=True)):
         # Rows of a wider tensor: their stride is not their length.
         x = trial.randn(len(slots), projection.in_features + 8)[:, : projection.in_features]

@@ -158,7 +158,7 @@ def test_what_is_not_finite_is_refused(tmp_path: Path) -> None:
     folder = change(make_adapter(tmp_path, CONFIG), lambda t: t[Q.format("A")].fill_(float("inf")))
     weights = load(folder)
     with pytest.raises(AdapterError, match="not finite"):
-        weights.copy_into(torch.empty(weights.size))
+        weights.copy_into(torch.empty(weights.packing.size))
 
 
 def test_a_rank_above_the_servers_is_refused_with_the_flag_to_change(tmp_path: Path) -> None:

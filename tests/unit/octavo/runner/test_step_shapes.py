@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.batch import BatchPlan
+from octavo.kernels.adapters import AdapterUse
 from octavo.runner.step_shapes import StepShapes
 from octavo.sampling.sampler import DrawKind
 
@@ -84,3 +85,20 @@ def test_the_largest_shapes_are_at_least_as_large_as_those_captured_ahead() -> N
             for other in largest
             if other.kind is shape.kind
         )
+
+
+def test_steps_of_few_and_of_many_adapters_have_shapes_of_their_own() -> None:
+    uses = [AdapterUse.FEW, AdapterUse.MANY]
+    shapes = StepShapes(256, 2048, uses)
+    plan = plan_of(64, [])
+    found = {shapes.shape_for(plan, GREEDY, use) for use in AdapterUse}
+    assert len(found) == len(AdapterUse)
+    ahead = list(shapes.by_use())
+    assert found <= set(ahead)
+    assert len(ahead) == len(set(ahead))
+    assert ahead[0].adapters is AdapterUse.MANY  # in whose memory all others find room
+    first = [shape.adapters for shape in ahead[1:]]
+    assert first.index(AdapterUse.FEW) > 50, "steps without adapters come first"
+    for use in uses:
+        assert use in {shape.adapters for shape in shapes.largest()}
+        assert use in {shape.adapters for shape in shapes.covering()}

@@ -355,7 +355,9 @@ def make_runner(
     adapters: Adapters | None = None if stack is None else select_adapters(kernels, stack)
     graphs = None
     if captured_tokens:
-        shapes = StepShapes(limits.max_num_seqs, captured_tokens, adapters is not None)
+        shapes = StepShapes(
+            limits.max_num_seqs, captured_tokens, adapters.uses if adapters is not None else ()
+        )
         graphs = StepGraphs(
             model,
             kernels,

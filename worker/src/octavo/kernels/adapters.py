@@ -6,15 +6,15 @@ nothing of files, names or requests. An adapter adds ``scaling * B (A x)`` to a 
 are never changed, so tokens of many adapters and of none share one step.
 
 Memory: a *slot* holds one adapter, its ranks padded. Products that share their input are merged as
-the model merges them. A of every slot is rows of one matrix, ``[num_slots * parts * max_rank,
-in_features]``: where a backend can, they stand below the weights of the product itself, which then
-gives ``A x`` beside ``W x``. B of a slot is one run of numbers, each projection's ``[sum(out_features),
-rank]`` after the one before, of the adapter's own rank, so that a small adapter is read as what it
-is; ``table`` says where.
+the model merges them. A of all slots is one matrix for each product, ``[num_slots * parts *
+max_rank, in_features]``: where a backend can, its rows stand below the weights of the product,
+which then gives ``A x`` beside ``W x``. B of a slot is one run of numbers, ``[sum(out_features),
+rank]`` of each product, of the adapter's own rank: a small adapter is read as what it is.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -89,7 +89,7 @@ class Packing:
             rank * len(projection.names) * projection.in_features
             for projection, rank in zip(self.projections, self.ranks, strict=True)
         ]
-        runs = run[: self.size].split([*b_sizes, *a_sizes])
+        runs = torch.split(run[: self.size], [*b_sizes, *a_sizes])
         count = len(self.projections)
         for projection, rank, a, b in zip(
             self.projections, self.ranks, runs[count:], runs[:count], strict=True
@@ -180,6 +180,14 @@ def rows_of_parts(b: Tensor, projection: Projection) -> tuple[Tensor, ...]:
     return torch.split(b, list(projection.out_features))
 
 
+class AdapterUse(enum.Enum):
+    """How many of the slots a step's tokens use, as far as its launches depend on that."""
+
+    NONE = "none"
+    FEW = "few"
+    MANY = "many"
+
+
 class AdapterStep(Protocol):
     """The adapters of one step's tokens; handed down through the model."""
 
@@ -203,11 +211,16 @@ class AdapterStep(Protocol):
 class Adapters(Protocol):
     """One implementation of the above, over one stack."""
 
-    def step(self, slots: Tensor, is_crowded: bool = True) -> AdapterStep:
-        """``slots: [T], int32``: of each token; :data:`NO_ADAPTER` for those without.
+    @property
+    def uses(self) -> Sequence[AdapterUse]:
+        """Which make a difference here, beside none."""
 
-        ``is_crowded``: whether many of the slots occur; results do not depend on it.
-        """
+    def use_of(self, num_slots: int) -> AdapterUse:
+        """Of a step whose tokens use so many different slots."""
+
+    def step(self, slots: Tensor, use: AdapterUse = AdapterUse.MANY) -> AdapterStep:
+        """``slots: [T], int32``: of each token; :data:`NO_ADAPTER` for those without. ``use``: how
+        fast it is may depend on it, and nothing else."""
 
 
 class TorchAdapters:
@@ -221,7 +234,14 @@ class TorchAdapters:
         self._stack = stack
         self._kernels = kernels
 
-    def step(self, slots: Tensor, is_crowded: bool = True) -> AdapterStep:
+    @property
+    def uses(self) -> Sequence[AdapterUse]:
+        return (AdapterUse.MANY,)
+
+    def use_of(self, num_slots: int) -> AdapterUse:
+        return AdapterUse.MANY if num_slots else AdapterUse.NONE
+
+    def step(self, slots: Tensor, use: AdapterUse = AdapterUse.MANY) -> AdapterStep:
         """Reads the slots on the host: not for captured steps."""
         return self._step(slots)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from octavo.batch import BatchPlan
-from octavo.kernels.adapters import Adapters
+from octavo.kernels.adapters import Adapters, AdapterUse
 from octavo.kernels.interface import Kernels
 from octavo.kernels.upload import write
 from octavo.models.interface import CausalLM
@@ -74,10 +74,10 @@ class StepGraphs:
         return len(self._graphs)
 
     def shape_for(
-        self, plan: BatchPlan, kind: DrawKind, has_adapters: bool = False
+        self, plan: BatchPlan, kind: DrawKind, adapters: AdapterUse = AdapterUse.NONE
     ) -> StepShape | None:
         """The padded shape that serves a plan; None if it is to run eagerly."""
-        shape = self.shapes.shape_for(plan, kind, has_adapters)
+        shape = self.shapes.shape_for(plan, kind, adapters)
         if shape not in self._graphs and len(self._graphs) >= MAX_GRAPHS:
             return None
         return shape
@@ -173,10 +173,10 @@ class StepGraphs:
         )
         token_ids, attention, token_row = expand(self._rows, table, self._padding_row)
         adapters = None
-        if shape.has_adapters:
+        if shape.adapters is not AdapterUse.NONE:
             assert self._adapters is not None, "a row has an adapter, and there are none"
             slots = self._rows.adapter_slots[token_row]
-            adapters = self._adapters.step(slots)
+            adapters = self._adapters.step(slots, shape.adapters)
         hidden = self._model.forward(
             token_ids, self._kv.layers, attention, adapters, is_last_only=True
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.batch import BatchPlan, MaskMemory, StepHandle, StepResult
-from octavo.kernels.adapters import Adapters
+from octavo.kernels.adapters import Adapters, AdapterUse
 from octavo.kernels.upload import upload
 from octavo.models.interface import CausalLM
 from octavo.runner.batch_tensors import expand, sequence_table
@@ -68,8 +68,8 @@ class ModelRunner:
             return _Nothing()
         if self._graphs is not None and not plan.readings:
             kind = DrawKind.LATER if plan.constrained else self._sampler.kind_of(plan.rows)
-            has_adapters = self._rows.has_adapters(plan)
-            shape = None if kind is None else self._graphs.shape_for(plan, kind, has_adapters)
+            use = self._adapter_use(plan)
+            shape = None if kind is None else self._graphs.shape_for(plan, kind, use)
             if shape is not None:
                 return self._replay(self._graphs, plan, shape)
         return self._execute_eagerly(plan)
@@ -174,13 +174,17 @@ class ModelRunner:
         ).unbind()
         return _HeldStep(self, plan, _Draw(hidden[places], rows, after, drawing))
 
+    def _adapter_use(self, plan: BatchPlan) -> AdapterUse:
+        if self._adapters is None:
+            return AdapterUse.NONE
+        return self._adapters.use_of(self._rows.num_adapters(plan))
+
     def _execute_eagerly(self, plan: BatchPlan) -> StepHandle:
         table = sequence_table(plan, self._rows.device)
         token_ids, attention, token_row = expand(self._rows, table)
-        adapters = None
-        if self._adapters is not None and self._rows.has_adapters(plan):
-            slots = self._rows.adapter_slots[token_row]
-            adapters = self._adapters.step(slots)
+        adapters, use = None, self._adapter_use(plan)
+        if self._adapters is not None and use is not AdapterUse.NONE:
+            adapters = self._adapters.step(self._rows.adapter_slots[token_row], use)
         # Who reads a prompt wants the hidden states of all its tokens.
         is_last_only = not plan.readings
         hidden = self._model.forward(token_ids, self._kv.layers, attention, adapters, is_last_only)

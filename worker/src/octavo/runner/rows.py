@@ -55,9 +55,10 @@ class Rows:
         if plan.new_blocks:
             self._add_blocks(plan.new_blocks)
 
-    def has_adapters(self, plan: BatchPlan) -> bool:
-        """Whether a row of the plan uses an adapter."""
-        return bool(self._adapted) and not self._adapted.keys().isdisjoint(plan.rows)
+    def num_adapters(self, plan: BatchPlan) -> int:
+        """How many different slots the plan's rows use."""
+        adapted = self._adapted
+        return len({adapted[row] for row in plan.rows if row in adapted}) if adapted else 0
 
     def _write_adapter(self, row: int, slot: int | None) -> None:
         """Costs nothing where no request has an adapter, or had one."""

@@ -8,10 +8,11 @@ sequences that compute several tokens, padded in number, and in all so many toke
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from octavo.batch import BatchPlan
+from octavo.kernels.adapters import AdapterUse
 from octavo.sampling.sampler import DrawKind
 
 _DECODES = (
@@ -43,9 +44,8 @@ class StepShape:
     kind: DrawKind
     shares: bool = False
     """Whether decodes read blocks that they have in common once."""
-    has_adapters: bool = False
-    """Whether tokens may have adapters: a step without any costs what it would if there were
-    none."""
+    adapters: AdapterUse = AdapterUse.NONE
+    """Of the step's tokens: one without any costs what it would if there were none."""
 
     @property
     def num_sequences(self) -> int:
@@ -65,8 +65,11 @@ class StepShapes:
     """The shapes for at most ``max_num_seqs`` sequences and, where some compute several tokens and
     without padding, about ``max_num_tokens`` tokens a step."""
 
-    def __init__(self, max_num_seqs: int, max_num_tokens: int, has_adapters: bool = False) -> None:
-        self._has_adapters = has_adapters
+    def __init__(
+        self, max_num_seqs: int, max_num_tokens: int, adapters: Sequence[AdapterUse] = ()
+    ) -> None:
+        """``adapters``: the uses of adapters that make a difference, beside none."""
+        self._adapters = adapters
         self._decodes = _up_to(_DECODES, max_num_seqs)
         self._decodes_beside = _up_to(_DECODES_BESIDE_PROMPTS, max_num_seqs)
         self._prefills = _up_to(_PREFILLS, max_num_seqs)
@@ -89,7 +92,7 @@ class StepShapes:
                 StepShape(num_decodes, num_prefills, num_tokens, kind, shares=True),
                 StepShape(self._decodes[-1], 0, self._decodes[-1], kind),
             ]
-        if self._has_adapters:
+        if self._adapters:
             few, many = self._decodes[0], self._decodes[-1]
             adapted = [StepShape(size, 0, size, DrawKind.GREEDY) for size in (few, many)]
             adapted += [
@@ -102,7 +105,7 @@ class StepShapes:
                 for kind in _KINDS
                 for shares in (False, True)
             ]
-            shapes += [replace(shape, has_adapters=True) for shape in adapted]
+            shapes += self._adapted(adapted)
         return shapes
 
     def covering(self) -> list[StepShape]:
@@ -112,18 +115,21 @@ class StepShapes:
         few = [StepShape(size, 0, size, DrawKind.GREEDY) for size in self._decodes]
         prefills = [StepShape(0, self._prefills[0], size, DrawKind.GREEDY) for size in self._tokens]
         shapes = [*self.largest(), *few, prefills[0]]
-        if self._has_adapters:  # what they add is cut by the number of tokens
-            shapes += [replace(shape, has_adapters=True) for shape in [*few, *prefills]]
+        if self._adapters:  # what they add is cut by the number of tokens
+            shapes += self._adapted([*few, *prefills])
         return shapes
 
+    def _adapted(self, shapes: Sequence[StepShape]) -> list[StepShape]:
+        return [replace(shape, adapters=use) for use in self._adapters for shape in shapes]
+
     def shape_for(
-        self, plan: BatchPlan, kind: DrawKind, has_adapters: bool = False
+        self, plan: BatchPlan, kind: DrawKind, adapters: AdapterUse = AdapterUse.NONE
     ) -> StepShape | None:
         """The shape that serves a plan; None if it is too large for any."""
         num_prefills = len(plan.rows) - plan.num_decodes
         if not num_prefills:
             size = _at_least(self._decodes, plan.num_decodes)
-            return StepShape(size, 0, size, kind, bool(plan.shared_lens), has_adapters)
+            return StepShape(size, 0, size, kind, bool(plan.shared_lens), adapters)
         num_decodes = _at_least(self._decodes_beside, plan.num_decodes)
         num_tokens = plan.total_tokens - plan.num_decodes + num_decodes
         if num_tokens > self._tokens[-1]:
@@ -134,7 +140,7 @@ class StepShapes:
             _at_least(self._tokens, num_tokens),
             kind,
             bool(plan.shared_lens),
-            has_adapters,
+            adapters,
         )
 
     def by_use(self) -> Iterator[StepShape]:
@@ -145,12 +151,15 @@ class StepShapes:
         prompts depends on the load: those are captured when they occur. With adapters, first all
         without.
         """
-        largest = max(self.largest(), key=lambda shape: (shape.num_tokens, shape.has_adapters))
+        most_used = self._adapters[-1] if self._adapters else AdapterUse.NONE
+        largest = max(
+            self.largest(), key=lambda shape: (shape.num_tokens, shape.adapters is most_used)
+        )
         yield replace(largest, kind=DrawKind.FILTERED)
-        for has_adapters in (False, True) if self._has_adapters else (False,):
-            kinds = _ADAPTED_KINDS if has_adapters else _KINDS
-            for shape in self._by_size(kinds):
-                yield replace(shape, has_adapters=has_adapters)
+        yield from self._by_size(_KINDS)
+        for use in self._adapters:
+            for shape in self._by_size(_ADAPTED_KINDS):
+                yield replace(shape, adapters=use)
 
     def _by_size(self, kinds: tuple[DrawKind, ...]) -> Iterator[StepShape]:
         prefills = [size for size in self._tokens if size <= _LONGEST_EARLY_PREFILL]

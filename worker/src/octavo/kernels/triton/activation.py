@@ -66,7 +66,7 @@ def _gated_program(
 
 
 def gated(gate_up: Tensor, is_silu: bool, machine: Machine) -> Tensor:
-    """``gate_up: [T, 2 * size]``, rows contiguous → ``[T, size]``; SiLU, or else GELU (tanh form)."""
+    """``gate_up: [T, 2 * size]``, rows contiguous → ``[T, size]``; SiLU, or else GELU (tanh)."""
     num_tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((num_tokens, size), dtype=gate_up.dtype, device=gate_up.device)
     if num_tokens == 0:

@@ -15,11 +15,12 @@ the product in place, gate and up by their activation, which reads them anyway
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from octavo.kernels.adapters import AdapterStack, AdapterStep
+from octavo.kernels.adapters import AdapterStack, AdapterStep, AdapterUse, padded_rank
 from octavo.kernels.interface import Linear
 from octavo.kernels.triton.adapter_expand import MAX_GATED_RANK, expand, gated_expand
 from octavo.kernels.triton.adapter_operands import Operands, Shrunk
@@ -32,6 +33,8 @@ _MEMORY_BOUND_TOKENS = 256
 """Up to so many a product takes as long as reading its rows."""
 _MAX_SHARE = 1 / 16
 """Of a product's rows, that more tokens may be multiplied with for nothing."""
+_MAX_IDLE_ROWS = 512
+"""Of each matrix A, that may be read for nothing: it takes no longer than the launch ahead."""
 
 
 class TritonAdapters:
@@ -41,9 +44,19 @@ class TritonAdapters:
         self._stack = stack
         self._kernels = kernels
 
-    def step(self, slots: Tensor, is_crowded: bool = True) -> AdapterStep:
+    @property
+    def uses(self) -> Sequence[AdapterUse]:
+        return list(dict.fromkeys([self.use_of(1), AdapterUse.MANY]))
+
+    def use_of(self, num_slots: int) -> AdapterUse:
+        if num_slots == 0:
+            return AdapterUse.NONE
+        idle_rows = (self._stack.num_slots - num_slots) * padded_rank(self._stack.max_rank)
+        return AdapterUse.MANY if idle_rows <= _MAX_IDLE_ROWS else AdapterUse.FEW
+
+    def step(self, slots: Tensor, use: AdapterUse = AdapterUse.MANY) -> AdapterStep:
         tiles = _tiles(slots, self._stack, self._kernels)
-        return TritonStep(self._stack, self._kernels, slots, tiles, is_crowded)
+        return TritonStep(self._stack, self._kernels, slots, tiles, use)
 
 
 def _tiles(slots: Tensor, stack: AdapterStack, kernels: TritonKernels) -> Tiles:
@@ -59,7 +72,7 @@ class TritonStep:
     kernels: TritonKernels
     slots: Tensor
     tiles: Tiles
-    is_crowded: bool
+    use: AdapterUse
 
     def of(self, tokens: Tensor) -> AdapterStep:
         slots = self.slots[tokens]
@@ -94,7 +107,7 @@ class TritonStep:
             return num_rows > 0  # the programs there leave out what nobody wants
         if num_rows <= _MAX_SHARE * linear.out_features:
             return True
-        return num_tokens <= _MEMORY_BOUND_TOKENS and self.is_crowded
+        return num_tokens <= _MEMORY_BOUND_TOKENS and self.use is AdapterUse.MANY
 
     def _operands(self, index: int, x: Tensor) -> Operands:
         options = self.kernels.machine.launch_options
