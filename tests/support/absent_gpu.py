@@ -269,19 +269,23 @@ def adapters(
         Projection(0, ("gate", "up"), size, (size, size)),
         Projection(0, ("down",), size, (size,)),
     ]
+    # Without memory: what the library would multiply is not multiplied.
+    device = torch.device("meta")
     linears = [
-        _kernels().prepare_linear([torch.empty(sum(s.out_features), size)], None, dtype)
-        for s in shapes
+        _kernels().prepare_linear(
+            [torch.empty(sum(shape.out_features), size, dtype=dtype, device=device)], None, dtype
+        )
+        for shape in shapes
     ]
     stack = AdapterStack.allocate(
         shapes,
         num_slots,
         max_rank,
         dtype,
-        torch.device("cpu"),
+        device,
         lambda index, num_rows: rows_for_adapters(linears[index], num_rows),
     )
-    x = torch.empty(num_tokens, size, dtype=dtype)
+    x = torch.empty(num_tokens, size, dtype=dtype, device=device)
     for use in (AdapterUse.MANY, AdapterUse.FEW):
         step = TritonAdapters(stack, _kernels()).step(_ints(num_tokens), use)
         for index, (projection, linear) in enumerate(zip(shapes, linears, strict=True)):

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from octavo.kernels.triton.activation import activated
 from octavo.kernels.triton.adapter_operands import Operands, Shrunk, locate, tokens_of_tile
-from octavo.kernels.triton.adapter_tiles import MIN_TILE
 from octavo.kernels.triton.overlap import prefetch, wait_for_predecessors
 from octavo.kernels.triton.pages import multiply
 
@@ -279,7 +278,8 @@ class _Shape:
     @classmethod
     def of(cls, operands: Operands) -> _Shape:
         tile, rank = operands.tiles.tile_size, operands.storage_rank
-        num_warps = 2 if tile == MIN_TILE and rank < 64 else 4
+        held = tile * rank
+        num_warps = 2 if held < 512 else 4 if held < 8192 else 8
         return cls(min(64, 8192 // rank), {16: 3, 32: 3, 64: 2}.get(rank, 1), num_warps)
 
     def shares(self, size: int, num_parts: int, operands: Operands) -> tuple[int, int]:
