@@ -100,17 +100,6 @@ def norms(trial: Trial, num_tokens: int, size: int) -> None:
     trial.assert_close(added, residual)
     if trial.device.type == "cuda":  # the interpreter does not round float32 to bf16 as torch does
         assert torch.equal(added, residual)
-    # A product that comes in two parts.
-    part, sums = trial.randn(num_tokens, size), residual.clone()
-    wide = x.float() + part.float()
-    with poisoned_memory():
-        out = kernels.rms_norm(x, weight, 1e-6, part)
-    trial.assert_close(out, REFERENCE.rms_norm(wide, weight, 1e-6).to(trial.dtype))
-    with poisoned_memory():
-        out = kernels.add_rms_norm(x, sums, weight, 1e-6, part)
-    expected = REFERENCE.add_rms_norm(wide, residual := residual.float(), weight, 1e-6)
-    trial.assert_close(out, expected.to(trial.dtype))
-    trial.assert_close(sums, residual.to(trial.dtype))
 
 
 def linear(trial: Trial, num_tokens: int, shape: tuple[int, int], has_bias: bool = False) -> None:
@@ -138,12 +127,6 @@ def activations(trial: Trial, num_tokens: int, size: int) -> None:
         silu, gelu = kernels.silu_mul(gate_up), kernels.gelu_tanh_mul(gate_up)
     trial.assert_close(silu, REFERENCE.silu_mul(gate_up))
     trial.assert_close(gelu, REFERENCE.gelu_tanh_mul(gate_up))
-    part = trial.randn(*gate_up.shape)
-    wide = gate_up.float() + part.float()
-    with poisoned_memory():
-        silu, gelu = kernels.silu_mul(gate_up, part), kernels.gelu_tanh_mul(gate_up, part)
-    trial.assert_close(silu, REFERENCE.silu_mul(wide).to(trial.dtype))
-    trial.assert_close(gelu, REFERENCE.gelu_tanh_mul(wide).to(trial.dtype))
 
 
 def rope(
@@ -696,7 +679,7 @@ def _cases() -> dict[str, Run]:
         ((4, 2), 64, 64, False),
         ((3, 1), 80, 32, True),
     ]:
-        cases[f"rope-two-parts-x{head_dim}"] = partial(
+        cases[f"rope-decode-x{head_dim}"] = partial(
             rope,
             heads=heads,
             head_dim=head_dim,

@@ -15,7 +15,7 @@ FLOAT16_CASES = [
 ]  # fmt: skip
 """One of each kernel: programs for float16 are those for bfloat16 but for a type."""
 FLOAT32_CASES = [
-    *FLOAT16_CASES, "linear-65x64x128", "rope-two-parts-x80", "decode-group12", "decode-window7",
+    *FLOAT16_CASES, "linear-65x64x128", "rope-decode-x80", "decode-group12", "decode-window7",
     "decode-head80-block16", "prefill-head80-block16", "prefill-prefix", "mixed-window40",
     "mixed-shared", "decode-shared-window", "decode-long", "attention-in-chunks-window20",
     "fp8-cache", "products-5x100x33",
