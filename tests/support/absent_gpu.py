@@ -293,8 +293,6 @@ def adapters(
                 step.project_gated(index, linear, x, True)
             else:
                 step.project(index, linear, x)
-            if len(projection.names) == 1:
-                step.project_normed(index, linear, x, torch.empty_like(x), x[0].float(), 1e-6)
 
 
 BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn

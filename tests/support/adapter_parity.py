@@ -24,7 +24,6 @@ from kernel_parity import (
 )
 from octavo.kernels.adapters import (
     AdapterStack,
-    AdapterStep,
     AdapterUse,
     Packing,
     Projection,
@@ -129,28 +128,8 @@ def adapters(
                     gated = step.project_gated(index, linear, x, is_silu)
                     wanted = expected.project_gated(index, plain, x.float(), is_silu)
                     results.append((gated, wanted))
-                if len(projection.names) == 1:
-                    results += _normed(trial, step, expected, index, linear, plain, x)
             for out, wanted in results:
                 trial.assert_close(out, wanted.to(trial.dtype))
-
-
-def _normed(
-    trial: Trial,
-    step: AdapterStep,
-    expected: AdapterStep,
-    index: int,
-    linear: Linear,
-    plain: Linear,
-    x: Tensor,
-) -> list[tuple[Tensor, Tensor]]:
-    """The norm of a product added to a residual, and the residual after it."""
-    residual = trial.randn(x.shape[0], linear.out_features)
-    weight = trial.randn(linear.out_features).float()
-    sums = residual.float().clone()
-    out: Tensor = step.project_normed(index, linear, x, residual, weight, 1e-6)
-    wanted: Tensor = expected.project_normed(index, plain, x.float(), sums, weight, 1e-6)
-    return [(out, wanted), (residual, sums)]
 
 
 def _weight(trial: Trial, projection: Projection) -> Tensor:

@@ -204,14 +204,6 @@ class AdapterStep(Protocol):
         SiLU, or else GELU in its tanh form.
         """
 
-    def project_normed(
-        self, index: int, linear: Linear, x: Tensor, residual: Tensor, weight: Tensor, eps: float
-    ) -> Tensor:
-        """The same, added to ``residual: [T, out_features]`` in place, and the RMSNorm of that.
-
-        See :meth:`octavo.kernels.interface.Kernels.add_rms_norm`.
-        """
-
     def of(self, tokens: Tensor) -> AdapterStep:
         """The same for some of the tokens: ``[N], int64``."""
 
@@ -333,11 +325,6 @@ class _TorchStep:
     def project_gated(self, index: int, linear: Linear, x: Tensor, is_silu: bool) -> Tensor:
         gate_up = self.project(index, linear, x)
         return self.kernels.silu_mul(gate_up) if is_silu else self.kernels.gelu_tanh_mul(gate_up)
-
-    def project_normed(
-        self, index: int, linear: Linear, x: Tensor, residual: Tensor, weight: Tensor, eps: float
-    ) -> Tensor:
-        return self.kernels.add_rms_norm(self.project(index, linear, x), residual, weight, eps)
 
 
 @contextmanager

@@ -115,11 +115,15 @@ class DecoderLayer:
             q, key_cache, value_cache, batch, self._scale, self._window, qkv
         )
         attended = attended.view(-1, self._query_size)
-        after_attention = weights.post_attention_norm, weights.mlp_norm
-        hidden = self._add(1, weights.output, attended, residual, *after_attention, adapters)
+        hidden = self._project(1, weights.output, attended, adapters)
+        if weights.post_attention_norm is not None:
+            hidden = kernels.rms_norm(hidden, weights.post_attention_norm, eps)
+        hidden = kernels.add_rms_norm(hidden, residual, weights.mlp_norm, eps)
         hidden = self._gate(hidden, adapters)
-        after_mlp = weights.post_mlp_norm, weights.next_norm
-        return self._add(3, weights.down, hidden, residual, *after_mlp, adapters)
+        hidden = self._project(3, weights.down, hidden, adapters)
+        if weights.post_mlp_norm is not None:
+            hidden = kernels.rms_norm(hidden, weights.post_mlp_norm, eps)
+        return kernels.add_rms_norm(hidden, residual, weights.next_norm, eps)
 
     def _project(
         self, number: int, linear: Linear, x: Tensor, adapters: AdapterStep | None
@@ -128,25 +132,6 @@ class DecoderLayer:
         if adapters is None:
             return linear(x)
         return adapters.project(self._first_projection + number, linear, x)
-
-    def _add(
-        self,
-        number: int,
-        linear: Linear,
-        x: Tensor,
-        residual: Tensor,
-        post_norm: Tensor | None,
-        norm: Tensor,
-        adapters: AdapterStep | None,
-    ) -> Tensor:
-        """``residual += linear(x)``, its norm first where there is one; returns the sum's norm."""
-        if adapters is not None and post_norm is None:
-            index = self._first_projection + number
-            return adapters.project_normed(index, linear, x, residual, norm, self._eps)
-        hidden = self._project(number, linear, x, adapters)
-        if post_norm is not None:
-            hidden = self._kernels.rms_norm(hidden, post_norm, self._eps)
-        return self._kernels.add_rms_norm(hidden, residual, norm, self._eps)
 
     def _gate(self, x: Tensor, adapters: AdapterStep | None) -> Tensor:
         linear = self._weights.gate_up

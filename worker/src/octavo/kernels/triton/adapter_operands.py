@@ -17,7 +17,7 @@ from torch import Tensor
 
 from octavo.kernels.adapters import AdapterStack, Projection, padded_rank
 from octavo.kernels.triton.adapter_tiles import Tiles
-from octavo.kernels.triton.launch import INTERPRETED, Machine, next_power_of_two
+from octavo.kernels.triton.launch import INTERPRETED, next_power_of_two
 
 
 @triton.jit
@@ -63,15 +63,8 @@ class Operands:
     """Of the projection."""
     tiles: Tiles
     num_tokens: int
-    machine: Machine
-
-    @property
-    def num_multiprocessors(self) -> int:
-        return self.machine.num_multiprocessors
-
-    @property
-    def launch_options(self) -> Mapping[str, bool]:
-        return self.machine.launch_options
+    launch_options: Mapping[str, bool]
+    """See :attr:`octavo.kernels.triton.launch.Machine.launch_options`."""
 
     @property
     def projection(self) -> Projection:

@@ -10,8 +10,7 @@ itself shrinks as long as that costs less than a launch which it would wait for:
 multiplies tokens with adapters that are not theirs, too. Else a launch ahead of the product shrinks
 (:mod:`.adapter_shrink`), each tile of tokens with its own adapter. What that gives is expanded into
 the product in place, gate and up by their activation, which reads them anyway
-(:mod:`.adapter_expand`); or for few tokens by the norm that reads the product
-(:mod:`.adapter_norm`). Every launch is on its way while its predecessor ends (:mod:`.overlap`).
+(:mod:`.adapter_expand`). Every launch is on its way while its predecessor ends (:mod:`.overlap`).
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from torch import Tensor
 from octavo.kernels.adapters import AdapterStack, AdapterStep, AdapterUse, padded_rank
 from octavo.kernels.interface import Linear
 from octavo.kernels.triton.adapter_expand import MAX_GATED_RANK, expand, gated_expand
-from octavo.kernels.triton.adapter_norm import can_expand, expand_norm
 from octavo.kernels.triton.adapter_operands import Operands, Shrunk
 from octavo.kernels.triton.adapter_shrink import shrink
 from octavo.kernels.triton.adapter_tiles import Tiles, make_tiles
@@ -94,16 +92,6 @@ class TritonStep:
         y, shrunk = self._product(linear, x, operands)
         return gated_expand(y, shrunk, operands, is_silu)
 
-    def project_normed(
-        self, index: int, linear: Linear, x: Tensor, residual: Tensor, weight: Tensor, eps: float
-    ) -> Tensor:
-        operands = self._operands(index, x)
-        y, shrunk = self._product(linear, x, operands)
-        if can_expand(shrunk, operands):
-            return expand_norm(y, shrunk, operands, self.slots, residual, weight, eps)
-        expand(y, shrunk, operands)
-        return self.kernels.add_rms_norm(y, residual, weight, eps)
-
     def _product(self, linear: Linear, x: Tensor, operands: Operands) -> tuple[Tensor, Shrunk]:
         if isinstance(linear, TritonLinear) and self._shrinks(linear, x.shape[0]):
             whole = linear.with_rows_below(x, self.tiles.counts)
@@ -122,4 +110,5 @@ class TritonStep:
         return num_tokens <= _MEMORY_BOUND_TOKENS and self.use is AdapterUse.MANY
 
     def _operands(self, index: int, x: Tensor) -> Operands:
-        return Operands(self.stack, index, self.tiles, x.shape[0], self.kernels.machine)
+        options = self.kernels.machine.launch_options
+        return Operands(self.stack, index, self.tiles, x.shape[0], options)
