@@ -37,6 +37,10 @@ GATE_LIMIT_S: Final = 300.0
 SILENT_POD_S: Final = 10.0
 """When a pod that did not answer is asked again."""
 
+ASK_AGAIN_S: Final = 60.0
+"""When pods are asked again though nothing has happened: they do not say by themselves that an
+adapter could not be read again, or that a request has loaded one."""
+
 NO_POD_S: Final = 30.0
 """When to look whether a service without pods has been put to sleep; its status makes no event."""
 
@@ -240,6 +244,8 @@ def _look_again_s(
         times.append(SILENT_POD_S)
     if is_waiting:
         times.append(NO_POD_S)
+    if placed and able:
+        times.append(ASK_AGAIN_S)
     for pod in able:
         if pod.is_held and pod.ready_since is not None:
             waited = world.now - pod.ready_since.astimezone(UTC)

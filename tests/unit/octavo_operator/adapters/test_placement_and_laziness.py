@@ -197,8 +197,6 @@ async def test_lazy_adapter_that_a_request_could_not_load_is_told_until_one_can(
         assert await stage.ready() == ("False", "LoadFailed")
         assert "the hub does not answer" in condition_message(await stage.adapter(), "Ready")
         assert stage.workers.loads == []
-        assert stage.follower.adapter_queue._timers
         entry |= {"state": "ready", "message": None, "digest": digest}
         await stage.look()
         assert await stage.ready() == ("True", "Loaded")
-        assert not stage.follower.adapter_queue._timers
