@@ -32,6 +32,7 @@ REASONS = {
     "forbidden": "SourceForbidden",
     "missing": "SourceNotFound",
     "unreachable": "SourceUnreachable",
+    "late": "LoadTimedOut",
     "broken": "LoadFailed",
 }
 
