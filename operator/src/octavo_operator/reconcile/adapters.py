@@ -67,9 +67,10 @@ class Report:
 class AdapterPlan:
     """What is due.
 
-    loads: those that have failed least come first. holds: resources to set the finalizer on.
-    releases: those to take it off. admits: pods to be let into service; waits: pods that are kept
-    out for now, to be told so. look_again_s: when time alone may change what is due.
+    loads: those that have failed least come first, of these names, which wait for no source.
+    holds: resources to set the finalizer on. releases: those to take it off. admits: pods to be let
+    into service; waits: pods that are kept out for now, to be told so. look_again_s: when time
+    alone may change what is due.
     """
 
     loads: tuple[Load, ...] = ()
@@ -108,7 +109,7 @@ def plan_adapters(world: AdapterWorld) -> AdapterPlan:
     admits = tuple(pod for pod in held if _may_serve(pod, placed, world.now))
     is_waiting = bool(placed) and not (able or claims.obstacle or _is_asleep(world))
     return AdapterPlan(
-        loads=tuple(sorted(loads, key=lambda load: load.num_failures)),
+        loads=tuple(sorted(loads, key=lambda load: (load.num_failures, not load.is_lazy))),
         unloads=_unloads(world, able, claims, placed),
         holds=tuple(resource for resource, _ in statuses if not is_held(resource)),
         releases=tuple(one for one in leaving if one.status is None),
