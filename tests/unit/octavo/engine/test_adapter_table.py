@@ -16,6 +16,7 @@ from octavo.engine.messages import AdapterFailed, AdapterOpened, CloseAdapter, O
 from octavo.errors import (
     AdapterChangedError,
     AdapterNotReadyError,
+    EngineDeadError,
     SourceUnreachableError,
     UnknownModelError,
 )
@@ -254,6 +255,51 @@ def test_a_failed_load_takes_nothing_from_who_waits_its_turn() -> None:
         ]
         (entry,) = engine.table.entries()
         assert (str(entry.state), entry.source.path) == ("ready", "/good")
+
+    run(action)
+
+
+def test_sources_far_away_leave_room_for_what_is_here() -> None:
+    """gateway-api-inference-extension 584: one bad adapter blocks the others."""
+    engine = Engine()
+    paths = [f"hf://acme/{number}" for number in range(5)]
+    engine.digests |= dict.fromkeys([*paths, "/here"], "d1")
+    engine.is_holding = True
+
+    async def action() -> None:
+        loads = [
+            asyncio.create_task(engine.table.load(path, AdapterSource(path)))
+            for path in [*paths, "/here"]
+        ]
+        await asyncio.sleep(0.01)
+        held = [message.source.path for message in engine.held]
+        assert held == [*paths[:3], "/here"]
+        await engine.table.unload(paths[4], 1.0)
+        engine.release()
+        ends = await asyncio.gather(*loads, return_exceptions=True)
+        assert [type(end).__name__ for end in ends] == [
+            *["AdapterEntry"] * 4,
+            "UnknownModelError",
+            "AdapterEntry",
+        ]
+        assert paths[4] not in [source.path for source in engine.opened]
+
+    run(action)
+
+
+def test_loads_that_wait_for_others_end_with_the_engine() -> None:
+    engine = Engine()
+    engine.is_holding = True
+
+    async def action() -> None:
+        loads = [
+            asyncio.create_task(engine.table.load(str(number), AdapterSource(f"s3://b/{number}")))
+            for number in range(5)
+        ]
+        await asyncio.sleep(0.01)
+        engine.table.engine_died(EngineDeadError("gone"))
+        ends = await asyncio.gather(*loads, return_exceptions=True)
+        assert [type(end) for end in ends] == [EngineDeadError] * 5
 
     run(action)
 

@@ -32,6 +32,11 @@ class AdapterSource:
     digest: str | None = None
     """What its files must have; None: whatever is there."""
 
+    @property
+    def is_near(self) -> bool:
+        """Whether it is a folder, whatever else it may turn out to be."""
+        return self.path.startswith(("/", ".", "~"))
+
     def pinned(self, revision: str | None, digest: str) -> AdapterSource:
         """The same, as it was found."""
         path = self.path if revision is None else self.path.partition("@")[0]
