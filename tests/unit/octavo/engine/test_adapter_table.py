@@ -336,6 +336,27 @@ def test_who_waited_for_an_adapter_that_went_as_it_came_gets_none() -> None:
     run(action)
 
 
+@pytest.mark.parametrize(("path", "num_attempts"), [("hf://acme/sql", 1), ("/sql", 3)])
+def test_requests_for_what_cannot_be_loaded_do_not_call_a_hub_each(
+    path: str, num_attempts: int
+) -> None:
+    engine = Engine()
+
+    async def action() -> None:
+        entry = await engine.table.load("sql", AdapterSource(path), is_lazy=True)
+        for _ in range(3):
+            with pytest.raises(AdapterNotReadyError, match="No answer") as caught:
+                await engine.table.acquire("sql")
+            assert 0 < caught.value.retry_after_s <= 5.0
+        assert len(engine.opened) == num_attempts
+        engine.digests[path] = "d1"
+        entry.retry_at_s = 0.0  # as after that time
+        engine.table.release(await engine.table.acquire("sql"))
+        assert len(engine.opened) == num_attempts + 1
+
+    run(action)
+
+
 def test_an_adapter_that_cannot_be_read_again_is_not_said_to_be_ready() -> None:
     """aibrix 235: the status says Running though nothing is loaded."""
     engine = Engine()

@@ -107,6 +107,9 @@ class AdapterTable:
                 self._forget(generation)
 
     async def _wait_for(self, entry: AdapterEntry) -> None:
+        pause_s = entry.retry_at_s - asyncio.get_running_loop().time()
+        if entry.load is None and entry.error is not None and pause_s > 0:
+            raise _cannot_be_loaded(entry.name, entry.error, pause_s)
         load = entry.load or self._begin_again(entry)
         try:
             async with asyncio.timeout(self._wait_s):
@@ -120,9 +123,7 @@ class AdapterTable:
         except (EngineDeadError, UnknownModelError):
             raise
         except OctavoError as error:
-            raise AdapterNotReadyError(
-                f"The adapter {entry.name!r:.200} cannot be loaded: {error}", _RETRY_AFTER_S
-            ) from error
+            raise _cannot_be_loaded(entry.name, str(error), _RETRY_AFTER_S) from error
 
     # ---- Administration ---------------------------------------------------------------------
 
@@ -256,6 +257,8 @@ class AdapterTable:
         except OctavoError as error:
             self.outcomes["failed"] += 1
             entry.error = str(error)
+            if not source.is_near:  # a hub must not be called for each request
+                entry.retry_at_s = asyncio.get_running_loop().time() + _RETRY_AFTER_S
             if not entry.is_promised and self._is_there(entry):
                 del self._entries[entry.name]
             _log.warning("Adapter %r is not loaded: %s", entry.name, error)
@@ -313,6 +316,12 @@ class AdapterTable:
     def _forget(self, generation: Generation) -> None:
         if self._generations.pop(generation.id, None) is not None:
             self._send(CloseAdapter(generation.id))
+
+
+def _cannot_be_loaded(name: str, reason: str, retry_after_s: float) -> AdapterNotReadyError:
+    return AdapterNotReadyError(
+        f"The adapter {name!r:.200} cannot be loaded: {reason}", retry_after_s
+    )
 
 
 def _unloaded(name: str) -> UnknownModelError:
