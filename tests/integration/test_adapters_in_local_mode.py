@@ -83,7 +83,11 @@ async def test_adapter_is_replaced_under_load_and_survives_a_killed_worker(
     )
     log = io.StringIO()
     session = session_of_real_workers(
-        tmp_path, log, service, lora_adapter("sql", f"file://{first}")
+        tmp_path,
+        log,
+        service,
+        lora_adapter("sql", f"file://{first}"),
+        lora_adapter("rare", f"file://{second}", placement={"replicas": 1}),
     )
     running = asyncio.create_task(session.run())
 
@@ -93,6 +97,10 @@ async def test_adapter_is_replaced_under_load_and_survives_a_killed_worker(
         live = await session._store.get(LORA_ADAPTER, "models", "sql")
         return dict(live.get("status") or {})
 
+    async def is_rare_there() -> bool:
+        live = await session._store.get(LORA_ADAPTER, "models", "rare")
+        return conditions(live).get("Ready") == ("True", "Loaded")
+
     async def is_loaded_from(folder: Path) -> bool:
         now = await status()
         is_ready = conditions({"status": now}).get("Ready") == ("True", "Loaded")
@@ -101,6 +109,14 @@ async def test_adapter_is_replaced_under_load_and_survives_a_killed_worker(
     try:
         await eventually(lambda: running.done() or len(session._endpoints()) == 2)
         await eventually(lambda: is_loaded_from(first))
+        await eventually(is_rare_there)
+        # One pod holds it, and each is asked.
+        said = set()
+        for _ in range(6):
+            async with httpx.AsyncClient(base_url=session.base_url, timeout=LIMIT_S) as client:
+                body = {"model": "rare", "prompt": "hello", "max_tokens": 12, "temperature": 0}
+                said.add(await complete(client, body))
+        assert len(said) == 1
         callers = Callers(session.base_url, "sql")
         await eventually(lambda: len(callers.answers) >= 6)
         before = set(callers.answers)

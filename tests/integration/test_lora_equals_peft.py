@@ -12,6 +12,7 @@ import torch
 
 from octavo import LLM, LoRARequest, SamplingParams
 from tiny_adapters import make_adapter
+from tiny_gguf import write_tiny_gguf
 from tiny_models import FAMILIES, make_tiny_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
@@ -129,6 +130,21 @@ def test_scheduling_changes_no_token(options: dict[str, Any], tmp_path: Path) ->
     try:
         assert generate(llm, world, prompts, mixed) == expected
         assert generate(llm, world, prompts, mixed) == expected
+    finally:
+        llm.close()
+
+
+def test_a_model_of_a_gguf_file_takes_the_same_adapters(tmp_path: Path) -> None:
+    """Rows of q and k stand in another order there."""
+    world = World("llama", tmp_path)
+    names = [*KINDS, None]
+    expected_by = open_llm(world)
+    expected = generate(expected_by, world, [PROMPTS[0]] * len(names), names)
+    expected_by.close()
+    world.model = write_tiny_gguf(world.model, tmp_path / "model.gguf")
+    llm = open_llm(world)
+    try:
+        assert generate(llm, world, [PROMPTS[0]] * len(names), names) == expected
     finally:
         llm.close()
 

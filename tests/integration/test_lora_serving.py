@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,51 @@ def test_unloading_ends_late_requests_with_what_they_have(
     drawn = [token for chunk in chunks for token in chunk["choices"][0]["token_ids"]]
     assert drawn[:12] == world.expected["second"][: len(drawn)]
     assert "late" not in adapters(server)
+
+
+def test_unloading_waits_for_requests_and_refuses_those_that_wait_for_a_slot(
+    server: ServedModel, world: World
+) -> None:
+    """Both slots are in use: of a third adapter nothing has begun."""
+    ends: dict[str, httpx.Response] = {}
+
+    def ask(name: str, **more: Any) -> threading.Thread:
+        def work() -> None:
+            ends[name] = generate(server, name, **more)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        return thread
+
+    def wait_until(name: str, state: str, requests: int) -> None:
+        deadline_s = time.monotonic() + 60
+        while time.monotonic() < deadline_s:
+            entry = adapters(server).get(name, {})
+            if (entry.get("state"), entry.get("requests")) == (state, requests):
+                return
+        raise AssertionError(f"{name} is not {state} with {requests} requests: {entry}")
+
+    for name in ("second", "third"):
+        load(server, name, world.folders[name])
+    threads = [ask(name, max_tokens=200, n=8, temperature=1) for name in ("first", "second")]
+    for name in ("first", "second"):
+        wait_until(name, "ready", 1)
+    threads.append(ask("third"))
+    wait_until("third", "ready", 1)
+    ended = post(server, "/v1/unload_lora_adapter", lora_name="third", timeout=0.001)
+    drain = threading.Thread(target=unload, args=(server, "second"))
+    drain.start()
+    threads.append(drain)
+    wait_until("second", "draining", 1)
+    assert generate(server, "second").status_code == 404
+    for thread in threads:
+        thread.join()
+    assert ended.json()["requests_ended"] == 1
+    error = ends["third"].json()["error"]
+    assert (ends["third"].status_code, error["code"]) == (503, "request_aborted")
+    assert [ends[name].status_code for name in ("first", "second")] == [200, 200]
+    assert ends["second"].json()["choices"][0]["finish_reason"] == "length"
+    assert set(adapters(server)) == {"first"}
 
 
 def test_a_digest_that_is_expected_must_be_there(server: ServedModel, world: World) -> None:

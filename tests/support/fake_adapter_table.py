@@ -19,6 +19,7 @@ REFUSALS = {
     "forbidden": (403, "adapter_forbidden", "the hub says 401"),
     "missing": (404, "adapter_not_found", "there is no such repository"),
     "unreachable": (503, "adapter_unreachable", "the hub does not answer"),
+    "late": (503, "adapter_not_ready", "it was not loaded within 180 s"),
     "broken": (500, "adapter_failed", "a bug"),
 }
 """What a source can be instead of files: a load of it fails so."""

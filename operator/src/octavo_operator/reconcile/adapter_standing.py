@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
 from octavo_operator.reconcile.adapter_facts import (
     Attempt,
@@ -19,9 +19,6 @@ from octavo_operator.reconcile.adapter_world import AdapterWorld
 from octavo_operator.reconcile.observed import LiveObject
 from octavo_operator.reconcile.worker_pod import WorkerPod
 from octavo_operator.resources.lora_adapter import LoRAAdapter
-
-REQUESTED_AGAIN_S: Final = 60.0
-"""When to look whether a request has loaded by now what one could not."""
 
 
 class PodState(StrEnum):
@@ -123,8 +120,7 @@ def _toward_target(
     if _is_failed_at_request(adapter, listed, target, path):
         # The worker itself tries again at the next request; no call of ours would change that.
         assert listed is not None
-        failure, again_s = Failure("LoadFailed", listed.message), world.now_s + REQUESTED_AGAIN_S
-        return Standing(pod, PodState.FAILED, digest, failure=failure, retry_at_s=again_s)
+        return Standing(pod, PodState.FAILED, digest, failure=Failure("LoadFailed", listed.message))
     key = target_key(target)
     attempt = world.attempt(pod, adapter.served_name, key)
     load = _load(adapter, pod, key, attempt, path=path, target=target, listed=listed)

@@ -40,9 +40,10 @@ def loaded_status(
     others: tuple[Standing, ...],
     now: datetime,
 ) -> dict[str, Any]:
-    """Of an adapter that belongs in the pods of `standings`; of `others` only failures are told."""
+    """Of an adapter that belongs in the pods of `standings`. Of `others`, which load it when a
+    request comes, failures are told; and until they know its name it is not ready."""
     resolved = _source_resolved(adapter, resolution)
-    loaded = _loaded(adapter, standings)
+    loaded = _loaded(adapter, standings, others)
     is_ready = resolved.status == loaded.status == "True"
     # What has become of the source says more than that pods lack it.
     cause = loaded if resolved.status == "True" else resolved
@@ -133,11 +134,17 @@ def _source_resolved(adapter: LoRAAdapter, resolution: Resolution) -> Condition:
     return Condition(SOURCE_RESOLVED, "False", "Resolving", message)
 
 
-def _loaded(adapter: LoRAAdapter, standings: tuple[Standing, ...]) -> Condition:
+def _loaded(
+    adapter: LoRAAdapter, standings: tuple[Standing, ...], others: tuple[Standing, ...]
+) -> Condition:
     num_loaded, wanted = sum(each.is_loaded for each in standings), len(standings)
     counted = f"{num_loaded} of {wanted} pods serve {adapter.served_name}"
     if adapter.replicas is not None and adapter.replicas > wanted:
         counted += f" (placement.replicas is {adapter.replicas}, and there are no more pods)"
+    num_unaware = sum(not each.is_loaded and each.failure is None for each in others)
+    if num_loaded == wanted and num_unaware:
+        waiting = f"{num_unaware} others do not know its name yet"
+        return Condition(LOADED, "False", "Loading", f"{counted}; {waiting}")
     if num_loaded == wanted:
         return Condition(LOADED, "True", "Loaded", counted)
     worst = _worst(standings)

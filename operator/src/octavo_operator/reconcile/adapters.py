@@ -37,6 +37,10 @@ GATE_LIMIT_S: Final = 300.0
 SILENT_POD_S: Final = 10.0
 """When a pod that did not answer is asked again."""
 
+ASK_AGAIN_S: Final = 60.0
+"""When pods are asked again though nothing has happened: they do not say by themselves that an
+adapter could not be read again, or that a request has loaded one."""
+
 NO_POD_S: Final = 30.0
 """When to look whether a service without pods has been put to sleep; its status makes no event."""
 
@@ -63,9 +67,10 @@ class Report:
 class AdapterPlan:
     """What is due.
 
-    loads: those that have failed least come first. holds: resources to set the finalizer on.
-    releases: those to take it off. admits: pods to be let into service; waits: pods that are kept
-    out for now, to be told so. look_again_s: when time alone may change what is due.
+    loads: those that have failed least come first, of these names, which wait for no source.
+    holds: resources to set the finalizer on. releases: those to take it off. admits: pods to be let
+    into service; waits: pods that are kept out for now, to be told so. look_again_s: when time
+    alone may change what is due.
     """
 
     loads: tuple[Load, ...] = ()
@@ -104,7 +109,7 @@ def plan_adapters(world: AdapterWorld) -> AdapterPlan:
     admits = tuple(pod for pod in held if _may_serve(pod, placed, world.now))
     is_waiting = bool(placed) and not (able or claims.obstacle or _is_asleep(world))
     return AdapterPlan(
-        loads=tuple(sorted(loads, key=lambda load: load.num_failures)),
+        loads=tuple(sorted(loads, key=lambda load: (load.num_failures, not load.is_lazy))),
         unloads=_unloads(world, able, claims, placed),
         holds=tuple(resource for resource, _ in statuses if not is_held(resource)),
         releases=tuple(one for one in leaving if one.status is None),
@@ -240,6 +245,8 @@ def _look_again_s(
         times.append(SILENT_POD_S)
     if is_waiting:
         times.append(NO_POD_S)
+    if placed and able:
+        times.append(ASK_AGAIN_S)
     for pod in able:
         if pod.is_held and pod.ready_since is not None:
             waited = world.now - pod.ready_since.astimezone(UTC)

@@ -88,6 +88,11 @@ def test_mistake_is_named(
     ("arguments", "words"),
     [
         (["--tensor-parallel-size", "2"], "is 2; only 1"),
+        (["--enable-lora", "--lora-modules", "a=/1", "a=/2"], "has 'a' twice"),
+        (
+            ["--served-model-name", "a", "b", "--lora-modules", "b=/1"],
+            "'b'.* the base model's name",
+        ),
         (["--port", "70000"], "70000; ports go from 0"),
         (["--shutdown-timeout", "-1"], "seconds"),
         (["--shutdown-timeout", "nan"], "seconds"),

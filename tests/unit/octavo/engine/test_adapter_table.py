@@ -16,6 +16,7 @@ from octavo.engine.messages import AdapterFailed, AdapterOpened, CloseAdapter, O
 from octavo.errors import (
     AdapterChangedError,
     AdapterNotReadyError,
+    EngineDeadError,
     SourceUnreachableError,
     UnknownModelError,
 )
@@ -258,6 +259,51 @@ def test_a_failed_load_takes_nothing_from_who_waits_its_turn() -> None:
     run(action)
 
 
+def test_sources_far_away_leave_room_for_what_is_here() -> None:
+    """gateway-api-inference-extension 584: one bad adapter blocks the others."""
+    engine = Engine()
+    paths = [f"hf://acme/{number}" for number in range(5)]
+    engine.digests |= dict.fromkeys([*paths, "/here"], "d1")
+    engine.is_holding = True
+
+    async def action() -> None:
+        loads = [
+            asyncio.create_task(engine.table.load(path, AdapterSource(path)))
+            for path in [*paths, "/here"]
+        ]
+        await asyncio.sleep(0.01)
+        held = [message.source.path for message in engine.held]
+        assert held == [*paths[:3], "/here"]
+        await engine.table.unload(paths[4], 1.0)
+        engine.release()
+        ends = await asyncio.gather(*loads, return_exceptions=True)
+        assert [type(end).__name__ for end in ends] == [
+            *["AdapterEntry"] * 4,
+            "UnknownModelError",
+            "AdapterEntry",
+        ]
+        assert paths[4] not in [source.path for source in engine.opened]
+
+    run(action)
+
+
+def test_loads_that_wait_for_others_end_with_the_engine() -> None:
+    engine = Engine()
+    engine.is_holding = True
+
+    async def action() -> None:
+        loads = [
+            asyncio.create_task(engine.table.load(str(number), AdapterSource(f"s3://b/{number}")))
+            for number in range(5)
+        ]
+        await asyncio.sleep(0.01)
+        engine.table.engine_died(EngineDeadError("gone"))
+        ends = await asyncio.gather(*loads, return_exceptions=True)
+        assert [type(end) for end in ends] == [EngineDeadError] * 5
+
+    run(action)
+
+
 def test_of_loads_that_all_fail_no_name_is_left() -> None:
     engine = Engine()
 
@@ -286,6 +332,27 @@ def test_who_waited_for_an_adapter_that_went_as_it_came_gets_none() -> None:
         with pytest.raises(UnknownModelError, match="unloaded meanwhile"):
             await waiting
         assert engine.closed == [1]
+
+    run(action)
+
+
+@pytest.mark.parametrize(("path", "num_attempts"), [("hf://acme/sql", 1), ("/sql", 3)])
+def test_requests_for_what_cannot_be_loaded_do_not_call_a_hub_each(
+    path: str, num_attempts: int
+) -> None:
+    engine = Engine()
+
+    async def action() -> None:
+        entry = await engine.table.load("sql", AdapterSource(path), is_lazy=True)
+        for _ in range(3):
+            with pytest.raises(AdapterNotReadyError, match="No answer") as caught:
+                await engine.table.acquire("sql")
+            assert 0 < caught.value.retry_after_s <= 5.0
+        assert len(engine.opened) == num_attempts
+        engine.digests[path] = "d1"
+        entry.retry_at_s = 0.0  # as after that time
+        engine.table.release(await engine.table.acquire("sql"))
+        assert len(engine.opened) == num_attempts + 1
 
     run(action)
 

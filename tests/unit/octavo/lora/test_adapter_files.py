@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from octavo.errors import AdapterError, ModelLoadError
+from octavo.errors import AdapterError, ModelLoadError, SourceForbiddenError
 from octavo.lora.adapter_config import parse_peft_config
 from octavo.lora.adapter_folder import read_adapter
 from octavo.lora.adapter_source import AdapterSource, find_adapter
@@ -207,6 +211,34 @@ def test_pickles_missing_files_and_huge_ones_are_refused(tmp_path: Path) -> None
     (folder / "adapter_model.bin").unlink()
     with pytest.raises(ModelLoadError, match="missing"):
         load(folder)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root reads what it likes."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("closed", [".", "adapter", "adapter/adapter_config.json"])
+def test_what_may_not_be_read_is_forbidden(closed: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        folder = make_adapter(root / "adapter", CONFIG)
+        mode = (root / closed).stat().st_mode
+        (root / closed).chmod(0)
+        try:
+            with as_nobody(), pytest.raises(SourceForbiddenError, match="change"):
+                load(find_adapter(AdapterSource(str(folder))).folder)
+        finally:
+            (root / closed).chmod(mode)
 
 
 def test_the_digest_names_contents_and_not_places(tmp_path: Path) -> None:

@@ -155,6 +155,21 @@ def test_a_source_that_does_not_answer_is_unreachable(
             find(tmp_path, path)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("variable", ["HF_ENDPOINT", "AWS_ENDPOINT_URL"])
+def test_a_source_that_takes_the_call_and_says_nothing_is_unreachable(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each that is waited for takes one of few threads."""
+    path = f"hf://{NAME}" if variable == "HF_ENDPOINT" else "s3://adapters/sql"
+    monkeypatch.setattr("octavo.loading.hub._ANSWER_LIMIT_S", 0.1)
+    monkeypatch.setattr("octavo.loading.bucket._TIMEOUT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(SourceUnreachableError, match=r"cannot be (reached|listed)"):
+            find(tmp_path, path)
+
+
 def test_the_buckets_refusals_are_told_apart(
     bucket: FakeBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,15 +143,17 @@ def test_who_has_waited_for_long_keeps_the_slot_though_others_turns_come_first()
     slots = slots_with(1, 3)
     assert bring(slots, 0)
     start(slots, 0)
-    slots.wait(1)
-    assert not slots.can_start(1, 0.0)
-    assert not slots.can_start(1, PATIENCE_S)
+    for adapter in (1, 2):
+        slots.wait(adapter)
+    for now_s in (0.0, PATIENCE_S):
+        assert not slots.can_start(1, now_s)
+        assert not slots.can_start(2, now_s)
     slots.end(0)
-    slots.wait(2)
     assert not slots.can_start(2, PATIENCE_S)
     assert not slots.can_start(1, PATIENCE_S)
     assert slots.take_fills() == [(1, 0)]
     slots.filled(1, 0)
+    # It has waited for as long, and neither gets the slot nor has the other leave it.
     assert not slots.can_start(2, PATIENCE_S)
     assert not slots.take_fills()
     assert slots.can_start(1, PATIENCE_S)
@@ -159,6 +161,21 @@ def test_who_has_waited_for_long_keeps_the_slot_though_others_turns_come_first()
     slots.end(1)
     assert not slots.can_start(2, PATIENCE_S)
     assert slots.take_fills() == [(2, 0)]
+
+
+def test_who_was_told_to_leave_makes_room_at_once_however_many_wait_for_it() -> None:
+    slots = slots_with(1, 2)
+    assert bring(slots, 0)
+    start(slots, 0)
+    slots.wait(0)
+    slots.wait(1)
+    for now_s in (0.0, PATIENCE_S, 5 * PATIENCE_S):
+        assert not slots.can_start(1, now_s)
+        assert slots.can_start(0, now_s) == (now_s == 0.0)
+    slots.end(0)
+    assert not slots.can_start(0, 6 * PATIENCE_S)
+    assert not slots.can_start(1, 6 * PATIENCE_S)
+    assert slots.take_fills() == [(1, 0)]
 
 
 def test_nobody_is_spared_for_long() -> None:

@@ -42,6 +42,21 @@ async def test_an_adapter_that_goes_while_its_prompt_is_rendered_is_not_the_base
     assert not engine.seen
 
 
+async def test_the_models_own_name_stays_its_own(
+    engine: FakeEngine, table: AdapterTable, client: httpx.AsyncClient
+) -> None:
+    """An adapter may be remembered under it, from when the model was served under another."""
+    await table.load("toy/bytes", AdapterSource("/sql"), is_lazy=True)
+    cards = (await client.get("/v1/models")).json()["data"]
+    assert [(card["id"], card["parent"]) for card in cards] == [
+        ("toy/bytes", None),
+        ("sql", "toy/bytes"),
+    ]
+    body = {"model": "toy/bytes", "prompt": "hi", "max_tokens": 1}
+    assert (await client.post("/v1/completions", json=body)).status_code == 200
+    assert len(engine.seen) == 1
+
+
 async def test_waiting_for_a_load_ends_with_the_requests_own_time(
     engine: FakeEngine, table: AdapterTable, client: httpx.AsyncClient
 ) -> None:

@@ -13,14 +13,25 @@ from adapter_stage import (
     states,
 )
 from eventually import eventually
+from fake_adapter_table import REFUSALS
 from inference_services import condition_message, conditions
 from octavo_operator.labels import ANNOTATION_RESOLVE
 
 
-async def test_failure_is_told_and_recovers_by_itself(quick_retries: None) -> None:
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("unreachable", "SourceUnreachable"),
+        ("late", "LoadTimedOut"),
+        ("broken", "LoadFailed"),
+    ],
+)
+async def test_failure_is_told_and_recovers_by_itself(
+    kind: str, reason: str, quick_retries: None
+) -> None:
     """aibrix 1860: never Failed, and never recovers."""
     async with adapter_stage() as stage:
-        stage.put(SQL, "unreachable")
+        stage.put(SQL, kind)
         (pod,) = await stage.serve(1)
         await stage.apply(lora_adapter())
 
@@ -29,15 +40,15 @@ async def test_failure_is_told_and_recovers_by_itself(quick_retries: None) -> No
 
         await eventually(is_failed)
         adapter = await stage.adapter()
-        assert conditions(adapter)["Ready"] == ("False", "SourceUnreachable")
+        assert conditions(adapter)["Ready"] == ("False", reason)
         assert states(adapter) == ["Failed"]
-        assert "the hub does not answer" in adapter["status"]["pods"][0]["message"]
+        assert adapter["status"]["pods"][0]["message"] == REFUSALS[kind][2]
         digest = stage.put(SQL, "v1")
         await stage.settled()
         assert stage.served(pod) == {"sql": digest}
         assert await stage.ready() == ("True", "Loaded")
         assert counts(await stage.adapter()) == (1, 1, 0)
-        assert set(stage.loads) == {"SourceUnreachable", None}
+        assert set(stage.loads) == {reason, None}
 
 
 PERMANENT = [

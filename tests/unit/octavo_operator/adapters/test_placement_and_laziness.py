@@ -107,10 +107,17 @@ async def test_new_pod_serves_when_it_knows_what_it_does_not_hold() -> None:
         stage.workers.sources.hanging |= {"hf://org/sql", "hf://org/lazy"}
         pod = await stage.add_pod()
         await eventually(lambda: len(stage.workers.loads) == 4)
+
+        async def is_loading() -> bool:
+            return await stage.ready() == ("False", "Loading")
+
+        await eventually(is_loading)
         assert not await stage.is_admitted(pod)
+        assert "1 others do not know its name" in condition_message(await stage.adapter(), "Ready")
         stage.workers.sources.hanging.clear()
         await stage.settled()
         assert await stage.is_admitted(pod)
+        assert await stage.ready() == ("True", "Loaded")
         assert stage.served(pod) == {"sql": None, "lazy": None}
 
 
@@ -197,8 +204,6 @@ async def test_lazy_adapter_that_a_request_could_not_load_is_told_until_one_can(
         assert await stage.ready() == ("False", "LoadFailed")
         assert "the hub does not answer" in condition_message(await stage.adapter(), "Ready")
         assert stage.workers.loads == []
-        assert stage.follower.adapter_queue._timers
         entry |= {"state": "ready", "message": None, "digest": digest}
         await stage.look()
         assert await stage.ready() == ("True", "Loaded")
-        assert not stage.follower.adapter_queue._timers

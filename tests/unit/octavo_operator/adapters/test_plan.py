@@ -32,6 +32,7 @@ REASONS = {
     "forbidden": "SourceForbidden",
     "missing": "SourceNotFound",
     "unreachable": "SourceUnreachable",
+    "late": "LoadTimedOut",
     "broken": "LoadFailed",
 }
 
@@ -324,6 +325,17 @@ def test_those_that_have_failed_least_are_tried_first() -> None:
         cosmos.now_s += LONGEST_RETRY_S
     loads = plan_adapters(cosmos.world()).loads
     assert [(load.key.name, load.num_failures) for load in loads] == [("c", 1), ("b", 2), ("a", 3)]
+
+
+def test_pods_are_asked_again_though_nothing_happens() -> None:
+    cosmos = Cosmos()
+    cosmos.add_pod()
+    cosmos.settle()
+    assert plan_adapters(cosmos.world()).look_again_s is None
+    cosmos.sources.contents["/s/1"] = "v1"
+    cosmos.put(lora_adapter("a", "file:///s/1"))
+    cosmos.settle()
+    assert plan_adapters(cosmos.world()).look_again_s == pytest.approx(60.0)
 
 
 def test_look_is_due_when_the_next_pause_ends() -> None:

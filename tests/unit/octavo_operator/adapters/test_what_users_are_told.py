@@ -67,6 +67,29 @@ async def test_status_never_says_loaded_where_nothing_is() -> None:
         assert await stage.ready() == ("True", "Loaded")
 
 
+async def test_adapter_that_a_pod_could_not_read_again_is_told_and_put_right() -> None:
+    """Its files are others by now, in the folder of a PersistentVolumeClaim, say."""
+    async with adapter_stage() as stage:
+        digest = stage.put(SQL, "v1")
+        pods = await stage.serve(2)
+        await stage.apply(lora_adapter())
+        await stage.settled()
+        new = stage.put(SQL, "v2")
+        entry = stage.workers.table(host_of(pods[0])).entries["sql"]
+        entry |= {"state": "failed", "message": "no longer those that were loaded"}
+        await stage.look()
+        adapter = await stage.adapter()
+        assert sorted(states(adapter)) == ["Failed", "Loaded"]
+        assert await stage.ready() == ("False", "SourceChanged")
+        assert new in condition_message(adapter, "Ready")
+        # A request finds them as they were.
+        stage.put(SQL, "v1")
+        entry |= {"state": "ready", "message": None}
+        await stage.look()
+        assert await stage.ready() == ("True", "Loaded")
+        assert [stage.served(pod) for pod in pods] == [{"sql": digest}] * 2
+
+
 async def test_name_belongs_to_the_first_that_has_it() -> None:
     async with adapter_stage() as stage:
         first, second = stage.put("hf://org/a", "a"), stage.put("hf://org/b", "b")
@@ -97,6 +120,10 @@ async def test_service_that_is_not_there_or_takes_no_adapters_is_said() -> None:
         adapter = await stage.adapter()
         assert conditions(adapter)["Ready"] == ("False", "LoRANotEnabled")
         assert "spec.engine.lora: {}" in condition_message(adapter, "Ready")
+        await stage.apply(inference_service(engine={"lora": {"maxRank": 999}}))
+        await stage.look()
+        assert await stage.ready() == ("False", "ServiceInvalid")
+        assert "maxRank" in condition_message(await stage.adapter(), "Ready")
         await stage.apply(inference_service(engine={"lora": {}}))
         await stage.settled()
         assert await stage.ready() == ("False", "WaitingForPods")

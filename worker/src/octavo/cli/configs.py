@@ -63,7 +63,7 @@ def engine_config(parsed: argparse.Namespace) -> EngineConfig:
         )
     return EngineConfig(
         load_format=_load_format(parsed),
-        lora_modules=tuple(parsed.lora_modules),
+        lora_modules=_lora_modules(parsed),
         lora_wait_s=parsed.lora_wait_timeout,
         **{name: getattr(parsed, name) for name in _SAME_NAMES},
     )
@@ -117,6 +117,20 @@ def server_config(parsed: argparse.Namespace, environment: Mapping[str, str]) ->
         max_body_bytes=parsed.max_body_bytes,
         log_requests=parsed.enable_log_requests,
     )
+
+
+def _lora_modules(parsed: argparse.Namespace) -> tuple[tuple[str, str], ...]:
+    names: set[str] = set()
+    base = getattr(parsed, "served_model_name", ()) or (parsed.model,)
+    for name, _ in parsed.lora_modules:
+        if name in base:
+            raise ConfigError(
+                f"--lora-modules has {name!r}, which is the base model's name; choose another."
+            )
+        if name in names:
+            raise ConfigError(f"--lora-modules has {name!r} twice; leave one of them out.")
+        names.add(name)
+    return tuple(parsed.lora_modules)
 
 
 def _load_format(parsed: argparse.Namespace) -> str:

@@ -22,8 +22,8 @@ class AdapterState(enum.StrEnum):
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
-    """The last attempt to load it failed, or to read it again after it had left memory; the next
-    request makes another."""
+    """The last attempt to load it failed, or to read it again after it had left memory; a request
+    makes another."""
 
 
 @dataclass(slots=True)
@@ -61,6 +61,8 @@ class AdapterEntry:
     """Under way, if any."""
     error: str | None = None
     """Why the last attempt to load failed."""
+    retry_at_s: float = 0.0
+    """When a request may make another attempt, by the event loop's clock."""
 
     @property
     def state(self) -> AdapterState:

@@ -8,13 +8,12 @@ generation never meet another's weights, and no load makes a request fail. Torch
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Callable
 
 from octavo.engine.adapter_entry import AdapterEntry, Generation
+from octavo.engine.adapter_openings import AdapterOpenings
 from octavo.engine.adapter_state import AdapterStateFile
-from octavo.engine.carried_errors import from_adapter_failure
 from octavo.engine.messages import AdapterFailed, AdapterOpened, CloseAdapter, OpenAdapter
 from octavo.errors import (
     AdapterError,
@@ -53,9 +52,8 @@ class AdapterTable:
         )
         self.outcomes = {"loaded": 0, "unchanged": 0, "failed": 0}
         """How loads ended."""
-        self._ids = itertools.count(1)
+        self._openings = AdapterOpenings(send)
         self._entries: dict[str, AdapterEntry] = {}
-        self._pending: dict[int, asyncio.Future[AdapterOpened]] = {}
         self._generations: dict[int, tuple[str, Generation]] = {}
         """All that the engine knows, with the name each was loaded under."""
 
@@ -88,7 +86,7 @@ class AdapterTable:
             raise UnknownModelError(f"There is no adapter {name!r:.200} here.", "model")
         if entry.current is None:
             await self._wait_for(entry)
-        if self._entries.get(name) is not entry:
+        if not self._is_there(entry):
             raise _unloaded(name)
         generation = entry.current
         assert generation is not None
@@ -109,6 +107,9 @@ class AdapterTable:
                 self._forget(generation)
 
     async def _wait_for(self, entry: AdapterEntry) -> None:
+        pause_s = entry.retry_at_s - asyncio.get_running_loop().time()
+        if entry.load is None and entry.error is not None and pause_s > 0:
+            raise _cannot_be_loaded(entry.name, entry.error, pause_s)
         load = entry.load or self._begin_again(entry)
         try:
             async with asyncio.timeout(self._wait_s):
@@ -122,9 +123,7 @@ class AdapterTable:
         except (EngineDeadError, UnknownModelError):
             raise
         except OctavoError as error:
-            raise AdapterNotReadyError(
-                f"The adapter {entry.name!r:.200} cannot be loaded: {error}", _RETRY_AFTER_S
-            ) from error
+            raise _cannot_be_loaded(entry.name, str(error), _RETRY_AFTER_S) from error
 
     # ---- Administration ---------------------------------------------------------------------
 
@@ -199,22 +198,12 @@ class AdapterTable:
 
     def heard(self, message: AdapterOpened | AdapterFailed) -> None:
         """The engine's word on a load."""
-        future = self._pending.pop(message.adapter_id, None)
-        if future is None:
+        if not self._openings.heard(message):
             self._heard_again(message)
-        elif future.done():
-            return
-        elif isinstance(message, AdapterOpened):
-            future.set_result(message)
-        else:
-            future.set_exception(from_adapter_failure(message))
 
     def engine_died(self, error: EngineDeadError) -> None:
         """No load will end any more."""
-        for future in self._pending.values():
-            if not future.done():
-                future.set_exception(error)
-        self._pending.clear()
+        self._openings.engine_died(error)
 
     # ---- Inside -----------------------------------------------------------------------------
 
@@ -261,24 +250,24 @@ class AdapterTable:
     async def _load(
         self, entry: AdapterEntry, source: AdapterSource, is_lazy: bool, is_remembered: bool
     ) -> Generation:
-        before, id_ = entry.current, next(self._ids)
-        future = self._pending[id_] = asyncio.get_running_loop().create_future()
+        before = entry.current
+        digest = None if before is None else before.digest
         try:
-            self._send(OpenAdapter(id_, source, None if before is None else before.digest))
-            opened = await future
+            opened = await self._openings.open(source, digest, lambda: self._is_there(entry))
         except OctavoError as error:
             self.outcomes["failed"] += 1
             entry.error = str(error)
-            if not entry.is_promised and self._entries.get(entry.name) is entry:
+            if not source.is_near:  # a hub must not be called for each request
+                entry.retry_at_s = asyncio.get_running_loop().time() + _RETRY_AFTER_S
+            if not entry.is_promised and self._is_there(entry):
                 del self._entries[entry.name]
             _log.warning("Adapter %r is not loaded: %s", entry.name, error)
             raise
         finally:
             entry.load = None
-            self._pending.pop(id_, None)
-        if self._entries.get(entry.name) is not entry:
-            if not opened.is_known:
-                self._send(CloseAdapter(id_))
+        if opened is None or not self._is_there(entry):
+            if opened is not None and not opened.is_known:
+                self._send(CloseAdapter(opened.adapter_id))
             raise _unloaded(entry.name)
         generation = before if opened.is_known else self._made(entry, opened)
         assert generation is not None
@@ -289,6 +278,10 @@ class AdapterTable:
             self._retire(before)
         self._settle(entry, is_lazy, is_remembered)
         return generation
+
+    def _is_there(self, entry: AdapterEntry) -> bool:
+        """Whether its name has not been unloaded."""
+        return self._entries.get(entry.name) is entry
 
     def _made(self, entry: AdapterEntry, opened: AdapterOpened) -> Generation:
         self.load_seconds.observe(opened.seconds)
@@ -323,6 +316,12 @@ class AdapterTable:
     def _forget(self, generation: Generation) -> None:
         if self._generations.pop(generation.id, None) is not None:
             self._send(CloseAdapter(generation.id))
+
+
+def _cannot_be_loaded(name: str, reason: str, retry_after_s: float) -> AdapterNotReadyError:
+    return AdapterNotReadyError(
+        f"The adapter {name!r:.200} cannot be loaded: {reason}", retry_after_s
+    )
 
 
 def _unloaded(name: str) -> UnknownModelError:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from octavo.errors import ModelLoadError, SourceForbiddenError, SourceUnreachableError
 from octavo.loading.blob_digests import damaged_blobs
@@ -29,6 +30,8 @@ _SMALL_FILES = (
     "chat_template.json",
     POOLING_FILE,
 )
+_ANSWER_LIMIT_S = 30.0
+"""For a connection, and for each part of an answer; the library may wait for ever otherwise."""
 _FORBIDDEN = (401, 403)
 _WEIGHT_FILES = ("*.safetensors", "model.safetensors.index.json")
 _PATTERNS = {
@@ -148,7 +151,11 @@ def fetch_files(
 def _worded(model: HubModel, where: str) -> Iterator[None]:
     """Translates the library's errors, most specific first: they derive from each other."""
     from huggingface_hub import errors
+    from huggingface_hub.utils import get_session
 
+    hooks = getattr(get_session(), "event_hooks", {}).get("request", [])
+    if _bound_wait not in hooks:
+        hooks.append(_bound_wait)
     try:
         yield
     except errors.GatedRepoError as exc:
@@ -189,6 +196,14 @@ def _worded(model: HubModel, where: str) -> Iterator[None]:
             f"{model} cannot be fetched from {where}: {_reason(exc)}; try again, what is there "
             "already is kept."
         ) from exc
+
+
+def _bound_wait(request: Any) -> None:
+    """Some of the library's calls ask for no limit at all (``HfApi.model_info``)."""
+    limits = request.extensions.get("timeout", {})
+    for kind, seconds in limits.items():
+        if seconds is None:
+            limits[kind] = _ANSWER_LIMIT_S
 
 
 def _endpoint() -> str:

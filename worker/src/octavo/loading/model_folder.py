@@ -31,9 +31,7 @@ def file_inside(folder: Path, name: str) -> Path:
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError) as exc:
-        raise ModelLoadError(
-            f"{path} is missing or cannot be reached; download the model again."
-        ) from exc
+        raise ModelLoadError(f"{path} is missing or cannot be reached; download it again.") from exc
     root = folder.resolve()
     if root.parent.name == _SNAPSHOTS:
         root = root.parent.parent

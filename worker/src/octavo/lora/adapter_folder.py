@@ -44,7 +44,7 @@ def read_adapter(folder: Path, max_weight_bytes: int, max_rank: int) -> AdapterF
     Raises ModelLoadError for files that are missing, one of its kinds for those that cannot be
     read, AdapterError for contents that are not an adapter.
     """
-    if not (folder / WEIGHTS_NAME).exists() and (folder / "adapter_model.bin").exists():
+    if _is_pickled(folder):
         raise AdapterError(
             f"{folder} holds adapter_model.bin, a pickle, which is never loaded; save the adapter "
             "with safe_serialization=True."
@@ -64,6 +64,13 @@ def read_adapter(folder: Path, max_weight_bytes: int, max_rank: int) -> AdapterF
         digest.update(content)
     tensors = parse_safetensors(weight_bytes, str(folder / WEIGHTS_NAME))
     return AdapterFiles(config, tensors, f"sha256:{digest.hexdigest()}")
+
+
+def _is_pickled(folder: Path) -> bool:
+    try:
+        return not (folder / WEIGHTS_NAME).exists() and (folder / "adapter_model.bin").exists()
+    except PermissionError as exc:
+        raise SourceForbiddenError(f"{folder} may not be read ({exc}); change its mode.") from exc
 
 
 def parse_safetensors(data: mmap.mmap, name: str) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from octavo.errors import AdapterError, ModelLoadError
+from octavo.errors import AdapterError, ModelLoadError, SourceForbiddenError
 from octavo.loading import bucket, hub
 
 CONFIG_NAME = "adapter_config.json"
@@ -31,6 +31,11 @@ class AdapterSource:
     """Of the hub, instead of the one in the path."""
     digest: str | None = None
     """What its files must have; None: whatever is there."""
+
+    @property
+    def is_near(self) -> bool:
+        """Whether it is a folder, whatever else it may turn out to be."""
+        return self.path.startswith(("/", ".", "~"))
 
     def pinned(self, revision: str | None, digest: str) -> AdapterSource:
         """The same, as it was found."""
@@ -60,7 +65,7 @@ def find_adapter(source: AdapterSource, download_dir: str | None = None) -> Foun
         return FoundAdapter(folder, None)
     if not path.startswith(_HUB_SCHEME):
         folder = Path(path).expanduser()
-        if folder.is_dir():
+        if _is_folder(folder):
             _refuse_revision(source)
             return FoundAdapter(folder, None)
         if path.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(path):
@@ -70,6 +75,15 @@ def find_adapter(source: AdapterSource, download_dir: str | None = None) -> Foun
             )
     folder = hub.fetch_files(_hub_model(source), download_dir, _FILES)
     return FoundAdapter(folder, folder.name)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except PermissionError as exc:
+        raise SourceForbiddenError(
+            f"{path} may not be looked at ({exc}); change the mode of the folders above it."
+        ) from exc
 
 
 def _hub_model(source: AdapterSource) -> hub.HubModel:

@@ -30,8 +30,10 @@ class _Adapter:
     """Since when nothing but the adapter keeps a request from starting."""
     leaves_for: int | None = None
     """The adapter it shall make room for."""
+    is_used: bool = False
+    """Whether a request of it has started since it got its slot."""
     spared_since_s: float | None = None
-    """Since when others have been kept from its slot, which it waited for and has not used yet."""
+    """Since when others have been kept from its slot, as it is not used yet."""
     last_used: int = 0
 
 
@@ -86,7 +88,7 @@ class AdapterSlots:
         assert adapter.slot is not None, f"adapter {adapter_id} is in no slot"
         assert adapter.is_filled, f"slot {adapter.slot} is not filled yet"
         adapter.num_running += 1
-        adapter.spared_since_s = None
+        adapter.is_used = True
         self._uses += 1
         adapter.last_used = self._uses
         return adapter.slot
@@ -183,12 +185,13 @@ class AdapterSlots:
         slot = self._free_slot(adapter_id, now_s)
         if slot is not None:
             self._holders[slot] = adapter_id
-            adapter.slot, adapter.is_filled, adapter.spared_since_s = slot, False, None
+            adapter.slot, adapter.is_filled = slot, False
+            adapter.is_used, adapter.spared_since_s = False, None
             self._fills.append((adapter_id, slot))
             return
         assert adapter.missing_since_s is not None
         if now_s - adapter.missing_since_s >= self._patience_s:
-            self._choose_who_leaves(adapter_id)
+            self._choose_who_leaves(adapter_id, now_s)
 
     def _free_slot(self, wanted_by: int, now_s: float) -> int | None:
         """An empty slot, or that of an idle adapter, which loses it."""
@@ -219,13 +222,15 @@ class AdapterSlots:
         others' turns come first: they would take it from it again and again. Not for long either:
         it may be something else that keeps it from starting now."""
         since_s = adapter.missing_since_s
-        if not adapter.num_waiting or since_s is None or now_s - since_s < self._patience_s:
+        if adapter.is_used or not adapter.num_waiting:
+            return False
+        if since_s is None or now_s - since_s < self._patience_s:
             return False
         if adapter.spared_since_s is None:
             adapter.spared_since_s = now_s
         return now_s - adapter.spared_since_s < self._patience_s
 
-    def _choose_who_leaves(self, adapter_id: int) -> None:
+    def _choose_who_leaves(self, adapter_id: int, now_s: float) -> None:
         """Of the adapters that nobody told to leave, the one with the fewest running requests."""
         staying = []
         for holder in self._holders:
@@ -235,7 +240,11 @@ class AdapterSlots:
             self._settle(adapter)
             if adapter.leaves_for == adapter_id:
                 return
-            if adapter.leaves_for is None and adapter.is_filled:
+            if (
+                adapter.leaves_for is None
+                and adapter.is_filled
+                and not self._is_spared(adapter, now_s)
+            ):
                 staying.append(adapter)
         if staying:
             chosen = min(staying, key=lambda a: (a.num_running, a.last_used))

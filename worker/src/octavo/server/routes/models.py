@@ -25,6 +25,7 @@ def build_router(context: ServerContext) -> APIRouter:
                 entry.name, info.created, entry.source.path, info.max_model_len, parent=names[0]
             )
             for entry in context.engine.adapters.entries()
+            if entry.name not in names  # remembered from when the model had another name
         ]
         return base + adapters
 
