@@ -104,7 +104,7 @@ def adapters(
     shapes = projections(in_features, inner)
     kernels = TritonKernels(trial.device)
     linears = [
-        kernels.prepare_linear([_weight(trial, projection)], None, trial.dtype)
+        kernels.prepare_linear([_weight(trial, projection)], _bias(trial, projection), trial.dtype)
         for projection in shapes
     ]
     stack = random_stack(trial, shapes, ranks, max_rank, linears if has_rows else ())
@@ -137,12 +137,18 @@ def _weight(trial: Trial, projection: Projection) -> Tensor:
     return weight / projection.in_features**0.5
 
 
+def _bias(trial: Trial, projection: Projection) -> Tensor | None:
+    """As models have it, if any do."""
+    is_attention = len(projection.names) == 3
+    return trial.randn(sum(projection.out_features)) if is_attention else None
+
+
 class _WideResults(DenseLinear):
     """What a product in a narrow dtype gives, as float32."""
 
     def __init__(self, linear: Linear) -> None:
         assert isinstance(linear, DenseLinear)
-        super().__init__(linear.weight, None)
+        super().__init__(linear.weight, linear.bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         return super().__call__(x.to(self.weight.dtype)).float()
