@@ -256,7 +256,9 @@ class EngineChannel:
             self._flush()
             if wait and not messages:
                 writers = [self._socket] if self._outbox else []
-                readers = [self._socket] if waker is None else [self._socket, waker]
+                readers: list[socket.socket | Waker] = [self._socket]
+                if waker is not None:
+                    readers.append(waker)
                 ready, writable, _ = select.select(readers, writers, [], timeout_s)
                 if waker is not None and waker in ready:
                     waker.clear()
