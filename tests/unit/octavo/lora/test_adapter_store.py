@@ -37,9 +37,12 @@ def store() -> Iterator[AdapterStore]:
 
 
 def outcomes(store: AdapterStore, number: int) -> list[Outcome]:
-    found: list[Outcome] = []
+    news = threading.Event()
+    store.when_done(news.set)
+    found = store.poll()
     while len(found) < number:
-        store.wait(1.0)
+        assert news.wait(60), "nobody woke us"
+        news.clear()
         found += store.poll()
     assert len(found) == number
     return found
@@ -151,10 +154,11 @@ def test_an_adapter_closed_while_it_is_read_leaves_nothing(
         return lay_out(*args)
 
     monkeypatch.setattr(adapter_store, "lay_out", lay_out_closed)
+    has_ended = threading.Event()
+    store.when_done(has_ended.set)
     store.open(1, AdapterSource(str(make_adapter(tmp_path, CONFIG))))
-    while store.is_busy:
-        store.wait(1.0)
-        assert store.poll() == []
+    assert has_ended.wait(60)
+    assert store.poll() == []
     assert store.in_host_memory() == []
 
 

@@ -4,7 +4,8 @@ Files are fetched, read, checked and converted by threads, away from the engine'
 adapters by several, so that a source that does not answer holds no other up, and those that were
 dropped from host memory by one that never waits for a network unless their folder is gone. A copy
 from the host's (pinned) memory to a slot runs on a stream of its own, beside the steps. The loop
-calls everything else here and waits for nothing: :meth:`AdapterStore.poll` tells what has ended.
+calls everything else here and waits for no thread: :meth:`AdapterStore.poll` tells what has ended,
+and :meth:`AdapterStore.when_done` has the loop woken for it.
 Decides nothing about slots (:mod:`octavo.scheduler.adapter_slots` does) nor about who stays in host
 memory (:mod:`octavo.lora.host_cache`).
 """
@@ -16,6 +17,7 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,10 +97,9 @@ class AdapterStore:
         self._outcomes: deque[Outcome] = deque()
         self._read: deque[_Job] = deque()
         """Jobs whose adapter is in host memory again and whose slot can be filled."""
-        self._news = threading.Event()
+        self._wake: Callable[[], None] | None = None
         self._openings: _Jobs = queue.SimpleQueue()
         self._rereads: _Jobs = queue.SimpleQueue()
-        self._num_unfinished = 0
         self._is_stopping = False
         for jobs in (self._rereads, *[self._openings] * _NUM_OPENERS):
             threading.Thread(
@@ -110,10 +111,15 @@ class AdapterStore:
         """Adapters dropped from host memory."""
         return self._cache.num_evictions
 
+    def when_done(self, wake: Callable[[], None]) -> None:
+        """Have ``wake`` called, by threads, when :meth:`poll` has something to take in."""
+        self._wake = wake
+
     @property
     def is_busy(self) -> bool:
-        """Whether :meth:`poll` has something to tell, or will."""
-        return bool(self._num_unfinished or self._read or self._outcomes or self._copies)
+        """Whether :meth:`poll` has something to take in, or a copy is under way: not while threads
+        read files, which may take as long as a source likes."""
+        return bool(self._read or self._outcomes or self._copies)
 
     def open(self, adapter_id: int, source: AdapterSource, known_digest: str | None = None) -> None:
         """Begin to read an adapter; ends with :class:`Opened` or :class:`OpenFailed`.
@@ -123,7 +129,7 @@ class AdapterStore:
         with self._lock:
             assert adapter_id not in self._records, f"adapter {adapter_id} is open"
             self._records[adapter_id] = _Record(source)
-        self._post(self._openings, _Job(adapter_id, known_digest=known_digest))
+        self._openings.put(_Job(adapter_id, known_digest=known_digest))
 
     def fill(self, adapter_id: int, slot: int) -> None:
         """Begin to copy an adapter to a slot; ends with :class:`Filled` or :class:`FillFailed`.
@@ -144,7 +150,6 @@ class AdapterStore:
 
     def poll(self) -> list[Outcome]:
         """What has ended since last asked."""
-        self._news.clear()
         while self._read:
             job = self._read.popleft()
             assert job.slot is not None
@@ -158,12 +163,10 @@ class AdapterStore:
             outcomes.append(self._outcomes.popleft())
         return outcomes
 
-    def wait(self, timeout_s: float) -> None:
-        """Until there may be something to poll, at most so long."""
+    def wait_for_copy(self) -> None:
+        """Until the oldest copy has ended, if any is under way."""
         if self._copies:
             self._copies[0].event.synchronize()
-        elif not self._outcomes:
-            self._news.wait(timeout_s)
 
     def in_host_memory(self) -> list[int]:
         """Ids of adapters that need not be read again."""
@@ -188,7 +191,7 @@ class AdapterStore:
             return  # closed meanwhile
         held = self._cache.hold(adapter_id)
         if held is None:
-            self._post(self._rereads, _Job(adapter_id, slot))
+            self._rereads.put(_Job(adapter_id, slot))
             return
         if self._stream is None:
             self._stack.write(slot, held.packing, held.run, held.table)
@@ -201,11 +204,6 @@ class AdapterStore:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)
         self._copies.append(_Copy(adapter_id, slot, held.entry, event))
-
-    def _post(self, jobs: _Jobs, job: _Job) -> None:
-        with self._lock:
-            self._num_unfinished += 1
-        jobs.put(job)
 
     # ---- Files (the threads) ----------------------------------------------------------------
 
@@ -221,9 +219,8 @@ class AdapterStore:
                 outcome = self._failed(job, ModelLoadError(f"It cannot be read ({reason})."))
             if outcome is not None:
                 self._outcomes.append(outcome)
-            with self._lock:
-                self._num_unfinished -= 1
-            self._news.set()
+            if self._wake is not None:
+                self._wake()
 
     def _carry_out(self, job: _Job) -> Outcome | None:
         started = time.perf_counter()
