@@ -178,7 +178,7 @@ class Bench:
             core.submit(intake.prepare(f"touch-{num_touched}", prompt, one, adapter=adapter))
 
         before = time.perf_counter()
-        while core.has_work:
+        while core.has_work or num_touched < len(opened):
             updates = core.step()
             now = time.perf_counter()
             for event in core.take_adapter_events():

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import socket
-import threading
+import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import pytest
 
+from engine_in_thread import Loop, running_loop
 from octavo.batch import BatchPlan, Runner, StepHandle
-from octavo.engine.core_process import EngineLoop
 from octavo.engine.interface import ModelInfo
-from octavo.engine.messages import (
-    Abort,
-    EngineChannel,
-    FrameSplitter,
-    FromEngine,
-    Ready,
-    Refused,
-    Shutdown,
-    StepReport,
-    Submit,
-    ToEngine,
-    frame,
-)
-from octavo.outputs import RequestUpdate
+from octavo.engine.messages import Abort, Ready, Refused, Shutdown, Submit, frame
 from octavo.sampling_params import SamplingParams
 from puppet_engine import INFO
 from tiny_engine import TinyEngine, request_spec
@@ -39,42 +24,6 @@ LONG = SamplingParams(temperature=0, max_tokens=60)
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyEngine:
     return TinyEngine(tmp_path_factory.mktemp("tiny"))
-
-
-@dataclass
-class Loop:
-    """A loop under way and what it has said."""
-
-    far: socket.socket
-    thread: threading.Thread
-    statuses: list[int]
-    heard: list[Any] = field(default_factory=list)
-    splitter: FrameSplitter = field(default_factory=FrameSplitter)
-    decoder: Any = field(default_factory=lambda: msgspec.msgpack.Decoder(FromEngine))
-
-    def say(self, message: ToEngine) -> None:
-        self.far.sendall(frame(msgspec.msgpack.Encoder(), message))
-
-    def listen(self, enough: Callable[[], bool]) -> None:
-        """Until ``enough``, or the loop ends."""
-        while not enough() and (data := self.far.recv(1 << 16)):
-            self.heard += [self.decoder.decode(body) for body in self.splitter.feed(data)]
-
-    def updates(self, request_id: str) -> list[RequestUpdate]:
-        return [
-            update
-            for report in self.heard
-            if isinstance(report, StepReport)
-            for update in report.updates
-            if update.request_id == request_id
-        ]
-
-    def has_ended(self, request_id: str) -> bool:
-        return any(update.finish_reason for update in self.updates(request_id))
-
-    def status(self) -> int:
-        self.thread.join(60)
-        return self.statuses[0]
 
 
 class FailingRunner:
@@ -99,28 +48,15 @@ class FailingRunner:
 
 @pytest.fixture
 def start(tiny: TinyEngine) -> Iterator[Callable[..., Loop]]:
-    loops: list[Loop] = []
+    with contextlib.ExitStack() as loops:
 
-    def start(info: ModelInfo = INFO, **options: Any) -> Loop:
-        near, far = socket.socketpair()
-        far.settimeout(60)
-        statuses: list[int] = []
+        def start(info: ModelInfo = INFO, **options: Any) -> Loop:
+            loop = loops.enter_context(running_loop(tiny.core(**options), info))
+            loop.listen(lambda: bool(loop.heard))
+            assert loop.heard == [Ready(info)]
+            return loop
 
-        def run() -> None:
-            with near:
-                statuses.append(EngineLoop(tiny.core(**options), info, EngineChannel(near)).run())
-
-        loop = Loop(far, threading.Thread(target=run), statuses)
-        loops.append(loop)
-        loop.thread.start()
-        loop.listen(lambda: bool(loop.heard))
-        assert loop.heard == [Ready(info)]
-        return loop
-
-    yield start
-    for loop in loops:
-        loop.far.close()
-        loop.thread.join(60)
+        yield start
 
 
 def test_shutdown_is_an_end_without_fault(start: Callable[..., Loop]) -> None:
@@ -167,29 +103,19 @@ class PreparingRunner:
 def test_an_idle_loop_prepares_until_nothing_is_left_and_hears_requests_in_between(
     tiny: TinyEngine,
 ) -> None:
-    near, far = socket.socketpair()
-    far.settimeout(60)
     runners: list[PreparingRunner] = []
 
     def wrap(runner: Runner) -> Runner:
         runners.append(PreparingRunner(runner))
         return runners[0]
 
-    core = tiny.core(wrap_runner=wrap)
     # Already there when the loop begins: it goes before everything that can wait.
-    far.sendall(frame(msgspec.msgpack.Encoder(), Submit([request_spec("a", [1, 2], GREEDY)])))
-    statuses: list[int] = []
-    thread = threading.Thread(
-        target=lambda: statuses.append(EngineLoop(core, INFO, EngineChannel(near)).run())
-    )
-    loop = Loop(far, thread, statuses)
-    thread.start()
-    loop.listen(lambda: loop.has_ended("a"))
-    loop.listen(lambda: runners[0].num_left == 0)
-    loop.say(Shutdown())
-    assert loop.status() == 0
-    near.close()
-    far.close()
+    first = Submit([request_spec("a", [1, 2], GREEDY)])
+    with running_loop(tiny.core(wrap_runner=wrap), INFO, first) as loop:
+        loop.listen(lambda: loop.has_ended("a"))
+        loop.listen(lambda: runners[0].num_left == 0)
+        loop.say(Shutdown())
+        assert loop.status() == 0
     events = runners[0].events
     assert events == ["step"] * events.index("prepare") + ["prepare"] * 3
 

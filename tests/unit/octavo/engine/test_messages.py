@@ -27,6 +27,7 @@ from octavo.engine.messages import (
     ToEngine,
     frame,
 )
+from octavo.engine.waker import Waker
 from octavo.outputs import EngineStats, RequestTimings, RequestUpdate, TokenLogprobs
 from octavo.sampling_params import SamplingParams
 
@@ -170,6 +171,18 @@ def test_receive_takes_what_is_there_and_does_not_wait_for_more(
     assert channel.receive(wait=True) == [Abort(["a"])]
     far.sendall(data[-1:])
     assert channel.receive(wait=True) == [Abort(["b"])]
+
+
+def test_a_wait_ends_when_the_waker_is_woken(ends: tuple[socket.socket, socket.socket]) -> None:
+    near, _far = ends
+    channel, waker = EngineChannel(near), Waker()
+    waker.wake()
+    assert channel.receive(wait=True, waker=waker) == []
+    assert channel.receive(wait=True, timeout_s=0.0, waker=waker) == []
+    # Nobody reads, so there is always something to send: neither keeps the other from ending it.
+    channel.send(StepReport([RequestUpdate("r", [1] * 3_000_000)], EngineStats()))
+    waker.wake()
+    assert channel.receive(wait=True, waker=waker) == []
 
 
 def test_a_server_that_has_gone_is_noticed_by_every_method(

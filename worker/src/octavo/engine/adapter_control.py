@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # the engine's process comes up, and hears of its parent's en
 
 _log = logging.getLogger(__name__)
 _RETRY_AFTER_S = 2.0
-_WAIT_S = 0.002
 _LOOK_S = 0.1
 """How often those are looked for who have waited too long."""
 
@@ -56,9 +55,14 @@ class AdapterControl:
         """Those that could not be read again when last needed."""
         self._num_fills = 0
 
+    def when_done(self, wake: Callable[[], None]) -> None:
+        """Have ``wake`` called, by threads, when one has ended something."""
+        self._store.when_done(wake)
+
     @property
     def is_busy(self) -> bool:
-        """Whether something is under way, or to be told."""
+        """Whether there is something to take in or to be told, or a copy is under way: not while
+        threads read files."""
         return self._store.is_busy or bool(self._events)
 
     def open(self, adapter_id: int, source: AdapterSource, known_digest: str | None) -> None:
@@ -89,9 +93,9 @@ class AdapterControl:
         for adapter_id, slot in self._slots.take_fills():
             self._store.fill(adapter_id, slot)
 
-    def wait(self) -> None:
-        """A moment, or until something has ended."""
-        self._store.wait(_WAIT_S)
+    def wait_for_copy(self) -> None:
+        """Until a copy to the device has ended, if one is under way: milliseconds."""
+        self._store.wait_for_copy()
 
     def take_events(self) -> list[AdapterEvent]:
         """For whoever asked."""

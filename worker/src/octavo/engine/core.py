@@ -12,6 +12,7 @@ from octavo.engine.constrained_rows import ConstrainedRows
 from octavo.engine.messages import AdapterEvent, RequestSpec
 from octavo.engine.step_accounts import StepAccounts
 from octavo.engine.step_pace import SHORTEST_LIMIT_S, StepPace
+from octavo.engine.waker import Waker
 from octavo.errors import AdapterError
 from octavo.lora.adapter_source import AdapterSource
 from octavo.outputs import EngineStats, RequestState, RequestUpdate
@@ -19,8 +20,9 @@ from octavo.request import Request
 from octavo.scheduler.scheduler import Scheduler
 from octavo.structured.compiler import GrammarCompiler
 
-_NAP_S = 0.0005
-"""Between looks at a grammar that is being compiled, with nothing else to do."""
+STALL_S = 0.02
+"""How often a core that is stalled looks for what comes with time alone: deadlines, and the ends of
+what requests wait for. As often as a step would."""
 
 
 class EngineCore:
@@ -37,7 +39,14 @@ class EngineCore:
         grammars: GrammarCompiler | None = None,
         adapters: AdapterControl | None = None,
     ) -> None:
-        """``grammars``: None refuses constrained requests; ``adapters``: None those with one."""
+        """``grammars``: None refuses constrained requests; ``adapters``: None those with one.
+        Their threads wake :attr:`waker` from now on."""
+        self.waker = Waker()
+        """Woken when a thread has ended something that the next step takes in."""
+        if grammars is not None:
+            grammars.when_done(self.waker.wake)
+        if adapters is not None:
+            adapters.when_done(self.waker.wake)
         self._scheduler = scheduler
         self._adapters = adapters
         self._runner = runner
@@ -45,6 +54,8 @@ class EngineCore:
         self._look_ahead = look_ahead
         self.pace = StepPace()
         self._planned: tuple[BatchPlan, int] | None = None
+        self._has_stopped = False
+        """Whether the last step did nothing."""
         self._under_way: deque[tuple[BatchPlan, int, StepHandle]] = deque()
         """Plans, how many tokens each computes, and what will come of them; oldest first."""
         self._open: dict[str, Request] = {}
@@ -102,15 +113,31 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        """Whether :meth:`step` would do anything."""
-        if self._under_way or self._aborted or self._scheduler.has_work():
+        """Whether requests are open, or there is something to take in or to tell."""
+        return self._scheduler.has_work() or self._has_news
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the last step did nothing and the next would not either: what keeps requests
+        from starting is with threads, which wake :attr:`waker`, or with time (:data:`STALL_S`)."""
+        return self._has_stopped and not self._has_news
+
+    @property
+    def _has_news(self) -> bool:
+        if self._under_way or self._aborted:
             return True
         return self._adapters is not None and self._adapters.is_busy
 
     def step(self) -> list[RequestUpdate]:
-        """Plan and start a step, then commit the oldest one that is due."""
+        """Plan and start a step, then commit the oldest one that is due.
+
+        Where that is nothing, waits a moment for threads: for callers that wait for nothing else.
+        """
         self.plan()
-        return self.advance()
+        updates = self.advance()
+        if self.is_stalled:
+            self.waker.wait(STALL_S)
+        return updates
 
     def plan(self) -> float:
         """Plan a step; :meth:`advance` carries it out, and has to come next.
@@ -145,6 +172,7 @@ class EngineCore:
         """
         started_s = time.perf_counter()
         planned, self._planned = self._planned, None
+        has_steps = planned is not None or bool(self._under_way)
         updates: list[RequestUpdate] = []
         if planned is not None:
             plan, num_tokens = planned
@@ -154,8 +182,8 @@ class EngineCore:
                 while len(self._under_way) > 1:
                     updates += self._commit_timed(started_s)
                 self._constrained.draw(plan, handle)
-        elif not self._under_way and not self._aborted and self.has_work:
-            self._wait_for_threads()
+        elif not self._under_way and not self._aborted and self._adapters is not None:
+            self._adapters.wait_for_copy()
         if self._under_way and (planned is None or len(self._under_way) > self._look_ahead):
             updates += self._commit_timed(started_s)
         updates += self._aborted + self._scheduler.take_updates()
@@ -163,6 +191,7 @@ class EngineCore:
         for update in updates:
             if update.finish_reason is not None:
                 self._close(update)
+        self._has_stopped = not has_steps and not updates
         return updates
 
     def prepare_next(self) -> bool:
@@ -200,13 +229,6 @@ class EngineCore:
         num_constrained = sum(request.grammar is not None for request in self._open.values())
         num_leaked = self._constrained.num_open - num_constrained
         assert not num_leaked, f"{num_leaked} grammars leak"
-
-    def _wait_for_threads(self) -> None:
-        """A moment: a grammar is being compiled, or an adapter read or copied."""
-        if self._adapters is not None and self._adapters.is_busy:
-            self._adapters.wait()
-        else:
-            time.sleep(_NAP_S)
 
     def _commit_timed(self, started_s: float) -> list[RequestUpdate]:
         """Commit the oldest step, ``started_s`` being when the turn of the loop began."""

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from octavo.engine.interface import EngineStats, ModelInfo
+from octavo.engine.waker import Waker
 from octavo.grammar import Grammar
 from octavo.lora.adapter_source import AdapterSource
 from octavo.outputs import RequestState, RequestUpdate
@@ -245,17 +246,26 @@ class EngineChannel:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToEngine)
 
-    def receive(self, wait: bool, timeout_s: float | None = None) -> list[ToEngine]:
-        """Messages that have arrived; with ``wait``, at least one unless the time is up."""
+    def receive(
+        self, wait: bool, timeout_s: float | None = None, waker: Waker | None = None
+    ) -> list[ToEngine]:
+        """Messages that have arrived; with ``wait``, at least one unless the time is up or
+        ``waker`` was woken."""
         messages: list[ToEngine] = []
         while True:
             self._flush()
             if wait and not messages:
                 writers = [self._socket] if self._outbox else []
-                ready, writable, _ = select.select([self._socket], writers, [], timeout_s)
-                if writable:
+                readers: list[socket.socket | Waker] = [self._socket]
+                if waker is not None:
+                    readers.append(waker)
+                ready, writable, _ = select.select(readers, writers, [], timeout_s)
+                if waker is not None and waker in ready:
+                    waker.clear()
+                    wait = False
+                elif writable:
                     continue
-                if not ready:
+                elif not ready:
                     return messages
             try:
                 data = self._socket.recv(1 << 18)

@@ -219,8 +219,10 @@ class Adapters(Protocol):
         """Of a step whose tokens use so many different slots."""
 
     def step(self, slots: Tensor, use: AdapterUse = AdapterUse.MANY) -> AdapterStep:
-        """``slots: [T], int32``: of each token; :data:`NO_ADAPTER` for those without. ``use``: how
-        fast it is may depend on it, and nothing else."""
+        """``slots: [T], int32``: of each token; :data:`NO_ADAPTER` for those without.
+
+        ``use``: by what launches it is computed may depend on it, as on the number of tokens.
+        """
 
 
 class TorchAdapters:

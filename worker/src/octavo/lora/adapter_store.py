@@ -1,12 +1,13 @@
 """Adapters' way: from files to a cache in host memory, and from there to slots of the device.
 
-Files are fetched, read, checked and converted by threads, away from the engine's loop: new
-adapters by several, so that a source that does not answer holds no other up, and those that were
-dropped from host memory by one that never waits for a network unless their folder is gone. A copy
-from the host's (pinned) memory to a slot runs on a stream of its own, beside the steps. The loop
-calls everything else here and waits for nothing: :meth:`AdapterStore.poll` tells what has ended.
-Decides nothing about slots (:mod:`octavo.scheduler.adapter_slots` does) nor about who stays in host
-memory (:mod:`octavo.lora.host_cache`).
+Files are fetched, read, checked and converted by threads, away from the engine's loop: by several,
+so that a source or a file system that does not answer holds no other up; and by others for new
+adapters than for those that were dropped from host memory, which wait for no network unless their
+folder is gone. A copy from the host's (pinned) memory to a slot runs on a stream of its own, beside
+the steps. The loop calls everything else here and waits for no thread: :meth:`AdapterStore.poll`
+tells what has ended, and :meth:`AdapterStore.when_done` has the loop woken for it. Decides nothing
+about slots (:mod:`octavo.scheduler.adapter_slots` does) nor about who stays in host memory
+(:mod:`octavo.lora.host_cache`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +30,11 @@ from octavo.lora.adapter_source import AdapterSource, find_adapter
 from octavo.lora.adapter_weights import lay_out
 from octavo.lora.host_cache import HostCache
 from octavo.lora.outcomes import Filled, FillFailed, Opened, OpenFailed, Outcome
+from octavo.lora.reading_turns import ReadingTurns
 
 _log = logging.getLogger(__name__)
-_NUM_OPENERS = 4
+_NUM_THREADS = 4
+"""For new adapters, and as many for those that are read again."""
 _STOP_LIMIT_S = 5.0
 
 
@@ -87,20 +91,21 @@ class AdapterStore:
             self._stream = torch.cuda.Stream(stack.b.device)  # type: ignore[no-untyped-call]
         self._lock = threading.Lock()
         """Guards the records, which the threads also change."""
-        self._reading = threading.Lock()
-        """One adapter at a time is read and converted: more would take the interpreter from the
-        loop, and memory."""
+        self._turns = ReadingTurns()
+        """At having an adapter's files in memory."""
+        self._converting = threading.Lock()
+        """One adapter at a time is converted: more would take the interpreter from the loop. Never
+        held while files are read."""
         self._records: dict[int, _Record] = {}
         self._copies: list[_Copy] = []
         self._outcomes: deque[Outcome] = deque()
         self._read: deque[_Job] = deque()
         """Jobs whose adapter is in host memory again and whose slot can be filled."""
-        self._news = threading.Event()
+        self._wake: Callable[[], None] | None = None
         self._openings: _Jobs = queue.SimpleQueue()
         self._rereads: _Jobs = queue.SimpleQueue()
-        self._num_unfinished = 0
         self._is_stopping = False
-        for jobs in (self._rereads, *[self._openings] * _NUM_OPENERS):
+        for jobs in [self._rereads, self._openings] * _NUM_THREADS:
             threading.Thread(
                 target=self._run, args=(jobs,), name="adapter-reader", daemon=True
             ).start()
@@ -110,10 +115,15 @@ class AdapterStore:
         """Adapters dropped from host memory."""
         return self._cache.num_evictions
 
+    def when_done(self, wake: Callable[[], None]) -> None:
+        """Have ``wake`` called, by threads, when :meth:`poll` has something to take in."""
+        self._wake = wake
+
     @property
     def is_busy(self) -> bool:
-        """Whether :meth:`poll` has something to tell, or will."""
-        return bool(self._num_unfinished or self._read or self._outcomes or self._copies)
+        """Whether :meth:`poll` has something to take in, or a copy is under way: not while threads
+        read files, which may take as long as a source likes."""
+        return bool(self._read or self._outcomes or self._copies)
 
     def open(self, adapter_id: int, source: AdapterSource, known_digest: str | None = None) -> None:
         """Begin to read an adapter; ends with :class:`Opened` or :class:`OpenFailed`.
@@ -123,7 +133,7 @@ class AdapterStore:
         with self._lock:
             assert adapter_id not in self._records, f"adapter {adapter_id} is open"
             self._records[adapter_id] = _Record(source)
-        self._post(self._openings, _Job(adapter_id, known_digest=known_digest))
+        self._openings.put(_Job(adapter_id, known_digest=known_digest))
 
     def fill(self, adapter_id: int, slot: int) -> None:
         """Begin to copy an adapter to a slot; ends with :class:`Filled` or :class:`FillFailed`.
@@ -144,7 +154,6 @@ class AdapterStore:
 
     def poll(self) -> list[Outcome]:
         """What has ended since last asked."""
-        self._news.clear()
         while self._read:
             job = self._read.popleft()
             assert job.slot is not None
@@ -158,26 +167,24 @@ class AdapterStore:
             outcomes.append(self._outcomes.popleft())
         return outcomes
 
-    def wait(self, timeout_s: float) -> None:
-        """Until there may be something to poll, at most so long."""
+    def wait_for_copy(self) -> None:
+        """Until the oldest copy has ended, if any is under way."""
         if self._copies:
             self._copies[0].event.synchronize()
-        elif not self._outcomes:
-            self._news.wait(timeout_s)
 
     def in_host_memory(self) -> list[int]:
         """Ids of adapters that need not be read again."""
         return self._cache.adapters()
 
     def shut_down(self) -> None:
-        """End the threads; may be called twice. One that waits for a network is left behind: it
-        touches nothing more."""
+        """End the threads; may be called twice. One that waits for a network or a file is left
+        behind: it touches nothing more."""
         self._is_stopping = True
         self._cache.stop()
-        for jobs in (self._rereads, *[self._openings] * _NUM_OPENERS):
+        for jobs in [self._rereads, self._openings] * _NUM_THREADS:
             jobs.put(None)
-        if self._reading.acquire(timeout=_STOP_LIMIT_S):  # nothing is being written any more
-            self._reading.release()
+        if self._converting.acquire(timeout=_STOP_LIMIT_S):  # nothing is being written any more
+            self._converting.release()
 
     # ---- Copies (the loop) ------------------------------------------------------------------
 
@@ -188,7 +195,7 @@ class AdapterStore:
             return  # closed meanwhile
         held = self._cache.hold(adapter_id)
         if held is None:
-            self._post(self._rereads, _Job(adapter_id, slot))
+            self._rereads.put(_Job(adapter_id, slot))
             return
         if self._stream is None:
             self._stack.write(slot, held.packing, held.run, held.table)
@@ -201,11 +208,6 @@ class AdapterStore:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)
         self._copies.append(_Copy(adapter_id, slot, held.entry, event))
-
-    def _post(self, jobs: _Jobs, job: _Job) -> None:
-        with self._lock:
-            self._num_unfinished += 1
-        jobs.put(job)
 
     # ---- Files (the threads) ----------------------------------------------------------------
 
@@ -221,9 +223,8 @@ class AdapterStore:
                 outcome = self._failed(job, ModelLoadError(f"It cannot be read ({reason})."))
             if outcome is not None:
                 self._outcomes.append(outcome)
-            with self._lock:
-                self._num_unfinished -= 1
-            self._news.set()
+            if self._wake is not None:
+                self._wake()
 
     def _carry_out(self, job: _Job) -> Outcome | None:
         started = time.perf_counter()
@@ -232,10 +233,8 @@ class AdapterStore:
         if record is None:
             return None  # closed meanwhile
         folder, opened = self._find(record), None
-        with self._reading:
-            if not self._is_needed(job, record):
-                return None
-            if job.adapter_id not in self._cache:  # else two requests asked for it
+        with self._turns.turn():
+            if self._is_to_be_read(job, record):
                 opened = self._read_in(job, record, folder, started)
         if opened is not None and opened.is_known:
             return opened
@@ -250,6 +249,10 @@ class AdapterStore:
     def _is_needed(self, job: _Job, record: _Record) -> bool:
         return not self._is_stopping and self._records.get(job.adapter_id) is record
 
+    def _is_to_be_read(self, job: _Job, record: _Record) -> bool:
+        """Unless it is in host memory already: two requests asked for it."""
+        return self._is_needed(job, record) and job.adapter_id not in self._cache
+
     def _find(self, record: _Record) -> Path:
         """Where its files lie: where they were, if they still do."""
         if record.folder is not None and record.folder.is_dir():
@@ -261,8 +264,14 @@ class AdapterStore:
         record.folder, record.revision = found.folder, found.revision
         return found.folder
 
-    def _read_in(self, job: _Job, record: _Record, folder: Path, started: float) -> Opened:
+    def _read_in(self, job: _Job, record: _Record, folder: Path, started: float) -> Opened | None:
         files = read_adapter(folder, self._cache.entry_file_bytes, self._stack.max_rank)
+        with self._converting:
+            if not self._is_to_be_read(job, record):  # any more
+                return None
+            return self._convert(job, record, files, started)
+
+    def _convert(self, job: _Job, record: _Record, files: AdapterFiles, started: float) -> Opened:
         _check_digest(record, files)
         if files.digest == job.known_digest:
             return self._known_again(job.adapter_id, record)

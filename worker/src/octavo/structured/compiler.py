@@ -1,7 +1,7 @@
 """Compiled grammars of one model, made in a thread and kept while there is room.
 
 Knows texts, matchers and how much each may weigh; knows nothing of requests' states. A request
-that waits for its grammar holds nobody up: whoever wants to know polls.
+that waits for its grammar holds nobody up: whoever wants to know looks, and may be woken.
 """
 
 from __future__ import annotations
@@ -41,10 +41,15 @@ class GrammarCompiler:
         self._num_cached_chars = 0
         self._library: GrammarLibrary | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._wake: Callable[[], None] | None = None
         self.num_open = 0
         """Followers given out and not released."""
         self.num_hits = 0
         self.num_compiled = 0
+
+    def when_done(self, wake: Callable[[], None]) -> None:
+        """Have ``wake`` called, by the thread, when a grammar is compiled or cannot be."""
+        self._wake = wake
 
     @property
     def library(self) -> GrammarLibrary:
@@ -82,6 +87,7 @@ class GrammarCompiler:
             self.num_hits += 1
             return known[0]
         future: Future[Any] = self._thread.submit(self._compile, text)
+        future.add_done_callback(self._tell)
         self._cache[key] = (future, len(text))
         self._num_cached_chars += len(text)
         while len(self._cache) > MAX_CACHED or self._num_cached_chars > MAX_CACHED_CHARS:
@@ -90,6 +96,10 @@ class GrammarCompiler:
             _, (_, size) = self._cache.popitem(last=False)
             self._num_cached_chars -= size
         return future
+
+    def _tell(self, _: Future[Any]) -> None:
+        if self._wake is not None:
+            self._wake()
 
     def _compile(self, text: str) -> Any:
         """In the thread: the only one that loads the library."""

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton.adapter_operands import Operands, Shrunk, locate, tokens_of_tile
+from octavo.kernels.triton.launch import next_power_of_two
 from octavo.kernels.triton.overlap import prefetch, wait_for_predecessors
 from octavo.kernels.triton.pages import multiply
 
@@ -18,8 +19,8 @@ _MAX_SPLITS = 8
 of its tokens."""
 _PROGRAMS = 512
 """So many at least, before the input is split less."""
-_BLOCK_K = {16: 256, 32: 256, 64: 128}
-_MAX_RANK_BLOCK = 64
+_MAX_BLOCK_R = 64
+"""Of a program's columns, of all parts: x is read once for them."""
 _LINE_ELEMENTS = 64
 """Two-byte elements in a cache line of 128 bytes."""
 
@@ -50,32 +51,33 @@ def _shrink_program(
     BLOCK_K: tl.constexpr,
     LINE_ELEMENTS: tl.constexpr,
 ):
-    """``shrunk[split, token in order, part * MAX_RANK + r]`` for one tile, block of a part's rank
+    """``shrunk[split, token in order, part * MAX_RANK + r]`` for one tile, block of those columns
     and share of the input."""
     tile = tl.program_id(1)
     slot = tl.load(tiles + tile)
     _, rank = locate(table, slot, index, NUM_PROJECTIONS)
-    blocks_of_part: tl.constexpr = MAX_RANK // BLOCK_R
-    part = tl.program_id(0) // blocks_of_part
-    ranks = (tl.program_id(0) % blocks_of_part) * BLOCK_R + tl.arange(0, BLOCK_R)
+    width: tl.constexpr = NUM_PARTS * MAX_RANK
+    first_target = tl.program_id(0) * BLOCK_R
+    targets = first_target + tl.arange(0, BLOCK_R)
+    is_row = (targets < width) & (targets % MAX_RANK < rank)
+    # Where a row is not needed, one that is there is read in its place, if at all.
+    row = (targets // MAX_RANK) * SLOT_RANK + tl.minimum(targets % MAX_RANK, rank - 1)
+    row_offsets = tl.where(targets < width, row, 0) * IN
     first, places, is_token, tokens, _ = tokens_of_tile(order, tiles, num_tiles, tile, TILE)
     split = tl.program_id(2)
     blocks_of_split: tl.constexpr = (IN + BLOCK_K * NUM_SPLITS - 1) // (BLOCK_K * NUM_SPLITS)
     begin = split * blocks_of_split * BLOCK_K
     columns = begin + tl.arange(0, BLOCK_K)
-    matrix = a + slot * slot_stride + part.to(tl.int64) * SLOT_RANK * IN
-    is_needed = (tl.program_id(0) % blocks_of_part) * BLOCK_R < rank
+    matrix = a + slot * slot_stride
+    is_needed = first_target % MAX_RANK < rank
     if is_needed:
         # Adapters are there long before; only x comes from the program just ahead.
         lines = begin + tl.arange(0, BLOCK_K // LINE_ELEMENTS) * LINE_ELEMENTS
-        prefetch(
-            matrix + tl.minimum(ranks, rank - 1)[:, None] * IN + tl.minimum(lines, IN - 1)[None, :],
-            OVERLAP,
-        )
+        prefetch(matrix + row_offsets[:, None] + tl.minimum(lines, IN - 1)[None, :], OVERLAP)
     wait_for_predecessors(OVERLAP)
     if is_needed:
         x_pointers = x + tokens[:, None] * x_stride + columns[None, :]
-        a_pointers = matrix + ranks[:, None] * IN + columns[None, :]
+        a_pointers = matrix + row_offsets[:, None] + columns[None, :]
         total = tl.zeros((TILE, BLOCK_R), tl.float32)
         for step in range(blocks_of_split):
             is_column = columns + step * BLOCK_K < IN
@@ -84,23 +86,22 @@ def _shrink_program(
             )
             rows = tl.load(
                 a_pointers + step * BLOCK_K,
-                mask=(ranks < rank)[:, None] & is_column[None, :],
+                mask=is_row[:, None] & is_column[None, :],
                 other=0.0,
             )
             total += multiply(values, tl.trans(rows), INTERPRETED)
-        width: tl.constexpr = NUM_PARTS * MAX_RANK
         target = shrunk + (split.to(tl.int64) * num_tokens + first + places[:, None]) * width
-        target += part * MAX_RANK + ranks[None, :]
-        tl.store(target, total, mask=is_token[:, None])
+        target += targets[None, :]
+        tl.store(target, total, mask=is_token[:, None] & (targets < width)[None, :])
 
 
 def shrink(x: Tensor, operands: Operands) -> Shrunk:
     """``x: [T, in_features]``, rows contiguous → A x, in the order of the tiles."""
     a = operands.stack.a[operands.index]
     num_parts, rank = len(operands.projection.names), operands.storage_rank
-    block_r = min(rank, _MAX_RANK_BLOCK)
-    num_blocks = num_parts * (rank // block_r)
-    block_k = _BLOCK_K[operands.tiles.tile_size]
+    block_r = min(next_power_of_two(num_parts * rank), _MAX_BLOCK_R)
+    num_blocks = triton.cdiv(num_parts * rank, block_r)
+    block_k = 256 if operands.tiles.tile_size * block_r <= 512 else 128
     num_splits = _num_splits(operands, num_blocks, block_k)
     shape = (num_splits, operands.num_tokens, num_parts * rank)
     shrunk = torch.empty(shape, dtype=torch.float32, device=x.device)
