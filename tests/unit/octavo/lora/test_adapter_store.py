@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import torch
 from octavo.errors import AdapterChangedError, ModelLoadError
 from octavo.kernels.adapters import AdapterStack
 from octavo.lora import adapter_store
+from octavo.lora.adapter_folder import AdapterFiles, read_adapter
 from octavo.lora.adapter_source import AdapterSource, FoundAdapter, find_adapter
 from octavo.lora.adapter_store import AdapterStore
 from octavo.lora.adapter_weights import AdapterWeights, lay_out
 from octavo.lora.outcomes import Filled, FillFailed, Opened, OpenFailed, Outcome
+from octavo.lora.reading_turns import ReadingTurns
 from octavo.models import registry
 from octavo.models.decoder import projections_of
 from tiny_adapters import make_adapter
@@ -175,6 +178,50 @@ def test_an_adapter_found_again_elsewhere_is_read_again_from_there(
     opened(store, 3, AdapterSource(str(make_adapter(tmp_path / "other", CONFIG, seed=9))))
     store.fill(1, 0)
     assert outcome(store) == Filled(1, 0)
+
+
+def test_files_that_cannot_be_read_to_their_end_hold_no_other_up(
+    store: AdapterStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither new adapters nor those that are read again; and conversions stay one at a time."""
+    answers = threading.Event()
+    stuck: set[Path] = set()
+    num_converting, most = 0, 0
+    count = threading.Lock()
+
+    def read(folder: Path, *limits: int) -> AdapterFiles:
+        if folder in stuck:
+            answers.wait()
+        return read_adapter(folder, *limits)
+
+    def lay_out_counted(*args: Any) -> AdapterWeights:
+        nonlocal num_converting, most
+        with count:
+            num_converting += 1
+            most = max(most, num_converting)
+        time.sleep(0.02)
+        with count:
+            num_converting -= 1
+        return lay_out(*args)
+
+    monkeypatch.setattr(adapter_store, "read_adapter", read)
+    monkeypatch.setattr(adapter_store, "lay_out", lay_out_counted)
+    monkeypatch.setattr(store, "_turns", ReadingTurns(0.01))
+    folders = [make_adapter(tmp_path / str(seed), CONFIG, seed=seed) for seed in range(5)]
+    sources = [AdapterSource(str(folder)) for folder in folders]
+    for adapter_id in range(3):
+        opened(store, adapter_id, sources[adapter_id])
+    stuck |= {folders[0], folders[3]}
+    store.open(3, sources[3])
+    store.fill(0, 0)
+    opened(store, 4, sources[4])
+    store.fill(1, 0)  # it has left host memory for others
+    assert outcome(store) == Filled(1, 0)
+    answers.set()
+    late = outcomes(store, 2)
+    assert {one.adapter_id for one in late} == {0, 3}
+    assert not any(isinstance(one, OpenFailed | FillFailed) for one in late)
+    assert most == 1
 
 
 def test_shutting_down_does_not_wait_for_a_source(

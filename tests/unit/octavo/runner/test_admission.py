@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from octavo.batch import BatchPlan, RowAdmission
 from octavo.config import SchedulerConfig
 from octavo.runner.model_runner import ModelRunner
+from octavo.runner.rows import Rows
 from octavo.runner.step_shapes import StepShape
 from octavo.sampling.sampler import DrawKind
 from octavo.sampling_params import SamplingParams
@@ -79,6 +81,51 @@ def test_a_prompts_step_is_four_transfers_and_nothing_else(runner: ModelRunner) 
         runner.execute(plan)
     # UncapturedGraphs clones what was drawn.
     assert operations.counts == {"copy_": 4, "clone": 1}
+
+
+@pytest.mark.parametrize(
+    ("num_admissions", "num_tokens", "expected"),
+    [
+        (2, 3, {"copy_": 4}),
+        (3, 3, {"to": 1, "cumsum": 1, "scatter_": 1}),
+        (64, 3, {"to": 1, "cumsum": 1, "scatter_": 1}),
+        (8, 2000, {"copy_": 16}),
+        (64, 2000, {"copy_": 128}),
+    ],
+)
+def test_many_short_prompts_are_sent_together_and_long_ones_straight(
+    num_admissions: int, num_tokens: int, expected: dict[str, int]
+) -> None:
+    """Many of them cost the host as many operations as three do."""
+    token_ids = torch.arange(num_admissions * num_tokens).view(num_admissions, num_tokens)
+    rows = Rows(num_admissions, num_tokens, 16, torch.device("cpu"))
+    admissions = [
+        msgspec.structs.replace(admission(row), token_ids=token_ids[row].tolist(), block_ids=[row])
+        for row in range(num_admissions)
+    ]
+    with torch.inference_mode(), Operations() as operations:
+        rows.apply(BatchPlan(admissions=admissions))
+    assert operations.counts == expected
+    assert torch.equal(rows.token_ids[:, :num_tokens], token_ids.int())
+    assert rows.block_tables[:, 0].tolist() == list(range(num_admissions))
+
+
+def test_adapters_go_with_the_rest_of_an_admission() -> None:
+    rows = Rows(64, 100, 16, torch.device("cpu"))
+    adapted = [msgspec.structs.replace(admission(row), adapter_slot=row) for row in range(64)]
+    with torch.inference_mode(), Operations() as operations:
+        rows.apply(BatchPlan(admissions=adapted))
+    assert operations.counts == {"to": 1, "cumsum": 1, "scatter_": 1}
+    assert rows.adapter_slots.tolist() == list(range(64))
+
+
+@pytest.mark.parametrize(
+    "excess", [{"token_ids": [1] * 102}, {"block_ids": [1] * 8}], ids=["tokens", "blocks"]
+)
+def test_an_admission_never_reaches_into_the_next_row(excess: dict[str, list[int]]) -> None:
+    rows = Rows(2, 100, 16, torch.device("cpu"))
+    with pytest.raises(AssertionError, match="would reach the next row"):
+        rows.apply(BatchPlan(admissions=[msgspec.structs.replace(admission(0), **excess)]))
 
 
 def test_a_row_holds_what_its_request_needs_on_the_device(runner: ModelRunner) -> None:

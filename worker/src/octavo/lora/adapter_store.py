@@ -1,13 +1,13 @@
 """Adapters' way: from files to a cache in host memory, and from there to slots of the device.
 
-Files are fetched, read, checked and converted by threads, away from the engine's loop: new
-adapters by several, so that a source that does not answer holds no other up, and those that were
-dropped from host memory by one that never waits for a network unless their folder is gone. A copy
-from the host's (pinned) memory to a slot runs on a stream of its own, beside the steps. The loop
-calls everything else here and waits for no thread: :meth:`AdapterStore.poll` tells what has ended,
-and :meth:`AdapterStore.when_done` has the loop woken for it.
-Decides nothing about slots (:mod:`octavo.scheduler.adapter_slots` does) nor about who stays in host
-memory (:mod:`octavo.lora.host_cache`).
+Files are fetched, read, checked and converted by threads, away from the engine's loop: by several,
+so that a source or a file system that does not answer holds no other up; and by others for new
+adapters than for those that were dropped from host memory, which wait for no network unless their
+folder is gone. A copy from the host's (pinned) memory to a slot runs on a stream of its own, beside
+the steps. The loop calls everything else here and waits for no thread: :meth:`AdapterStore.poll`
+tells what has ended, and :meth:`AdapterStore.when_done` has the loop woken for it. Decides nothing
+about slots (:mod:`octavo.scheduler.adapter_slots` does) nor about who stays in host memory
+(:mod:`octavo.lora.host_cache`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from octavo.lora.adapter_source import AdapterSource, find_adapter
 from octavo.lora.adapter_weights import lay_out
 from octavo.lora.host_cache import HostCache
 from octavo.lora.outcomes import Filled, FillFailed, Opened, OpenFailed, Outcome
+from octavo.lora.reading_turns import ReadingTurns
 
 _log = logging.getLogger(__name__)
-_NUM_OPENERS = 4
+_NUM_THREADS = 4
+"""For new adapters, and as many for those that are read again."""
 _STOP_LIMIT_S = 5.0
 
 
@@ -89,9 +91,11 @@ class AdapterStore:
             self._stream = torch.cuda.Stream(stack.b.device)  # type: ignore[no-untyped-call]
         self._lock = threading.Lock()
         """Guards the records, which the threads also change."""
-        self._reading = threading.Lock()
-        """One adapter at a time is read and converted: more would take the interpreter from the
-        loop, and memory."""
+        self._turns = ReadingTurns()
+        """At having an adapter's files in memory."""
+        self._converting = threading.Lock()
+        """One adapter at a time is converted: more would take the interpreter from the loop. Never
+        held while files are read."""
         self._records: dict[int, _Record] = {}
         self._copies: list[_Copy] = []
         self._outcomes: deque[Outcome] = deque()
@@ -101,7 +105,7 @@ class AdapterStore:
         self._openings: _Jobs = queue.SimpleQueue()
         self._rereads: _Jobs = queue.SimpleQueue()
         self._is_stopping = False
-        for jobs in (self._rereads, *[self._openings] * _NUM_OPENERS):
+        for jobs in [self._rereads, self._openings] * _NUM_THREADS:
             threading.Thread(
                 target=self._run, args=(jobs,), name="adapter-reader", daemon=True
             ).start()
@@ -173,14 +177,14 @@ class AdapterStore:
         return self._cache.adapters()
 
     def shut_down(self) -> None:
-        """End the threads; may be called twice. One that waits for a network is left behind: it
-        touches nothing more."""
+        """End the threads; may be called twice. One that waits for a network or a file is left
+        behind: it touches nothing more."""
         self._is_stopping = True
         self._cache.stop()
-        for jobs in (self._rereads, *[self._openings] * _NUM_OPENERS):
+        for jobs in [self._rereads, self._openings] * _NUM_THREADS:
             jobs.put(None)
-        if self._reading.acquire(timeout=_STOP_LIMIT_S):  # nothing is being written any more
-            self._reading.release()
+        if self._converting.acquire(timeout=_STOP_LIMIT_S):  # nothing is being written any more
+            self._converting.release()
 
     # ---- Copies (the loop) ------------------------------------------------------------------
 
@@ -229,10 +233,8 @@ class AdapterStore:
         if record is None:
             return None  # closed meanwhile
         folder, opened = self._find(record), None
-        with self._reading:
-            if not self._is_needed(job, record):
-                return None
-            if job.adapter_id not in self._cache:  # else two requests asked for it
+        with self._turns.turn():
+            if self._is_to_be_read(job, record):
                 opened = self._read_in(job, record, folder, started)
         if opened is not None and opened.is_known:
             return opened
@@ -247,6 +249,10 @@ class AdapterStore:
     def _is_needed(self, job: _Job, record: _Record) -> bool:
         return not self._is_stopping and self._records.get(job.adapter_id) is record
 
+    def _is_to_be_read(self, job: _Job, record: _Record) -> bool:
+        """Unless it is in host memory already: two requests asked for it."""
+        return self._is_needed(job, record) and job.adapter_id not in self._cache
+
     def _find(self, record: _Record) -> Path:
         """Where its files lie: where they were, if they still do."""
         if record.folder is not None and record.folder.is_dir():
@@ -258,8 +264,14 @@ class AdapterStore:
         record.folder, record.revision = found.folder, found.revision
         return found.folder
 
-    def _read_in(self, job: _Job, record: _Record, folder: Path, started: float) -> Opened:
+    def _read_in(self, job: _Job, record: _Record, folder: Path, started: float) -> Opened | None:
         files = read_adapter(folder, self._cache.entry_file_bytes, self._stack.max_rank)
+        with self._converting:
+            if not self._is_to_be_read(job, record):  # any more
+                return None
+            return self._convert(job, record, files, started)
+
+    def _convert(self, job: _Job, record: _Record, files: AdapterFiles, started: float) -> Opened:
         _check_digest(record, files)
         if files.digest == job.known_digest:
             return self._known_again(job.adapter_id, record)
