@@ -123,7 +123,12 @@ def test_the_conversation_goes_on_with_the_tools_results(client: openai.OpenAI) 
 def test_without_a_choice_the_model_is_free(client: openai.OpenAI) -> None:
     for choice in ("auto", "none"):
         answer = client.chat.completions.create(
-            model="tiny", messages=MESSAGES, tools=TOOLS, tool_choice=choice, max_tokens=8
+            model="tiny",
+            messages=MESSAGES,
+            tools=TOOLS,
+            tool_choice=choice,
+            max_tokens=8,
+            extra_body={"ignore_eos": True},
         )  # type: ignore[call-overload]
         assert answer.choices[0].message.tool_calls is None
         assert answer.choices[0].finish_reason == "length"

@@ -215,6 +215,22 @@ PARTS = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("after", "content", "num_calls"),
+    [
+        ('<tool_call>{"name": "f", "arguments": {}}</tool_call>', "", 2),
+        ("<tool_call></tool_call>", "<tool_call></tool_call>", 1),
+        ("}\n</tool_call>", "}\n</tool_call>", 1),
+        ("\n</tool_call>x", "x", 1),
+    ],
+)
+def test_a_call_may_lack_its_closing_mark(after: str, content: str, num_calls: int) -> None:
+    text = '<tool_call>{"name": "f", "arguments": {}}' + after
+    for pieces in ([text], list(text)):
+        found = read(pieces, parser_of("hermes"))
+        assert (found.content, len(found.calls)) == (content, num_calls)
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())

@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 _NUM_THREADS = 4
 """For new adapters, and as many for those that are read again."""
 _STOP_LIMIT_S = 5.0
+_END_LIMIT_S = 0.5
+"""For threads that wait for nothing: together."""
 
 
 @dataclass(slots=True)
@@ -105,10 +107,12 @@ class AdapterStore:
         self._openings: _Jobs = queue.SimpleQueue()
         self._rereads: _Jobs = queue.SimpleQueue()
         self._is_stopping = False
-        for jobs in [self._rereads, self._openings] * _NUM_THREADS:
-            threading.Thread(
-                target=self._run, args=(jobs,), name="adapter-reader", daemon=True
-            ).start()
+        self._threads = [
+            threading.Thread(target=self._run, args=(jobs,), name="adapter-reader", daemon=True)
+            for jobs in [self._rereads, self._openings] * _NUM_THREADS
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def num_evictions(self) -> int:
@@ -185,6 +189,10 @@ class AdapterStore:
             jobs.put(None)
         if self._converting.acquire(timeout=_STOP_LIMIT_S):  # nothing is being written any more
             self._converting.release()
+        # Idle threads end now, not while the interpreter does.
+        deadline_s = time.monotonic() + _END_LIMIT_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
 
     # ---- Copies (the loop) ------------------------------------------------------------------
 

@@ -38,24 +38,29 @@ class HermesCalls(CallText):
 
     def _skip_to_end(self, call: CallObject, delta: MessageDelta) -> bool:
         """To the closing mark. What stands before it, and is no call, is not lost."""
+        if call.is_done:
+            return self._skip_mark()
         at = self._text.find(END)
-        if call.is_done and at < 0:
-            if END.startswith(self._text.lstrip()):  # what there is of it
-                if not self._is_over:
-                    return False
-                self._text = ""  # the answer was cut within the mark
-            self._call = None  # else the model left the mark out
-            return True
         if at < 0 and not self._is_over:
             return False
         rest = self._text[:at] if at >= 0 else self._text
         self._text = self._text[at + len(END) :] if at >= 0 else ""
-        if call.is_done:
-            delta.content += rest.strip()
-        elif call.has_begun:
+        if call.has_begun:
             self._add_arguments(rest.rstrip(), delta)
         else:
             delta.content += self._raw + rest + END * (at >= 0)
+        self._call = None
+        return True
+
+    def _skip_mark(self) -> bool:
+        """Past a whole call's closing mark, if it is what comes next: models leave it out, too."""
+        after = self._text.lstrip()
+        if after.startswith(END):
+            self._text = after[len(END) :]
+        elif END.startswith(after):  # what there is of it
+            if not self._is_over:
+                return False
+            self._text = ""  # the answer was cut within the mark
         self._call = None
         return True
 
