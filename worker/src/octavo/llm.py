@@ -24,6 +24,7 @@ from octavo.engine.carried_errors import from_adapter_failure
 from octavo.engine.intake import Intake
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import AdapterFailed, AdapterOpened, Refused, RequestSpec
+from octavo.engine.request_options import RequestOptions
 from octavo.engine.text import ChoiceText
 from octavo.errors import InvalidRequestError, QueueFullError, RequestFailedError
 from octavo.grammar import Vocabulary
@@ -187,9 +188,9 @@ class _OfflineBatch:
         for prompt, one, adapter in zip(prompts, params, adapters, strict=True):
             text, ids = self._tokens(prompt)
             request_id = str(next(llm._ids))
-            specs = llm._intake.prepare(
-                request_id, ids, llm._intake.spell_bad_words(one), adapter=adapter
-            )
+            params_of_ids = llm._intake.spell_bad_words(one)
+            options = RequestOptions(adapter=adapter)
+            specs = llm._intake.prepare(request_id, ids, params_of_ids, options)
             output = RequestOutput(request_id, text, ids)
             self._outputs.append(output)
             self._specs.append(specs)

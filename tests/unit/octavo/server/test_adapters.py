@@ -83,5 +83,6 @@ async def test_waiting_for_a_load_is_time_of_the_request(
     headers = {"X-Request-Timeout": "30"}
     answer = await client.post("/v1/completions", json=body, headers=headers)
     assert answer.status_code == 200
-    ((_, _, extras),) = engine.seen
-    assert extras["timeout_s"] < 30.0 - 0.05
+    ((_, _, options),) = engine.seen
+    assert options.timeout_s is not None
+    assert options.timeout_s < 30.0 - 0.05
