@@ -20,7 +20,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from octavo.kernels.adapters import Adapters, AdapterStack, Packing, Projection, TorchAdapters
 from octavo.kernels.cpu import CpuKernels
+from octavo.kernels.cpu.adapters import CpuAdapters
 from octavo.kernels.interface import (
     AttentionBatch,
     GGMLType,
@@ -57,6 +59,21 @@ class Shape:
             "gate_up": (2 * self.intermediate_size, self.hidden_size),
             "down": (self.hidden_size, self.intermediate_size),
         }
+
+    def projections(self) -> list[Projection]:
+        """What adapters add to, layer by layer."""
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        parts = {
+            "qkv": (q, kv, kv),
+            "output": (self.hidden_size,),
+            "gate_up": (self.intermediate_size, self.intermediate_size),
+            "down": (self.hidden_size,),
+        }
+        return [
+            Projection(layer, tuple(map(str, range(len(sizes)))), self.matrices[name][1], sizes)
+            for layer in range(self.num_layers)
+            for name, sizes in parts.items()
+        ]
 
 
 @dataclass(frozen=True)
@@ -344,6 +361,43 @@ def attend_each(
         kernels.paged_attention(q, keys, values, batch, 0.125, None)
 
 
+def bench_adapters(kernels: CpuKernels, shape: Shape, rows: list[int], rounds: int) -> None:
+    """All products of a model's layers with 8 adapters of rank 16, round robin, beside the same
+    without adapters and beside plain torch's way of applying them."""
+    projections = shape.projections()
+    linears = [
+        prepare(kernels, "float32", sum(each.out_features), each.in_features)
+        for each in projections
+    ]
+    stack = AdapterStack.allocate(projections, 8, 16, torch.float32, torch.device("cpu"))
+    for matrix in (*stack.a, stack.b):
+        matrix.normal_(0, 0.02)
+    stack.table.copy_(torch.tensor(Packing(stack.projections, (16,) * len(projections)).table))
+    for num_rows in rows:
+        slots = (torch.arange(num_rows) % 8).int()
+        x = {each.in_features: torch.randn(num_rows, each.in_features) for each in projections}
+        times = race(
+            {
+                "without": partial(adapt_each, linears, x, None, slots),
+                "octavo": partial(adapt_each, linears, x, CpuAdapters(stack, kernels), slots),
+                "torch_f32": partial(adapt_each, linears, x, TorchAdapters(stack, kernels), slots),
+            },
+            rounds,
+        )
+        report(f"adapters rows={num_rows}", **milliseconds(times))
+
+
+def adapt_each(
+    linears: Sequence[Linear], x: dict[int, Tensor], adapters: Adapters | None, slots: Tensor
+) -> None:
+    step = None if adapters is None else adapters.step(slots)
+    for index, linear in enumerate(linears):
+        if step is None:
+            linear(x[linear.in_features])
+        else:
+            step.project(index, linear, x[linear.in_features])
+
+
 def bench_sample(kernels: CpuKernels, shape: Shape, rounds: int) -> None:
     reference = ReferenceKernels()
     logits = 3 * torch.randn(1, shape.vocab_size)
@@ -386,7 +440,7 @@ def bench_calls(kernels: CpuKernels, rounds: int) -> None:
     report("call", **{f"{name}_us": t.best / repeats * 1e6 for name, t in times.items()})
 
 
-SECTIONS = ("ceilings", "calls", "linear", "step", "prefill", "sample")
+SECTIONS = ("ceilings", "calls", "linear", "step", "prefill", "adapters", "sample")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -414,6 +468,7 @@ def run_sections(options: argparse.Namespace) -> None:
         ),
         "step": lambda: bench_step(kernels, shape, options.kinds, options.rows, rounds),
         "prefill": lambda: bench_prefill(kernels, shape, options.kinds, options.prompts, rounds),
+        "adapters": lambda: bench_adapters(kernels, shape, options.rows, rounds),
         "sample": lambda: bench_sample(kernels, shape, rounds),
     }
     for name in options.sections:

@@ -12,10 +12,10 @@ import torch
 
 from octavo import LLM, LoRARequest
 from octavo.errors import ConfigError
-from octavo.kernels.adapters import AdapterStack, Projection, TorchAdapters
+from octavo.kernels.adapters import AdapterStack, Projection
 from octavo.kernels.cpu.invariant import InvariantCpuKernels
 from octavo.kernels.interface import Kernels
-from octavo.kernels.select import select_kernels
+from octavo.kernels.select import select_adapters, select_kernels
 from octavo.outputs import TokenLogprobs
 from octavo.sampling_params import SamplingParams
 from tiny_adapters import make_adapter
@@ -149,7 +149,7 @@ def test_what_an_adapter_adds_has_the_same_bits_in_any_company(threads: int) -> 
     stack.table[1, 0, 1] = 16
     stack.table[0, 0, 1] = 32
     kernels = InvariantCpuKernels()
-    adapters = TorchAdapters(stack, kernels)
+    adapters = select_adapters(kernels, stack)
     linear = kernels.prepare_linear([torch.randn(272, 333)], None, torch.float32)
     x = torch.randn(70, 333)
     slots = torch.tensor([index % 3 - 1 for index in range(70)], dtype=torch.int32)

@@ -25,9 +25,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from octavo.kernels.fixed_rows import FixedRowsLinear
 from octavo.kernels.interface import Kernels, Linear
-from octavo.kernels.reference import DenseLinear
 
 RANK_MULTIPLE = 16
 """Ranks are padded with zeros to this: the least a tensor core multiplies by."""
@@ -226,11 +224,7 @@ class Adapters(Protocol):
 
 
 class TorchAdapters:
-    """:class:`Adapters` in plain torch: the truth that others are compared with.
-
-    On the CPU it is also what serves: the few tokens of an adapter, times matrices that fit the
-    processor's cache.
-    """
+    """:class:`Adapters` in plain torch: the truth that others are compared with."""
 
     def __init__(self, stack: AdapterStack, kernels: Kernels) -> None:
         self._stack = stack
@@ -309,7 +303,7 @@ class _TorchStep:
         chosen = x if group.tokens is None else x[group.tokens]
         added = torch.cat(
             [
-                self._product(self._product(chosen, rows_of_a[:rank]).to(b.dtype), rows_of_b)
+                (chosen @ rows_of_a[:rank].T).to(b.dtype) @ rows_of_b.T
                 for rows_of_a, rows_of_b in zip(a, rows_of_parts(b, projection), strict=True)
             ],
             dim=1,
@@ -318,11 +312,6 @@ class _TorchStep:
             y += added
         else:
             y.index_add_(0, group.tokens, added.to(y.dtype))
-
-    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
-        if not self.kernels.is_batch_invariant:
-            return x @ weight.T
-        return FixedRowsLinear(DenseLinear(weight, None))(x)
 
     def project_gated(self, index: int, linear: Linear, x: Tensor, is_silu: bool) -> Tensor:
         gate_up = self.project(index, linear, x)

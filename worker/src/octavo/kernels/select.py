@@ -53,6 +53,12 @@ def select_adapters(kernels: Kernels, stack: AdapterStack) -> Adapters:
 
         assert isinstance(kernels, TritonKernels)
         return TritonAdapters(stack, kernels)
+    if kernels.name == "cpu":
+        from octavo.kernels.cpu import CpuKernels
+        from octavo.kernels.cpu.adapters import CpuAdapters
+
+        assert isinstance(kernels, CpuKernels)
+        return CpuAdapters(stack, kernels)
     return TorchAdapters(stack, kernels)
 
 

@@ -52,6 +52,7 @@ class Library:
     rope_and_cache: KernelFunction
     paged_attention: KernelFunction
     sample: KernelFunction
+    adapters: KernelFunction
     philox: KernelFunction
     read_all: KernelFunction
     multiply_add: KernelFunction

@@ -6,5 +6,6 @@
 #include "attention_decode.c"
 #include "attention_prefill.c"
 #include "sample.c"
+#include "adapters.c"
 #include "ceilings.c"
 #include "python_face.c"

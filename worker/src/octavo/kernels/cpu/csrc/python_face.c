@@ -136,6 +136,23 @@ static void call_sample(const argument *a) {
 }
 FUNCTION(sample, "piippppppiipppi", a[1].i * a[2].i * 20)
 
+/* x, x_stride, in_features, a, a_slot_stride, a_part_stride, b, b_slot_stride, table, index,
+ * num_projections, order, num_ordered, slots, out_features, num_parts, y, y_stride, threads */
+static adapters_task adapters_of(const argument *a) {
+    return (adapters_task){a[0].p, a[1].i, a[2].i, a[3].p, a[4].i, a[5].i, a[6].p, a[7].i, a[8].p,
+                           a[9].i, a[10].i, a[11].p, a[12].i, a[13].p, a[14].p, a[15].i, a[16].p,
+                           a[17].i};
+}
+static void call_adapters(const argument *a) {
+    adapters_task t = adapters_of(a);
+    add_adapters(&t, a[18].i);
+}
+static int64_t adapters_operations(const argument *a) {
+    adapters_task t = adapters_of(a);
+    return adapters_products(&t);
+}
+FUNCTION(adapters, "piipiipipiipippipii", adapters_operations(a))
+
 /* For tests: first counter, position, seed, out: [4][LANES] words. */
 static void call_philox(const argument *a) {
     philox((uint32_t)a[0].i, (uint32_t)a[1].i, (uint64_t)a[2].i, a[3].p);
@@ -161,8 +178,8 @@ FUNCTION(multiply_add, "pipi", 0)
 /* Ends at an entry without a name. */
 __attribute__((visibility("default"))) method_definition octavo_cpu_functions[] = {
     ENTRY(linear), ENTRY(rows), ENTRY(pack), ENTRY(advise), ENTRY(rms_norm), ENTRY(gated),
-    ENTRY(rope_and_cache), ENTRY(paged_attention), ENTRY(sample), ENTRY(philox), ENTRY(read_all),
-    ENTRY(multiply_add), {0, 0, 0, 0},
+    ENTRY(rope_and_cache), ENTRY(paged_attention), ENTRY(sample), ENTRY(adapters), ENTRY(philox),
+    ENTRY(read_all), ENTRY(multiply_add), {0, 0, 0, 0},
 };
 
 /* Sixteen, eight or four: of the vectors this library was compiled for. */
