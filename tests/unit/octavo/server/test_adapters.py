@@ -85,3 +85,23 @@ async def test_waiting_for_a_load_is_time_of_the_request(
     assert answer.status_code == 200
     ((_, _, extras),) = engine.seen
     assert extras["timeout_s"] < 30.0 - 0.05
+
+
+async def test_readiness_waits_for_the_word_that_no_adapter_is_missing(
+    engine: FakeEngine, table: AdapterTable, client: httpx.AsyncClient
+) -> None:
+    table.hold.begin()
+    assert (await client.get("/health/loaded")).status_code == 200
+    held = await client.get("/health/ready")
+    assert (held.status_code, "no adapter is missing" in held.text) == (503, True)
+    # Whoever knows it by its address is answered all the same.
+    body = {"model": "toy/bytes", "prompt": "hi", "max_tokens": 1}
+    assert (await client.post("/v1/completions", json=body)).status_code == 200
+    listed = (await client.get("/v1/adapters")).json()
+    assert (listed["held"], [entry["name"] for entry in listed["data"]]) == (True, ["sql"])
+    waiting = asyncio.create_task(client.get("/health/ready"))
+    await asyncio.sleep(0)
+    assert (await client.post("/v1/adapters/complete")).json() == {"held": True}
+    assert (await waiting).status_code == 200
+    assert (await client.post("/v1/adapters/complete")).json() == {"held": False}
+    assert not (await client.get("/v1/adapters")).json()["held"]
