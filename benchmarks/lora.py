@@ -40,6 +40,7 @@ from workloads import Workload, make_workload
 
 from octavo import LLM, LoRARequest, SamplingParams
 from octavo.engine.messages import AdapterOpened
+from octavo.engine.request_options import RequestOptions
 from octavo.lora.adapter_source import AdapterSource
 from octavo.request import AdapterGeneration
 
@@ -166,7 +167,8 @@ class Bench:
         llm.reset_prefix_cache()
         for number, prompt in enumerate(workload.prompts):
             adapter = adapters[number % len(adapters)] if adapters else None
-            core.submit(intake.prepare(f"step-{number}", prompt[:128], params, adapter=adapter))
+            options = RequestOptions(adapter=adapter)
+            core.submit(intake.prepare(f"step-{number}", prompt[:128], params, options))
         times: list[float] = []
         opened: list[int] = []
         num_touched = 0
@@ -174,8 +176,8 @@ class Bench:
         def touch(adapter: AdapterGeneration) -> None:
             nonlocal num_touched
             num_touched += 1
-            prompt = workload.prompts[0][:16]
-            core.submit(intake.prepare(f"touch-{num_touched}", prompt, one, adapter=adapter))
+            prompt, options = workload.prompts[0][:16], RequestOptions(adapter=adapter)
+            core.submit(intake.prepare(f"touch-{num_touched}", prompt, one, options))
 
         before = time.perf_counter()
         while core.has_work or num_touched < len(opened):

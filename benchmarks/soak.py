@@ -38,6 +38,7 @@ from octavo import SamplingParams
 from octavo.config import EngineConfig
 from octavo.engine.build import build_engine
 from octavo.engine.intake import Intake
+from octavo.engine.request_options import RequestOptions
 from octavo.errors import QueueFullError
 from octavo.outputs import RequestUpdate
 
@@ -158,8 +159,10 @@ class Soak:
             str(number),
             prompt,
             params,
-            priority=int(draw.random() < 0.2),
-            timeout_s=draw.uniform(0.05, 5) if draw.random() < _DEADLINE_SHARE else None,
+            RequestOptions(
+                priority=int(draw.random() < 0.2),
+                timeout_s=draw.uniform(0.05, 5) if draw.random() < _DEADLINE_SHARE else None,
+            ),
         )
         ids = [spec.id for spec in specs]
         after = draw.randint(0, length - len(prompt)) if leaves else None

@@ -134,6 +134,18 @@ def test_scheduling_changes_no_token(options: dict[str, Any], tmp_path: Path) ->
         llm.close()
 
 
+def test_prompts_of_one_adapter_are_begun_together(tmp_path: Path) -> None:
+    world = World("llama", tmp_path)
+    llm = open_llm(world, max_loras=1, max_num_seqs=2)
+    names = [*KINDS, None] * 3
+    outputs = generate(llm, world, [PROMPTS[0]] * len(names), names)
+    adapters = llm.stats().adapters
+    assert adapters is not None
+    assert adapters.num_fills == len(KINDS), "each is copied once, with one slot for all"
+    assert outputs[: len(KINDS) + 1] * 3 == outputs, "results stand in the prompts' order"
+    llm.close()
+
+
 def test_a_model_of_a_gguf_file_takes_the_same_adapters(tmp_path: Path) -> None:
     """Rows of q and k stand in another order there."""
     world = World("llama", tmp_path)

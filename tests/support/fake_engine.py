@@ -14,6 +14,7 @@ from typing import Any
 
 from octavo.engine.adapter_table import AdapterTable
 from octavo.engine.interface import EngineState, LoadProgress, ModelInfo
+from octavo.engine.request_options import NO_OPTIONS, RequestOptions
 from octavo.errors import (
     EngineDeadError,
     InvalidRequestError,
@@ -21,7 +22,6 @@ from octavo.errors import (
     QueueFullError,
     RequestFailedError,
 )
-from octavo.grammar import ReasoningSpan
 from octavo.outputs import (
     EngineStats,
     GenerationEvent,
@@ -30,7 +30,6 @@ from octavo.outputs import (
     TokenLogprobs,
 )
 from octavo.pooling_params import PoolingParams
-from octavo.request import EVERYONE, AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.tokenizer import Truncation
 
@@ -110,7 +109,7 @@ class FakeEngine:
         self.aborted_ids: list[str] = []
         self.num_choices: dict[str, int] = {}
         self._mailboxes: dict[str, _Mailbox] = {}
-        self.seen: list[tuple[str | list[int], SamplingParams, dict[str, Any]]] = []
+        self.seen: list[tuple[str | list[int], SamplingParams, RequestOptions]] = []
         self.template_kwargs: dict[str, Any] = {}
         self.events_made = 0
         self.counters = EngineStats(num_blocks=100)
@@ -193,30 +192,16 @@ class FakeEngine:
         params: SamplingParams,
         *,
         request_id: str,
-        priority: int = 0,
-        timeout_s: float | None = None,
-        cache_salt: str | None = None,
-        pooling: PoolingParams | None = None,
-        tenant: Tenant = EVERYONE,
-        reasoning: ReasoningSpan | None = None,
-        shown_special: Sequence[str] = (),
-        adapter: AdapterGeneration | None = None,
+        options: RequestOptions = NO_OPTIONS,
     ) -> AsyncGenerator[GenerationEvent, None]:
-        extras = {
-            "priority": priority,
-            "cache_salt": cache_salt,
-            "timeout_s": timeout_s,
-            "tenant": tenant,
-        }
-        extras |= {} if pooling is None else {"pooling": pooling}
-        self.seen.append((prompt, params, extras))
+        self.seen.append((prompt, params, options))
         ids = list(prompt.encode()) if isinstance(prompt, str) else prompt
         self._check(ids, params, request_id)
         self.open_ids.add(request_id)
         self.num_choices[request_id] = params.n
         self._empty.clear()
         mailbox = self._mailboxes[request_id] = _Mailbox()
-        worker = asyncio.create_task(self._work(ids, params, pooling, mailbox))
+        worker = asyncio.create_task(self._work(ids, params, options.pooling, mailbox))
         finished = 0
         try:
             while finished < params.n:

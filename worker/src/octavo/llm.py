@@ -24,6 +24,7 @@ from octavo.engine.carried_errors import from_adapter_failure
 from octavo.engine.intake import Intake
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import AdapterFailed, AdapterOpened, Refused, RequestSpec
+from octavo.engine.request_options import RequestOptions
 from octavo.engine.text import ChoiceText
 from octavo.errors import InvalidRequestError, QueueFullError, RequestFailedError
 from octavo.grammar import Vocabulary
@@ -96,6 +97,7 @@ class LLM:
     ) -> list[RequestOutput]:
         """Complete every prompt; results in the prompts' order.
 
+        Prompts of one adapter are begun together, so that a step reads, and a slot holds, few.
         ``sampling_params`` and ``lora_request``: one for all, or one for each prompt (None there:
         the base model). Adapters are loaded when first named (``enable_lora=True``); a name given
         with another path is loaded anew. Raises InvalidRequestError before anything runs when one
@@ -186,9 +188,9 @@ class _OfflineBatch:
         for prompt, one, adapter in zip(prompts, params, adapters, strict=True):
             text, ids = self._tokens(prompt)
             request_id = str(next(llm._ids))
-            specs = llm._intake.prepare(
-                request_id, ids, llm._intake.spell_bad_words(one), adapter=adapter
-            )
+            params_of_ids = llm._intake.spell_bad_words(one)
+            options = RequestOptions(adapter=adapter)
+            specs = llm._intake.prepare(request_id, ids, params_of_ids, options)
             output = RequestOutput(request_id, text, ids)
             self._outputs.append(output)
             self._specs.append(specs)
@@ -212,7 +214,7 @@ class _OfflineBatch:
         return self._outputs
 
     def _run(self, bar: tqdm[Any] | None) -> None:
-        pending = deque(self._specs)
+        pending = deque(sorted(self._specs, key=_adapter_of))
         num_tokens = 0
         while pending or self._core.has_work:
             self._submit(pending)
@@ -273,6 +275,11 @@ class _OfflineBatch:
         if piece.finish_reason is not None and update.finish_reason is None:
             self._core.abort([update.request_id])
         return piece.finish_reason is not None
+
+
+def _adapter_of(specs: Sequence[RequestSpec]) -> int:
+    """Of the choices of one prompt; below all adapters' ids where there is none."""
+    return specs[0].adapter_id or 0
 
 
 _One = TypeVar("_One")

@@ -18,6 +18,7 @@ from octavo.errors import (
     AdapterChangedError,
     AdapterNotReadyError,
     EngineDeadError,
+    InvalidRequestError,
     SourceUnreachableError,
     UnknownModelError,
 )
@@ -82,6 +83,21 @@ def remembered(state: Path) -> list[dict[str, Any]]:
     assert document["version"] == 1
     entries: list[dict[str, Any]] = document["adapters"]
     return entries
+
+
+@pytest.mark.parametrize("name", ["", "a,b", ",", " a", "a\n"])
+def test_a_name_that_reads_as_others_in_a_list_is_refused(name: str) -> None:
+    engine = Engine()
+    engine.digests["/x"] = "d1"
+
+    async def action() -> None:
+        with pytest.raises(InvalidRequestError, match="no comma") as refusal:
+            await engine.table.load(name, AdapterSource("/x"))
+        assert refusal.value.param == "lora_name"
+        await engine.table.load("a b/c:d", AdapterSource("/x"))
+        assert [entry.name for entry in engine.table.entries()] == ["a b/c:d"]
+
+    run(action)
 
 
 def test_what_was_loaded_is_remembered_as_it_was_found(tmp_path: Path) -> None:

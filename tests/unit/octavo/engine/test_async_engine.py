@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from octavo.engine.interface import EngineState
@@ -23,6 +24,7 @@ from octavo.engine.messages import (
     Shutdown,
     Submit,
 )
+from octavo.engine.request_options import RequestOptions
 from octavo.errors import (
     EngineDeadError,
     InvalidRequestError,
@@ -33,6 +35,8 @@ from octavo.errors import (
     UnsupportedModelError,
 )
 from octavo.outputs import GenerationEvent, RequestUpdate
+from octavo.pooling_params import PoolingParams
+from octavo.request import AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams
 from polling import until
 from puppet_engine import INFO, PuppetEngine, puppet_engine
@@ -204,6 +208,31 @@ async def test_n_choices_are_submitted_together(engine: PuppetEngine) -> None:
         (1, "", [98]),
         (2, "", [99]),
     ]
+
+
+async def test_what_a_request_asks_beside_its_sampling_reaches_the_engine(
+    engine: PuppetEngine,
+) -> None:
+    options = RequestOptions(
+        priority=-2,
+        timeout_s=1.5,
+        tenant=Tenant("team", 3, 4),
+        pooling=PoolingParams("mean"),
+        adapter=AdapterGeneration(7, "digest"),
+    )
+    salted = msgspec.structs.replace(options, cache_salt="salt")
+    keys = []
+    for number, asked in enumerate((options, salted, RequestOptions())):
+        events = engine.generate("hi", params(), request_id=str(number), options=asked)
+        task = asyncio.create_task(collect(events))
+        (spec,) = (await engine.hear()).requests
+        assert (spec.priority, spec.timeout_s) == (asked.priority, asked.timeout_s)
+        assert (spec.tenant, spec.pooling) == (asked.tenant, asked.pooling)
+        assert spec.adapter_id == (asked.adapter and asked.adapter.id)
+        keys.append(spec.cache_key)
+        engine.report(said(spec.id, "", "stop"))
+        await task
+    assert len(set(keys)) == 3
 
 
 async def test_a_stop_string_over_tokens_aborts_even_if_nobody_reads(engine: PuppetEngine) -> None:

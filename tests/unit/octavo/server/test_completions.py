@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from fake_engine import EOS, FakeEngine, expected_ids, expected_text, render
-from octavo.request import EVERYONE
+from octavo.engine.request_options import RequestOptions
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -309,17 +309,12 @@ async def test_sampling_fields_reach_the_engine(
         chat_template_kwargs={"enable_thinking": False},
         **asked,
     )
-    _, params, extras = engine.seen[0]
+    _, params, options = engine.seen[0]
     assert {name: getattr(params, name) for name in asked} == {**asked, "stop_token_ids": (5,)}
     assert params.max_tokens == 3
     assert params.logit_bias == {7: -1.5}
     assert tuple(params.stop) == ("x", "yz")
-    assert extras == {
-        "priority": -3,
-        "cache_salt": "tenant",
-        "timeout_s": None,
-        "tenant": EVERYONE,
-    }
+    assert options == RequestOptions(priority=-3, cache_salt="tenant")
     assert engine.template_kwargs == {
         "enable_thinking": False,
         "add_generation_prompt": True,

@@ -72,7 +72,7 @@ async def test_pooling_fields_reach_the_engine(
 ) -> None:
     answer = await post(client, input="x", **body)
     assert answer.status_code == 200
-    assert engine.seen[0][2]["pooling"] == params
+    assert engine.seen[0][2].pooling == params
     assert len(answer.json()["data"][0]["embedding"]) == (params.dimensions or 4)
 
 
@@ -88,8 +88,8 @@ async def test_prompt_fields_shape_the_prompt(
     assert prompts[1] == [EOS, *b"ab"]
     assert prompts[2] == list(b"abcd")
     assert len(prompts[3]) == MAX_MODEL_LEN
-    assert engine.seen[2][2]["priority"] == 2
-    assert engine.seen[2][2]["cache_salt"] == "t"
+    assert engine.seen[2][2].priority == 2
+    assert engine.seen[2][2].cache_salt == "t"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from openai.types import completion_create_params as openai_completion
 from openai.types.chat import completion_create_params as openai_chat
 
 from fake_engine import EOS, FakeEngine, expected_text, render
+from octavo.engine.request_options import RequestOptions
 from octavo.grammar import StructuredOutputs
 from octavo.sampling_params import SamplingParams
 from octavo.server.protocol.chat import ChatCompletionRequest
@@ -54,7 +55,7 @@ class Seen:
 
     params: SamplingParams
     prompt: str | list[int]
-    extras: dict[str, Any]
+    options: RequestOptions
     template: dict[str, Any]
     answer: dict[str, Any]
     text: str
@@ -105,7 +106,7 @@ def template(name: str, value: Any, **more: Any) -> Works:
 
 
 def extra(name: str, value: Any) -> Works:
-    return Works(value, lambda seen: bool(seen.extras[name] == value))
+    return Works(value, lambda seen: bool(getattr(seen.options, name) == value))
 
 
 Row = Works | Refused | Unused
@@ -148,7 +149,7 @@ BOTH: dict[str, Row] = {
     "add_special_tokens": Works(True, lambda seen: seen.prompt[0] == EOS),
     "priority": extra("priority", 3),
     "cache_salt": extra("cache_salt", "tenant"),
-    "timeout": Works(60.0, lambda seen: 0 < (seen.extras["timeout_s"] or 0) <= 60.0),
+    "timeout": Works(60.0, lambda seen: 0 < (seen.options.timeout_s or 0) <= 60.0),
     "request_id": Works("mine", lambda seen: seen.answer["id"].endswith("-mine")),
     "return_token_ids": Works(True, lambda seen: len(seen.choice.get("token_ids", ())) == 6),
     "return_tokens_as_token_ids": Works(
@@ -273,9 +274,9 @@ async def ask(client: httpx.AsyncClient, engine: FakeEngine, path: str, body: An
     response = await client.post(path, json=body)
     assert response.status_code == 200, response.text
     is_stream = response.headers["content-type"].startswith("text/event-stream")
-    prompt, params, extras = engine.seen[0]
+    prompt, params, options = engine.seen[0]
     answer = {} if is_stream else response.json()
-    return Seen(params, prompt, extras, engine.template_kwargs, answer, response.text)
+    return Seen(params, prompt, options, engine.template_kwargs, answer, response.text)
 
 
 CASES = [

@@ -171,7 +171,7 @@ async def test_requests_run_on_behalf_of_their_key(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     assert (await client.post(CHAT, json=BODY, headers=bearer("sk-a"))).status_code == 200
-    assert engine.seen[-1][2]["tenant"] == Tenant("team-a", 2, 5)
+    assert engine.seen[-1][2].tenant == Tenant("team-a", 2, 5)
 
 
 async def test_key_has_a_priority_and_may_ask_for_a_worse_one_only(
@@ -180,7 +180,7 @@ async def test_key_has_a_priority_and_may_ask_for_a_worse_one_only(
     for asked, got in (({}, 3), ({"priority": 7}, 7)):
         response = await client.post(CHAT, json=BODY | asked, headers=bearer("sk-low"))
         assert response.status_code == 200
-        assert engine.seen[-1][2]["priority"] == got
+        assert engine.seen[-1][2].priority == got
     refused = await client.post(CHAT, json=BODY | {"priority": 0}, headers=bearer("sk-low"))
     assert refused.status_code == 403
     assert refused.json()["error"]["code"] == "priority_not_allowed"

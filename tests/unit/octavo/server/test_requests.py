@@ -108,7 +108,7 @@ async def test_deadline_comes_from_body_or_header_and_starts_at_arrival(
     timeout_s: float | None,
 ) -> None:
     await client.post("/v1/completions", json=BODY | body, headers=headers)
-    seen = engine.seen[0][2]["timeout_s"]
+    seen = engine.seen[0][2].timeout_s
     if timeout_s is None:
         assert seen is None
     else:

@@ -283,8 +283,8 @@ async def test_other_fields_do_what_they_say(client: httpx.AsyncClient, engine: 
         )
     ).json()
     assert answer["output"][0]["content"][0]["text"] == plain
-    assert (engine.seen[-1][2]["priority"], engine.seen[-1][2]["cache_salt"]) == (3, "t")
-    assert 0 < (engine.seen[-1][2]["timeout_s"] or 0) <= 60
+    assert (engine.seen[-1][2].priority, engine.seen[-1][2].cache_salt) == (3, "t")
+    assert 0 < (engine.seen[-1][2].timeout_s or 0) <= 60
     assert engine.template_kwargs["reasoning_effort"] == "low"
     assert engine.template_kwargs["enable_thinking"] is True
     assert answer["reasoning"]["effort"] == "low"

@@ -24,6 +24,7 @@ from octavo.errors import (
     UnknownModelError,
 )
 from octavo.logs import log_event
+from octavo.lora.adapter_name import check_adapter_name
 from octavo.lora.adapter_source import AdapterSource
 from octavo.metrics import Histogram
 from octavo.request import AdapterGeneration
@@ -144,11 +145,13 @@ class AdapterTable:
         """Load an adapter, or what is there now of one that is; the name is flipped at the end.
 
         ``is_lazy``: a name that stands for nothing is only made known, and loaded when first
-        asked for. Raises AdapterError or ModelLoadError; then a name that stood for something
-        still does. AdapterNotReadyError after ``timeout_s``: the load goes on.
+        asked for. Raises AdapterError, ModelLoadError or, for the name, InvalidRequestError; then a
+        name that stood for something still does. AdapterNotReadyError after ``timeout_s``: the load
+        goes on.
         """
         if not self.is_enabled:
             raise AdapterError("This server takes no adapters; start it with --enable-lora.")
+        check_adapter_name(name)
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._load_in_turn(name, source, is_lazy, is_remembered)

@@ -47,15 +47,13 @@ from octavo.engine.messages import (
 from octavo.engine.open_generation import OpenGeneration
 from octavo.engine.open_generations import OpenGenerations
 from octavo.engine.prompt_writer import PromptWriter
+from octavo.engine.request_options import NO_OPTIONS, RequestOptions
 from octavo.engine.request_writer import RequestWriter
 from octavo.engine.text import ChoiceText
 from octavo.engine.watchdog import TICK_S, Watchdog
 from octavo.errors import EngineDeadError, ModelLoadError, OctavoError
-from octavo.grammar import ReasoningSpan
 from octavo.lora.adapter_source import AdapterSource
 from octavo.outputs import GenerationEvent, RequestState
-from octavo.pooling_params import PoolingParams
-from octavo.request import EVERYONE, AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.tokenizer import Tokenizer, Truncation
 
@@ -131,36 +129,18 @@ class AsyncEngine:
         params: SamplingParams,
         *,
         request_id: str,
-        priority: int = 0,
-        timeout_s: float | None = None,
-        cache_salt: str | None = None,
-        tenant: Tenant = EVERYONE,
-        pooling: PoolingParams | None = None,
-        reasoning: ReasoningSpan | None = None,
-        shown_special: Sequence[str] = (),
-        adapter: AdapterGeneration | None = None,
+        options: RequestOptions = NO_OPTIONS,
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Stream the choices of one prompt; closing the iterator aborts what is still open."""
         self._refuse_unless_ready()
         assert self._requests is not None
-        specs = await self._requests.write(
-            request_id,
-            prompt,
-            params,
-            priority=priority,
-            timeout_s=timeout_s,
-            cache_salt=cache_salt,
-            tenant=tenant,
-            pooling=pooling,
-            reasoning=reasoning,
-            adapter=adapter,
-        )
+        specs = await self._requests.write(request_id, prompt, params, options)
         # The tokenizer ran in another thread: the engine may have gone meanwhile.
         self._refuse_unless_ready()
         ids = [spec.id for spec in specs]
         self._open.check_free(request_id, ids)
         tokens = specs[0].prompt_token_ids
-        shown_ids = self._prompts.ids_of(shown_special)
+        shown_ids = self._prompts.ids_of(options.shown_special)
         generation = OpenGeneration(
             [ChoiceText(self.tokenizer, params, tokens, shown_ids=shown_ids) for _ in specs]
         )

@@ -16,10 +16,9 @@ import msgspec
 from octavo.cache.prefix_index import hash_blocks
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import RequestSpec
+from octavo.engine.request_options import NO_OPTIONS, RequestOptions
 from octavo.errors import InvalidRequestError, PromptTooLongError
 from octavo.grammar import Grammar, ReasoningSpan
-from octavo.pooling_params import PoolingParams
-from octavo.request import EVERYONE, AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.structured.translate import translate
 from octavo.tokenization.tokenizer import Tokenizer
@@ -42,13 +41,7 @@ class Intake:
         request_id: str,
         prompt_token_ids: Sequence[int],
         params: SamplingParams,
-        *,
-        priority: int = 0,
-        timeout_s: float | None = None,
-        cache_salt: str | None = None,
-        tenant: Tenant = EVERYONE,
-        pooling: PoolingParams | None = None,
-        adapter: AdapterGeneration | None = None,
+        options: RequestOptions = NO_OPTIONS,
         grammar: Grammar | None = None,
     ) -> list[RequestSpec]:
         """One spec for each of the n choices; the first computes the prompt for all.
@@ -61,10 +54,10 @@ class Intake:
         self._check_tokens(tokens, params)
         params = self._limit_length(len(tokens), params)
         self._check_something_is_left(params)
-        grammar = grammar or self.grammar_of(params)
+        grammar = grammar or self.grammar_of(params, options.reasoning)
         if grammar is not None:
             params = msgspec.structs.replace(params, structured_outputs=None)
-        cache_key = self._cache_key(request_id, params.n, tenant.name, cache_salt, adapter)
+        cache_key = self._cache_key(request_id, params.n, options)
         hashes = [] if cache_key is None else hash_blocks(tokens, self._info.block_size, cache_key)
         seed = self._seed(params)
         others = params
@@ -80,14 +73,14 @@ class Intake:
                     seed=(seed + index) % _MAX_SEED,
                     stop_token_ids=list(params.stop_token_ids),
                     eos_token_ids=[] if params.ignore_eos else self._eos,
-                    priority=priority,
-                    timeout_s=timeout_s,
+                    priority=options.priority,
+                    timeout_s=options.timeout_s,
                     cache_key=cache_key,
                     block_hashes=hashes,
                     leader_id=specs[0].id if specs else None,
-                    tenant=tenant,
-                    pooling=pooling,
-                    adapter_id=None if adapter is None else adapter.id,
+                    tenant=options.tenant,
+                    pooling=options.pooling,
+                    adapter_id=None if options.adapter is None else options.adapter.id,
                     grammar=grammar,
                 )
             )
@@ -198,21 +191,14 @@ class Intake:
         ).digest()
         return int.from_bytes(digest, "big") % _MAX_SEED
 
-    def _cache_key(
-        self,
-        request_id: str,
-        n: int,
-        tenant_name: str,
-        salt: str | None,
-        adapter: AdapterGeneration | None,
-    ) -> bytes | None:
+    def _cache_key(self, request_id: str, n: int, options: RequestOptions) -> bytes | None:
         """Requests of two tenants never share a block: how fast a prompt is answered would tell
         one what the other has asked. Keys and values depend on the adapter's weights: a replaced
         adapter finds nothing of the one before, the same one loaded again does."""
         if self._info.enable_prefix_caching:
-            owner: tuple[str, ...] = (tenant_name, salt or "")
-            if adapter is not None:
-                owner += (adapter.digest,)
+            owner: tuple[str, ...] = (options.tenant.name, options.cache_salt or "")
+            if options.adapter is not None:
+                owner += (options.adapter.digest,)
             return hashlib.blake2b(msgspec.json.encode(owner), digest_size=16).digest()
         # Without a shared cache the choices of one prompt still share its blocks.
         if n > 1:

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from octavo.grammar import ReasoningSpan
+from octavo.engine.request_options import NO_OPTIONS, RequestOptions
 from octavo.outputs import EngineStats, GenerationEvent, RequestState
-from octavo.pooling_params import Pooling, PoolingParams
-from octavo.request import EVERYONE, AdapterGeneration, Tenant
+from octavo.pooling_params import Pooling
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.tokenizer import Truncation
 
@@ -167,24 +166,14 @@ class Engine(Protocol):
         params: SamplingParams,
         *,
         request_id: str,
-        priority: int = 0,
-        timeout_s: float | None = None,
-        cache_salt: str | None = None,
-        tenant: Tenant = EVERYONE,
-        pooling: PoolingParams | None = None,
-        reasoning: ReasoningSpan | None = None,
-        shown_special: Sequence[str] = (),
-        adapter: AdapterGeneration | None = None,
+        options: RequestOptions = NO_OPTIONS,
     ) -> AsyncGenerator[GenerationEvent, None]:
-        """Generate ``params.n`` choices for one prompt; with ``pooling``, embed it.
+        """Generate ``params.n`` choices for one prompt; with ``options.pooling``, embed it.
 
         ``request_id`` is unique among open requests. Closing the generator, at any moment, aborts
         what is still running; :meth:`abort` ends it from elsewhere. While the consumer is busy,
         pending events of one choice are merged (:meth:`octavo.outputs.GenerationEvent.absorb`), so
-        that at most one per choice waits. ``tenant`` has its own turns, limits and prefix cache.
-        ``reasoning``: thoughts that come before what ``structured_outputs`` constrain.
-        ``shown_special``: special tokens that are part of the text all the same. ``adapter``: held
-        by whoever asks (:meth:`octavo.engine.adapter_table.AdapterTable.acquire`) until the end.
+        that at most one per choice waits.
 
         The first step of the generator raises InvalidRequestError, QueueFullError or
         EngineDeadError; a later one EngineDeadError, or RequestFailedError when this request

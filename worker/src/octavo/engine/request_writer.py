@@ -13,9 +13,8 @@ from octavo.engine.intake import Intake
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import RequestSpec
 from octavo.engine.prompt_writer import PromptWriter
+from octavo.engine.request_options import RequestOptions
 from octavo.grammar import Grammar, ReasoningSpan
-from octavo.pooling_params import PoolingParams
-from octavo.request import EVERYONE, AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.structured.trial import GrammarTrials
 
@@ -38,14 +37,7 @@ class RequestWriter:
         request_id: str,
         prompt: str | Sequence[int],
         params: SamplingParams,
-        *,
-        priority: int = 0,
-        timeout_s: float | None = None,
-        cache_salt: str | None = None,
-        tenant: Tenant = EVERYONE,
-        pooling: PoolingParams | None = None,
-        reasoning: ReasoningSpan | None = None,
-        adapter: AdapterGeneration | None = None,
+        options: RequestOptions,
     ) -> list[RequestSpec]:
         """One spec for each choice; see :meth:`octavo.engine.interface.Engine.generate`.
 
@@ -55,18 +47,8 @@ class RequestWriter:
             prompt = await self._prompts.encode(prompt)
         if params.bad_words:
             params = await asyncio.to_thread(self._intake.spell_bad_words, params)
-        return self._intake.prepare(
-            request_id,
-            prompt,
-            params,
-            grammar=await self._grammar(params, reasoning),
-            priority=priority,
-            timeout_s=timeout_s,
-            cache_salt=cache_salt,
-            tenant=tenant,
-            pooling=pooling,
-            adapter=adapter,
-        )
+        grammar = await self._grammar(params, options.reasoning)
+        return self._intake.prepare(request_id, prompt, params, options, grammar)
 
     async def close(self) -> None:
         """End what tries grammars; may be called twice."""

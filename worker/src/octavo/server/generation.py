@@ -13,11 +13,12 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+import msgspec
+
 from octavo.engine.interface import Engine
-from octavo.grammar import ReasoningSpan
+from octavo.engine.request_options import RequestOptions
 from octavo.metrics import ChoiceRecord, ServerMetrics
 from octavo.outputs import GenerationEvent
-from octavo.pooling_params import PoolingParams
 from octavo.request import EVERYONE, AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.server.requests import RequestRecord
@@ -32,13 +33,8 @@ class GenerationJob:
 
     prompts: Sequence[str | list[int]]
     params: SamplingParams
-    priority: int = 0
-    cache_salt: str | None = None
-    pooling: PoolingParams | None = None
-    reasoning: ReasoningSpan | None = None
-    """Thoughts that come before what the answer must follow."""
-    shown_special: Sequence[str] = ()
-    """Special tokens that are part of the text all the same."""
+    options: RequestOptions
+    """As far as the body tells: who asks, for how long and of which adapter is added to them."""
 
     @property
     def num_choices(self) -> int:
@@ -112,18 +108,15 @@ class Generation:
         job = self._job
         first_index = number * job.params.n
         adapter = await self._acquire_adapter()
-        events = self._engine.generate(
-            job.prompts[number],
-            job.params,
-            request_id=f"{self._id}-{number}",
+        options = msgspec.structs.replace(
+            job.options,
             priority=self._request.priority,
             timeout_s=self._request.remaining_s(time.monotonic()),
-            cache_salt=job.cache_salt,
             tenant=self._tenant,
-            pooling=job.pooling,
-            reasoning=job.reasoning,
-            shown_special=job.shown_special,
             adapter=adapter,
+        )
+        events = self._engine.generate(
+            job.prompts[number], job.params, request_id=f"{self._id}-{number}", options=options
         )
         try:
             async with aclosing(events):

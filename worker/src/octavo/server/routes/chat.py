@@ -10,6 +10,7 @@ from msgspec import UNSET
 from starlette.responses import Response
 
 from octavo.engine.interface import ModelInfo
+from octavo.engine.request_options import RequestOptions
 from octavo.outputs import GenerationEvent
 from octavo.server.chunks import ChatChunks, StreamWriter
 from octavo.server.context import ServerContext
@@ -66,14 +67,10 @@ class ChatAnswer(GenerationAnswer[ChatCompletionRequest]):
             self._reader = MessageReader(
                 plan, plan.params.n, tells_reasoning=body.include_reasoning
             )
-        return GenerationJob(
-            [prompt],
-            plan.params,
-            body.priority,
-            body.cache_salt,
-            reasoning=plan.reasoning,
-            shown_special=plan.shown_special,
+        options = RequestOptions(
+            cache_salt=body.cache_salt, reasoning=plan.reasoning, shown_special=plan.shown_special
         )
+        return GenerationJob([prompt], plan.params, options)
 
     def _message_format(self) -> MessageFormat:
         config, engine = self._context.config, self._context.engine

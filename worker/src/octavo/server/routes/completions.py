@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from octavo.engine.interface import ModelInfo
+from octavo.engine.request_options import RequestOptions
 from octavo.outputs import GenerationEvent
 from octavo.server.chunks import CompletionChunks, StreamWriter
 from octavo.server.context import ServerContext
@@ -69,7 +70,7 @@ class CompletionAnswer(GenerationAnswer[CompletionRequest]):
         )
         prompts = [await encode(prompt) for prompt in body.prompt]
         self._prompts = [AskedPrompt() for _ in prompts]
-        return GenerationJob(prompts, params, body.priority, body.cache_salt)
+        return GenerationJob(prompts, params, RequestOptions(cache_salt=body.cache_salt))
 
     def _chunks(self, exchange: Exchange[CompletionRequest]) -> CompletionChunks:
         body, options = exchange.body, exchange.body.stream_options

@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from octavo.engine.interface import ModelInfo
+from octavo.engine.request_options import RequestOptions
 from octavo.outputs import GenerationEvent
 from octavo.pooling_params import PoolingParams
 from octavo.sampling_params import SamplingParams
@@ -59,13 +60,9 @@ class EmbeddingAnswer(GenerationAnswer[EmbeddingRequest]):
             )
             for one in body.input
         ]
-        return GenerationJob(
-            prompts,
-            SamplingParams(max_tokens=0, detokenize=False),
-            body.priority,
-            body.cache_salt,
-            pooling=PoolingParams(body.pooling or info.pooling, body.dimensions, body.normalize),
-        )
+        pooling = PoolingParams(body.pooling or info.pooling, body.dimensions, body.normalize)
+        options = RequestOptions(cache_salt=body.cache_salt, pooling=pooling)
+        return GenerationJob(prompts, SamplingParams(max_tokens=0, detokenize=False), options)
 
     async def _collect(
         self, events: AsyncIterator[GenerationEvent], exchange: Exchange[EmbeddingRequest]
