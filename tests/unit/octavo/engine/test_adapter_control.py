@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import pytest
@@ -100,6 +101,29 @@ def test_waiting_for_a_slot_has_an_end_and_others_go_on() -> None:
     world.run()
     assert world.ends["again"].finish_reason == "length"
     assert "holder" not in world.ends
+
+
+def test_the_moment_at_which_somebody_has_waited_too_long_is_known() -> None:
+    world = World()
+    assert world.control.next_look_s(world.now_s) == math.inf
+    world.store.is_holding = True
+    world.ask("a", 0)
+    world.run(seconds=5.0)  # missed since then
+    world.run(seconds=WAIT_S - 0.75)
+    assert world.control.next_look_s(world.now_s) == 5.0 + WAIT_S
+    world.ask("b", 0)
+    world.run(seconds=0.5)
+    assert not world.refused()
+    world.now_s = world.control.next_look_s(world.now_s)
+    world.run()
+    assert list(world.refused()) == ["a"]
+    assert world.now_s == 5.0 + WAIT_S
+    while not (refused := world.refused()):
+        world.now_s = world.control.next_look_s(world.now_s)
+        world.run()
+    assert list(refused) == ["b"]
+    assert world.now_s == 4.25 + 2 * WAIT_S
+    assert world.control.next_look_s(world.now_s) == math.inf
 
 
 def test_a_copy_that_does_not_end_is_waited_for_no_longer() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import resource
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -155,7 +158,7 @@ def test_an_idle_wait_also_sends(ends: tuple[socket.socket, socket.socket]) -> N
 
     reading = threading.Thread(target=reader)
     reading.start()
-    assert channel.receive(wait=True, timeout_s=60) == [Shutdown()]
+    assert channel.receive(60) == [Shutdown()]
     reading.join()
 
 
@@ -164,25 +167,60 @@ def test_receive_takes_what_is_there_and_does_not_wait_for_more(
 ) -> None:
     near, far = ends
     channel = EngineChannel(near)
-    assert channel.receive(wait=False) == []
-    assert channel.receive(wait=True, timeout_s=0.01) == []
+    assert channel.receive(0) == []
+    assert channel.receive(0.01) == []
     data = frame(ENCODER, Abort(["a"])) + frame(ENCODER, Abort(["b"]))
     far.sendall(data[:-1])
-    assert channel.receive(wait=True) == [Abort(["a"])]
+    assert channel.receive() == [Abort(["a"])]
     far.sendall(data[-1:])
-    assert channel.receive(wait=True) == [Abort(["b"])]
+    assert channel.receive() == [Abort(["b"])]
 
 
 def test_a_wait_ends_when_the_waker_is_woken(ends: tuple[socket.socket, socket.socket]) -> None:
     near, _far = ends
     channel, waker = EngineChannel(near), Waker()
     waker.wake()
-    assert channel.receive(wait=True, waker=waker) == []
-    assert channel.receive(wait=True, timeout_s=0.0, waker=waker) == []
+    assert channel.receive(waker=waker) == []
+    assert channel.receive(0.001, waker) == []
     # Nobody reads, so there is always something to send: neither keeps the other from ending it.
     channel.send(StepReport([RequestUpdate("r", [1] * 3_000_000)], EngineStats()))
     waker.wake()
-    assert channel.receive(wait=True, waker=waker) == []
+    assert channel.receive(waker=waker) == []
+
+
+@pytest.fixture
+def high() -> Iterator[Callable[[int], int]]:
+    """Gives a descriptor's file a number that select() does not take."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip(f"no process may have more than {hard} descriptors here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    yield lambda descriptor: fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 1024)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_descriptors_may_have_high_numbers(
+    ends: tuple[socket.socket, socket.socket],
+    high: Callable[[int], int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe = os.pipe
+
+    def high_pipe() -> tuple[int, ...]:
+        low = pipe()
+        numbers = tuple(map(high, low))
+        for end in low:
+            os.close(end)
+        return numbers
+
+    monkeypatch.setattr(os, "pipe", high_pipe)
+    with socket.socket(fileno=high(ends[0].fileno())) as near:
+        channel, waker = EngineChannel(near), Waker()
+        assert min(near.fileno(), waker.fileno()) > 1023
+        ends[1].sendall(frame(ENCODER, Shutdown()))
+        assert channel.receive(60, waker) == [Shutdown()]
+        waker.wake()
+        assert channel.receive(60, waker) == []
 
 
 def test_a_server_that_has_gone_is_noticed_by_every_method(
@@ -192,7 +230,7 @@ def test_a_server_that_has_gone_is_noticed_by_every_method(
     channel = EngineChannel(near)
     far.close()
     with pytest.raises(ServerGoneError):
-        channel.receive(wait=True)
+        channel.receive()
     with pytest.raises(ServerGoneError):
         channel.send(Refused("r", "k", "m"))
     with pytest.raises(ServerGoneError):

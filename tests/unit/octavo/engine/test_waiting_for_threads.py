@@ -12,7 +12,7 @@ import pytest
 
 from engine_in_thread import Loop, running_loop
 from octavo import LLM
-from octavo.engine import core, core_process
+from octavo.engine import adapter_control, core, core_process
 from octavo.engine.messages import (
     AdapterFailed,
     AdapterOpened,
@@ -149,19 +149,22 @@ def test_requests_that_wait_for_files_end_in_time_and_start_when_they_are_read(
         # The first left host memory for the second, so it is read again.
         read = adapter_store.read_adapter
         monkeypatch.setattr(adapter_store, "read_adapter", gate.before(read))
-        num_before, started_s = counted.num_turns, time.monotonic()
+        # Nothing but a thread or the right moment wakes it.
+        monkeypatch.setattr(core_process, "_IDLE_REPORT_S", FOREVER_S)
+        monkeypatch.setattr(core, "LONGEST_SLEEP_S", FOREVER_S)
+        monkeypatch.setattr(adapter_control, "_LOOK_S", FOREVER_S)
+        num_before = counted.num_turns
         loop.say(Submit([spec_with(1, "short", timeout_s=0.1)]))
         loop.listen(lambda: loop.has_ended("short"))
         with monkeypatch.context() as patch:
             patch.setattr(counted.core._adapters, "_wait_s", 0.1)
+            patch.setattr(counted.core._adapters, "_next_look_s", 0.0)
             loop.say(Submit([spec_with(1, "long")]))
             loop.listen(lambda: loop.has_ended("long"))
-        num_looks = (time.monotonic() - started_s) / core.STALL_S
-        assert counted.num_turns - num_before <= num_looks + 10
+        assert counted.num_turns - num_before <= 12
         assert loop.updates("short")[0].finish_reason == "deadline"
         (refused,) = (event for event in loop.heard if isinstance(event, Refused))
         assert (refused.request_id, refused.kind) == ("long", "AdapterNotReadyError")
-        monkeypatch.setattr(core_process, "STALL_S", FOREVER_S)  # nothing but a thread wakes it
         loop.say(Submit([spec_with(1, "last")]))
         gate.open()
         loop.listen(lambda: loop.has_ended("last"))
@@ -174,7 +177,8 @@ def test_a_request_starts_when_its_grammar_is_compiled_and_the_loop_sleeps_until
 ) -> None:
     compile_grammar = GrammarCompiler._compile
     monkeypatch.setattr(GrammarCompiler, "_compile", gate.before(compile_grammar))
-    monkeypatch.setattr(core_process, "STALL_S", FOREVER_S)  # nothing but a thread wakes it
+    monkeypatch.setattr(core_process, "_IDLE_REPORT_S", FOREVER_S)
+    monkeypatch.setattr(core, "LONGEST_SLEEP_S", FOREVER_S)  # nothing but a thread wakes it
     with running_loop(counted.core, counted.info) as loop:
         spec = request_spec("a", [1, 2, 3], GREEDY, grammar=Grammar("start: /[ab]*/"))
         loop.say(Submit([spec]))
@@ -189,12 +193,34 @@ def test_a_request_starts_when_its_grammar_is_compiled_and_the_loop_sleeps_until
         assert len(tokens) == GREEDY.max_tokens
 
 
+def test_a_sleep_ends_at_the_earliest_deadline_of_those_who_wait(
+    counted: CountedEngine, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_grammar = GrammarCompiler._compile
+    monkeypatch.setattr(GrammarCompiler, "_compile", gate.before(compile_grammar))
+    monkeypatch.setattr(core, "LONGEST_SLEEP_S", FOREVER_S)
+    engine = counted.core
+    assert engine.sleep_s == FOREVER_S, "there is nobody"
+    for timeout_s, id in ((None, "c"), (500.0, "a"), (200.0, "b")):
+        grammar = Grammar("start: /[ab]*/")
+        spec = request_spec(id, [1, 2, 3], GREEDY, grammar=grammar, timeout_s=timeout_s)
+        engine.submit([spec])
+        engine.plan()
+        assert not engine.advance()
+        longest_s = FOREVER_S if timeout_s is None else timeout_s
+        assert longest_s - 100 < engine.sleep_s <= longest_s
+    engine.abort(["a", "b", "c"])
+    assert engine.sleep_s == 0, "there is something to tell"
+    assert len(engine.step()) == 3
+    assert engine.sleep_s == FOREVER_S, "deadlines of those who have ended count for nothing"
+
+
 def test_offline_steps_wait_for_threads(
     counted: CountedEngine, gate: Gate, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = FoundAdapter(folder / "first", None)
     monkeypatch.setattr(adapter_store, "find_adapter", gate.before(lambda *_: found))
-    monkeypatch.setattr(core, "STALL_S", 60.0)
+    monkeypatch.setattr(core, "LONGEST_SLEEP_S", 60.0)
     counted.core.open_adapter(1, AdapterSource("hf://slow/adapter"))
     threading.Timer(0.1, gate.open).start()
     while not (events := counted.core.take_adapter_events()):

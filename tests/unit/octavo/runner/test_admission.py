@@ -13,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from octavo.batch import BatchPlan, RowAdmission
 from octavo.config import SchedulerConfig
+from octavo.kernels.reference import ReferenceKernels
 from octavo.runner.model_runner import ModelRunner
 from octavo.runner.rows import Rows
 from octavo.runner.step_shapes import StepShape
-from octavo.sampling.sampler import DrawKind
+from octavo.sampling.sampler import DrawKind, Sampler
 from octavo.sampling_params import SamplingParams
 from tiny_engine import TinyEngine, UncapturedGraphs
 
@@ -30,6 +31,7 @@ LIMITS = SchedulerConfig(
     enable_prefix_caching=True,
 )
 PROMPT = list(range(1, 50))
+ONE_TRANSFER = {"to": 1, "cumsum": 1, "scatter_": 1}
 
 
 class NothingCaptured(UncapturedGraphs):
@@ -87,8 +89,8 @@ def test_a_prompts_step_is_four_transfers_and_nothing_else(runner: ModelRunner) 
     ("num_admissions", "num_tokens", "expected"),
     [
         (2, 3, {"copy_": 4}),
-        (3, 3, {"to": 1, "cumsum": 1, "scatter_": 1}),
-        (64, 3, {"to": 1, "cumsum": 1, "scatter_": 1}),
+        (3, 3, ONE_TRANSFER),
+        (64, 3, ONE_TRANSFER),
         (8, 2000, {"copy_": 16}),
         (64, 2000, {"copy_": 128}),
     ],
@@ -115,8 +117,36 @@ def test_adapters_go_with_the_rest_of_an_admission() -> None:
     adapted = [msgspec.structs.replace(admission(row), adapter_slot=row) for row in range(64)]
     with torch.inference_mode(), Operations() as operations:
         rows.apply(BatchPlan(admissions=adapted))
-    assert operations.counts == {"to": 1, "cumsum": 1, "scatter_": 1}
+    assert operations.counts == ONE_TRANSFER
     assert rows.adapter_slots.tolist() == list(range(64))
+
+
+@pytest.mark.parametrize(
+    ("num_admissions", "expected"),
+    [(1, {"copy_": 1}), (4, {"copy_": 4}), (5, ONE_TRANSFER), (64, ONE_TRANSFER)],
+)
+def test_sampling_parameters_of_many_admissions_are_sent_together(
+    num_admissions: int, expected: dict[str, int]
+) -> None:
+    device = torch.device("cpu")
+    sampler = Sampler(ReferenceKernels(), 100, 64, device)
+    rows = [63 - 3 * index % 64 for index in range(num_admissions)]
+    params = [
+        SamplingParams(temperature=1 + row / 64, top_p=0.5 + row / 256, min_p=row / 128, top_k=row)
+        for row in rows
+    ]
+    seeds = [(row * 0x9E3779B97F4A7C15 + 2**63) % 2**64 for row in rows]
+    for row, one, seed in zip(rows, params, seeds, strict=True):
+        sampler.admit(row, one, seed, PROMPT, [], frozenset())
+    with torch.inference_mode(), Operations() as operations:
+        sampler.write_admitted()
+    assert operations.counts == expected
+    drawn = sampler.gather(torch.tensor(rows), torch.zeros(len(rows)), DrawKind.FILTERED)
+    assert drawn.temperature.tolist() == [one.temperature for one in params]
+    assert drawn.top_p.tolist() == [one.top_p for one in params]
+    assert drawn.min_p.tolist() == [one.min_p for one in params]
+    assert drawn.top_k.tolist() == rows
+    assert [seed % 2**64 for seed in drawn.seeds.tolist()] == seeds
 
 
 @pytest.mark.parametrize(

@@ -102,3 +102,15 @@ def test_steps_of_few_and_of_many_adapters_have_shapes_of_their_own() -> None:
     for use in uses:
         assert use in {shape.adapters for shape in shapes.largest()}
         assert use in {shape.adapters for shape in shapes.covering()}
+
+
+@pytest.mark.parametrize("uses", [(), (AdapterUse.FEW, AdapterUse.MANY)])
+@pytest.mark.parametrize("max_num_seqs", [1, 4, 256])
+def test_covering_shapes_hold_the_largest_and_none_twice(
+    uses: tuple[AdapterUse, ...], max_num_seqs: int
+) -> None:
+    shapes = StepShapes(max_num_seqs, 2048, uses)
+    covering = shapes.covering()
+    assert set(shapes.largest()) <= set(covering)
+    assert len(covering) == len(set(covering))
+    assert {shape.adapters for shape in covering} == {AdapterUse.NONE, *uses}

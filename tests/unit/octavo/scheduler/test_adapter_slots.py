@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -102,6 +103,19 @@ def test_nobody_leaves_for_one_that_has_gone() -> None:
     assert slots.can_start(0, 2 * PATIENCE_S)
 
 
+def test_who_was_to_leave_for_one_that_has_gone_makes_room_for_the_next_at_once() -> None:
+    slots = slots_with(1, 3)
+    assert bring(slots, 0)
+    start(slots, 0)
+    bring(slots, 1, now_s=0)
+    slots.can_start(1, PATIENCE_S)  # 0 is to leave for it
+    slots.stop_waiting(1)  # aborted
+    slots.end(0)
+    slots.wait(2)
+    assert not slots.can_start(2, PATIENCE_S)
+    assert slots.take_fills() == [(2, 0)]
+
+
 def test_a_failed_copy_frees_the_slot_and_a_late_one_tells_nothing() -> None:
     slots = slots_with(1, 2)
     slots.wait(0)
@@ -116,26 +130,24 @@ def test_a_failed_copy_frees_the_slot_and_a_late_one_tells_nothing() -> None:
     slots.check_integrity({}, {1: 1})
 
 
-def test_who_waits_for_nothing_but_an_adapter_is_overdue_after_a_while() -> None:
+def test_who_waits_for_nothing_but_an_adapter_is_told_of() -> None:
     slots = slots_with(1, 2)
     assert bring(slots, 0)
     start(slots, 0)
     slots.wait(1)
-    assert not slots.overdue(100.0)  # it may be something else that keeps it waiting
+    assert not slots.missing()  # it may be something else that keeps it waiting
     assert not slots.can_start(1, 5.0)
-    assert not slots.overdue(4.9)
-    assert slots.overdue(5.0) == [1]
+    assert slots.missing() == {1: 5.0}
     slots.wait(0)
     assert not slots.can_start(1, 7.0)
     assert not slots.can_start(0, 7.0)  # it leaves for 1
-    assert slots.overdue(6.0) == [1]
-    assert slots.overdue(7.0) == [0, 1]
+    assert slots.missing() == {0: 7.0, 1: 5.0}
     slots.stop_waiting(1)
     assert slots.can_start(0, 8.0)
-    assert not slots.overdue(8.0)
+    assert not slots.missing()
     slots.wait(1)
     assert not slots.can_start(1, 9.0)
-    assert not slots.overdue(8.0)
+    assert slots.missing() == {1: 9.0}
 
 
 def test_who_has_waited_for_long_keeps_the_slot_though_others_turns_come_first() -> None:
@@ -193,6 +205,8 @@ def test_nobody_is_spared_for_long() -> None:
     assert not slots.can_start(2, PATIENCE_S)
     assert not slots.can_start(2, 1.9 * PATIENCE_S)
     assert not slots.take_fills()
+    assert slots.next_turn_s(1.9 * PATIENCE_S) == 2 * PATIENCE_S
+    assert slots.next_turn_s(2 * PATIENCE_S) == math.inf
     assert not slots.can_start(2, 2 * PATIENCE_S)
     assert slots.take_fills() == [(2, 0)]
     slots.check_integrity({}, {1: 1, 2: 1})

@@ -8,6 +8,7 @@ Knows the scheduler's :class:`octavo.scheduler.adapter_slots.AdapterSlots` and t
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -27,8 +28,8 @@ if TYPE_CHECKING:  # the engine's process comes up, and hears of its parent's en
 
 _log = logging.getLogger(__name__)
 _RETRY_AFTER_S = 2.0
-_LOOK_S = 0.1
-"""How often those are looked for who have waited too long."""
+_LOOK_S = 1.0
+"""How often those are looked for, at least, who have waited too long."""
 
 
 class AdapterControl:
@@ -86,7 +87,16 @@ class AdapterControl:
             for outcome in self._store.poll():
                 self._take(outcome)
         if self._slots.waiting():
-            self._refuse_overdue(self._clock())
+            now_s = self._clock()
+            if now_s >= self._next_look_s:
+                self._refuse_overdue(now_s)
+
+    def next_look_s(self, now_s: float) -> float:
+        """The earliest moment after ``now_s`` at which time alone may end a request, or give an
+        adapter a slot."""
+        if not self._slots.waiting():
+            return math.inf
+        return min(self._next_look_s, self._slots.next_turn_s(now_s))
 
     def begin_fills(self) -> None:
         """Begin the copies that planning has asked for."""
@@ -138,7 +148,7 @@ class AdapterControl:
                 self._unreadable.add(adapter_id)
                 self._events.append(AdapterFailed(adapter_id, type(error).__name__, str(error)))
                 self._refuse(
-                    self._scheduler.waiting_for(adapter_id),
+                    self._scheduler.waiting_for({adapter_id}),
                     AdapterNotReadyError(str(error), _RETRY_AFTER_S),
                 )
 
@@ -180,22 +190,24 @@ class AdapterControl:
     def _refuse_overdue(self, now_s: float) -> None:
         """End those who have waited for an adapter alone for as long as a request may. Who has
         begun goes on waiting: its tokens are kept, and it is the first to start again."""
-        if now_s < self._next_look_s:
-            return
-        self._next_look_s = now_s + _LOOK_S
-        since_s = now_s - self._wait_s
-        for adapter_id in self._slots.overdue(since_s):
-            late = [
-                request
-                for request in self._scheduler.waiting_for(adapter_id)
-                if request.arrival_s <= since_s and not request.num_output_tokens
-            ]
-            message = (
-                f"The adapter did not get on the device within {self._wait_s:.0f} s (all "
-                f"{self._slots.num_slots} slots are in use, or it is still being read); try again, "
-                "or start the server with a larger --max-loras."
-            )
-            self._refuse(late, AdapterNotReadyError(message, _RETRY_AFTER_S))
+        # Whoever comes to wait after this look has at least so long.
+        self._next_look_s = now_s + min(_LOOK_S, self._wait_s)
+        missing_since_s, late = self._slots.missing(), []
+        for request in self._scheduler.waiting_for(missing_since_s):
+            if request.num_output_tokens:
+                continue
+            assert request.adapter_id is not None
+            since_s = max(request.arrival_s, missing_since_s[request.adapter_id])
+            if since_s + self._wait_s <= now_s:
+                late.append(request)
+            else:
+                self._next_look_s = min(self._next_look_s, since_s + self._wait_s)
+        message = (
+            f"The adapter did not get on the device within {self._wait_s:.0f} s (all "
+            f"{self._slots.num_slots} slots are in use, or it is still being read); try again, "
+            "or start the server with a larger --max-loras."
+        )
+        self._refuse(late, AdapterNotReadyError(message, _RETRY_AFTER_S))
 
     def _refuse(self, requests: Sequence[Request], error: OctavoError) -> None:
         """End requests that wait for an adapter. Those that have begun cannot be refused any

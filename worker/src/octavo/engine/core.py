@@ -20,9 +20,8 @@ from octavo.request import Request
 from octavo.scheduler.scheduler import Scheduler
 from octavo.structured.compiler import GrammarCompiler
 
-STALL_S = 0.02
-"""How often a core that is stalled looks for what comes with time alone: deadlines, and the ends of
-what requests wait for. As often as a step would."""
+LONGEST_SLEEP_S = 1.0
+"""However long nothing comes with time alone."""
 
 
 class EngineCore:
@@ -117,10 +116,24 @@ class EngineCore:
         return self._scheduler.has_work() or self._has_news
 
     @property
-    def is_stalled(self) -> bool:
-        """Whether the last step did nothing and the next would not either: what keeps requests
-        from starting is with threads, which wake :attr:`waker`, or with time (:data:`STALL_S`)."""
-        return self._has_stopped and not self._has_news
+    def sleep_s(self) -> float:
+        """How long a step would do nothing, unless a message comes or :attr:`waker` is woken.
+
+        0 where it may do something now. Where the last one did nothing, what keeps requests from
+        starting is with threads, which wake, or ends with time alone: then until the earliest
+        moment that does something, a deadline as a rule.
+        """
+        if self._has_news:
+            return 0.0
+        if not self._scheduler.has_work():
+            return LONGEST_SLEEP_S
+        if not self._has_stopped:
+            return 0.0
+        now_s = time.monotonic()
+        next_s = self._scheduler.next_deadline_s
+        if self._adapters is not None:
+            next_s = min(next_s, self._adapters.next_look_s(now_s))
+        return min(max(0.0, next_s - now_s), LONGEST_SLEEP_S)
 
     @property
     def _has_news(self) -> bool:
@@ -131,12 +144,12 @@ class EngineCore:
     def step(self) -> list[RequestUpdate]:
         """Plan and start a step, then commit the oldest one that is due.
 
-        Where that is nothing, waits a moment for threads: for callers that wait for nothing else.
+        Where that is nothing, waits for threads: for callers that wait for nothing else.
         """
         self.plan()
         updates = self.advance()
-        if self.is_stalled:
-            self.waker.wait(STALL_S)
+        if self._has_stopped and (sleep_s := self.sleep_s):
+            self.waker.wait(sleep_s)
         return updates
 
     def plan(self) -> float:

@@ -23,7 +23,7 @@ import msgspec
 from octavo.config import EngineConfig
 from octavo.engine.carried_errors import to_load_failure, to_refusal
 from octavo.engine.compiler_process import CompilerProcess
-from octavo.engine.core import STALL_S, EngineCore
+from octavo.engine.core import EngineCore
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import (
     WHERE_SIGNAL,
@@ -132,13 +132,8 @@ class EngineLoop:
         core, last_report, last_stats = self._core, time.monotonic(), 0.0
         is_prepared, quiet_s = False, 0.0
         while True:
-            timeout_s = _IDLE_REPORT_S if is_prepared else quiet_s
-            has_work = core.has_work
-            messages = self._channel.receive(
-                wait=not has_work or core.is_stalled,
-                timeout_s=STALL_S if has_work else timeout_s,
-                waker=core.waker,
-            )
+            longest_s = _IDLE_REPORT_S if is_prepared or core.has_work else quiet_s
+            messages = self._channel.receive(min(core.sleep_s, longest_s), core.waker)
             for message in messages:
                 if isinstance(message, Shutdown):
                     return

@@ -6,10 +6,12 @@ encode and to buffer; knows nothing of what the messages cause. Torch-free.
 
 from __future__ import annotations
 
+import math
 import select
 import signal
 import socket
 import struct
+import time
 from collections import deque
 from typing import Any
 
@@ -246,27 +248,22 @@ class EngineChannel:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToEngine)
 
-    def receive(
-        self, wait: bool, timeout_s: float | None = None, waker: Waker | None = None
-    ) -> list[ToEngine]:
-        """Messages that have arrived; with ``wait``, at least one unless the time is up or
-        ``waker`` was woken."""
+    def receive(self, timeout_s: float = math.inf, waker: Waker | None = None) -> list[ToEngine]:
+        """Messages that have arrived; where there are none, waits for one until the time is up or
+        ``waker`` is woken. With no time, what is there already."""
         messages: list[ToEngine] = []
+        until_s = time.monotonic() + timeout_s if timeout_s else 0.0
         while True:
             self._flush()
-            if wait and not messages:
-                writers = [self._socket] if self._outbox else []
-                readers: list[socket.socket | Waker] = [self._socket]
-                if waker is not None:
-                    readers.append(waker)
-                ready, writable, _ = select.select(readers, writers, [], timeout_s)
-                if waker is not None and waker in ready:
-                    waker.clear()
-                    wait = False
-                elif writable:
-                    continue
-                elif not ready:
+            if until_s and not messages:
+                ready = self._wait(until_s, waker)
+                if not ready:
                     return messages
+                if waker is not None and waker.fileno() in ready:
+                    waker.clear()
+                    until_s = 0.0
+                elif ready == {self._socket.fileno(): select.POLLOUT}:
+                    continue
             try:
                 data = self._socket.recv(1 << 18)
             except BlockingIOError:
@@ -290,6 +287,16 @@ class EngineChannel:
                 self._socket.sendall(self._outbox.popleft())
         except ConnectionError as error:
             raise ServerGoneError from error
+
+    def _wait(self, until_s: float, waker: Waker | None) -> dict[int, int]:
+        """Until there is something to read or room for what is to be sent: what has happened, by
+        descriptor. Empty: the time is up."""
+        poll = select.poll()  # select() takes no numbers above 1023
+        poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._outbox else 0))
+        if waker is not None:
+            poll.register(waker, select.POLLIN)
+        left_s = max(0.0, until_s - time.monotonic())
+        return dict(poll.poll(None if math.isinf(left_s) else 1e3 * left_s))
 
     def _flush(self) -> None:
         while self._outbox:

@@ -92,34 +92,32 @@ class StepShapes:
                 StepShape(num_decodes, num_prefills, num_tokens, kind, shares=True),
                 StepShape(self._decodes[-1], 0, self._decodes[-1], kind),
             ]
-        if self._adapters:
-            few, many = self._decodes[0], self._decodes[-1]
-            adapted = [StepShape(size, 0, size, DrawKind.GREEDY) for size in (few, many)]
-            adapted += [
-                StepShape(0, num_prefills, size, DrawKind.GREEDY)
-                for size in (512, 1024)
-                if num_prefills < size < num_tokens
-            ]
-            adapted += [
-                StepShape(num_decodes, num_prefills, num_tokens, kind, shares)
-                for kind in _KINDS
-                for shares in (False, True)
-            ]
-            shapes += self._adapted(adapted)
-        return shapes
+        few, many = self._decodes[0], self._decodes[-1]
+        adapted = [StepShape(size, 0, size, DrawKind.GREEDY) for size in (few, many)]
+        adapted += [
+            StepShape(0, num_prefills, size, DrawKind.GREEDY)
+            for size in (512, 1024)
+            if num_prefills < size < num_tokens
+        ]
+        adapted += [
+            StepShape(num_decodes, num_prefills, num_tokens, kind, shares)
+            for kind in _KINDS
+            for shares in (False, True)
+        ]
+        return shapes + self._adapted(adapted)
 
     def covering(self) -> list[StepShape]:
-        """Shapes that together run every kernel that any shape runs."""
+        """Shapes that together run every kernel that any shape runs: each once."""
         # Products of few tokens have kernels of their own for their numbers, and attention over
         # short prompts has one.
         few = [StepShape(size, 0, size, DrawKind.GREEDY) for size in self._decodes]
         prefills = [StepShape(0, self._prefills[0], size, DrawKind.GREEDY) for size in self._tokens]
-        shapes = [*self.largest(), *few, prefills[0]]
-        if self._adapters:  # what they add is cut by the number of tokens
-            shapes += self._adapted([*few, *prefills])
-        return shapes
+        # What adapters add is cut by the number of tokens.
+        shapes = [*self.largest(), *few, prefills[0], *self._adapted([*few, *prefills])]
+        return list(dict.fromkeys(shapes))
 
     def _adapted(self, shapes: Sequence[StepShape]) -> list[StepShape]:
+        """The same for each use of adapters that makes a difference."""
         return [replace(shape, adapters=use) for use in self._adapters for shape in shapes]
 
     def shape_for(

@@ -14,17 +14,23 @@ import enum
 import struct
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from octavo.kernels.interface import Kernels, SamplingBatch
-from octavo.kernels.upload import upload, write
+from octavo.kernels.upload import upload, write_runs
 from octavo.outputs import TokenLogprobs
 from octavo.sampling.logit_edits import EditBatch, RowEdits
 from octavo.sampling.logprobs import LogprobBatch, LogprobTensors
 from octavo.sampling.penalties import PenaltyBatch, PenaltyTables
 from octavo.sampling_params import SamplingParams
+
+_PARAMETERS = struct.Struct("=fffiQ")
+"""Of a row on the device: temperature, top-p, min-p, top-k and seed."""
+_NUM_WORDS = _PARAMETERS.size // 4
+_WORDS = struct.Struct(f"={_NUM_WORDS}i")
 
 
 class DrawKind(enum.Enum):
@@ -101,7 +107,9 @@ class Sampler:
         """Rows that were asked about last, and their kind of draw."""
         self._admitted: dict[int, tuple[int, ...]] = {}
         """Parameters that the device does not have yet, as :func:`_packed`."""
-        self._parameters = torch.zeros(num_rows, 3, dtype=torch.int64, device=device)
+        self._memory = torch.zeros(num_rows * _NUM_WORDS, dtype=torch.int32, device=device)
+        self._words = self._memory.view(num_rows, _NUM_WORDS).t()
+        self._seeds = self._memory.view(torch.int64)[_NUM_WORDS // 2 - 1 :: _NUM_WORDS // 2]
 
     @property
     def num_penalty_slots(self) -> int:
@@ -143,8 +151,9 @@ class Sampler:
 
     def write_admitted(self) -> None:
         """Send the parameters of rows admitted since the last call to the device."""
-        words = [word for parameters in self._admitted.values() for word in parameters]
-        write([self._parameters[row] for row in self._admitted], words)
+        begins = [_NUM_WORDS * row for row in self._admitted]
+        words = list(chain.from_iterable(self._admitted.values()))
+        write_runs(self._memory, begins, [_NUM_WORDS] * len(begins), words)
         self._admitted.clear()
 
     def release(self, row: int) -> None:
@@ -206,9 +215,8 @@ class Sampler:
         self, rows: Tensor, positions: Tensor, all_greedy: bool, any_filter: bool
     ) -> SamplingBatch:
         """Each parameter contiguous, as kernels want it."""
-        words = self._parameters.view(torch.int32).t()[:4].index_select(1, rows)
+        words, seeds = self._words[:4].index_select(1, rows), self._seeds[rows]
         temperature, top_p, min_p = words[:3].view(torch.float32).unbind()
-        seeds = self._parameters[:, 2][rows]
         return SamplingBatch(
             temperature, words[3], top_p, min_p, seeds, positions, all_greedy, any_filter
         )
@@ -319,8 +327,5 @@ def _at(
 def _packed(
     temperature: float, top_p: float, min_p: float, top_k: int, seed: int
 ) -> tuple[int, ...]:
-    """A row's parameters as they lie on the device, in three words; of the seed the same 64 bits
-    as a signed integer."""
-    return struct.unpack(
-        "=3q", struct.pack("=fffiQ", temperature, top_p, min_p, top_k, seed % 2**64)
-    )
+    """A row's parameters as they lie on the device; of the seed 64 bits."""
+    return _WORDS.unpack(_PARAMETERS.pack(temperature, top_p, min_p, top_k, seed % 2**64))

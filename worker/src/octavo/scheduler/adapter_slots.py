@@ -8,11 +8,12 @@ computed together; but not for long: after ``patience_s`` one adapter is chosen 
 means that its waiting requests start no more until it has made room. Who gets the room keeps it
 until it has been used, also from those whose turns come before. So adapters that many ask for
 cannot keep others out for longer than their running requests take; and whoever has waited longer
-than a request may is told by :meth:`AdapterSlots.overdue`.
+than a request may is told by :meth:`AdapterSlots.missing`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 PATIENCE_S = 0.2
@@ -110,14 +111,21 @@ class AdapterSlots:
             self._give_slot(adapter_id, adapter, now_s)
         return False
 
-    def overdue(self, since_s: float) -> list[int]:
-        """Ids of adapters that requests have been waiting for since then."""
-        return [
-            adapter_id
+    def missing(self) -> dict[int, float]:
+        """Adapters that alone keep requests from starting, and since when, in seconds."""
+        return {
+            adapter_id: since_s
             for adapter_id in sorted(self._waiting)
-            for missing_since_s in [self._adapters[adapter_id].missing_since_s]
-            if missing_since_s is not None and missing_since_s <= since_s
-        ]
+            for since_s in [self._adapters[adapter_id].missing_since_s]
+            if since_s is not None
+        }
+
+    def next_turn_s(self, now_s: float) -> float:
+        """When the next slot that was spared until now can be taken; infinite where none was.
+        What else gives an adapter a slot is that a request ends or a copy does."""
+        spared = [self._adapters[id].spared_since_s for id in self._holders if id is not None]
+        ends = [since_s + self._patience_s for since_s in spared if since_s is not None]
+        return min((end_s for end_s in ends if end_s > now_s), default=math.inf)
 
     # ---- Copies -----------------------------------------------------------------------------
 
@@ -198,11 +206,12 @@ class AdapterSlots:
         for slot, holder in enumerate(self._holders):
             if holder is None:
                 return slot
+        adapters = [self._adapters[holder] for holder in self._holders if holder is not None]
+        for adapter in adapters:
+            self._settle(adapter)
         idle = [
             adapter
-            for holder in self._holders
-            if holder is not None
-            for adapter in [self._adapters[holder]]
+            for adapter in adapters
             if adapter.is_filled
             and not adapter.num_running
             and adapter.leaves_for in (None, wanted_by)
@@ -237,7 +246,6 @@ class AdapterSlots:
             if holder is None:
                 continue
             adapter = self._adapters[holder]
-            self._settle(adapter)
             if adapter.leaves_for == adapter_id:
                 return
             if (

@@ -6,6 +6,7 @@ Knows ids and moments; knows nothing of requests, so that who has ended can be l
 from __future__ import annotations
 
 import heapq
+import math
 
 
 class Deadlines:
@@ -17,6 +18,11 @@ class Deadlines:
     def add(self, deadline_s: float, request_id: str, serial: int) -> None:
         """``serial`` tells requests apart that use an id one after another."""
         heapq.heappush(self._heap, (deadline_s, serial, request_id))
+
+    @property
+    def next_s(self) -> float:
+        """The earliest of all, also of those who have ended; infinite where there is none."""
+        return self._heap[0][0] if self._heap else math.inf
 
     def take_due(self, now_s: float) -> list[tuple[str, int]]:
         """Ids and serial numbers whose time has come, ended or not."""

@@ -176,6 +176,11 @@ class OpenRequests:
         self.tell(update)
         return True
 
+    @property
+    def next_deadline_s(self) -> float:
+        """Not before it does :meth:`end_overdue` anything."""
+        return self._deadlines.next_s
+
     def end_overdue(self, now_s: float) -> None:
         """End those whose deadline has come."""
         for request_id, serial in self._deadlines.take_due(now_s):

@@ -28,7 +28,7 @@ registered as a prefix before a committed step has filled it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from octavo.batch import BatchPlan, StepResult
 from octavo.config import SchedulerConfig
@@ -92,9 +92,9 @@ class Scheduler:
             self._requests.end(request.id, FinishReason.ERROR, message)
         self._in_flight.clear()
 
-    def waiting_for(self, adapter_id: int) -> list[Request]:
-        """The requests of an adapter that have no row."""
-        return [r for r in self._requests if r.adapter_id == adapter_id and r.row is None]
+    def waiting_for(self, adapter_ids: Container[int | None]) -> list[Request]:
+        """The requests of these adapters that have no row."""
+        return [r for r in self._requests if r.adapter_id in adapter_ids and r.row is None]
 
     def requests_of(self, adapter_id: int) -> list[str]:
         """Ids of all open requests of an adapter."""
@@ -107,6 +107,11 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether a request is open or a step under way."""
         return bool(self._requests or self._in_flight)
+
+    @property
+    def next_deadline_s(self) -> float:
+        """When the next request may be overdue; infinite where none has a deadline."""
+        return self._requests.next_deadline_s
 
     # ---- Steps ------------------------------------------------------------------------------
 

@@ -39,24 +39,13 @@ _LINE_ELEMENTS = 64
 
 
 @triton.jit
-def _are_wanted(
-    wanted,
-    first,
-    num_rows,
-    num_upper,
-    SIZE: tl.constexpr,
-    IN_GROUPS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _are_wanted(wanted, first, num_rows, num_upper, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """Whether any of the ``BLOCK`` rows from ``first`` on is. Below the upper rows stand groups of
     ``SIZE``, and ``wanted`` is 0 for those that are not."""
-    result = True
-    if IN_GROUPS:
-        groups = (first - num_upper) // SIZE + tl.arange(0, BLOCK)
-        is_touched = groups * SIZE + num_upper < tl.minimum(first + BLOCK, num_rows)
-        counts = tl.load(wanted + groups, mask=is_touched & (first >= num_upper), other=0)
-        result = (first < num_upper) | (tl.max(counts, axis=0) > 0)
-    return result
+    groups = (first - num_upper) // SIZE + tl.arange(0, BLOCK)
+    is_touched = groups * SIZE + num_upper < tl.minimum(first + BLOCK, num_rows)
+    counts = tl.load(wanted + groups, mask=is_touched & (first >= num_upper), other=0)
+    return (first < num_upper) | (tl.max(counts, axis=0) > 0)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_upper"])
@@ -81,7 +70,8 @@ def _one_token_program(
     rows = first_row + tl.arange(0, BLOCK_ROWS)
     columns = tl.arange(0, BLOCK_COLUMNS)
     row_mask = rows < num_rows
-    row_mask &= _are_wanted(wanted, first_row, num_rows, num_upper, GROUP, IN_GROUPS, BLOCK_ROWS)
+    if IN_GROUPS:
+        row_mask &= _are_wanted(wanted, first_row, num_rows, num_upper, GROUP, BLOCK_ROWS)
     pointers = weight + rows.to(tl.int64)[:, None] * NUM_COLUMNS + columns[None, :]
     mask = row_mask[:, None] & (columns < NUM_COLUMNS)[None, :]
     # The first weights are on their way before the wait: they depend on nobody.
@@ -132,9 +122,7 @@ def _few_tokens_program(
     lines = tl.arange(0, PREFETCHED_LINES)[None, :] * LINE_ELEMENTS
     num_columns = NUM_COLUMNS
     if IN_GROUPS:
-        is_wanted = _are_wanted(
-            wanted, first_row, num_rows, num_upper, GROUP, IN_GROUPS, BLOCK_ROWS
-        )
+        is_wanted = _are_wanted(wanted, first_row, num_rows, num_upper, GROUP, BLOCK_ROWS)
         num_columns = tl.where(is_wanted, NUM_COLUMNS, 0)
     if num_columns > 0:
         prefetch(weight + row_offsets + lines, OVERLAP)
