@@ -11,12 +11,13 @@ one step that admits them all, of short prompts, and taking each in before. Time
 processor time of the one thread, in microseconds per step, the best of several rounds: whatever
 else the machine does can only add to them.
 
-``--constrained N``: instead, N rows under the schema of the workload json128, one after the other
-through the whole core, with the vocabulary's size of the 8B shape. Nothing is computed: a step
-"takes" ``--device-ms`` from its launch or from the end of the one before, and its tokens are drawn
-evenly from what its masks allow. ``host_us`` is what the host does between two waits for the
-device, on the clock, threads included; ``step_us`` is from one step's tokens to the next's, as it
-would be beside such a device. Drawing, which stands for the device, is not counted.
+``--constrained N``: instead, N rows under the schema of the workload json128, through the whole
+core, with a vocabulary of the 8B shape's size. Nothing is computed: a step "takes" ``--device-ms``
+from its launch or from the end of the one before, and its tokens are drawn evenly from what its
+masks allow. ``host_us`` is what the host does between two waits for the device, on the clock;
+``step_us`` is from one step's tokens to the next's, as it would be beside such a device;
+``main_cpu_us`` and ``cpu_us`` are processor time of the engine's thread and of all threads, which a
+busy machine does not stretch. Drawing, which stands for the device, is not counted.
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ def _print_constrained(options: argparse.Namespace) -> None:
         device.results.clear()
         while core.has_work:
             core.step()
-        hosts, ends = zip(*device.results, strict=True)
+        hosts, ends, mains, alls = zip(*device.results, strict=True)
         steps = [1e6 * (end - start) for start, end in itertools.pairwise(ends)]
         host = sorted(1e6 * seconds for seconds in hosts)
         line = {
@@ -188,6 +189,8 @@ def _print_constrained(options: argparse.Namespace) -> None:
             "host_us_median": round(statistics.median(host), 1),
             "host_us_p90": round(host[len(host) * 9 // 10], 1),
             "step_us_mean": round(statistics.mean(steps), 1),
+            "main_cpu_us_mean": round(1e6 * statistics.mean(mains), 1),
+            "cpu_us_mean": round(1e6 * statistics.mean(alls), 1),
         }
         print(json.dumps(line), flush=True)
         device.results.clear()
@@ -203,9 +206,11 @@ class _StandIn:
         self._skipped_s = 0.0
         """Waiting that was not done, less work of the host's that is not its own."""
         self._resumed_s = 0.0
+        self._resumed_cpu_s = (time.thread_time(), time.process_time())
         self._rng = np.random.default_rng(0)
-        self.results: list[tuple[float, float]] = []
-        """Of each step: the host's seconds since the one before, and when it ended."""
+        self.results: list[tuple[float, float, float, float]] = []
+        """Of each step: the host's seconds since the one before, when it ended, and the processor
+        seconds of this thread and of all."""
         self.masks = np.zeros((num_rows, -(-vocab_size // 32)), dtype=np.uint32)
 
     def execute(self, plan: BatchPlan) -> _StandInStep:
@@ -226,10 +231,13 @@ class _StandIn:
         """Go on when the device was free at ``free_s``, with tokens for these rows."""
         now_s = self.now_s()
         host_s, end_s = now_s - self._resumed_s, max(now_s, free_s)
+        main_s = time.thread_time() - self._resumed_cpu_s[0]
+        all_s = time.process_time() - self._resumed_cpu_s[1]
         tokens = [self._draw(self.masks[mask_rows[i]]) for i in sorted(mask_rows)]
         self._skipped_s = end_s - time.perf_counter()
         self._resumed_s = end_s
-        self.results.append((host_s, end_s))
+        self._resumed_cpu_s = (time.thread_time(), time.process_time())
+        self.results.append((host_s, end_s, main_s, all_s))
         return tokens
 
     def _draw(self, mask: np.ndarray) -> int:

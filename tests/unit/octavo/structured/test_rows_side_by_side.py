@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from octavo.batch import MaskMemory
-from octavo.grammar import Grammar, StructuredOutputs
+from octavo.grammar import Grammar, StructuredOutputs, Vocabulary
 from octavo.sampling_params import SamplingParams
 from octavo.structured import compiled_grammar, library
 from octavo.structured.compiled_grammar import ROWS_PER_AUTOMATON
@@ -94,6 +94,39 @@ def test_masks_are_those_of_matchers_alone_while_rows_come_and_go() -> None:
         rows = [row for row in rows if row.num_left and not row.follower.has_ended]
     assert num_compared > 3000
     assert num_ended > 20
+
+
+def test_what_is_taken_as_a_whole_changes_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(5)
+    letters = [
+        bytes(draw.choices(b'abz "{},:\xc3\xa4\\', k=draw.randint(2, 40))) for _ in range(900)
+    ]
+    vocabulary = Vocabulary([bytes([i]) for i in range(256)] + letters, [])
+    properties = {
+        "short": {"type": "string", "minLength": 3, "maxLength": 25},
+        "long": {"type": "string", "maxLength": 44},
+        "free": {"type": "string"},
+        "coded": {"type": "string", "pattern": "^[ab]{1,18}z?$"},
+    }
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    text = translate(StructuredOutputs(json=schema)).text
+    sliced = library.GrammarLibrary(vocabulary, len(vocabulary.tokens), [0]).compile(text)
+    monkeypatch.setattr(library, "_SLICES", [])
+    whole = library.GrammarLibrary(vocabulary, len(vocabulary.tokens), [0]).compile(text)
+    num_partial = 0
+    for _ in range(12):
+        one, other = sliced.deep_copy(), whole.deep_copy()
+        for _ in range(90):
+            mask = one.compute_bitmask()
+            assert mask == other.compute_bitmask()
+            allowed = [i for i in range(8 * len(mask)) if mask[i // 8] >> (i % 8) & 1]
+            num_partial += 20 < len(allowed) < 700
+            token_id = draw.choice(allowed)
+            assert one.consume_token(token_id)
+            assert other.consume_token(token_id)
+            if one.is_stopped():
+                break
+    assert num_partial > 50
 
 
 def test_who_breaks_the_grammar_is_told_and_nobody_else() -> None:
