@@ -107,3 +107,23 @@ async def test_clients_learn_no_path_of_this_machine(
     cards = {card["id"]: card for card in (await client.get("/v1/models")).json()["data"]}
     assert cards["named"]["root"] == root
     assert (await client.get("/v1/models/named")).json() == cards["named"]
+
+
+async def test_readiness_waits_for_the_word_that_no_adapter_is_missing(
+    engine: FakeEngine, table: AdapterTable, client: httpx.AsyncClient
+) -> None:
+    table.hold.begin()
+    assert (await client.get("/health/loaded")).status_code == 200
+    held = await client.get("/health/ready")
+    assert (held.status_code, "no adapter is missing" in held.text) == (503, True)
+    # Whoever knows it by its address is answered all the same.
+    body = {"model": "toy/bytes", "prompt": "hi", "max_tokens": 1}
+    assert (await client.post("/v1/completions", json=body)).status_code == 200
+    listed = (await client.get("/v1/adapters")).json()
+    assert (listed["held"], [entry["name"] for entry in listed["data"]]) == (True, ["sql"])
+    waiting = asyncio.create_task(client.get("/health/ready"))
+    await asyncio.sleep(0)
+    assert (await client.post("/v1/adapters/complete")).json() == {"held": True}
+    assert (await waiting).status_code == 200
+    assert (await client.post("/v1/adapters/complete")).json() == {"held": False}
+    assert not (await client.get("/v1/adapters")).json()["held"]

@@ -46,6 +46,7 @@ async def _story(stage: AdapterStage) -> dict[str, Any]:
             for item in listed.items
         },
         "service": (await stage.store.get(INFERENCE_SERVICE, *KEY))["status"]["adapters"],
+        "wanted": await stage.wanted(),
         "served": [stage.served(pod) for pod in pods],
         "admitted": [await stage.is_admitted(pod) for pod in pods],
     }

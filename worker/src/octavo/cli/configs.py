@@ -45,6 +45,7 @@ _SAME_NAMES = (
     "max_lora_rank",
     "max_cpu_loras",
     "lora_state",
+    "lora_wanted",
     "log_format",
     "log_level",
 )

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 
 from octavo.engine.adapter_entry import AdapterEntry, Generation
+from octavo.engine.adapter_hold import AdapterHold
 from octavo.engine.adapter_openings import AdapterOpenings
 from octavo.engine.adapter_state import AdapterStateFile
 from octavo.engine.messages import AdapterFailed, AdapterOpened, CloseAdapter, OpenAdapter
@@ -43,10 +44,14 @@ class AdapterTable:
         is_enabled: bool,
         wait_s: float,
         state_file: AdapterStateFile | None = None,
+        wanted_file: AdapterStateFile | None = None,
     ) -> None:
         self._send = send
         self._wait_s = wait_s
         self._state_file = state_file
+        self._wanted_file = wanted_file
+        self.hold = AdapterHold()
+        """Whether readiness waits for the word that no adapter is missing."""
         self.is_enabled = is_enabled
         self.load_seconds = Histogram(
             "octavo_lora_load_seconds", "From an adapter's files to host memory.", _LOAD_BUCKETS
@@ -160,13 +165,16 @@ class AdapterTable:
             ) from None
 
     async def restore(self) -> None:
-        """Load what the state file remembers, waiting no longer than a request would.
+        """Load what the state file remembers; where there is none yet what a new server shall
+        have, which then is on hold. Waits no longer than a request would.
 
         What cannot be loaded is there, as failed.
         """
-        remembered = [] if self._state_file is None else self._state_file.read()
+        source = self._state_file
+        is_new = self._wanted_file is not None and (source is None or not source.exists())
+        source = self._wanted_file if is_new else source
         loads = []
-        for one in remembered:
+        for one in [] if source is None else source.read():
             entry = AdapterEntry(
                 one.name, one.source, one.lazy, is_remembered=True, is_promised=True
             )
@@ -175,6 +183,9 @@ class AdapterTable:
                 loads.append(self._begin_again(entry))
         if loads:
             await asyncio.wait(loads, timeout=self._wait_s)
+        if is_new:
+            self._remember()
+            self.hold.begin()
 
     async def unload(self, name: str, timeout_s: float) -> int:
         """Forget a name at once, and its weights when its requests have ended.
@@ -217,7 +228,10 @@ class AdapterTable:
         while (entry := self._entries.get(name)) is not None and entry.load is not None:
             await asyncio.wait([entry.load])
         if entry is None:
-            entry = self._entries[name] = AdapterEntry(name, source)
+            # Who knows the digest knows that it is somewhere: requests are to try again, not to go.
+            is_promised = source.digest is not None
+            entry = AdapterEntry(name, source, is_lazy, is_remembered, is_promised)
+            self._entries[name] = entry
         if entry.stands_for(source) or (is_lazy and entry.can_wait_with(source)):
             if entry.current is None:
                 entry.source = source
