@@ -25,12 +25,17 @@ _LIMITS: dict[str, Any] = {
 
 class GrammarLibrary:
     """The library with one model's vocabulary. Its matchers may be used from any thread, one at a
-    time each; compiling and filling masks release the interpreter."""
+    time each; compiling, and what :attr:`executor` does, release the interpreter."""
 
     def __init__(
-        self, vocabulary: Vocabulary, vocab_size: int, eos_token_ids: Sequence[int]
+        self,
+        vocabulary: Vocabulary,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        num_threads: int = 1,
     ) -> None:
-        """``vocab_size``: of the logits; ids past the vocabulary's are never allowed."""
+        """``vocab_size``: of the logits; ids past the vocabulary's are never allowed.
+        ``num_threads``: that :attr:`executor` has."""
         import llguidance
 
         tokens = [*vocabulary.tokens[:vocab_size]]
@@ -45,7 +50,7 @@ class GrammarLibrary:
         )
         wrapped.tokenize = self._tokenizer.greedy_tokenize
         self._limits: Any = llguidance.LLParserLimits(**_LIMITS, verbose_errors=False)
-        self.executor: Any = llguidance.LLExecutor()
+        self.executor: Any = llguidance.LLExecutor(num_threads)
         self._tokens = tokens
 
     def compile(self, grammar: str) -> Any:
