@@ -94,6 +94,7 @@ class AdapterKeeper:
         self._ledgers: dict[ServiceKey, AdapterLedger] = {}
         self._seen: dict[ServiceKey, tuple[LiveObject, ...]] = {}
         self._versions: dict[str, str] = {}
+        self._going: dict[ServiceKey, dict[str, datetime]] = {}
 
     def all_adapters(self) -> tuple[LiveObject, ...]:
         """Every LoRAAdapter as it was last looked at, for the metrics, whose thread asks."""
@@ -147,6 +148,7 @@ class AdapterKeeper:
             pods=pods,
             listings=listings,
             held=held,
+            going_since=self._going.get(service, {}),
             silences=silences,
             attempts=ledger.attempts,
             busy={**busy, **ledger.busy},
@@ -326,12 +328,15 @@ class AdapterKeeper:
         return ledger
 
     def _note(self, service: ServiceKey, adapters: tuple[LiveObject, ...]) -> None:
+        going = [item["metadata"] for item in adapters if item["metadata"].get("deletionTimestamp")]
+        known, now = self._going.get(service, {}), self._clock()
+        self._going[service] = {str(one["uid"]): known.get(str(one["uid"]), now) for one in going}
         if adapters:
             self._seen[service] = adapters
             return
         self._seen.pop(service, None)
         if not self.concerns(service) and not self._ledger(service).busy:
-            del self._ledgers[service]
+            del self._ledgers[service], self._going[service]
 
 
 def _service_name(adapter: LiveObject) -> str:
