@@ -26,7 +26,7 @@ from octavo.errors import (
 from octavo.logs import log_event
 from octavo.lora.adapter_name import check_adapter_name
 from octavo.lora.adapter_source import AdapterSource
-from octavo.metrics import Histogram
+from octavo.metrics.families import Histogram
 from octavo.request import AdapterGeneration
 
 _log = logging.getLogger(__name__)
