@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 
 from octavo_operator.cluster.adapter_ledger import AdapterLedger, OnLoad
+from octavo_operator.cluster.adapter_lists import AdapterLists
 from octavo_operator.cluster.admin_access import AdminAccess
 from octavo_operator.cluster.announcer import Announcer
 from octavo_operator.cluster.child_index import ChildIndex
@@ -28,10 +29,7 @@ from octavo_operator.errors import (
     WorkerUnreachableError,
 )
 from octavo_operator.labels import FINALIZER
-from octavo_operator.manifests.adapter_list import adapter_list_name
-from octavo_operator.manifests.kinds import CONFIG_MAP, INFERENCE_SERVICE, LORA_ADAPTER, kind_of
-from octavo_operator.manifests.leader_worker_set import leading_template
-from octavo_operator.manifests.workload_kind import WORKLOAD_KINDS
+from octavo_operator.manifests.kinds import INFERENCE_SERVICE, LORA_ADAPTER
 from octavo_operator.reconcile.adapter_departure import Departure
 from octavo_operator.reconcile.adapter_facts import ListedAdapter
 from octavo_operator.reconcile.adapter_world import AdapterWorld
@@ -46,7 +44,6 @@ from octavo_operator.reconcile.events import Announcement
 from octavo_operator.reconcile.observed import LiveObject
 from octavo_operator.reconcile.worker_pod import (
     WorkerPod,
-    pod_of_template,
     takes_adapters,
     worker_pods,
 )
@@ -86,6 +83,7 @@ class AdapterKeeper:
         self._index = index
         self._workers = workers
         self._access = access
+        self._lists = AdapterLists(cluster, index)
         self._look_later = look_later
         self._clock = clock
         self._on_load = on_load
@@ -94,6 +92,7 @@ class AdapterKeeper:
         self._ledgers: dict[ServiceKey, AdapterLedger] = {}
         self._seen: dict[ServiceKey, tuple[LiveObject, ...]] = {}
         self._versions: dict[str, str] = {}
+        self._going: dict[ServiceKey, dict[str, datetime]] = {}
 
     def all_adapters(self) -> tuple[LiveObject, ...]:
         """Every LoRAAdapter as it was last looked at, for the metrics, whose thread asks."""
@@ -147,13 +146,14 @@ class AdapterKeeper:
             pods=pods,
             listings=listings,
             held=held,
+            going_since=self._going.get(service, {}),
             silences=silences,
             attempts=ledger.attempts,
             busy={**busy, **ledger.busy},
             now_s=time.monotonic(),
             now=self._clock(),
-            template=self._template(service, uid),
-            list_=self._list(service, uid),
+            template=self._lists.reader(service, uid),
+            list_=self._lists.present(service, uid),
         )
         plan = plan_adapters(world)
         ledger.keep_only(attempts_in_use(world), {pod.uid for pod in pods})
@@ -181,7 +181,7 @@ class AdapterKeeper:
         ]
         if plan.wanted is not None:
             # Before a status promises to all what it is.
-            writes.insert(0, partial(self._write_list, service, plan.wanted))
+            writes.insert(0, partial(self._lists.write, service, plan.wanted))
         if plan.service_report is not None:
             writes.append(partial(self._report_to_service, service, plan.service_report))
         failures = []
@@ -241,30 +241,6 @@ class AdapterKeeper:
             # It has gone meanwhile, or says later whether it still waits.
             logger.info("pod %s is not told that no adapter is missing: %s", pod.name, error)
             self._look_later(service, SILENT_POD_S)
-
-    def _template(self, service: ServiceKey, uid: str | None) -> WorkerPod | None:
-        """What pods to come are like."""
-        for child in self._index.children_of(service):
-            if kind_of(child) in WORKLOAD_KINDS and _is_owned(child, uid):
-                return pod_of_template(leading_template(child))
-        return None
-
-    def _list(self, service: ServiceKey, uid: str | None) -> LiveObject | None:
-        name = adapter_list_name(service[1])
-        found = (live for live in self._index.lists_of(service) if _is_owned(live, uid))
-        return next((live for live in found if live["metadata"]["name"] == name), None)
-
-    async def _write_list(self, service: ServiceKey, wanted: Mapping[str, Any]) -> None:
-        """Never over one that somebody else made."""
-        (owner,) = wanted["metadata"]["ownerReferences"]
-        if self._list(service, owner["uid"]) is None:
-            live = await self._cluster.create(wanted)
-        else:
-            patch = {"data": wanted["data"]}
-            live = await self._cluster.merge(
-                CONFIG_MAP, service[0], wanted["metadata"]["name"], patch
-            )
-        self._index.remember(live)
 
     async def _hold(self, resource: LiveObject) -> None:
         """The finalizer; others' stay."""
@@ -326,19 +302,17 @@ class AdapterKeeper:
         return ledger
 
     def _note(self, service: ServiceKey, adapters: tuple[LiveObject, ...]) -> None:
+        going = [item["metadata"] for item in adapters if item["metadata"].get("deletionTimestamp")]
+        known, now = self._going.get(service, {}), self._clock()
+        self._going[service] = {str(one["uid"]): known.get(str(one["uid"]), now) for one in going}
         if adapters:
             self._seen[service] = adapters
             return
         self._seen.pop(service, None)
         if not self.concerns(service) and not self._ledger(service).busy:
-            del self._ledgers[service]
+            del self._ledgers[service], self._going[service]
 
 
 def _service_name(adapter: LiveObject) -> str:
     reference = (adapter.get("spec") or {}).get("serviceRef") or {}
     return str(reference.get("name", ""))
-
-
-def _is_owned(child: LiveObject, uid: str | None) -> bool:
-    """Whether it belongs to exactly this service, not to a namesake that is gone."""
-    return any(item.get("uid") == uid for item in child["metadata"].get("ownerReferences") or ())

@@ -108,6 +108,8 @@ async def test_two_hundred_adapters_cost_what_they_must() -> None:
         assert calls["status loraadapters"] <= (2 + NUM_PODS) * NUM_ADAPTERS
         for adapter in (await stage.store.list_objects(LORA_ADAPTER, None, {})).items:
             assert conditions(adapter)["Ready"] == ("True", "Loaded")
+        # A pod that comes while no operator runs has them all.
+        assert len(await stage.wanted()) == NUM_ADAPTERS
         # One change costs one pass or few, and loads one adapter only.
         stage.cluster.calls.clear()
         stage.workers.calls.clear()

@@ -26,7 +26,7 @@ from octavo.errors import (
 from octavo.logs import log_event
 from octavo.lora.adapter_name import check_adapter_name
 from octavo.lora.adapter_source import AdapterSource
-from octavo.metrics import Histogram
+from octavo.metrics.families import Histogram
 from octavo.request import AdapterGeneration
 
 _log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class AdapterTable:
     async def _wait_for(self, entry: AdapterEntry) -> None:
         pause_s = entry.retry_at_s - asyncio.get_running_loop().time()
         if entry.load is None and entry.error is not None and pause_s > 0:
-            raise _cannot_be_loaded(entry.name, entry.error, pause_s)
+            raise _cannot_be_loaded(entry.name, pause_s)
         load = entry.load or self._begin_again(entry)
         try:
             async with asyncio.timeout(self._wait_s):
@@ -129,7 +129,7 @@ class AdapterTable:
         except (EngineDeadError, UnknownModelError):
             raise
         except OctavoError as error:
-            raise _cannot_be_loaded(entry.name, str(error), _RETRY_AFTER_S) from error
+            raise _cannot_be_loaded(entry.name, _RETRY_AFTER_S) from error
 
     # ---- Administration ---------------------------------------------------------------------
 
@@ -335,9 +335,12 @@ class AdapterTable:
             self._send(CloseAdapter(generation.id))
 
 
-def _cannot_be_loaded(name: str, reason: str, retry_after_s: float) -> AdapterNotReadyError:
+def _cannot_be_loaded(name: str, retry_after_s: float) -> AdapterNotReadyError:
+    """For whoever may use it: why names places on this machine, and is told administrators."""
     return AdapterNotReadyError(
-        f"The adapter {name!r:.200} cannot be loaded: {reason}", retry_after_s
+        f"The adapter {name!r:.200} cannot be loaded now; GET /v1/adapters tells administrators "
+        "why. Try again later.",
+        retry_after_s,
     )
 
 
