@@ -24,7 +24,7 @@ import msgspec
 from octavo.engine.messages import StepReport
 from octavo.engine.step_pace import StepPace
 from octavo.logs import configure_logging, log_event
-from octavo.metrics import ServerMetrics
+from octavo.metrics.server_metrics import ServerMetrics
 from octavo.outputs import SCHEDULER_STEP_BUCKETS, STEP_TOKEN_BUCKETS, EngineStats, RequestTimings
 from octavo.server.requests import RequestLedger, RequestRecord
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 
 from adapters import MOUNT, adapter_files, config_map, pod_overlay
 from cluster import Object, wait_for
+from release import NAME as OPERATOR
+from release import Release
 from services import API_VERSION, START_S, Stage, condition, is_ready, uids
 from traffic import Traffic
 
@@ -194,6 +197,47 @@ def test_adapter_survives_a_container_that_is_restarted_in_place(adapted: Stage)
         ),
     )
     assert entry["uid"] == pod["metadata"]["uid"]
+
+
+@pytest.fixture
+def no_operator(stage: Stage, release: Release) -> Iterator[Callable[[], None]]:
+    """Call it to have no operator run; it does again afterwards."""
+
+    def scale(replicas: int) -> None:
+        body = {"spec": {"replicas": replicas}}
+        stage.cluster.merge("deployments", release.namespace, OPERATOR, body)
+
+    def run_none() -> None:
+        scale(0)
+        wait_for(
+            "no operator runs",
+            lambda: stage.cluster.list_all("pods", release.namespace),
+            lambda pods: not pods,
+        )
+
+    deployment = stage.cluster.get("deployments", release.namespace, OPERATOR)
+    yield run_none
+    scale(deployment["spec"]["replicas"])
+
+
+def test_new_pod_has_its_adapter_while_no_operator_runs(
+    adapted: Stage, no_operator: Callable[[], None]
+) -> None:
+    stage = adapted
+    stage.apply(_service(stage, replicas=1))
+    stage.wait_rolled_out(NAME)
+    stage.cluster.apply("loraadapters", _adapter(stage, "first"))
+    _wait_adapter(stage, "True", "Loaded", 1)
+    (old,) = stage.ready_pods(NAME)
+    expected = _texts(stage, [old])
+    no_operator()
+    stage.cluster.delete("pods", stage.namespace, old["metadata"]["name"])
+    (new,) = wait_for(
+        "another pod is ready",
+        lambda: [pod for pod in stage.ready_pods(NAME) if not uids([pod]) & uids([old])],
+        deadline_s=START_S,
+    )
+    assert _texts(stage, [new]) == expected
 
 
 def test_adapter_that_cannot_be_loaded_keeps_no_pod_out_of_service(adapted: Stage) -> None:

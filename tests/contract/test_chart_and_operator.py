@@ -13,7 +13,14 @@ from crd_schema import CRD_FILES, REPOSITORY, crd_of_kind, load_crd
 from helm_binary import Helm, find_helm
 from octavo_operator.cli import main
 from octavo_operator.labels import APP_NAME, LABEL_NAME
-from octavo_operator.manifests.kinds import CHILD_KINDS, INFERENCE_SERVICE, LORA_ADAPTER, POD, Kind
+from octavo_operator.manifests.kinds import (
+    CHILD_KINDS,
+    CONFIG_MAP,
+    INFERENCE_SERVICE,
+    LORA_ADAPTER,
+    POD,
+    Kind,
+)
 from octavo_operator.manifests.worker_command import ADMIN_PORT, WORKER_PORT
 from octavo_operator.resources.engine import OWNED_FLAGS
 from octavo_operator.settings import LOG_FORMATS, LOG_LEVELS, OperatorSettings, operator_settings
@@ -122,8 +129,9 @@ def test_role_covers_every_kind_the_operator_deals_with(objects: list[dict[str, 
     wanted = needed(POD, *read).union(
         *(needed(kind, *read, "create", "patch", "delete") for kind in CHILD_KINDS),
         *(needed(kind, *read) for kind in own),
-        *(needed(kind, "patch", subresource="/status") for kind in (*own, POD)),
+        *(needed(kind, "patch", subresource="/status") for kind in own),
         needed(LORA_ADAPTER, "patch"),
+        needed(CONFIG_MAP, "list", "watch", "create", "patch"),
     )
     assert wanted <= granted
 

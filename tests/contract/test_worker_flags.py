@@ -20,7 +20,8 @@ PROMISED = {
     "--max-num-batched-tokens --gpu-memory-utilization --kv-cache-memory-bytes --block-size",
     "--load-format --seed --enable-prefix-caching --no-enable-prefix-caching --api-key",
     "--api-key-file --revision --download-dir --hf-overrides --skip-tokenizer-init",
-    "--enable-lora --max-loras --max-lora-rank --max-cpu-loras --lora-modules --lora-state",
+    "--enable-lora --max-loras --max-lora-rank --max-cpu-loras --lora-modules",
+    "--lora-state --lora-wanted",
     "--quantization --chat-template --shutdown-timeout --shutdown-delay --kernels --num-threads",
     "--tensor-parallel-size --enforce-eager --enable-log-requests --help",
 }

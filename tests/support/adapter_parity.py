@@ -83,7 +83,7 @@ def _write_random(
     for projection, (a, b) in zip(packing.projections, packing.matrices(run), strict=True):
         a[:, :rank] = trial.randn(*a[:, :rank].shape) / projection.in_features**0.5
         b[:, :rank] = trial.randn(*b[:, :rank].shape) / rank**0.5
-    stack.write(slot, packing, run, torch.tensor(packing.table, device=trial.device))
+    stack.write(slot, packing.cut(run, torch.tensor(packing.table, device=trial.device)))
 
 
 def adapters(

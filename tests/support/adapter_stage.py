@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from eventually import eventually
-from fake_adapter_table import digest_of
+from fake_adapter_table import AdapterTable, digest_of
 from fake_adapters import FakeWorkers
 from faulty_cluster import FaultyCluster
 from inference_services import conditions, inference_service
@@ -22,9 +23,15 @@ from octavo_operator.cluster.admin_access import ROOT_BYTES, AdminAccess
 from octavo_operator.cluster.follower import Follower
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.errors import NotFoundError
-from octavo_operator.labels import ADAPTERS_GATE, API_VERSION
+from octavo_operator.labels import API_VERSION
 from octavo_operator.local.deployment_controller import new_pod
-from octavo_operator.manifests.kinds import DEPLOYMENT, INFERENCE_SERVICE, LORA_ADAPTER, POD
+from octavo_operator.manifests.kinds import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    INFERENCE_SERVICE,
+    LORA_ADAPTER,
+    POD,
+)
 from octavo_operator.reconcile.conditions import timestamp
 from octavo_operator.reconcile.observed import LiveObject
 
@@ -56,10 +63,12 @@ def lora_adapter(name: str = "sql", uri: str = SQL, **spec: Any) -> dict[str, An
 
 
 class AdapterStage:
-    """`workers.sources.contents` says what is at which path."""
+    """`workers.sources.contents` says what is at which path; without `has_lists` new pods read an
+    older list, with nothing in it."""
 
     def __init__(self) -> None:
         self.now = NOW
+        self.has_lists = True
         self.store = ObjectStore(seed=1, clock=lambda: self.now)
         self.cluster = FaultyCluster(self.store)
         self.workers = FakeWorkers()
@@ -137,10 +146,9 @@ class AdapterStage:
         old = self.workers.tables.pop(host, None)
         table = self.workers.table(host)
         if keep and old is not None:
-            table.entries = old.entries
-        conditions = [
-            item for item in status.get("conditions") or () if item["type"] == ADAPTERS_GATE
-        ]
+            table.entries, table.is_held = old.entries, False
+        elif old is None:
+            await self._begin_with_what_is_wanted(table)
         since = {"status": "True", "lastTransitionTime": timestamp(self.now)}
         await self.store.write_status(
             POD,
@@ -149,7 +157,7 @@ class AdapterStage:
             {
                 "phase": "Running",
                 "podIP": host,
-                "conditions": [{"type": "ContainersReady", **since}, *conditions],
+                "conditions": [{"type": "ContainersReady", **since}],
                 "containerStatuses": [
                     {
                         "name": "worker",
@@ -161,6 +169,12 @@ class AdapterStage:
             },
             None,
         )
+
+    async def _begin_with_what_is_wanted(self, table: AdapterTable) -> None:
+        if self.has_lists:
+            with suppress(NotFoundError, KeyError):
+                for entry in await self.wanted():
+                    table.want(entry)
 
     async def remove_pod(self, pod: LiveObject) -> None:
         self.workers.tables.pop(host_of(pod), None)
@@ -209,14 +223,18 @@ class AdapterStage:
             return True
         return False
 
-    async def gate(self, pod: LiveObject) -> str | None:
-        """The status of the condition that the pod's readiness waits for, None without one."""
-        live = await self.store.get(POD, "models", pod["metadata"]["name"])
-        conditions = {item["type"]: item["status"] for item in live["status"]["conditions"]}
-        return conditions.get(ADAPTERS_GATE)
-
     async def is_admitted(self, pod: LiveObject) -> bool:
-        return await self.gate(pod) == "True"
+        """Whether its worker was told that no adapter is missing, or needs no word."""
+        return not self.workers.table(host_of(await self._live(pod))).is_held
+
+    async def _live(self, pod: LiveObject) -> LiveObject:
+        return await self.store.get(POD, "models", pod["metadata"]["name"])
+
+    async def wanted(self) -> list[dict[str, Any]]:
+        """What a new pod finds in the list of its adapters."""
+        live = await self.store.get(CONFIG_MAP, "models", "chat-adapters")
+        found: list[dict[str, Any]] = json.loads(live["data"]["wanted.json"])["adapters"]
+        return found
 
     def served(self, pod: LiveObject) -> dict[str, str | None]:
         """Digest by name, as the pod's worker has them; None for what it merely knows of."""

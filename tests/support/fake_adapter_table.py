@@ -50,9 +50,18 @@ class AdapterTable:
         self._sources = sources
         self.entries: dict[str, dict[str, Any]] = {}
         self.generation = 0
+        self.is_held = True
 
     def listing(self) -> Answer:
-        return 200, {"object": "list", "data": [dict(item) for item in self.entries.values()]}
+        data = [dict(item) for item in self.entries.values()]
+        return 200, {"object": "list", "data": data, "held": self.is_held}
+
+    def want(self, wanted: Mapping[str, Any]) -> None:
+        """As a new worker does with each entry of its list."""
+        name, path = wanted["name"], wanted["path"]
+        body = {**wanted, "lora_name": name, "lora_path": path}
+        if self.load(body)[0] != 200:
+            self._set(name, path, "failed", wanted.get("digest"), wanted.get("revision"))
 
     def load(self, body: Mapping[str, Any]) -> Answer:
         name, path = body["lora_name"], body["lora_path"]
@@ -91,6 +100,9 @@ class AdapterTable:
             return self.load(body or {})
         if (method, path) == ("POST", "/v1/unload_lora_adapter"):
             return self.unload(body or {})
+        if (method, path) == ("POST", "/v1/adapters/complete"):
+            was_held, self.is_held = self.is_held, False
+            return 200, {"held": was_held}
         return 404, {"error": {"code": "not_found", "message": path}}
 
     def _set(

@@ -90,8 +90,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/health/live":
             self._answer(200, {})
-        elif self.path == "/health/ready":
+        elif self.path == "/health/loaded":
             self._answer(200 if self.worker.is_ready else 503, {})
+        elif self.path == "/health/ready":
+            adapters = self.worker.adapters
+            is_held = adapters is not None and adapters.is_held
+            self._answer(200 if self.worker.is_ready and not is_held else 503, {})
         elif self.path == "/health/startup":
             self._answer(200, {"state": "ready", "phase": "", "phases_s": {"weights": 0.2}})
         elif self.path == "/health/load":
@@ -103,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path.endswith("_lora_adapter"):
+        if self.path.endswith(("_lora_adapter", "/v1/adapters/complete")):
             self._answer(*self.worker.change_adapters(self.path, body))
             return
         if not self.worker.knows(body.get("model", self.worker.served_name)):
@@ -142,6 +146,7 @@ def main() -> None:
     parser.add_argument("--served-model-name", required=True)
     parser.add_argument("--enable-lora", action="store_true")
     parser.add_argument("--lora-state", type=Path)
+    parser.add_argument("--lora-wanted", type=Path)
     parser.add_argument("--download-dir", type=Path)
     parser.add_argument("--shutdown-delay", type=float, default=0.0)
     options, _ = parser.parse_known_args()
@@ -159,6 +164,12 @@ def main() -> None:
         server.state_file = options.lora_state
         if options.lora_state is not None and options.lora_state.exists():
             server.adapters.entries = json.loads(options.lora_state.read_text(encoding="utf-8"))
+            server.adapters.is_held = False
+        elif options.lora_wanted is None:
+            server.adapters.is_held = False
+        elif options.lora_wanted.exists():
+            for entry in json.loads(options.lora_wanted.read_text(encoding="utf-8"))["adapters"]:
+                server.adapters.want(entry)
     if options.admin_port is not None:
         admin = _AdminPort((options.admin_host, options.admin_port), _Handler)
         admin.worker = server

@@ -85,12 +85,6 @@ class FaultyCluster:
     ) -> LiveObject:
         return await self._go("merge", kind.plural, self.store.merge(kind, namespace, name, patch))
 
-    async def set_condition(
-        self, kind: Kind, namespace: str, name: str, uid: str, condition: Mapping[str, Any]
-    ) -> LiveObject:
-        work = self.store.set_condition(kind, namespace, name, uid, condition)
-        return await self._go("condition", kind.plural, work)
-
     async def write_status(
         self,
         kind: Kind,

@@ -103,11 +103,6 @@ class StoreBehindKmock(kmock.KubernetesScaffold):  # type: ignore[misc]  # kmock
             manager = request.params["fieldManager"]
             force = request.params.get("force") == "true"
             return await _answer(self.store.apply(body, manager, force=force))
-        if request.headers["Content-Type"] == "application/strategic-merge-patch+json":
-            (condition,) = body["status"]["conditions"]
-            uid = body["metadata"]["uid"]
-            place = (kind, request.namespace, request.name, uid)
-            return await _answer(self.store.set_condition(*place, condition))
         return await _answer(
             self.store.merge(
                 kind,

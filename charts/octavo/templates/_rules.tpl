@@ -46,9 +46,10 @@ patched for the sake of their finalizer; their spec is never written, nor any of
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
+# The lists that tell new pods of their adapters.
 - apiGroups: [""]
-  resources: [pods/status]
-  verbs: [patch]
+  resources: [configmaps]
+  verbs: [list, watch, create, patch]
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]

@@ -20,9 +20,6 @@ FETCH_CONTAINER: Final = "fetch"
 HTTP_PORT_NAME: Final = "http"
 ADMIN_PORT_NAME: Final = "admin"
 
-ADAPTERS_GATE: Final = f"{GROUP}/adapters"
-"""Condition of a pod, set once its eager adapters are loaded; the pod's readiness waits for it."""
-
 FINALIZER: Final = f"{GROUP}/finalizer"
 """Holds a deleted LoRAAdapter until pods have unloaded it, or have had their time."""
 

@@ -1,4 +1,4 @@
-"""What a worker is asked about adapters: which it has, to load one, to forget one.
+"""What a worker is asked about adapters: which it has, to load one, to forget one, to serve.
 
 Knows the bodies and codes of the worker's admin routes, and turns refusals into stable reasons;
 how a worker is reached is `worker_client`'s business.
@@ -29,11 +29,13 @@ _REASONS: Final[Mapping[tuple[int, str], str]] = {
 _FALLBACK: Final = "LoadFailed"
 
 
-async def list_adapters(workers: WorkerClient, worker: WorkerEndpoint) -> dict[str, ListedAdapter]:
-    """By name; raises WorkerUnreachableError.
+async def list_adapters(
+    workers: WorkerClient, worker: WorkerEndpoint
+) -> tuple[dict[str, ListedAdapter], bool]:
+    """By name, and whether the worker takes no traffic before it is told that none is missing.
 
-    Versions that no name stands for any more, whose requests still run, count where nothing else
-    has the name.
+    Raises WorkerUnreachableError. Versions that no name stands for any more, whose requests still
+    run, count where nothing else has the name.
     """
     status, answer = await workers.ask(worker, "GET", "/v1/adapters", timeout_s=LIST_LIMIT_S)
     entries = answer.get("data")
@@ -44,7 +46,15 @@ async def list_adapters(workers: WorkerClient, worker: WorkerEndpoint) -> dict[s
         listed = _listed(entry)
         if listed.state != "draining" or listed.name not in found:
             found[listed.name] = listed
-    return found
+    return found, answer.get("held") is True
+
+
+async def complete_adapters(workers: WorkerClient, worker: WorkerEndpoint) -> None:
+    """Tell a worker that none is missing; raises WorkerUnreachableError."""
+    path = "/v1/adapters/complete"
+    status, answer = await workers.ask(worker, "POST", path, {}, timeout_s=LIST_LIMIT_S)
+    if status != 200:
+        raise WorkerUnreachableError(f"POST {path}: HTTP {status}: {_message(answer)}")
 
 
 async def load_adapter(

@@ -100,7 +100,7 @@ WORKLOAD_RIGHTS = {
     ("monitoring.coreos.com", "podmonitors"): OWNED,
     ("monitoring.coreos.com", "prometheusrules"): OWNED,
     ("", "pods"): READ,
-    ("", "pods/status"): frozenset({"patch"}),
+    ("", "configmaps"): frozenset({"list", "watch", "create", "patch"}),
     ("", "events"): frozenset({"create", "patch"}),
 }
 OWN_RIGHTS = {

@@ -88,7 +88,7 @@ def test_pods_meet_the_restricted_standard(case: str) -> None:
     assert worker["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert worker["securityContext"]["readOnlyRootFilesystem"] is True
     assert spec["automountServiceAccountToken"] is False
-    allowed = {"emptyDir", "persistentVolumeClaim", "secret", "image"}
+    allowed = {"emptyDir", "persistentVolumeClaim", "secret", "image", "configMap"}
     for volume in spec["volumes"]:
         assert volume.keys() - {"name"} <= allowed
 

@@ -97,6 +97,9 @@ class EngineConfig:
     """Names and folders (or ORG/NAME on the hub) of adapters to load before serving."""
     lora_state: str | None = None
     """A file that remembers adapters loaded over the API, which are loaded again at the start."""
+    lora_wanted: str | None = None
+    """A file of the same form, written by others: what a new server, one whose lora_state is not
+    there yet, shall have. It is ready when told that nothing is missing, or when nobody asks."""
     lora_wait_s: float = 30.0
     """How long a request waits for an adapter that is not loaded yet; then HTTP 503."""
 
@@ -132,8 +135,9 @@ class EngineConfig:
     def _check_adapters(self) -> None:
         if self.lora_modules and not self.enable_lora:
             raise ConfigError("--lora-modules needs --enable-lora; add it.")
-        if self.lora_state is not None and not self.enable_lora:
-            raise ConfigError("--lora-state needs --enable-lora; add it.")
+        for flag, file in (("state", self.lora_state), ("wanted", self.lora_wanted)):
+            if file is not None and not self.enable_lora:
+                raise ConfigError(f"--lora-{flag} needs --enable-lora; add it.")
         if not 1 <= self.max_lora_rank <= MAX_LORA_RANK:
             raise ConfigError(
                 f"max_lora_rank is {self.max_lora_rank}; it must be 1 to {MAX_LORA_RANK}."

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 
 from octavo_operator.cluster.adapter_ledger import AdapterLedger, OnLoad
+from octavo_operator.cluster.adapter_lists import AdapterLists
 from octavo_operator.cluster.admin_access import AdminAccess
 from octavo_operator.cluster.announcer import Announcer
 from octavo_operator.cluster.child_index import ChildIndex
@@ -27,17 +28,26 @@ from octavo_operator.errors import (
     NotFoundError,
     WorkerUnreachableError,
 )
-from octavo_operator.labels import ADAPTERS_GATE, FINALIZER
-from octavo_operator.manifests.kinds import INFERENCE_SERVICE, LORA_ADAPTER, POD
+from octavo_operator.labels import FINALIZER
+from octavo_operator.manifests.kinds import INFERENCE_SERVICE, LORA_ADAPTER
 from octavo_operator.reconcile.adapter_departure import Departure
 from octavo_operator.reconcile.adapter_facts import ListedAdapter
 from octavo_operator.reconcile.adapter_world import AdapterWorld
-from octavo_operator.reconcile.adapters import AdapterPlan, Report, attempts_in_use, plan_adapters
-from octavo_operator.reconcile.conditions import timestamp, truth
+from octavo_operator.reconcile.adapters import (
+    SILENT_POD_S,
+    AdapterPlan,
+    Report,
+    attempts_in_use,
+    plan_adapters,
+)
 from octavo_operator.reconcile.events import Announcement
 from octavo_operator.reconcile.observed import LiveObject
-from octavo_operator.reconcile.worker_pod import WorkerPod, takes_adapters, worker_pods
-from octavo_operator.worker_adapters import list_adapters
+from octavo_operator.reconcile.worker_pod import (
+    WorkerPod,
+    takes_adapters,
+    worker_pods,
+)
+from octavo_operator.worker_adapters import complete_adapters, list_adapters
 from octavo_operator.worker_client import WorkerClient, WorkerEndpoint
 
 logger = logging.getLogger(__name__)
@@ -47,15 +57,6 @@ Endpoints: TypeAlias = Mapping[str, WorkerEndpoint]
 
 CALLS: Final = 64
 """Loads and unloads under way, of all services together."""
-
-_OPEN: Final = {
-    "reason": "Loaded",
-    "message": "the adapters that it shall have are loaded, or cannot be, or have had their time",
-}
-_SHUT: Final = {
-    "reason": "Loading",
-    "message": "it waits for the adapters that it shall have: kubectl get loraadapters",
-}
 
 MAX_ATTEMPTS: Final = 3
 """Passes within one call when somebody else, the service's own passes say, writes as well."""
@@ -82,6 +83,7 @@ class AdapterKeeper:
         self._index = index
         self._workers = workers
         self._access = access
+        self._lists = AdapterLists(cluster, index)
         self._look_later = look_later
         self._clock = clock
         self._on_load = on_load
@@ -90,6 +92,7 @@ class AdapterKeeper:
         self._ledgers: dict[ServiceKey, AdapterLedger] = {}
         self._seen: dict[ServiceKey, tuple[LiveObject, ...]] = {}
         self._versions: dict[str, str] = {}
+        self._going: dict[ServiceKey, dict[str, datetime]] = {}
 
     def all_adapters(self) -> tuple[LiveObject, ...]:
         """Every LoRAAdapter as it was last looked at, for the metrics, whose thread asks."""
@@ -125,6 +128,7 @@ class AdapterKeeper:
         busy = ledger.busy
         namespace, name = service
         resource = await self._service(service)
+        uid = resource["metadata"]["uid"] if resource is not None else None
         listed = await self._cluster.list_objects(LORA_ADAPTER, namespace, {})
         adapters = tuple(item for item in listed.items if _service_name(item) == name)
         found = self._index.pods_of(service)
@@ -134,18 +138,22 @@ class AdapterKeeper:
         told = ((resource or {}).get("status") or {}).get("adapters")
         if not adapters and not told and not any(pod.takes_adapters for pod in pods):
             return
-        listings, silences = await self._listings(pods, endpoints)
+        listings, held, silences = await self._listings(pods, endpoints)
         world = AdapterWorld(
             name=name,
             service=resource,
             adapters=adapters,
             pods=pods,
             listings=listings,
+            held=held,
+            going_since=self._going.get(service, {}),
             silences=silences,
             attempts=ledger.attempts,
             busy={**busy, **ledger.busy},
             now_s=time.monotonic(),
             now=self._clock(),
+            template=self._lists.reader(service, uid),
+            list_=self._lists.present(service, uid),
         )
         plan = plan_adapters(world)
         ledger.keep_only(attempts_in_use(world), {pod.uid for pod in pods})
@@ -166,12 +174,14 @@ class AdapterKeeper:
         for unload in plan.unloads:
             ledger.start_unload(unload, endpoints[unload.pod.uid])
         writes: list[Callable[[], Awaitable[None]]] = [
-            *(partial(self._set_gate, service[0], pod, True) for pod in plan.admits),
-            *(partial(self._set_gate, service[0], pod, False) for pod in plan.waits),
+            *(partial(self._admit, service, pod, endpoints[pod.uid]) for pod in plan.admits),
             *(partial(self._hold, resource) for resource in plan.holds),
             *(partial(self._report, report) for report in plan.reports),
             *(partial(self._release, departure) for departure in plan.releases),
         ]
+        if plan.wanted is not None:
+            # Before a status promises to all what it is.
+            writes.insert(0, partial(self._lists.write, service, plan.wanted))
         if plan.service_report is not None:
             writes.append(partial(self._report_to_service, service, plan.service_report))
         failures = []
@@ -202,8 +212,8 @@ class AdapterKeeper:
 
     async def _listings(
         self, pods: tuple[WorkerPod, ...], endpoints: Endpoints
-    ) -> tuple[dict[str, Mapping[str, ListedAdapter]], dict[str, str]]:
-        """By pod uid: what each lists, and why the others do not."""
+    ) -> tuple[dict[str, Mapping[str, ListedAdapter]], frozenset[str], dict[str, str]]:
+        """By pod uid: what each lists, which are held, and why the others do not."""
         able = [pod for pod in pods if pod.takes_adapters and pod.is_started]
         asked = [pod.uid for pod in able if pod.uid in endpoints]
         answers = await asyncio.gather(
@@ -211,6 +221,7 @@ class AdapterKeeper:
             return_exceptions=True,
         )
         listings: dict[str, Mapping[str, ListedAdapter]] = {}
+        held: set[str] = set()
         silences: dict[str, str] = {}
         for uid, answer in zip(asked, answers, strict=True):
             if isinstance(answer, WorkerUnreachableError):
@@ -218,22 +229,18 @@ class AdapterKeeper:
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                listings[uid] = answer
-        return listings, silences
+                listings[uid], is_held = answer
+                held |= {uid} if is_held else set()
+        return listings, frozenset(held), silences
 
-    async def _set_gate(self, namespace: str, pod: WorkerPod, is_open: bool) -> None:
-        """Let a pod into service, or have it say what it waits for."""
-        condition = {
-            "type": ADAPTERS_GATE,
-            "status": truth(is_open),
-            **(_OPEN if is_open else _SHUT),
-            "lastTransitionTime": timestamp(self._clock()),
-        }
+    async def _admit(self, service: ServiceKey, pod: WorkerPod, worker: WorkerEndpoint) -> None:
+        """Let a pod into service."""
         try:
-            await self._cluster.set_condition(POD, namespace, pod.name, pod.uid, condition)
-        except (NotFoundError, ConflictError) as error:
-            # It has gone meanwhile, and perhaps another has its name.
-            logger.info("pod %s is not told of its gate: %s", pod.name, error)
+            await complete_adapters(self._workers, worker)
+        except WorkerUnreachableError as error:
+            # It has gone meanwhile, or says later whether it still waits.
+            logger.info("pod %s is not told that no adapter is missing: %s", pod.name, error)
+            self._look_later(service, SILENT_POD_S)
 
     async def _hold(self, resource: LiveObject) -> None:
         """The finalizer; others' stay."""
@@ -295,12 +302,15 @@ class AdapterKeeper:
         return ledger
 
     def _note(self, service: ServiceKey, adapters: tuple[LiveObject, ...]) -> None:
+        going = [item["metadata"] for item in adapters if item["metadata"].get("deletionTimestamp")]
+        known, now = self._going.get(service, {}), self._clock()
+        self._going[service] = {str(one["uid"]): known.get(str(one["uid"]), now) for one in going}
         if adapters:
             self._seen[service] = adapters
             return
         self._seen.pop(service, None)
         if not self.concerns(service) and not self._ledger(service).busy:
-            del self._ledgers[service]
+            del self._ledgers[service], self._going[service]
 
 
 def _service_name(adapter: LiveObject) -> str:

@@ -14,7 +14,7 @@ from octavo_operator.labels import (
     LABEL_NAME,
     MANAGED_BY,
 )
-from octavo_operator.manifests.kinds import CHILD_KINDS, POD, kind_of
+from octavo_operator.manifests.kinds import CHILD_KINDS, CONFIG_MAP, POD, kind_of
 from octavo_operator.reconcile.observed import LiveObject
 
 
@@ -42,10 +42,17 @@ class ChildIndex:
             Informer(cluster, POD, scope, {LABEL_NAME: COMPANION_NAME}, on_change)
             for scope in scopes
         ]
-        self._all = (*self._children, *self._pods, *self._companions)
+        self._lists = [
+            Informer(cluster, CONFIG_MAP, scope, child_labels, on_change) for scope in scopes
+        ]
+        self._all = (*self._children, *self._pods, *self._companions, *self._lists)
 
     def children_of(self, service: ServiceKey) -> tuple[LiveObject, ...]:
         return tuple(live for informer in self._children for live in informer.objects_of(service))
+
+    def lists_of(self, service: ServiceKey) -> tuple[LiveObject, ...]:
+        """ConfigMaps that tell new pods of their adapters."""
+        return tuple(live for informer in self._lists for live in informer.objects_of(service))
 
     def pods_of(self, service: ServiceKey) -> tuple[LiveObject, ...]:
         return tuple(live for informer in self._pods for live in informer.objects_of(service))
@@ -70,9 +77,9 @@ class ChildIndex:
         return contacts
 
     def remember(self, live: LiveObject) -> None:
-        """Take note of a child just written."""
+        """Take note of an object just written."""
         kind = kind_of(live)
-        for informer in self._children:
+        for informer in (*self._children, *self._lists):
             if informer.kind == kind and informer.covers(live["metadata"]["namespace"]):
                 informer.remember(live)
 

@@ -94,12 +94,6 @@ class Cluster(Protocol):
         """JSON merge patch; ConflictError when a resourceVersion in it is not the present one."""
         ...
 
-    async def set_condition(
-        self, kind: Kind, namespace: str, name: str, uid: str, condition: Mapping[str, Any]
-    ) -> LiveObject:
-        """Set one condition among those of others; ConflictError when the uid is another."""
-        ...
-
     async def write_status(
         self,
         kind: Kind,

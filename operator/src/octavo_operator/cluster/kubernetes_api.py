@@ -189,18 +189,6 @@ class KubernetesApi:
             content_type="application/merge-patch+json",
         )
 
-    async def set_condition(
-        self, kind: Kind, namespace: str, name: str, uid: str, condition: Mapping[str, Any]
-    ) -> LiveObject:
-        # Lists with merge keys are merged by this kind of patch only; it knows built-in kinds only.
-        return await self._call(
-            "PATCH",
-            kind.path(namespace, name, "status"),
-            {"fieldManager": FIELD_MANAGER},
-            body={"metadata": {"uid": uid}, "status": {"conditions": [condition]}},
-            content_type="application/strategic-merge-patch+json",
-        )
-
     async def write_status(
         self,
         kind: Kind,

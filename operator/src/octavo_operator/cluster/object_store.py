@@ -212,21 +212,6 @@ class ObjectStore:
         body = copy.deepcopy(dict(manifest))
         return self._overwrite(key, stored, body, subresource, manager)
 
-    async def set_condition(
-        self, kind: Kind, namespace: str, name: str, uid: str, condition: Mapping[str, Any]
-    ) -> LiveObject:
-        """Strategic merge patch of one condition in the status; the uid is a test."""
-        stored = self._stored((kind, namespace, name))
-        if stored.body["metadata"]["uid"] != uid:
-            raise ConflictError(f"{kind.kind} {name} has another uid than {uid}")
-        before = (stored.body.get("status") or {}).get("conditions") or ()
-        conditions = {item["type"]: item for item in before}
-        conditions[condition["type"]] = {**conditions.get(condition["type"], {}), **condition}
-        patch = {"status": {"conditions": list(conditions.values())}}
-        return await self.merge(
-            kind, namespace, name, patch, subresource="status", manager=FIELD_MANAGER
-        )
-
     async def write_status(
         self,
         kind: Kind,

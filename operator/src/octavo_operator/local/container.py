@@ -3,7 +3,8 @@
 What differs from a cluster, all of it here: hosts and ports name the pod's own loopback address; a
 stopping worker waits less long for its endpoint to go, since the proxy drops it at once; mount
 paths become folders (emptyDir: a temporary one; the model cache: the user's own, so that nothing
-is downloaded twice); HOME stays the user's; Secrets come from the resource file.
+is downloaded twice); HOME stays the user's; Secrets come from the resource file; where the
+operator has no way to a pod, nobody is waited for.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ from octavo_operator.address import Address
 from octavo_operator.errors import LocalError
 from octavo_operator.labels import FETCH_CONTAINER, WORKER_CONTAINER
 from octavo_operator.local.resource_file import Secrets
-from octavo_operator.manifests.worker_command import ADMIN_PORT, CACHE_MOUNT, WORKER_PORT
+from octavo_operator.manifests.worker_command import (
+    ADMIN_PORT,
+    CACHE_MOUNT,
+    LORA_WANTED,
+    WORKER_PORT,
+)
 
 _TMP_MOUNT: Final = "/tmp"
 _SHARED_MEMORY_MOUNT: Final = "/dev/shm"
@@ -70,15 +76,20 @@ def worker_of(pod: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def local_container(
-    pod: Mapping[str, Any], address: Address, folder: Path, machine: Machine
+    pod: Mapping[str, Any],
+    address: Address,
+    folder: Path,
+    machine: Machine,
+    config_maps: Mapping[str, Mapping[str, str]],
 ) -> LocalContainer:
     """The worker of `pod` as a process; `folder` is the pod's own and is removed with it.
 
+    config_maps: those that the pod mounts and that are there, by name.
     Raises LocalError for what only a cluster can do.
     """
     _check_possible(pod)
     container = worker_of(pod)
-    mounts = _mounted_folders(pod, container, folder, machine)
+    mounts = _mounted_folders(pod, container, folder, machine, config_maps)
     words = [*container.get("command", ()), *container.get("args", ())]
     program = machine.programs.get(words[0], (words[0],))
     arguments = [_translated(word, mounts) for word in words[1:]]
@@ -107,7 +118,11 @@ def _check_possible(pod: Mapping[str, Any]) -> None:
 
 
 def _mounted_folders(
-    pod: Mapping[str, Any], container: Mapping[str, Any], folder: Path, machine: Machine
+    pod: Mapping[str, Any],
+    container: Mapping[str, Any],
+    folder: Path,
+    machine: Machine,
+    config_maps: Mapping[str, Mapping[str, str]],
 ) -> dict[str, Path]:
     """Folder by mount path, longest path first so that the innermost mount wins."""
     volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", ())}
@@ -120,12 +135,22 @@ def _mounted_folders(
         mounts[path] = place
         place.mkdir(parents=True, exist_ok=True)
         if path != CACHE_MOUNT:
-            _fill(volume, place, machine.secrets)
+            _fill(volume, place, machine.secrets, config_maps)
     return dict(sorted(mounts.items(), key=lambda item: -len(item[0])))
 
 
-def _fill(volume: Mapping[str, Any], place: Path, secrets: Secrets) -> None:
+def _fill(
+    volume: Mapping[str, Any],
+    place: Path,
+    secrets: Secrets,
+    config_maps: Mapping[str, Mapping[str, str]],
+) -> None:
+    config_map = volume.get("configMap", {})
     if "emptyDir" in volume:
+        return
+    if config_map.get("optional") or config_map.get("name") in config_maps:
+        for key, value in config_maps.get(config_map["name"], {}).items():
+            (place / key).write_text(value, encoding="utf-8")
         return
     if "secret" in volume:
         for key, value in _secret(secrets, volume["secret"]["secretName"]).items():
@@ -188,6 +213,9 @@ def _at_address(arguments: list[str], address: Address) -> list[str]:
         "--shutdown-delay": _SHUTDOWN_DELAY_S,
     }
     placed = list(arguments)
+    if not admin_port and LORA_WANTED in placed:
+        at = placed.index(LORA_WANTED)
+        del placed[at : at + 2]
     for index, word in enumerate(placed[:-1]):
         if word in values:
             placed[index + 1] = values[word]

@@ -6,11 +6,11 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from octavo_operator.address import Address
 from octavo_operator.errors import LocalError, WorkerFailedError
@@ -26,6 +26,10 @@ FIRST_BACKOFF_S: Final = 1.0
 LONGEST_BACKOFF_S: Final = 60.0
 STARTUP_POLL_S: Final = 0.2
 READINESS_POLL_S: Final = 1.0
+
+
+ConfigMaps: TypeAlias = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Mapping[str, str]]]]
+"""The ConfigMaps that a pod mounts and that are there, as they are now, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,39 +54,23 @@ class PodProcess:
         machine: Machine,
         addresses: AddressPool,
         events: PodEvents,
+        config_maps: ConfigMaps,
     ) -> None:
         self.name: str = pod["metadata"]["name"]
         self._pod = pod
         self._machine = machine
         self._addresses = addresses
         self._events = events
+        self._config_maps = config_maps
         self._stopping = asyncio.Event()
         self._process: WorkerProcess | None = None
         self._restarts = 0
         self._last_exit: dict[str, Any] | None = None
         self._ready_since: str | None = None
         self._has_started = False
-        self._gates: dict[str, Mapping[str, Any]] = {}
-        self._shown: tuple[str, dict[str, Any], bool] | None = None
         self._scheduled_at = timestamp(datetime.now(UTC))
         self.address: Address | None = None
         self.was_ready = False
-
-    def see(self, pod: Mapping[str, Any]) -> None:
-        """Take note of what others say of the pod: the conditions that its readiness waits for."""
-        wanted = _readiness_gates(pod)
-        conditions = (pod.get("status") or {}).get("conditions") or ()
-        gates = {item["type"]: item for item in conditions if item["type"] in wanted}
-        # One that has been said is not unsaid by a status of ours that crossed it.
-        news = {
-            kind: gate
-            for kind, gate in gates.items()
-            if gate != self._gates.get(kind) and not self._is_open(kind)
-        }
-        if news and self._shown is not None:
-            self._gates |= news
-            phase, state, is_ready = self._shown
-            self._report(phase, state, is_ready=is_ready)
 
     def stop(self) -> None:
         """Drain and end."""
@@ -116,7 +104,8 @@ class PodProcess:
 
     async def _run_container(self, folder: Path) -> None:
         assert self.address is not None
-        container = local_container(self._pod, self.address, folder, self._machine)
+        config_maps = await self._config_maps(self._pod)
+        container = local_container(self._pod, self.address, folder, self._machine, config_maps)
         process = await WorkerProcess.start(container, self._on_line)
         self._process = process
         ended = asyncio.create_task(process.wait())
@@ -151,13 +140,15 @@ class PodProcess:
             if time.monotonic() > deadline:
                 return f"the startup probe failed for {patience_s} s"
             await asyncio.sleep(min(startup["periodSeconds"], STARTUP_POLL_S))
+        self._has_started = True
+        self._report_running(is_ready=False)
         liveness_failed = asyncio.create_task(self._watch_liveness(container["livenessProbe"]))
         try:
             failures, is_ready = 0, False
             while not liveness_failed.done():
                 failures = 0 if await is_well(readiness, self.address) else failures + 1
                 if failures == 0 and not is_ready:
-                    is_ready = self._has_started = True
+                    is_ready = True
                     self._report_running(is_ready=True)
                 elif failures >= readiness["failureThreshold"] and is_ready:
                     is_ready = False
@@ -217,7 +208,6 @@ class PodProcess:
 
     def _report(self, phase: str, state: dict[str, Any], *, is_ready: bool = False) -> None:
         assert self.address is not None
-        self._shown = phase, state, is_ready
         container: dict[str, Any] = {
             "name": WORKER_CONTAINER,
             "containerID": f"process://{self.name}/{self._restarts}",
@@ -235,36 +225,21 @@ class PodProcess:
             "status": "True",
             "lastTransitionTime": self._scheduled_at,
         }
-        is_admitted = is_ready and self._are_gates_open()
-        self.was_ready |= is_admitted
+        self.was_ready |= is_ready
         ready = [
             {
                 "type": kind,
-                "status": "True" if is_so else "False",
+                "status": "True" if is_ready else "False",
                 "lastTransitionTime": self._ready_since or now,
             }
-            for kind, is_so in (("ContainersReady", is_ready), ("Ready", is_admitted))
+            for kind in ("ContainersReady", "Ready")
         ]
         self._events.status(
             self.name,
             {
                 "phase": phase,
                 "podIP": self.address.host,
-                "conditions": [placed, *ready, *self._gates.values()],
+                "conditions": [placed, *ready],
                 "containerStatuses": [container],
             },
         )
-
-    def _are_gates_open(self) -> bool:
-        """Where pods share one address, the operator has no way to a pod, so none to wait for."""
-        assert self.address is not None
-        if self.address.port != WORKER_PORT:
-            return True
-        return all(map(self._is_open, _readiness_gates(self._pod)))
-
-    def _is_open(self, gate: str) -> bool:
-        return self._gates.get(gate, {}).get("status") == "True"
-
-
-def _readiness_gates(pod: Mapping[str, Any]) -> list[str]:
-    return [gate["conditionType"] for gate in pod["spec"].get("readinessGates") or ()]

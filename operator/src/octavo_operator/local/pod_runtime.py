@@ -11,11 +11,11 @@ from typing import Any, Final
 from octavo_operator.address import Address
 from octavo_operator.cluster.interface import EventType
 from octavo_operator.cluster.object_store import ObjectStore
-from octavo_operator.errors import ClusterError, WorkerFailedError
+from octavo_operator.errors import ClusterError, NotFoundError, WorkerFailedError
 from octavo_operator.local.addresses import AddressPool
 from octavo_operator.local.container import Machine
 from octavo_operator.local.pod_process import PodEvents, PodProcess
-from octavo_operator.manifests.kinds import POD
+from octavo_operator.manifests.kinds import CONFIG_MAP, POD
 from octavo_operator.reconcile.observed import LiveObject
 
 logger = logging.getLogger(__name__)
@@ -111,8 +111,6 @@ class PodRuntime:
         elif name not in self._pods and name not in self._waiting and not self._is_closing:
             self._namespaces[name] = pod["metadata"]["namespace"]
             self._start(pod)
-        elif name in self._pods:
-            self._pods[name].see(pod)
 
     def _start(self, pod: LiveObject) -> None:
         name, (resource, wanted) = pod["metadata"]["name"], _devices_of(pod)
@@ -122,9 +120,18 @@ class PodRuntime:
             self._updates.put_nowait((name, _unschedulable(resource)))
             return
         self._held_devices[name] = wanted
-        process = PodProcess(pod, self._machine, self._addresses, self._events)
+        process = PodProcess(pod, self._machine, self._addresses, self._events, self._config_maps)
         self._pods[name] = process
         self._tasks[name] = asyncio.create_task(self._run(process), name=f"pod {name}")
+
+    async def _config_maps(self, pod: LiveObject) -> dict[str, dict[str, str]]:
+        volumes = pod["spec"].get("volumes") or ()
+        found = {}
+        for name in (volume["configMap"]["name"] for volume in volumes if "configMap" in volume):
+            with contextlib.suppress(NotFoundError):
+                live = await self._store.get(CONFIG_MAP, pod["metadata"]["namespace"], name)
+                found[name] = dict(live.get("data") or {})
+        return found
 
     def _start_waiting(self) -> None:
         """Somebody has gone; try those that wait, in their order."""

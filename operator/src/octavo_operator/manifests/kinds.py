@@ -40,6 +40,9 @@ INFERENCE_SERVICE: Final = Kind(GROUP, VERSION, "InferenceService", "inferencese
 LORA_ADAPTER: Final = Kind(GROUP, VERSION, "LoRAAdapter", "loraadapters")
 DEPLOYMENT: Final = Kind("apps", "v1", "Deployment", "deployments")
 POD: Final = Kind("", "v1", "Pod", "pods")
+CONFIG_MAP: Final = Kind("", "v1", "ConfigMap", "configmaps")
+"""Lists of adapters; the service's own pass knows nothing of them."""
+
 SERVICE: Final = Kind("", "v1", "Service", "services")
 SERVICE_ACCOUNT: Final = Kind("", "v1", "ServiceAccount", "serviceaccounts")
 POD_DISRUPTION_BUDGET: Final = Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
@@ -89,7 +92,17 @@ OPTIONAL_KINDS: Final = frozenset(
 )
 """Kinds a cluster may lack."""
 
-ALL_KINDS: Final = (INFERENCE_SERVICE, LORA_ADAPTER, POD, LEASE, EVENT, NODE, SECRET, *CHILD_KINDS)
+ALL_KINDS: Final = (
+    INFERENCE_SERVICE,
+    LORA_ADAPTER,
+    POD,
+    CONFIG_MAP,
+    LEASE,
+    EVENT,
+    NODE,
+    SECRET,
+    *CHILD_KINDS,
+)
 
 
 def kind_of(manifest: Mapping[str, Any]) -> Kind:

@@ -27,7 +27,7 @@ from octavo_operator.resources.rollout import Rollout
 FOLLOWER: Final = "follower"
 """Where a remembered pod template keeps that of the followers."""
 
-_LEADERS_ALONE: Final = frozenset({"readinessGates", "topologySpreadConstraints"})
+_LEADERS_ALONE: Final = frozenset({"topologySpreadConstraints"})
 _SERVERS_ALONE: Final = frozenset({"ports", "startupProbe", "readinessProbe", "livenessProbe"})
 
 
@@ -76,6 +76,13 @@ def leader_worker_set(
         "metadata": child_metadata(service, annotations),
         "spec": spec,
     }
+
+
+def leading_template(workload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The template of those pods of a workload, of either kind, that serve."""
+    spec = workload["spec"]
+    template: Mapping[str, Any] = spec.get("leaderWorkerTemplate", {}).get("leaderTemplate")
+    return template or spec["template"]
 
 
 def _follower(template: Mapping[str, Any]) -> dict[str, Any]:

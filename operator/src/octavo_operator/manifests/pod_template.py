@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from octavo_operator.errors import ResourceError
 from octavo_operator.labels import (
-    ADAPTERS_GATE,
     ADMIN_PORT_NAME,
     FETCH_CONTAINER,
     HTTP_PORT_NAME,
@@ -87,8 +86,6 @@ def _pod_spec(service: InferenceService, image: str, admin_key_sha256: str) -> d
     pull_secrets = _pull_secrets(service)
     if pull_secrets:
         spec["imagePullSecrets"] = [{"name": secret} for secret in pull_secrets]
-    if service.engine.lora is not None:
-        spec["readinessGates"] = [{"conditionType": ADAPTERS_GATE}]
     if service.accelerator.claim_template is not None:
         spec["resourceClaims"] = [
             {

@@ -20,7 +20,7 @@ def worker_probes() -> dict[str, Any]:
     """startupProbe, readinessProbe and livenessProbe of the container."""
     return {
         "startupProbe": _http_probe(
-            "/health/ready",
+            "/health/loaded",
             period_s=STARTUP_PERIOD_S,
             failures=STARTUP_PATIENCE_S // STARTUP_PERIOD_S,
             timeout_s=2,

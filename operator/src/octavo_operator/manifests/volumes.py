@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from octavo_operator.manifests.adapter_list import adapter_list_name
 from octavo_operator.manifests.digest import manifest_digest
 from octavo_operator.manifests.worker_command import (
+    ADAPTER_LIST_MOUNT,
     CACHE_MOUNT,
     MODEL_MOUNT,
     STATE_MOUNT,
@@ -25,6 +27,7 @@ SHARED_MEMORY_VOLUME: Final = "shared-memory"
 _API_KEY_PREFIX: Final = "api-keys-"
 _ADAPTER_PREFIX: Final = "adapters-"
 STATE_VOLUME: Final = "state"
+LIST_VOLUME: Final = "adapter-list"
 ADAPTER_MOUNT: Final = "/adapters"
 
 
@@ -47,6 +50,9 @@ def pod_volumes(service: InferenceService) -> list[dict[str, Any]]:
         volumes.append({"name": _api_key_volume(index), "secret": {"secretName": secret}})
     if service.engine.lora is not None:
         volumes.append({"name": STATE_VOLUME, "emptyDir": {}})
+        # A pod may be there before the first adapter.
+        source = {"name": adapter_list_name(service.name), "optional": True}
+        volumes.append({"name": LIST_VOLUME, "configMap": source})
         volumes += _adapter_volumes(service.engine.lora)
     return volumes
 
@@ -70,6 +76,7 @@ def worker_mounts(service: InferenceService) -> list[dict[str, Any]]:
         mounts.append({"name": _api_key_volume(index), "mountPath": path, "readOnly": True})
     if service.engine.lora is not None:
         mounts.append({"name": STATE_VOLUME, "mountPath": STATE_MOUNT})
+        mounts.append({"name": LIST_VOLUME, "mountPath": ADAPTER_LIST_MOUNT, "readOnly": True})
         for volume in _adapter_volumes(service.engine.lora):
             path = f"{ADAPTER_MOUNT}/{volume['name']}"
             mounts.append({"name": volume["name"], "mountPath": path, "readOnly": True})
@@ -79,7 +86,7 @@ def worker_mounts(service: InferenceService) -> list[dict[str, Any]]:
 def is_for_serving(volume: str) -> bool:
     """Whether a volume of that name is of no use to a pod that only looks at the model."""
     is_other = volume.startswith((_API_KEY_PREFIX, _ADAPTER_PREFIX))
-    return is_other or volume in (SHARED_MEMORY_VOLUME, STATE_VOLUME)
+    return is_other or volume in (SHARED_MEMORY_VOLUME, STATE_VOLUME, LIST_VOLUME)
 
 
 def needs_shared_memory(service: InferenceService) -> bool:

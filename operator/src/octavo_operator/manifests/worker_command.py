@@ -41,6 +41,9 @@ STATE_MOUNT: Final = "/var/lib/octavo"
 """What a container needs to remember of before its restart in place; it goes with the pod."""
 
 LORA_STATE_FILE: Final = f"{STATE_MOUNT}/adapters.json"
+ADAPTER_LIST_MOUNT: Final = "/etc/octavo/adapters"
+ADAPTER_LIST_KEY: Final = "wanted.json"
+LORA_WANTED: Final = "--lora-wanted"
 ENABLE_LORA: Final = "--enable-lora"
 LORA_MODULES: Final = "--lora-modules"
 
@@ -151,6 +154,7 @@ def _lora_options(lora: LoraCapacity | None) -> list[str]:
         *_option("--max-loras", lora.max_adapters),
         *_option("--max-lora-rank", lora.max_rank),
         *_option("--lora-state", LORA_STATE_FILE),
+        *_option(LORA_WANTED, f"{ADAPTER_LIST_MOUNT}/{ADAPTER_LIST_KEY}"),
     ]
 
 

@@ -21,12 +21,14 @@ class Claims:
     """accepted: adapters that may be loaded, each with its served name to itself. refused: others.
 
     obstacle: why none of the accepted can be in any pod, None where they can.
+    service: as it was parsed, None where there is none, or none that is valid.
     kept_names: served names that refused ones have, and may be in pods from before.
     """
 
     accepted: tuple[tuple[LiveObject, LoRAAdapter], ...]
     refused: tuple[tuple[LiveObject, Verdict], ...]
     obstacle: Verdict | None
+    service: InferenceService | None
     kept_names: frozenset[str]
 
 
@@ -55,7 +57,7 @@ def read_claims(world: AdapterWorld) -> Claims:
             accepted.append((resource, adapter))
         else:
             refused.append((resource, _duplicate(adapter, holder)))
-    return Claims(tuple(accepted), tuple(refused), obstacle, frozenset(kept))
+    return Claims(tuple(accepted), tuple(refused), obstacle, service, frozenset(kept))
 
 
 def _read_service(world: AdapterWorld) -> tuple[InferenceService | None, Verdict | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final
 
 from octavo_operator.labels import FINALIZER
@@ -59,8 +59,8 @@ def _depart(
     remaining = [pod for pod in able if _may_have(resource, name, pod, world)]
     if name in kept or not remaining:
         return Departure(resource, None)
-    since = datetime.fromisoformat(resource["metadata"]["deletionTimestamp"])
-    left = since.astimezone(UTC) + timedelta(seconds=UNLOAD_LIMIT_S) - world.now
+    since = world.going_since.get(str(resource["metadata"]["uid"]), world.now)
+    left = since + timedelta(seconds=UNLOAD_LIMIT_S) - world.now
     if left <= timedelta():
         return Departure(resource, None, tuple(pod.name for pod in remaining))
     verdict = Verdict("Deleting", f"{len(remaining)} pods still have {name}")

@@ -31,6 +31,10 @@ class Target:
     digest: str
     came_from: Mapping[str, str]
 
+    @property
+    def uri(self) -> str:
+        return str(self.came_from.get("uri", ""))
+
 
 @dataclass(frozen=True, slots=True)
 class Resolution:

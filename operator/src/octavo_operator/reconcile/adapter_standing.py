@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -69,7 +69,8 @@ class Standing:
     @property
     def is_settled(self) -> bool:
         """Whether waiting brings nothing more."""
-        return self.is_loaded or (self.failure is not None and self.failure.is_permanent)
+        is_hopeless = self.failure is not None and self.failure.is_permanent
+        return self.is_loaded or (is_hopeless and self.load is None)
 
 
 def stand(
@@ -116,7 +117,10 @@ def _toward_target(
     digest, path = listed.digest if listed is not None else None, adapter_path(target.source, pod)
     obstacle = obstacle_to(adapter, pod)
     if path is None or obstacle is not None:
-        return Standing(pod, PodState.PENDING, digest, failure=obstacle)
+        standing = Standing(pod, PodState.PENDING, digest, failure=obstacle)
+        if listed is None:
+            standing = _toward_name(standing, adapter, target, path or target.uri, world)
+        return standing
     if _is_failed_at_request(adapter, listed, target, path):
         # The worker itself tries again at the next request; no call of ours would change that.
         assert listed is not None
@@ -125,6 +129,19 @@ def _toward_target(
     attempt = world.attempt(pod, adapter.served_name, key)
     load = _load(adapter, pod, key, attempt, path=path, target=target, listed=listed)
     return _toward(load, pod, digest, attempt, world, is_loaded=False)
+
+
+def _toward_name(
+    standing: Standing, adapter: LoRAAdapter, target: Target, path: str, world: AdapterWorld
+) -> Standing:
+    """Have a pod that cannot load it know that there is such an adapter: it then answers 503, and
+    who tries again comes to another pod, rather than 404."""
+    pod, key = standing.pod, target_key(target)
+    attempt = world.attempt(pod, adapter.served_name, key)
+    lazy = replace(adapter, is_eager=False)
+    load = _load(lazy, pod, key, attempt, path=path, target=target)
+    way = _toward(load, pod, standing.digest, attempt, world, is_loaded=False)
+    return replace(standing, load=way.load, retry_at_s=way.retry_at_s)
 
 
 def _toward(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from octavo_operator.reconcile.adapter_claims import Claims, read_claims
@@ -25,14 +24,16 @@ from octavo_operator.reconcile.adapter_resolution import (
 from octavo_operator.reconcile.adapter_standing import Load
 from octavo_operator.reconcile.adapter_status import Verdict, loaded_status, unloaded_status
 from octavo_operator.reconcile.adapter_summary import is_same_summary, summary_status
+from octavo_operator.reconcile.adapter_wanted import due_list
 from octavo_operator.reconcile.adapter_world import AdapterWorld
 from octavo_operator.reconcile.conditions import READY
 from octavo_operator.reconcile.observed import LiveObject
 from octavo_operator.reconcile.status import is_same_status
 from octavo_operator.reconcile.worker_pod import WorkerPod
 
-GATE_LIMIT_S: Final = 300.0
-"""How long adapters that are not loaded may keep a pod from service that is ready otherwise."""
+HELD_POD_S: Final = 5.0
+"""When a pod that takes no traffic yet is asked again: it gives up waiting for an operator that
+does not ask."""
 
 SILENT_POD_S: Final = 10.0
 """When a pod that did not answer is asked again."""
@@ -68,9 +69,9 @@ class AdapterPlan:
     """What is due.
 
     loads: those that have failed least come first, of these names, which wait for no source.
-    holds: resources to set the finalizer on. releases: those to take it off. admits: pods to be let
-    into service; waits: pods that are kept out for now, to be told so. look_again_s: when time
-    alone may change what is due.
+    holds: resources to set the finalizer on. releases: those to take it off. admits: pods to be
+    told that no adapter is missing. wanted: the list for pods to come, where it is to be written.
+    look_again_s: when time alone may change what is due.
     """
 
     loads: tuple[Load, ...] = ()
@@ -78,7 +79,7 @@ class AdapterPlan:
     holds: tuple[LiveObject, ...] = ()
     releases: tuple[Departure, ...] = ()
     admits: tuple[WorkerPod, ...] = ()
-    waits: tuple[WorkerPod, ...] = ()
+    wanted: Mapping[str, Any] | None = None
     reports: tuple[Report, ...] = ()
     service_report: Report | None = None
     look_again_s: float | None = None
@@ -86,7 +87,7 @@ class AdapterPlan:
     @property
     def is_empty(self) -> bool:
         calls = (self.loads, self.unloads)
-        writes = (self.holds, self.releases, self.admits, self.waits, self.reports)
+        writes = (self.holds, self.releases, self.admits, self.wanted, self.reports)
         return self.service_report is None and not any((*calls, *writes))
 
 
@@ -105,8 +106,8 @@ def plan_adapters(world: AdapterWorld) -> AdapterPlan:
     statuses = _statuses(claims, placed, world)
     shown = [*statuses, *((one.resource, one.status) for one in leaving if one.status is not None)]
     loads = [each.load for one in placed for each in one.everywhere if each.load is not None]
-    held = [pod for pod in able if pod.is_held]
-    admits = tuple(pod for pod in held if _may_serve(pod, placed, world.now))
+    held = [pod for pod in able if pod.uid in world.held]
+    admits = tuple(pod for pod in held if _may_serve(pod, placed))
     is_waiting = bool(placed) and not (able or claims.obstacle or _is_asleep(world))
     return AdapterPlan(
         loads=tuple(sorted(loads, key=lambda load: (load.num_failures, not load.is_lazy))),
@@ -114,14 +115,21 @@ def plan_adapters(world: AdapterWorld) -> AdapterPlan:
         holds=tuple(resource for resource, _ in statuses if not is_held(resource)),
         releases=tuple(one for one in leaving if one.status is None),
         admits=admits,
-        waits=tuple(pod for pod in held if pod not in admits and not pod.is_told),
+        wanted=due_list(world, claims, placed) if is_there else None,
         reports=tuple(
             Report(resource, status)
             for resource, status in shown
             if not is_same_status(resource.get("status"), status)
         ),
         service_report=_service_report(world, statuses),
-        look_again_s=_look_again_s(world, able, placed, leaving, is_waiting=is_waiting),
+        look_again_s=_look_again_s(
+            world,
+            able,
+            placed,
+            leaving,
+            is_waiting=is_waiting,
+            is_holding=len(admits) < len(held),
+        ),
     )
 
 
@@ -201,12 +209,9 @@ def _unloads(
     return tuple(found)
 
 
-def _may_serve(pod: WorkerPod, placed: list[Placed], now: datetime) -> bool:
-    """Once its eager adapters are loaded, or cannot be, or have had their time, and it knows the
-    names of the others."""
-    since = pod.ready_since
-    if since is not None and now - since.astimezone(UTC) >= timedelta(seconds=GATE_LIMIT_S):
-        return True
+def _may_serve(pod: WorkerPod, placed: list[Placed]) -> bool:
+    """Once its eager adapters are loaded, or cannot be, and it knows the names of the others; the
+    pod itself knows when they have had their time."""
     return not any(
         one.keeps_out(each) for one in placed for each in one.everywhere if each.pod.uid == pod.uid
     )
@@ -230,6 +235,7 @@ def _look_again_s(
     leaving: tuple[Departure, ...],
     *,
     is_waiting: bool,
+    is_holding: bool,
 ) -> float | None:
     times = [one.remaining_s for one in leaving if one.status is not None]
     times += [
@@ -247,10 +253,8 @@ def _look_again_s(
         times.append(NO_POD_S)
     if placed and able:
         times.append(ASK_AGAIN_S)
-    for pod in able:
-        if pod.is_held and pod.ready_since is not None:
-            waited = world.now - pod.ready_since.astimezone(UTC)
-            times.append(GATE_LIMIT_S - waited.total_seconds())
+    if is_holding:
+        times.append(HELD_POD_S)
     return max(min(times), 0.1) if times else None
 
 

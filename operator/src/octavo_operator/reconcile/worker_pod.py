@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from octavo_operator.labels import ADAPTERS_GATE, WORKER_CONTAINER
+from octavo_operator.labels import WORKER_CONTAINER
 from octavo_operator.manifests.worker_command import ENABLE_LORA, LORA_MODULES
 from octavo_operator.reconcile.observed import LiveObject
 
@@ -20,13 +19,11 @@ class WorkerPod:
     """One pod that is not on its way out.
 
     template: pods with the same one have the same volumes and credentials.
-    is_started: the worker has been ready since its container started; is_ready: it is now.
+    is_started: the worker's model is loaded; is_ready: it takes requests.
     takes_adapters: it was started with room for them.
     own_adapters: those of its command line, which are nobody else's to unload.
     claims, images: where volumes are mounted, by claim and image reference.
     secrets: those of which it has keys as variables.
-    is_held: its readiness waits for the adapters, and is_told: its status says so; ready_since:
-        since when it waits for nothing else.
     """
 
     name: str
@@ -40,9 +37,6 @@ class WorkerPod:
     claims: Mapping[str, str]
     images: Mapping[str, str]
     secrets: frozenset[str]
-    is_held: bool
-    is_told: bool
-    ready_since: datetime | None
 
 
 def worker_pods(pods: Iterable[LiveObject]) -> tuple[WorkerPod, ...]:
@@ -50,6 +44,11 @@ def worker_pods(pods: Iterable[LiveObject]) -> tuple[WorkerPod, ...]:
     alive = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
     read = [_read_pod(pod) for pod in sorted(alive, key=lambda pod: str(pod["metadata"]["name"]))]
     return tuple(pod for pod in read if pod is not None)
+
+
+def pod_of_template(template: Mapping[str, Any]) -> WorkerPod | None:
+    """A pod to come, as far as its template tells."""
+    return _read_pod({"metadata": {"name": "", "uid": ""}, "spec": template["spec"]})
 
 
 def takes_adapters(pod: LiveObject) -> bool:
@@ -61,8 +60,6 @@ def _read_pod(pod: LiveObject) -> WorkerPod | None:
     spec, status = pod["spec"], pod.get("status") or {}
     container = _named(spec.get("containers"))
     running = _named(status.get("containerStatuses"))
-    conditions = {item.get("type"): item for item in status.get("conditions") or ()}
-    gates = [gate.get("conditionType") for gate in spec.get("readinessGates") or ()]
     metadata = pod["metadata"]
     if status.get("phase") in ("Failed", "Succeeded"):
         return None
@@ -78,10 +75,6 @@ def _read_pod(pod: LiveObject) -> WorkerPod | None:
         claims=_mounts(spec, container, "persistentVolumeClaim", "claimName"),
         images=_mounts(spec, container, "image", "reference"),
         secrets=_secrets(container),
-        is_held=ADAPTERS_GATE in gates
-        and (conditions.get(ADAPTERS_GATE) or {}).get("status") != "True",
-        is_told=ADAPTERS_GATE in conditions,
-        ready_since=_since(conditions.get("ContainersReady")),
     )
 
 
@@ -134,10 +127,3 @@ def _secrets(container: Mapping[str, Any]) -> frozenset[str]:
         for item in container.get("env") or ()
     ]
     return frozenset(str(item["name"]) for item in (*whole, *single) if item.get("name"))
-
-
-def _since(condition: Mapping[str, Any] | None) -> datetime | None:
-    if condition is None or condition.get("status") != "True":
-        return None
-    text = condition.get("lastTransitionTime")
-    return datetime.fromisoformat(text) if text else None

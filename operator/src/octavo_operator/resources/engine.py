@@ -48,6 +48,7 @@ OWNED_FLAGS: Final = frozenset(
         "--max-loras",
         "--max-lora-rank",
         "--lora-state",
+        "--lora-wanted",
     }
 )
 """Flags the operator writes itself; the same flag in `engine.args` would contradict the spec."""

@@ -89,6 +89,7 @@ def test_mistake_is_named(
     [
         (["--tensor-parallel-size", "2"], "is 2; only 1"),
         (["--enable-lora", "--lora-modules", "a=/1", "a=/2"], "has 'a' twice"),
+        (["--enable-lora", "--lora-modules", "a,b=/1"], "'a,b'.* holds no comma"),
         (
             ["--served-model-name", "a", "b", "--lora-modules", "b=/1"],
             "'b'.* the base model's name",

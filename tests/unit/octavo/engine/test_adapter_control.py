@@ -166,12 +166,14 @@ def test_files_that_are_gone_end_who_waits_and_nobody_else() -> None:
     world.ask("a", 0)
     world.ask("base", None)
     world.run()
-    world.store.outcomes.append(FillFailed(0, 0, AdapterChangedError("changed")))
+    world.store.outcomes.append(FillFailed(0, 0, AdapterChangedError("/a/path: changed")))
     world.run()
     failed, refused = world.control.take_events()
-    assert failed == AdapterFailed(0, "AdapterChangedError", "changed")
+    assert failed == AdapterFailed(0, "AdapterChangedError", "/a/path: changed")
     assert isinstance(refused, Refused)
-    assert (refused.kind, refused.message) == ("AdapterNotReadyError", "changed")
+    assert refused.kind == "AdapterNotReadyError"
+    assert "cannot be read again" in refused.message
+    assert "/a/path" not in refused.message, "clients learn no path of this machine"
     assert "base" not in world.ends
     world.store.is_holding = False
     world.ask("b", 1, max_tokens=4)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from octavo.engine.adapter_hold import LIMIT_S, PATIENCE_S, AdapterHold
 from octavo.engine.adapter_state import AdapterStateFile
 from octavo.engine.adapter_table import AdapterTable
 from octavo.engine.messages import AdapterFailed, AdapterOpened, CloseAdapter, OpenAdapter
@@ -17,6 +18,7 @@ from octavo.errors import (
     AdapterChangedError,
     AdapterNotReadyError,
     EngineDeadError,
+    InvalidRequestError,
     SourceUnreachableError,
     UnknownModelError,
 )
@@ -26,15 +28,22 @@ from octavo.lora.adapter_source import AdapterSource
 class Engine:
     """The other side: sources that exist have a digest, and maybe a commit."""
 
-    def __init__(self, state: Path | None = None, wait_s: float = 60.0) -> None:
+    def __init__(
+        self, state: Path | None = None, wait_s: float = 60.0, wanted: Path | None = None
+    ) -> None:
         self.digests: dict[str, str] = {}
         self.commits: dict[str, str] = {}
         self.held: list[OpenAdapter] = []
         self.is_holding = False
         self.opened: list[AdapterSource] = []
         self.closed: list[int] = []
-        state_file = None if state is None else AdapterStateFile(state)
-        self.table = AdapterTable(self._take, is_enabled=True, wait_s=wait_s, state_file=state_file)
+        self.table = AdapterTable(
+            self._take,
+            is_enabled=True,
+            wait_s=wait_s,
+            state_file=None if state is None else AdapterStateFile(state),
+            wanted_file=None if wanted is None else AdapterStateFile(wanted),
+        )
 
     def _take(self, message: OpenAdapter | CloseAdapter) -> None:
         if isinstance(message, CloseAdapter):
@@ -74,6 +83,21 @@ def remembered(state: Path) -> list[dict[str, Any]]:
     assert document["version"] == 1
     entries: list[dict[str, Any]] = document["adapters"]
     return entries
+
+
+@pytest.mark.parametrize("name", ["", "a,b", ",", " a", "a\n"])
+def test_a_name_that_reads_as_others_in_a_list_is_refused(name: str) -> None:
+    engine = Engine()
+    engine.digests["/x"] = "d1"
+
+    async def action() -> None:
+        with pytest.raises(InvalidRequestError, match="no comma") as refusal:
+            await engine.table.load(name, AdapterSource("/x"))
+        assert refusal.value.param == "lora_name"
+        await engine.table.load("a b/c:d", AdapterSource("/x"))
+        assert [entry.name for entry in engine.table.entries()] == ["a b/c:d"]
+
+    run(action)
 
 
 def test_what_was_loaded_is_remembered_as_it_was_found(tmp_path: Path) -> None:
@@ -345,8 +369,10 @@ def test_requests_for_what_cannot_be_loaded_do_not_call_a_hub_each(
     async def action() -> None:
         entry = await engine.table.load("sql", AdapterSource(path), is_lazy=True)
         for _ in range(3):
-            with pytest.raises(AdapterNotReadyError, match="No answer") as caught:
+            with pytest.raises(AdapterNotReadyError, match="cannot be loaded now") as caught:
                 await engine.table.acquire("sql")
+            assert "No answer" not in str(caught.value), "why is for administrators"
+            assert entry.error == "No answer."
             assert 0 < caught.value.retry_after_s <= 5.0
         assert len(engine.opened) == num_attempts
         engine.digests[path] = "d1"
@@ -385,3 +411,117 @@ def test_an_adapter_that_cannot_be_read_again_is_not_said_to_be_ready() -> None:
         assert len(engine.opened) == 3
 
     run(action)
+
+
+def wanted_file(folder: Path) -> Path:
+    """As an operator writes it, with fields that this version need not know."""
+    entries = [
+        {"name": "sql", "path": "hf://acme/sql", "revision": "c1", "digest": "d1"},
+        {"name": "moved", "path": "/moved", "digest": "d2"},
+        {"name": "later", "path": "/later", "digest": "d3", "lazy": True, "since": "v9"},
+    ]
+    file = folder / "wanted.json"
+    file.write_text(json.dumps({"version": 1, "adapters": entries}))
+    return file
+
+
+def test_new_server_loads_what_is_wanted_and_is_on_hold(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    engine = Engine(state, wanted=wanted_file(tmp_path))
+    engine.digests |= {"hf://acme/sql": "d1", "/moved": "d9", "/later": "d3"}
+
+    async def action() -> None:
+        await engine.table.restore()
+        found = {entry.name: entry.state for entry in engine.table.entries()}
+        assert found == {"sql": "ready", "moved": "failed", "later": "known"}
+        assert engine.opened[0] == AdapterSource("hf://acme/sql", "c1", "d1")
+        assert engine.table.hold.is_on
+        # Others have it, so it is no name that nobody knows.
+        with pytest.raises(AdapterNotReadyError, match="cannot be loaded now"):
+            await engine.table.acquire("moved")
+
+    run(action)
+    assert [entry["name"] for entry in remembered(state)] == ["sql", "moved", "later"]
+
+
+def test_server_started_again_goes_by_its_own_memory(tmp_path: Path) -> None:
+    state, wanted = tmp_path / "state", wanted_file(tmp_path)
+    state.write_text(json.dumps({"version": 1, "adapters": [{"name": "sql", "path": "/new"}]}))
+    engine = Engine(state, wanted=wanted)
+    engine.digests["/new"] = "d7"
+
+    async def action() -> None:
+        await engine.table.restore()
+        (entry,) = engine.table.entries()
+        assert entry.current is not None
+        assert entry.current.digest == "d7"
+        assert not engine.table.hold.is_on
+
+    run(action)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", '{"version": 2, "adapters": []}'])
+def test_new_server_without_a_list_of_what_is_wanted_waits_to_be_told(
+    tmp_path: Path, content: str | None
+) -> None:
+    wanted, state = tmp_path / "wanted.json", tmp_path / "state"
+    if content is not None:
+        wanted.write_text(content)
+    engine = Engine(state, wanted=wanted)
+
+    async def action() -> None:
+        await engine.table.restore()
+        assert engine.table.hold.is_on
+        assert engine.table.entries() == []
+
+    run(action)
+    # Once is enough: it is not new any more when it is started again.
+    assert remembered(state) == []
+
+
+def test_load_of_a_known_digest_that_fails_leaves_a_name_to_try_again(tmp_path: Path) -> None:
+    engine = Engine()
+
+    async def action() -> None:
+        with pytest.raises(SourceUnreachableError):
+            await engine.table.load("sql", AdapterSource("/sql", digest="d1"))
+        with pytest.raises(AdapterNotReadyError):
+            await engine.table.acquire("sql")
+        with pytest.raises(SourceUnreachableError):
+            await engine.table.load("who", AdapterSource("/who"))
+        with pytest.raises(UnknownModelError):
+            await engine.table.acquire("who")
+        engine.digests["/sql"] = "d1"
+        await engine.table.acquire("sql")
+
+    run(action)
+
+
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_hold_ends_by_word_by_silence_or_by_its_limit() -> None:
+    clock = Clock()
+    hold = AdapterHold(clock)
+    assert not hold.is_on
+    hold.begin()
+    assert hold.is_on
+    hold.end()
+    assert not hold.is_on
+    hold.begin()
+    clock.now_s += PATIENCE_S - 0.1
+    assert hold.is_on
+    clock.now_s += 0.1
+    assert not hold.is_on
+    hold.heard()
+    assert not hold.is_on  # it has ended for good
+    hold.begin()
+    began_s = clock.now_s
+    while hold.is_on:
+        clock.now_s += PATIENCE_S / 4
+        hold.heard()
+    assert clock.now_s - began_s == LIMIT_S

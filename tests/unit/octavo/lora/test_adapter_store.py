@@ -5,15 +5,17 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from octavo.errors import AdapterChangedError, ModelLoadError
-from octavo.kernels.adapters import AdapterStack
+from octavo.kernels.adapters import AdapterStack, Packing
 from octavo.lora import adapter_store
 from octavo.lora.adapter_folder import AdapterFiles, read_adapter
 from octavo.lora.adapter_source import AdapterSource, FoundAdapter, find_adapter
@@ -73,6 +75,38 @@ def test_the_rank_that_was_asked_for_is_the_limit_and_not_its_padding(tmp_path: 
     assert isinstance(second, OpenFailed)
     assert "rank is 4; this server takes at most 2" in str(second)
     store.shut_down()
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_fill_is_a_copy_for_each_product_and_touches_no_more_than_the_adapter_has() -> None:
+    stack = AdapterStack.allocate(PROJECTIONS, 3, 32, torch.float32, torch.device("cpu"))
+    for memory in (*stack.a, stack.b):
+        memory.fill_(float("nan"))
+    ranks = tuple((16, 0, 32, 16)[index % 4] for index in range(len(PROJECTIONS)))
+    packing = Packing(tuple(PROJECTIONS), ranks)
+    run, table = torch.randn(packing.size + 7), torch.tensor(packing.table)
+    adapter = packing.cut(run, table)
+    with torch.inference_mode(), Operations() as operations:
+        stack.write(1, adapter)
+    num_adapted = sum(rank > 0 for rank in ranks)
+    assert operations.counts["copy_"] == num_adapted + 2
+    assert sum(operations.counts.values()) <= 2 * (num_adapted + 2) + 1
+    assert torch.equal(stack.table[1], table)
+    assert torch.equal(stack.b[1, : packing.b_size], run[: packing.b_size])
+    assert stack.b[1, packing.b_size :].isnan().all()
+    for rows, rank, (a, _) in zip(stack.a, ranks, packing.matrices(run), strict=True):
+        assert torch.equal(rows[1, :, :rank], a)
+        assert rows[1, :, rank:].isnan().all()
+        assert rows[[0, 2]].isnan().all()
 
 
 def test_files_of_another_digest_than_expected_are_not_kept(

@@ -86,3 +86,44 @@ async def test_waiting_for_a_load_is_time_of_the_request(
     ((_, _, options),) = engine.seen
     assert options.timeout_s is not None
     assert options.timeout_s < 30.0 - 0.05
+
+
+@pytest.mark.parametrize(
+    ("path", "root"),
+    [
+        ("/var/lib/pods/3f/adapters/sql-v2/", "sql-v2"),
+        ("~/adapters/sql", "sql"),
+        ("./here/is/sql", "sql"),
+        ("no/such/kind/sql", "sql"),
+        ("hf://org/sql@main", "hf://org/sql@main"),
+        ("org/sql", "org/sql"),
+        ("s3://bucket/deep/sql", "s3://bucket/deep/sql"),
+    ],
+)
+async def test_clients_learn_no_path_of_this_machine(
+    table: AdapterTable, client: httpx.AsyncClient, path: str, root: str
+) -> None:
+    await table.load("named", AdapterSource(path), is_lazy=True)
+    cards = {card["id"]: card for card in (await client.get("/v1/models")).json()["data"]}
+    assert cards["named"]["root"] == root
+    assert (await client.get("/v1/models/named")).json() == cards["named"]
+
+
+async def test_readiness_waits_for_the_word_that_no_adapter_is_missing(
+    engine: FakeEngine, table: AdapterTable, client: httpx.AsyncClient
+) -> None:
+    table.hold.begin()
+    assert (await client.get("/health/loaded")).status_code == 200
+    held = await client.get("/health/ready")
+    assert (held.status_code, "no adapter is missing" in held.text) == (503, True)
+    # Whoever knows it by its address is answered all the same.
+    body = {"model": "toy/bytes", "prompt": "hi", "max_tokens": 1}
+    assert (await client.post("/v1/completions", json=body)).status_code == 200
+    listed = (await client.get("/v1/adapters")).json()
+    assert (listed["held"], [entry["name"] for entry in listed["data"]]) == (True, ["sql"])
+    waiting = asyncio.create_task(client.get("/health/ready"))
+    await asyncio.sleep(0)
+    assert (await client.post("/v1/adapters/complete")).json() == {"held": True}
+    assert (await waiting).status_code == 200
+    assert (await client.post("/v1/adapters/complete")).json() == {"held": False}
+    assert not (await client.get("/v1/adapters")).json()["held"]

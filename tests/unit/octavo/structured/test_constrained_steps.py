@@ -16,6 +16,7 @@ from octavo.kernels.cpu import CpuKernels
 from octavo.outputs import RequestUpdate
 from octavo.runner.cuda_graphs import StepGraphs
 from octavo.sampling_params import SamplingParams
+from octavo.structured.compiled_grammar import ROWS_PER_AUTOMATON
 from octavo.structured.translate import translate
 from tiny_engine import (
     TinyEngine,
@@ -286,12 +287,12 @@ def test_free_requests_run_while_a_grammar_compiles(engine: TinyEngine) -> None:
 
 def test_equal_grammars_are_compiled_once(engine: TinyEngine) -> None:
     core = make_core(engine, MODES["plain"])
-    for number in range(6):
+    for number in range(ROWS_PER_AUTOMATON):
         submit(core, f"r{number}", SamplingParams(max_tokens=70), translate(JSON))
     run_to_end(core)
     grammars = core._constrained._grammars
     assert grammars is not None
-    assert (grammars.num_compiled, grammars.num_hits) == (1, 5)
+    assert (grammars.num_compiled, grammars.num_hits) == (1, ROWS_PER_AUTOMATON - 1)
 
 
 def test_a_request_whose_parameters_bar_all_that_its_grammar_allows_fails(

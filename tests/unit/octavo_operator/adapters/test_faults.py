@@ -46,6 +46,7 @@ async def _story(stage: AdapterStage) -> dict[str, Any]:
             for item in listed.items
         },
         "service": (await stage.store.get(INFERENCE_SERVICE, *KEY))["status"]["adapters"],
+        "wanted": await stage.wanted(),
         "served": [stage.served(pod) for pod in pods],
         "admitted": [await stage.is_admitted(pod) for pod in pods],
     }
@@ -107,6 +108,8 @@ async def test_two_hundred_adapters_cost_what_they_must() -> None:
         assert calls["status loraadapters"] <= (2 + NUM_PODS) * NUM_ADAPTERS
         for adapter in (await stage.store.list_objects(LORA_ADAPTER, None, {})).items:
             assert conditions(adapter)["Ready"] == ("True", "Loaded")
+        # A pod that comes while no operator runs has them all.
+        assert len(await stage.wanted()) == NUM_ADAPTERS
         # One change costs one pass or few, and loads one adapter only.
         stage.cluster.calls.clear()
         stage.workers.calls.clear()

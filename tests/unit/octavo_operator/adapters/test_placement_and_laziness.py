@@ -105,6 +105,7 @@ async def test_new_pod_serves_when_it_knows_what_it_does_not_hold() -> None:
         )
         await stage.settled()
         stage.workers.sources.hanging |= {"hf://org/sql", "hf://org/lazy"}
+        stage.has_lists = False
         pod = await stage.add_pod()
         await eventually(lambda: len(stage.workers.loads) == 4)
 

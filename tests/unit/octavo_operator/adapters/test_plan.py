@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from datetime import UTC, datetime, timedelta
+import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from adapter_stage import lora_adapter
 from fake_adapter_table import REFUSALS, AdapterTable, Sources, digest_of
 from inference_services import inference_service
-from octavo_operator.labels import ADAPTERS_GATE, FINALIZER
+from octavo_operator.labels import FINALIZER
 from octavo_operator.reconcile.adapter_facts import (
     LONGEST_RETRY_S,
     Attempt,
@@ -42,7 +43,6 @@ def pod(number: int, **changes: Any) -> dict[str, Any]:
     container = {"name": "worker", "containerID": f"c{number}", "ready": True, "started": True}
     spec = {
         "containers": [{"name": "worker", "command": ["octavo", "serve", "m", "--enable-lora"]}],
-        "readinessGates": [{"conditionType": ADAPTERS_GATE}],
     }
     return {
         "metadata": {"name": f"p{number}", "uid": f"u{number}", "labels": {}},
@@ -63,12 +63,22 @@ class Cosmos:
         self.sources = Sources()
         self.attempts: dict[AttemptKey, Attempt] = {}
         self.now_s = 0.0
+        self.list_: dict[str, Any] | None = None
         self._count = 0
 
     def add_pod(self) -> None:
         self._count += 1
         self.pods[f"u{self._count}"] = pod(self._count)
-        self.tables[f"u{self._count}"] = AdapterTable(self.sources)
+        self.tables[f"u{self._count}"] = table = AdapterTable(self.sources)
+        for entry in self.wanted():
+            table.want(entry)
+
+    def wanted(self) -> list[dict[str, Any]]:
+        """What a new pod finds in its list."""
+        if self.list_ is None:
+            return []
+        found: list[dict[str, Any]] = json.loads(self.list_["data"]["wanted.json"])["adapters"]
+        return found
 
     def restart_container(self, uid: str) -> None:
         self._count += 1
@@ -121,11 +131,14 @@ class Cosmos:
             adapters=tuple(copy.deepcopy(list(self.adapters.values()))),
             pods=worker_pods(self.pods.values()),
             listings=listings,
+            held=frozenset(uid for uid, table in self.tables.items() if table.is_held),
             silences={},
             attempts=dict(self.attempts),
             busy={},
             now_s=self.now_s,
             now=NOW,
+            template=next(iter(worker_pods([pod(0)]))),
+            list_=self.list_,
         )
 
     def step(self) -> AdapterPlan:
@@ -164,15 +177,10 @@ class Cosmos:
             adapter["status"] = {**adapter.get("status", {}), **report.status}
         for departure in plan.releases:
             del self.adapters[departure.resource["metadata"]["name"]]
-        for told in plan.waits:
-            status = self.pods[told.uid]["status"]
-            status["conditions"] = [
-                *status.get("conditions", ()),
-                {"type": ADAPTERS_GATE, "status": "False"},
-            ]
         for admitted in plan.admits:
-            status = self.pods[admitted.uid]["status"]
-            status["conditions"] = [{"type": ADAPTERS_GATE, "status": "True"}]
+            self.tables[admitted.uid].is_held = False
+        if plan.wanted is not None:
+            self.list_ = dict(plan.wanted)
         if plan.service_report is not None and self.service is not None:
             self.service["status"] = dict(plan.service_report.status)
         return plan
@@ -242,6 +250,7 @@ def test_any_history_ends_where_nothing_is_due_and_the_status_is_true(
         happen(cosmos, event, what)
     cosmos.settle()
     check_truth(cosmos)
+    check_list(cosmos)
     # All that may be tried again is, once sources are there again and time has passed.
     for path in ("/s/1", "/s/2", "/s/3"):
         cosmos.sources.contents[path] = "good"
@@ -297,6 +306,31 @@ def check_truth(cosmos: Cosmos) -> None:
             assert table.entries[name]["digest"] == adapter["status"]["resolvedDigest"]
 
 
+def check_list(cosmos: Cosmos) -> None:
+    """A pod that comes while nobody is there has by itself what statuses promise of all."""
+    table = AdapterTable(cosmos.sources)
+    for entry in cosmos.wanted():
+        table.want(entry)
+    for adapter in cosmos.adapters.values():
+        status, spec = adapter["status"], adapter["spec"]
+        if status["conditions"][-1]["status"] != "True":
+            continue
+        listed = table.entries[spec["servedName"]]
+        content = cosmos.sources.contents.get(spec["source"]["uri"].removeprefix("file://"), "")
+        is_everywhere = spec["placement"]["replicas"] == "All" and spec["loadPolicy"] == "Eager"
+        if digest_of(content) == status["resolvedDigest"] or not is_everywhere:
+            assert listed["digest"] == status["resolvedDigest"]
+            assert listed["state"] == ("ready" if is_everywhere else "known")
+        else:
+            assert listed["state"] == "failed"  # 503, for the files are there no more
+    accepted = {
+        adapter["spec"]["servedName"]
+        for adapter in cosmos.adapters.values()
+        if adapter["status"]["conditions"][-1]["reason"] != "DuplicateName"
+    }
+    assert set(table.entries) <= accepted
+
+
 def key(name: str = "a", source: str = "?") -> AttemptKey:
     return AttemptKey("u1", "c1", name, source)
 
@@ -349,17 +383,23 @@ def test_look_is_due_when_the_next_pause_ends() -> None:
     assert plan_adapters(cosmos.world()).look_again_s == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("age_s", "is_admitted"), [(0, False), (299, False), (300, True)], ids=str)
-def test_pod_waits_for_an_adapter_that_may_still_come(age_s: int, is_admitted: bool) -> None:
+def test_pod_on_hold_is_asked_often_until_its_adapters_are_there() -> None:
+    """It gives up waiting for an operator that does not ask."""
     cosmos = Cosmos()
-    cosmos.add_pod()
-    since = (NOW - timedelta(seconds=age_s)).isoformat()
-    ready = {"type": "ContainersReady", "status": "True", "lastTransitionTime": since}
-    cosmos.pods["u1"]["status"]["conditions"] = [ready]
     cosmos.sources.contents["/s/1"] = "unreachable"
     cosmos.put(lora_adapter("a", "file:///s/1"))
-    plans = [cosmos.step(), cosmos.step()]
-    assert any(plan.admits for plan in plans) is is_admitted
+    cosmos.add_pod()
+    cosmos.settle()
+    cosmos.now_s += 100
+    cosmos.step()
+    cosmos.step()
+    cosmos.now_s -= 100
+    plan = plan_adapters(cosmos.world())
+    assert (plan.admits, plan.look_again_s) == ((), pytest.approx(5.0))
+    cosmos.sources.contents["/s/1"] = "v1"
+    cosmos.now_s += LONGEST_RETRY_S
+    cosmos.settle()
+    assert not cosmos.tables["u1"].is_held
 
 
 MODULES = [

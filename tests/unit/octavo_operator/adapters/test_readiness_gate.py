@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from adapter_stage import (
+    KEY,
     SQL,
     adapter_stage,
+    host_of,
     lora_adapter,
 )
 from eventually import eventually
@@ -20,14 +24,11 @@ async def test_pod_gets_no_traffic_before_its_eager_adapters_are_loaded() -> Non
         await stage.settled()
         pod = await stage.add_pod(is_started=False)
         await stage.settled()
-        assert pod["spec"]["readinessGates"] == [{"conditionType": "serving.octavo.dev/adapters"}]
         await stage.start_container(pod)
         await eventually(lambda: bool(stage.workers.loads))
-
-        async def is_told() -> bool:
-            return await stage.gate(pod) == "False"
-
-        await eventually(is_told)
+        stage.follower.adapter_queue.add(KEY)
+        await eventually(lambda: stage.workers.calls["GET /v1/adapters"] > 1)
+        assert not await stage.is_admitted(pod)
         stage.workers.sources.hanging.clear()
         await stage.settled()
         assert await stage.is_admitted(pod)
@@ -54,7 +55,8 @@ async def test_bad_adapter_keeps_no_pod_out_of_service() -> None:
         assert [await stage.is_admitted(pod) for pod in pods] == [True, True]
 
 
-async def test_source_that_is_down_keeps_a_pod_out_for_a_while_only() -> None:
+async def test_source_that_is_down_keeps_a_pod_out_of_service() -> None:
+    """For a while only: the pod itself knows how long."""
     async with adapter_stage() as stage:
         stage.put(SQL, "unreachable")
         await stage.serve(0)
@@ -62,10 +64,12 @@ async def test_source_that_is_down_keeps_a_pod_out_for_a_while_only() -> None:
         pod = await stage.add_pod()
         await stage.settled()
         assert not await stage.is_admitted(pod)
-        await stage.pass_time(200)
+        (timer,) = stage.follower.adapter_queue._timers.values()
+        assert timer.when() - asyncio.get_running_loop().time() <= 5.0
+        stage.put(SQL, "v1")
+        stage.workers.silent.add(host_of(pod))
+        await stage.look()
         assert not await stage.is_admitted(pod)
-        await stage.pass_time(100)
-        assert await stage.is_admitted(pod)
 
 
 async def test_pods_in_service_stay_there_whatever_adapters_do() -> None:

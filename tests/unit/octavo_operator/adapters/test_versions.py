@@ -106,7 +106,7 @@ async def test_source_that_moves_does_not_mix_versions(quick_retries: None) -> N
         new = stage.put("/adapters/sql", "v2")
         added = await stage.add_pod()
         await stage.settled()
-        assert stage.served(added) == {}
+        assert stage.served(added) == {"sql": None}  # 503: others have it
         num_loads = len(stage.workers.loads)
         for _ in range(5):
             await stage.look()
@@ -138,7 +138,7 @@ async def test_digest_in_the_spec_pins_what_a_source_stands_for() -> None:
         added = await stage.add_pod()
         await stage.settled()
         assert await stage.ready() == ("False", "SourceChanged")
-        assert stage.served(added) == {}
+        assert stage.served(added) == {"sql": None}  # 503: others have it
         await stage.apply(lora_adapter(uri="file:///adapters/sql", digest=second))
         await stage.settled()
         assert [stage.served(pod) for pod in (*pods, added)] == [{"sql": second}] * 3

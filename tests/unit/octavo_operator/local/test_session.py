@@ -357,14 +357,18 @@ async def test_secrets_of_the_file_reach_the_worker(tmp_path: Path) -> None:
 def test_pods_that_share_an_address_do_not_fight_for_one_admin_port(
     address: Address, admin_port: str, tmp_path: Path
 ) -> None:
-    """As where only 127.0.0.1 is local, or another program has the port."""
-    service = parse_inference_service(inference_service(accelerator={"resource": "none"}))
+    """As where only 127.0.0.1 is local, or another program has the port; nor wait for a word that
+    cannot come."""
+    service = parse_inference_service(
+        inference_service(accelerator={"resource": "none"}, engine={"lora": {}})
+    )
     pod = {"metadata": {"name": "chat-1"}, **pod_template(service, "worker:1", "0" * 64)}
     machine = Machine({"octavo": ("octavo",)}, {}, tmp_path, {})
-    command = local_container(pod, address, tmp_path, machine).command
+    command = local_container(pod, address, tmp_path, machine, {}).command
     placed = [command[command.index(flag) + 1] for flag in ("--host", "--port", "--admin-host")]
     assert placed == [address.host, str(address.port), address.host]
     assert command[command.index("--admin-port") + 1] == admin_port
+    assert ("--lora-wanted" in command) is (admin_port != "0")
 
 
 def test_address_whose_admin_port_is_taken_is_passed_over() -> None:

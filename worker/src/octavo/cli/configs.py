@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from octavo.config import EngineConfig, ServerConfig
-from octavo.errors import ConfigError
+from octavo.errors import ConfigError, InvalidRequestError
+from octavo.lora.adapter_name import check_adapter_name
 from octavo.server.keys import KeyRing
 
 API_KEY_VARIABLE = "OCTAVO_API_KEY"
@@ -44,6 +45,7 @@ _SAME_NAMES = (
     "max_lora_rank",
     "max_cpu_loras",
     "lora_state",
+    "lora_wanted",
     "log_format",
     "log_level",
 )
@@ -129,6 +131,10 @@ def _lora_modules(parsed: argparse.Namespace) -> tuple[tuple[str, str], ...]:
             )
         if name in names:
             raise ConfigError(f"--lora-modules has {name!r} twice; leave one of them out.")
+        try:
+            check_adapter_name(name)
+        except InvalidRequestError as error:
+            raise ConfigError(f"--lora-modules: {error}") from error
         names.add(name)
     return tuple(parsed.lora_modules)
 

@@ -317,6 +317,13 @@ def _add_adapter_flags(group: argparse._ActionsContainer) -> None:
         "(default: they are forgotten)",
     )
     group.add_argument(
+        "--lora-wanted",
+        metavar="FILE",
+        help="what a server that has no --lora-state yet shall have, in the same form; it is ready "
+        "when POST /v1/adapters/complete says that nothing is missing, or when nobody asks "
+        "(docs/lora.md)",
+    )
+    group.add_argument(
         "--lora-wait-timeout",
         type=float,
         default=_ENGINE.lora_wait_s,

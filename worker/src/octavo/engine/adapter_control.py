@@ -28,6 +28,11 @@ if TYPE_CHECKING:  # the engine's process comes up, and hears of its parent's en
 
 _log = logging.getLogger(__name__)
 _RETRY_AFTER_S = 2.0
+_CANNOT_BE_READ = (
+    "The adapter has left memory and cannot be read again now; the log and GET /v1/adapters tell "
+    "administrators why. Try again later."
+)
+"""For whoever may use it: why names places on this machine."""
 _LOOK_S = 1.0
 """How often those are looked for, at least, who have waited too long."""
 
@@ -149,7 +154,7 @@ class AdapterControl:
                 self._events.append(AdapterFailed(adapter_id, type(error).__name__, str(error)))
                 self._refuse(
                     self._scheduler.waiting_for({adapter_id}),
-                    AdapterNotReadyError(str(error), _RETRY_AFTER_S),
+                    AdapterNotReadyError(_CANNOT_BE_READ, _RETRY_AFTER_S),
                 )
 
     def _opened(self, opened: Opened) -> None:

@@ -1,7 +1,7 @@
-"""A file that remembers which adapters were loaded over the API.
+"""A file of adapters: what was loaded over the API, or what a new server shall have.
 
-So that a server that is started again in the same place has them before it is ready, whoever
-loaded them being away. Knows the file; what is done with it is :mod:`.adapter_table`'s. Torch-free.
+So that a server has them before it is ready, whoever loads them being away. Knows the file; what
+is done with it is :mod:`.adapter_table`'s. Torch-free.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ class AdapterStateFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    def exists(self) -> bool:
+        """Whether anything was ever written."""
+        return self._path.exists()
 
     def read(self) -> list[RememberedAdapter]:
         """What was written last; nothing where there is no file, or none that can be understood."""

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 
 from octavo.engine.adapter_entry import AdapterEntry, Generation
+from octavo.engine.adapter_hold import AdapterHold
 from octavo.engine.adapter_openings import AdapterOpenings
 from octavo.engine.adapter_state import AdapterStateFile
 from octavo.engine.messages import AdapterFailed, AdapterOpened, CloseAdapter, OpenAdapter
@@ -23,8 +24,9 @@ from octavo.errors import (
     UnknownModelError,
 )
 from octavo.logs import log_event
+from octavo.lora.adapter_name import check_adapter_name
 from octavo.lora.adapter_source import AdapterSource
-from octavo.metrics import Histogram
+from octavo.metrics.families import Histogram
 from octavo.request import AdapterGeneration
 
 _log = logging.getLogger(__name__)
@@ -42,10 +44,14 @@ class AdapterTable:
         is_enabled: bool,
         wait_s: float,
         state_file: AdapterStateFile | None = None,
+        wanted_file: AdapterStateFile | None = None,
     ) -> None:
         self._send = send
         self._wait_s = wait_s
         self._state_file = state_file
+        self._wanted_file = wanted_file
+        self.hold = AdapterHold()
+        """Whether readiness waits for the word that no adapter is missing."""
         self.is_enabled = is_enabled
         self.load_seconds = Histogram(
             "octavo_lora_load_seconds", "From an adapter's files to host memory.", _LOAD_BUCKETS
@@ -109,7 +115,7 @@ class AdapterTable:
     async def _wait_for(self, entry: AdapterEntry) -> None:
         pause_s = entry.retry_at_s - asyncio.get_running_loop().time()
         if entry.load is None and entry.error is not None and pause_s > 0:
-            raise _cannot_be_loaded(entry.name, entry.error, pause_s)
+            raise _cannot_be_loaded(entry.name, pause_s)
         load = entry.load or self._begin_again(entry)
         try:
             async with asyncio.timeout(self._wait_s):
@@ -123,7 +129,7 @@ class AdapterTable:
         except (EngineDeadError, UnknownModelError):
             raise
         except OctavoError as error:
-            raise _cannot_be_loaded(entry.name, str(error), _RETRY_AFTER_S) from error
+            raise _cannot_be_loaded(entry.name, _RETRY_AFTER_S) from error
 
     # ---- Administration ---------------------------------------------------------------------
 
@@ -139,11 +145,13 @@ class AdapterTable:
         """Load an adapter, or what is there now of one that is; the name is flipped at the end.
 
         ``is_lazy``: a name that stands for nothing is only made known, and loaded when first
-        asked for. Raises AdapterError or ModelLoadError; then a name that stood for something
-        still does. AdapterNotReadyError after ``timeout_s``: the load goes on.
+        asked for. Raises AdapterError, ModelLoadError or, for the name, InvalidRequestError; then a
+        name that stood for something still does. AdapterNotReadyError after ``timeout_s``: the load
+        goes on.
         """
         if not self.is_enabled:
             raise AdapterError("This server takes no adapters; start it with --enable-lora.")
+        check_adapter_name(name)
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._load_in_turn(name, source, is_lazy, is_remembered)
@@ -157,13 +165,16 @@ class AdapterTable:
             ) from None
 
     async def restore(self) -> None:
-        """Load what the state file remembers, waiting no longer than a request would.
+        """Load what the state file remembers; where there is none yet what a new server shall
+        have, which then is on hold. Waits no longer than a request would.
 
         What cannot be loaded is there, as failed.
         """
-        remembered = [] if self._state_file is None else self._state_file.read()
+        source = self._state_file
+        is_new = self._wanted_file is not None and (source is None or not source.exists())
+        source = self._wanted_file if is_new else source
         loads = []
-        for one in remembered:
+        for one in [] if source is None else source.read():
             entry = AdapterEntry(
                 one.name, one.source, one.lazy, is_remembered=True, is_promised=True
             )
@@ -172,6 +183,9 @@ class AdapterTable:
                 loads.append(self._begin_again(entry))
         if loads:
             await asyncio.wait(loads, timeout=self._wait_s)
+        if is_new:
+            self._remember()
+            self.hold.begin()
 
     async def unload(self, name: str, timeout_s: float) -> int:
         """Forget a name at once, and its weights when its requests have ended.
@@ -214,7 +228,10 @@ class AdapterTable:
         while (entry := self._entries.get(name)) is not None and entry.load is not None:
             await asyncio.wait([entry.load])
         if entry is None:
-            entry = self._entries[name] = AdapterEntry(name, source)
+            # Who knows the digest knows that it is somewhere: requests are to try again, not to go.
+            is_promised = source.digest is not None
+            entry = AdapterEntry(name, source, is_lazy, is_remembered, is_promised)
+            self._entries[name] = entry
         if entry.stands_for(source) or (is_lazy and entry.can_wait_with(source)):
             if entry.current is None:
                 entry.source = source
@@ -318,9 +335,12 @@ class AdapterTable:
             self._send(CloseAdapter(generation.id))
 
 
-def _cannot_be_loaded(name: str, reason: str, retry_after_s: float) -> AdapterNotReadyError:
+def _cannot_be_loaded(name: str, retry_after_s: float) -> AdapterNotReadyError:
+    """For whoever may use it: why names places on this machine, and is told administrators."""
     return AdapterNotReadyError(
-        f"The adapter {name!r:.200} cannot be loaded: {reason}", retry_after_s
+        f"The adapter {name!r:.200} cannot be loaded now; GET /v1/adapters tells administrators "
+        "why. Try again later.",
+        retry_after_s,
     )
 
 

@@ -78,12 +78,12 @@ class AsyncEngine:
         self._tasks: list[asyncio.Task[None]] = []
         self._tokenizer_load: asyncio.Task[None] | None = None
         self._tokenizer_path: str | None = None
-        state = None if config.lora_state is None else AdapterStateFile(Path(config.lora_state))
         self.adapters = AdapterTable(
             self._send,
             is_enabled=config.enable_lora,
             wait_s=config.lora_wait_s,
-            state_file=state,
+            state_file=_adapter_file(config.lora_state),
+            wanted_file=_adapter_file(config.lora_wanted),
         )
 
     @property
@@ -379,3 +379,7 @@ _UNREADY = {
     EngineState.DRAINING: "The server is shutting down; try another replica.",
     EngineState.DEAD: "The engine process has ended; this server is about to exit.",
 }
+
+
+def _adapter_file(path: str | None) -> AdapterStateFile | None:
+    return None if path is None else AdapterStateFile(Path(path))

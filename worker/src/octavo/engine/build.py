@@ -6,28 +6,32 @@ user sees where the time goes.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import msgspec
 import torch
 
-from octavo.batch import BatchPlan, RowAdmission
 from octavo.config import EngineConfig, SchedulerConfig
 from octavo.engine.adapter_control import AdapterControl
 from octavo.engine.compiler_process import CompilerProcess, CompileTask, use_kernel_cache
 from octavo.engine.core import EngineCore
 from octavo.engine.interface import ModelInfo
-from octavo.engine.messages import FilesFound, FromEngine, PhaseFinished, PhaseStarted
-from octavo.errors import ConfigError, InvalidRequestError
+from octavo.engine.messages import FilesFound
+from octavo.engine.model_info import model_info
+from octavo.engine.phases import Phases, Report
+from octavo.engine.resolution import (
+    resolve_device,
+    resolve_dtype,
+    resolve_max_model_len,
+    step_limits,
+)
+from octavo.engine.runner_builder import adapter_stack, make_runner, warm_up
 from octavo.grammar import Vocabulary
-from octavo.kernels.adapters import Adapters, AdapterStack
+from octavo.kernels.adapters import AdapterStack
 from octavo.kernels.interface import Kernels
-from octavo.kernels.select import rows_for_adapters, select_adapters, select_kernels
+from octavo.kernels.select import select_kernels
 from octavo.loading.checkpoint import Checkpoint, open_checkpoint
 from octavo.lora.adapter_store import AdapterStore
 from octavo.models import registry
@@ -35,31 +39,17 @@ from octavo.models.family import ModelFamily
 from octavo.models.interface import CausalLM
 from octavo.runner.card_memory import CardMemory, CudaMemory, explained_shortage
 from octavo.runner.cgroup import num_usable_cpus
-from octavo.runner.cuda_graphs import StepGraphs
-from octavo.runner.kv_tensors import KVTensors
 from octavo.runner.memory import kv_budget
 from octavo.runner.model_runner import ModelRunner
-from octavo.runner.rows import Rows
-from octavo.runner.step_shapes import StepShapes
 from octavo.runner.trial_steps import CardUse, try_steps
-from octavo.sampling.sampler import Sampler
-from octavo.sampling_params import SamplingParams
 from octavo.scheduler.scheduler import Scheduler
 from octavo.structured.compiler import GrammarCompiler
 from octavo.tokenization.chat_template import ChatTemplate
 from octavo.tokenization.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
-
-_NUM_GRAPHS_AT_START = 7
-"""The largest, then one decode and one short prompt for each kind of draw."""
-Report = Callable[[FromEngine], None]
-_SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+_MAX_MASK_THREADS = 16
+"""The masks of 128 rows take some 8 ms of one: more save little of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +84,8 @@ def build_engine(
     ``report`` is told of phases as they begin and end. Raises errors of
     :mod:`octavo.errors` that say what is wrong with the model, the options or the memory.
     """
-    phases = _Phases(report or (lambda message: None))
-    device = _resolve_device(config)
+    phases = Phases(report or (lambda message: None))
+    device = resolve_device(config)
     _set_threads(config, device)
     use_kernel_cache(config)
     with phases("files", config.model):
@@ -146,10 +136,10 @@ def build_engine(
         runner = runner_of(limits, captured_tokens)
     with phases("graphs" if use_graphs else "warmup"):
         started_s = time.perf_counter()
-        _warm_up(runner, limits, device)
+        warm_up(runner, limits, device)
         warm_up_s = time.perf_counter() - started_s
     scheduler = Scheduler(limits)
-    info = _model_info(config, checkpoint, family, model, kernels, limits, dtype, device)
+    info = model_info(config, checkpoint, family, model, kernels, limits, dtype, device)
     grammars = _grammars(info, checkpoint, vocabulary)
     if grammars is not None:
         info = msgspec.structs.replace(info, can_constrain=True)
@@ -160,79 +150,11 @@ def build_engine(
     return Engine(core, info, checkpoint)
 
 
-class _Phases:
-    """Times the phases of loading and tells whoever listens."""
-
-    def __init__(self, report: Report) -> None:
-        self.tell = report
-
-    @contextlib.contextmanager
-    def __call__(self, name: str, detail: str = "") -> Iterator[None]:
-        self.tell(PhaseStarted(name, detail))
-        started = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - started
-        self.tell(PhaseFinished(name, seconds))
-        _log.debug("%s: %.2f s (%s)", name, seconds, detail)
-
-
-def _resolve_device(config: EngineConfig) -> torch.device:
-    has_cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not has_cuda:
-        raise ConfigError(
-            "device is 'cuda', but torch sees no CUDA device: check nvidia-smi and that torch is "
-            "a CUDA build, or use --device cpu."
-        )
-    return torch.device("cuda" if config.device != "cpu" and has_cuda else "cpu")
-
-
 def _set_threads(config: EngineConfig, device: torch.device) -> None:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     elif device.type == "cpu":
         torch.set_num_threads(num_usable_cpus())
-
-
-def open_configuration(config: EngineConfig) -> Checkpoint:
-    """Of the model only its configuration is read, and fetched."""
-    return open_checkpoint(
-        config.model,
-        revision=config.revision,
-        download_dir=config.download_dir,
-        load_format="dummy",
-        hf_overrides=config.hf_overrides,
-        needs_tokenizer=False,
-    )
-
-
-def resolve_dtype(
-    config: EngineConfig, checkpoint: Checkpoint, device: torch.device
-) -> torch.dtype:
-    """How dense weights are stored on a device."""
-    if config.dtype != "auto":
-        return DTYPES[config.dtype]
-    if device.type == "cpu":
-        return torch.float32
-    # float32 checkpoints are training artefacts: served in bfloat16, as everywhere.
-    return torch.bfloat16 if checkpoint.dtype is torch.float32 else checkpoint.dtype
-
-
-def resolve_max_model_len(config: EngineConfig, family: ModelFamily) -> int:
-    """Most tokens of a request, as far as the model goes. Raises ConfigError past that."""
-    longest = family.config.context_len
-    if config.max_model_len == 1:
-        raise ConfigError(
-            "max_model_len is 1; a request has at least one token of prompt and one of output, "
-            "so it must be at least 2."
-        )
-    if config.max_model_len is None:
-        return longest
-    if config.max_model_len > longest:
-        raise ConfigError(
-            f"max_model_len is {config.max_model_len}, but the model was made for {longest} "
-            "positions: lower it, or extend the model with --hf-overrides and a rope scaling."
-        )
-    return config.max_model_len
 
 
 def _compile_task(
@@ -258,25 +180,6 @@ def _load_model(
     model = family.build(weights, kernels, dtype, device, max_model_len)
     weights.check_all_used(family.can_ignore)
     return model
-
-
-def step_limits(config: EngineConfig, device: torch.device, max_model_len: int) -> SchedulerConfig:
-    """All limits but the cache's: it has one block yet, enough to try steps with."""
-    is_cuda = device.type == "cuda"
-    look_ahead = is_cuda if config.look_ahead is None else config.look_ahead
-    return SchedulerConfig(
-        max_model_len=max_model_len,
-        max_num_seqs=config.max_num_seqs or (256 if is_cuda else 64),
-        max_num_batched_tokens=config.max_num_batched_tokens or (8192 if is_cuda else 1024),
-        max_num_waiting=config.max_num_waiting,
-        max_queue_tokens=config.max_queue_tokens,
-        block_size=config.block_size,
-        num_blocks=1,
-        enable_prefix_caching=config.enable_prefix_caching,
-        max_tokens_in_flight=int(look_ahead),
-        num_adapter_slots=config.max_loras if config.enable_lora else 0,
-        max_num_batched_tokens_while_decoding=config.max_num_batched_tokens_while_decoding,
-    )
 
 
 def _with_kv_cache(
@@ -317,92 +220,12 @@ def _with_kv_cache(
     )
 
 
-def adapter_stack(
-    config: EngineConfig, model: CausalLM, dtype: torch.dtype, device: torch.device
-) -> AdapterStack | None:
-    """Room for adapters; None where none are taken."""
-    if not config.enable_lora:
-        return None
-    products = model.adapted
-    stack = AdapterStack.allocate(
-        model.projections,
-        config.max_loras,
-        config.max_lora_rank,
-        dtype,
-        device,
-        lambda index, num_rows: rows_for_adapters(products[index], num_rows),
-    )
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # of the places that weights were moved from
-    return stack
-
-
-def make_runner(
-    model: CausalLM,
-    kernels: Kernels,
-    limits: SchedulerConfig,
-    kv_dtype: torch.dtype,
-    device: torch.device,
-    captured_tokens: int,
-    stack: AdapterStack | None = None,
-) -> ModelRunner:
-    """A runner and all its tensors on the device; 0 ``captured_tokens``: no step is captured."""
-    kv = KVTensors(model, limits.num_blocks, limits.block_size, kv_dtype, device)
-    # One row more than requests can have: padding lanes of captured steps run on it.
-    num_rows = limits.max_num_seqs + 1
-    rows = Rows(num_rows, limits.max_model_len, limits.block_size, device)
-    sampler = Sampler(kernels, model.vocab_size, num_rows, device)
-    adapters: Adapters | None = None if stack is None else select_adapters(kernels, stack)
-    graphs = None
-    if captured_tokens:
-        shapes = StepShapes(
-            limits.max_num_seqs, captured_tokens, adapters.uses if adapters is not None else ()
-        )
-        graphs = StepGraphs(
-            model,
-            kernels,
-            kv,
-            rows,
-            sampler,
-            shapes,
-            limits.max_num_seqs,
-            limits.max_model_len,
-            adapters,
-        )
-    return ModelRunner(model, kv, rows, sampler, graphs, adapters)
-
-
 def _make_adapter_control(
     config: EngineConfig, scheduler: Scheduler, stack: AdapterStack
 ) -> AdapterControl:
     num_host_entries = config.max_cpu_loras or 2 * config.max_loras
     store = AdapterStore(stack, num_host_entries, config.download_dir)
     return AdapterControl(scheduler, store, config.lora_wait_s)
-
-
-def _warm_up(runner: ModelRunner, limits: SchedulerConfig, device: torch.device) -> None:
-    """One small step, and the first captured ones: first calls pay for lazy set-up that no
-    request should wait for. The other graphs are captured when the engine is idle."""
-    length = min(2, limits.max_model_len - 1)
-    admission = RowAdmission(
-        row=0,
-        token_ids=[0] * length,
-        num_prompt_tokens=length,
-        num_cached_tokens=0,
-        params=SamplingParams(),
-        seed=0,
-        stop_token_ids=frozenset(),
-        block_ids=[0],
-    )
-    plan = BatchPlan(
-        admissions=[admission], rows=[0], starts=[0], num_tokens=[length], samples=[True]
-    )
-    runner.execute(plan).result()
-    runner.execute(BatchPlan(released_rows=[0])).result()
-    for _ in range(_NUM_GRAPHS_AT_START):
-        runner.prepare_next()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _grammars(
@@ -418,57 +241,5 @@ def _grammars(
     if not info.eos_token_ids or not (info.has_tokenizer or vocabulary):
         return None
     source = from_tokenizer if vocabulary is None else lambda: vocabulary
-    return GrammarCompiler(source, info.vocab_size, info.eos_token_ids)
-
-
-def _model_info(
-    config: EngineConfig,
-    checkpoint: Checkpoint,
-    family: ModelFamily,
-    model: CausalLM,
-    kernels: Kernels,
-    limits: SchedulerConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> ModelInfo:
-    return ModelInfo(
-        name=config.model,
-        max_model_len=limits.max_model_len,
-        vocab_size=model.vocab_size,
-        hidden_size=family.config.hidden_size,
-        pooling=checkpoint.embedding.pooling,
-        embedding_dimensions=checkpoint.embedding.dimensions,
-        has_tokenizer=not config.skip_tokenizer_init and checkpoint.tokenizer_path is not None,
-        eos_token_ids=checkpoint.eos_token_ids,
-        created=int(time.time()),
-        sampling_defaults=_sampling_defaults(checkpoint),
-        architecture=_architecture(checkpoint),
-        dtype=str(dtype).removeprefix("torch."),
-        device=device.type,
-        kernels=kernels.name,
-        block_size=limits.block_size,
-        num_blocks=limits.num_blocks,
-        max_num_seqs=limits.max_num_seqs,
-        enable_prefix_caching=limits.enable_prefix_caching,
-    )
-
-
-def _sampling_defaults(checkpoint: Checkpoint) -> dict[str, float]:
-    """What generation_config.json recommends, as far as it can be served."""
-    defaults: dict[str, float] = {}
-    for name in _SAMPLING_DEFAULTS:
-        value: Any = checkpoint.generation_config.get(name)
-        if value is None:
-            continue
-        try:
-            SamplingParams(**{name: value})
-        except InvalidRequestError as error:
-            _log.warning("generation_config.json is not followed: %s", error)
-        else:
-            defaults[name] = value
-    return defaults
-
-
-def _architecture(checkpoint: Checkpoint) -> str:
-    names = checkpoint.hf_config.get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else ""
+    num_threads = min(num_usable_cpus(), _MAX_MASK_THREADS)
+    return GrammarCompiler(source, info.vocab_size, info.eos_token_ids, num_threads)

@@ -29,16 +29,10 @@ import torch
 from torch import Tensor
 
 from octavo.config import EngineConfig
-from octavo.engine.build import (
-    DTYPES,
-    adapter_stack,
-    make_runner,
-    open_configuration,
-    resolve_dtype,
-    resolve_max_model_len,
-    step_limits,
-)
 from octavo.engine.compiler_process import CompileTask, marker_of, use_kernel_cache
+from octavo.engine.model_shape import open_configuration
+from octavo.engine.resolution import DTYPES, resolve_dtype, resolve_max_model_len, step_limits
+from octavo.engine.runner_builder import adapter_stack, make_runner
 from octavo.errors import ConfigError, OctavoError
 from octavo.kernels.select import select_absent_kernels
 from octavo.loading.absent_weights import META, AbsentWeights

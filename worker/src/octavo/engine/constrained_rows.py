@@ -5,11 +5,13 @@ Knows followers of grammars and where the device reads masks; knows nothing of w
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from octavo.batch import BatchPlan, Runner, StepHandle
 from octavo.engine.messages import RequestSpec
 from octavo.errors import InvalidRequestError
 from octavo.structured.compiler import GrammarCompiler
-from octavo.structured.follower import GrammarFollower
+from octavo.structured.follower import GrammarFollower, Phase
 from octavo.structured.masks import MaskFiller
 
 
@@ -39,6 +41,22 @@ class ConstrainedRows:
                 "structured_outputs",
             )
         return self._grammars.follow(spec.grammar, spec.eos_token_ids, spec.params.min_tokens)
+
+    def take_in(self, plan: BatchPlan, token_ids: list[int]) -> None:
+        """Let the matchers consume what a step drew, side by side, before the scheduler asks each
+        for its verdict. ``token_ids``: see :class:`octavo.batch.StepResult`."""
+        if not plan.constrained:
+            return
+        assert self._grammars is not None, "somebody follows a grammar"
+        places = list(accumulate(plan.samples, initial=0))
+        drawn: list[tuple[GrammarFollower, int]] = []
+        for i in plan.constrained:
+            grammar = plan.requests[i].grammar
+            if grammar is not None:
+                assert isinstance(grammar, GrammarFollower)
+                if grammar.phase is Phase.ANSWERING:
+                    drawn.append((grammar, token_ids[places[i]]))
+        self._grammars.consume(drawn)
 
     def draw(self, plan: BatchPlan, handle: StepHandle) -> None:
         """Make the masks of a step's constrained rows and let it draw."""

@@ -256,6 +256,7 @@ class EngineCore:
         plan, num_tokens, handle = self._under_way.popleft()
         result = handle.result()
         started_s = time.perf_counter()
+        self._constrained.take_in(plan, result.token_ids)
         updates = self._scheduler.commit(plan, result)
         # One update a token: what was drawn for a request that has ended meanwhile is nobody's.
         self._accounts.committed(num_tokens, len(updates), time.perf_counter() - started_s)

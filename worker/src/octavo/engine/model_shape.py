@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from octavo.config import EngineConfig
-from octavo.engine.build import open_configuration, resolve_dtype
+from octavo.engine.resolution import resolve_dtype
 from octavo.kernels.select import select_kernels
 from octavo.loading.absent_weights import META, AbsentWeights
-from octavo.loading.checkpoint import Checkpoint
+from octavo.loading.checkpoint import Checkpoint, open_checkpoint
 from octavo.loading.model_folder import read_json_if_there
 from octavo.loading.safetensors_source import INDEX_NAME
 from octavo.models import registry
@@ -54,6 +54,18 @@ class ModelShape:
     """What the weights' files take; None where that is not known without fetching them."""
     revision: str | None
     """The hub's commit; None for models from elsewhere."""
+
+
+def open_configuration(config: EngineConfig) -> Checkpoint:
+    """Of the model only its configuration is read, and fetched."""
+    return open_checkpoint(
+        config.model,
+        revision=config.revision,
+        download_dir=config.download_dir,
+        load_format="dummy",
+        hf_overrides=config.hf_overrides,
+        needs_tokenizer=False,
+    )
 
 
 def read_model_shape(config: EngineConfig) -> ModelShape:

@@ -79,6 +79,11 @@ class Packing:
         """Of each projection: where its B begins, and its rank."""
         return list(zip(accumulate(self._b_sizes(), initial=0), self.ranks, strict=False))
 
+    def cut(self, run: Tensor, table: Tensor) -> PackedAdapter:
+        """A run of such numbers, ready to be copied; ``table``: :attr:`table` as a tensor."""
+        a = tuple(a if a.numel() else None for a, _ in self.matrices(run))
+        return PackedAdapter(a, run[: self.b_size], table)
+
     def matrices(self, run: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Views of each projection's ``A: [parts, rank, in_features]`` and ``B: [sum(out_features),
         rank]``."""
@@ -103,6 +108,18 @@ class Packing:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedAdapter:
+    """An adapter in host memory, cut once into what is copied to a slot each time."""
+
+    a: tuple[Tensor | None, ...]
+    """Of each projection: ``[parts, rank, in_features]``; None: the adapter leaves it alone."""
+    b: Tensor
+    """Of all projections: one run of numbers."""
+    table: Tensor
+    """``[num_projections, 2], int64``: where each B begins in the run, and its rank."""
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterStack:
     """The adapters on a device, in the model's dtype (float32 on the CPU).
 
@@ -118,6 +135,8 @@ class AdapterStack:
     a: tuple[Tensor, ...]
     b: Tensor
     table: Tensor
+    a_of_slots: tuple[tuple[Tensor, ...], ...]
+    """For each slot its part of each ``a``: to cut them out took a fill longer than its copies."""
 
     @classmethod
     def allocate(
@@ -145,7 +164,8 @@ class AdapterStack:
         largest = Packing(tuple(projections), (rank,) * len(projections))
         b = torch.empty(num_slots, largest.b_size, dtype=dtype, device=device)
         table = torch.zeros(num_slots, len(projections), 2, dtype=torch.int64, device=device)
-        return cls(largest.projections, max_rank, tuple(a), b, table)
+        a_of_slots = tuple(zip(*(own.unbind() for own in a), strict=True))
+        return cls(largest.projections, max_rank, tuple(a), b, table, a_of_slots)
 
     @property
     def num_slots(self) -> int:
@@ -160,17 +180,16 @@ class AdapterStack:
     def size_bytes(self) -> int:
         return self.num_slots * self.slot_size * self.b.element_size()
 
-    def write(self, slot: int, packing: Packing, run: Tensor, table: Tensor) -> None:
+    def write(self, slot: int, adapter: PackedAdapter) -> None:
         """Copy an adapter into a slot; from pinned memory without waiting for the device.
 
-        ``table``: ``packing.table`` as a tensor.
+        A copy for each projection, as each has its rows of A in a memory of its own.
         """
-        b_size = packing.b_size
-        self.b[slot, :b_size].copy_(run[:b_size], non_blocking=True)
-        self.table[slot].copy_(table, non_blocking=True)
-        for rows, rank, (a, _) in zip(self.a, packing.ranks, packing.matrices(run), strict=True):
-            if rank:
-                rows[slot, :, :rank].copy_(a, non_blocking=True)
+        self.b[slot, : len(adapter.b)].copy_(adapter.b, non_blocking=True)
+        self.table[slot].copy_(adapter.table, non_blocking=True)
+        for rows, a in zip(self.a_of_slots[slot], adapter.a, strict=True):
+            if a is not None:
+                rows.narrow(1, 0, a.shape[1]).copy_(a, non_blocking=True)
 
 
 def rows_of_parts(b: Tensor, projection: Projection) -> tuple[Tensor, ...]:

@@ -37,6 +37,15 @@ class AdapterSource:
         """Whether it is a folder, whatever else it may turn out to be."""
         return self.path.startswith(("/", ".", "~"))
 
+    @property
+    def public_name(self) -> str:
+        """For whoever may use the adapter: of a folder its own name, not where it lies on this
+        machine; another source as it was named."""
+        is_address = self.path.startswith((_HUB_SCHEME, bucket.SCHEME))
+        if is_address or (not self.is_near and _HUB_NAME.fullmatch(self.path)):
+            return self.path
+        return Path(self.path).name
+
     def pinned(self, revision: str | None, digest: str) -> AdapterSource:
         """The same, as it was found."""
         path = self.path if revision is None else self.path.partition("@")[0]

@@ -206,13 +206,13 @@ class AdapterStore:
             self._rereads.put(_Job(adapter_id, slot))
             return
         if self._stream is None:
-            self._stack.write(slot, held.packing, held.run, held.table)
+            self._stack.write(slot, held.adapter)
             self._cache.release(held.entry)
             self._outcomes.append(Filled(adapter_id, slot))
             return
         self._stream.wait_stream(torch.cuda.current_stream(self._stack.b.device))
         with torch.cuda.stream(self._stream):
-            self._stack.write(slot, held.packing, held.run, held.table)
+            self._stack.write(slot, held.adapter)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)
         self._copies.append(_Copy(adapter_id, slot, held.entry, event))

@@ -11,10 +11,9 @@ import threading
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from octavo.errors import ModelLoadError
-from octavo.kernels.adapters import AdapterStack, Packing
+from octavo.kernels.adapters import AdapterStack, PackedAdapter
 from octavo.lora.adapter_weights import AdapterWeights
 
 _WIDEST_BYTES = 4
@@ -26,11 +25,7 @@ class HeldAdapter:
     """An adapter that stays where it is until its entry is released."""
 
     entry: int
-    packing: Packing
-    run: Tensor
-    """``[size]``, packed so."""
-    table: Tensor
-    """Of the packing: ``[num_projections, 2], int64``."""
+    adapter: PackedAdapter
 
 
 class HostCache:
@@ -49,7 +44,7 @@ class HostCache:
         self._holders: list[int | None] = [None] * num_entries
         self._entries: dict[int, int] = {}
         """Of the adapters that can be copied: not of one that is being written."""
-        self._packings: list[Packing | None] = [None] * num_entries
+        self._adapters: list[PackedAdapter | None] = [None] * num_entries
         self._last_used = [0] * num_entries
         self._busy: set[int] = set()
         """Entries that are being written, or copied from."""
@@ -84,14 +79,16 @@ class HostCache:
         """
         entry = self._take_entry(adapter_id)
         try:
-            weights.copy_into(self._weights[entry])
-            self._tables[entry].copy_(torch.tensor(weights.packing.table, dtype=torch.int64))
+            run, table = self._weights[entry], self._tables[entry]
+            weights.copy_into(run)
+            table.copy_(torch.tensor(weights.packing.table, dtype=torch.int64))
+            adapter = weights.packing.cut(run, table)
         except BaseException:
             self.forget(adapter_id)
             self.release(entry)
             raise
         with self._lock:
-            self._packings[entry] = weights.packing
+            self._adapters[entry] = adapter
             self._use(entry)
             if self._holders[entry] == adapter_id:  # else it was forgotten meanwhile
                 self._entries[adapter_id] = entry
@@ -103,12 +100,11 @@ class HostCache:
             entry = self._entries.get(adapter_id)
             if entry is None:
                 return None
-            packing = self._packings[entry]
-            assert packing is not None, "who has an entry was written"
+            adapter = self._adapters[entry]
+            assert adapter is not None, "who has an entry was written"
             self._busy.add(entry)
             self._use(entry)
-            run = self._weights[entry, : packing.size]
-            return HeldAdapter(entry, packing, run, self._tables[entry])
+            return HeldAdapter(entry, adapter)
 
     def release(self, entry: int) -> None:
         """An entry is no longer written or read."""

@@ -11,26 +11,20 @@ sampled change: in steady decoding a step costs the host a tuple comparison.
 from __future__ import annotations
 
 import enum
-import struct
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor
 
 from octavo.kernels.interface import Kernels, SamplingBatch
-from octavo.kernels.upload import upload, write_runs
+from octavo.kernels.upload import upload
 from octavo.outputs import TokenLogprobs
 from octavo.sampling.logit_edits import EditBatch, RowEdits
 from octavo.sampling.logprobs import LogprobBatch, LogprobTensors
 from octavo.sampling.penalties import PenaltyBatch, PenaltyTables
+from octavo.sampling.row_parameters import RowParameters
 from octavo.sampling_params import SamplingParams
-
-_PARAMETERS = struct.Struct("=fffiQ")
-"""Of a row on the device: temperature, top-p, min-p, top-k and seed."""
-_NUM_WORDS = _PARAMETERS.size // 4
-_WORDS = struct.Struct(f"={_NUM_WORDS}i")
 
 
 class DrawKind(enum.Enum):
@@ -105,11 +99,7 @@ class Sampler:
         self._composition: _Composition | None = None
         self._kind: tuple[tuple[int, ...], DrawKind | None] = ((), None)
         """Rows that were asked about last, and their kind of draw."""
-        self._admitted: dict[int, tuple[int, ...]] = {}
-        """Parameters that the device does not have yet, as :func:`_packed`."""
-        self._memory = torch.zeros(num_rows * _NUM_WORDS, dtype=torch.int32, device=device)
-        self._words = self._memory.view(num_rows, _NUM_WORDS).t()
-        self._seeds = self._memory.view(torch.int64)[_NUM_WORDS // 2 - 1 :: _NUM_WORDS // 2]
+        self._parameters = RowParameters(num_rows, device)
 
     @property
     def num_penalty_slots(self) -> int:
@@ -145,16 +135,11 @@ class Sampler:
             if params.has_penalty
             else None,
         )
-        temperature = 0.0 if params.is_greedy else params.temperature
-        top_k = params.top_k if 0 < params.top_k < self._vocab_size else 0
-        self._admitted[row] = _packed(temperature, params.top_p, params.min_p, top_k, seed)
+        self._parameters.admit(row, params, seed, self._vocab_size)
 
     def write_admitted(self) -> None:
         """Send the parameters of rows admitted since the last call to the device."""
-        begins = [_NUM_WORDS * row for row in self._admitted]
-        words = list(chain.from_iterable(self._admitted.values()))
-        write_runs(self._memory, begins, [_NUM_WORDS] * len(begins), words)
-        self._admitted.clear()
+        self._parameters.write_admitted()
 
     def release(self, row: int) -> None:
         """The row's request is gone. A row that holds none is left as it is."""
@@ -209,16 +194,8 @@ class Sampler:
 
         ``rows: [R], int64``; ``positions: [R], int32``. Reads what :meth:`write_admitted` wrote.
         """
-        return self._gather(rows, positions, kind is DrawKind.GREEDY, kind is DrawKind.FILTERED)
-
-    def _gather(
-        self, rows: Tensor, positions: Tensor, all_greedy: bool, any_filter: bool
-    ) -> SamplingBatch:
-        """Each parameter contiguous, as kernels want it."""
-        words, seeds = self._words[:4].index_select(1, rows), self._seeds[rows]
-        temperature, top_p, min_p = words[:3].view(torch.float32).unbind()
-        return SamplingBatch(
-            temperature, words[3], top_p, min_p, seeds, positions, all_greedy, any_filter
+        return self._parameters.gather(
+            rows, positions, kind is DrawKind.GREEDY, kind is DrawKind.FILTERED
         )
 
     def _sample(
@@ -270,7 +247,7 @@ class Sampler:
         positions = torch.zeros(len(rows), dtype=torch.int32, device=self._device)
         all_greedy = all(row.params.is_greedy for row in held)
         any_filter = any(row.params.has_filter for row in held)
-        return self._gather(self._to_device(rows), positions, all_greedy, any_filter)
+        return self._parameters.gather(self._to_device(rows), positions, all_greedy, any_filter)
 
     def _penalty_batch(self, held: Sequence[_Row]) -> PenaltyBatch | None:
         slots = [
@@ -322,10 +299,3 @@ def _at(
         batch.any_filter,
         *(masks or (None, None)),
     )
-
-
-def _packed(
-    temperature: float, top_p: float, min_p: float, top_k: int, seed: int
-) -> tuple[int, ...]:
-    """A row's parameters as they lie on the device; of the seed 64 bits."""
-    return _WORDS.unpack(_PARAMETERS.pack(temperature, top_p, min_p, top_k, seed % 2**64))

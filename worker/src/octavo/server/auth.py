@@ -23,6 +23,7 @@ OPEN_PATHS = frozenset(
         "/health",
         "/health/live",
         "/health/load",
+        "/health/loaded",
         "/health/ready",
         "/health/startup",
         "/ping",

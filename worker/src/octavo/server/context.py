@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from octavo.config import ServerConfig
 from octavo.engine.interface import Engine, EngineState, ModelInfo
 from octavo.errors import UnknownModelError
-from octavo.metrics import ServerMetrics
+from octavo.metrics.server_metrics import ServerMetrics
 from octavo.server.errors import ApiError
 from octavo.server.keys import KeyRing
 from octavo.server.requests import RequestLedger

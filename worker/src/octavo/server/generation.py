@@ -17,7 +17,7 @@ import msgspec
 
 from octavo.engine.interface import Engine
 from octavo.engine.request_options import RequestOptions
-from octavo.metrics import ChoiceRecord, ServerMetrics
+from octavo.metrics.server_metrics import ChoiceRecord, ServerMetrics
 from octavo.outputs import GenerationEvent
 from octavo.request import EVERYONE, AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams

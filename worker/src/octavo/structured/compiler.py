@@ -1,4 +1,4 @@
-"""Compiled grammars of one model, made in a thread and kept while there is room.
+"""Compiled grammars of one model, made in threads and kept while there is room.
 
 Knows texts, matchers and how much each may weigh; knows nothing of requests' states. A request
 that waits for its grammar holds nobody up: whoever wants to know looks, and may be woken.
@@ -7,25 +7,32 @@ that waits for its grammar holds nobody up: whoever wants to know looks, and may
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from octavo.grammar import Grammar, Vocabulary
+from octavo.structured.compiled_grammar import Compilation, CompiledGrammar
 from octavo.structured.follower import GrammarFollower
 from octavo.structured.library import GrammarLibrary
 
 MAX_CACHED = 256
+"""Automata, of which a grammar that many follow has several."""
 MAX_CACHED_CHARS = 8 * 1024 * 1024
-"""Of grammar text; what is compiled of it is larger by a factor that the library's limits bound."""
+"""Of their grammars' text; what is compiled of it is larger by a factor that the library's limits
+bound."""
+_MAX_COMPILING = 4
 
 
 class GrammarCompiler:
     """Gives every request a follower of its grammar.
 
     ``vocabulary``: asked for once, when the first grammar comes; raises ValueError where there is
-    none. Not thread-safe but for the work in its own thread.
+    none. ``num_threads`` make the masks of a step. Not thread-safe but for the work in its own
+    threads.
     """
 
     def __init__(
@@ -33,14 +40,18 @@ class GrammarCompiler:
         vocabulary: Callable[[], Vocabulary],
         vocab_size: int,
         eos_token_ids: Sequence[int],
+        num_threads: int = 1,
     ) -> None:
         self._vocabulary = vocabulary
         self._vocab_size = vocab_size
         self.eos_token_ids = frozenset(eos_token_ids)
-        self._cache: OrderedDict[bytes, tuple[Future[Any], int]] = OrderedDict()
-        self._num_cached_chars = 0
+        self._num_threads = num_threads
+        self._cache: OrderedDict[bytes, tuple[CompiledGrammar, int]] = OrderedDict()
         self._library: GrammarLibrary | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._loading = threading.Lock()
+        self._threads = ThreadPoolExecutor(
+            min(num_threads, _MAX_COMPILING), thread_name_prefix="grammar"
+        )
         self._wake: Callable[[], None] | None = None
         self.num_open = 0
         """Followers given out and not released."""
@@ -48,7 +59,7 @@ class GrammarCompiler:
         self.num_compiled = 0
 
     def when_done(self, wake: Callable[[], None]) -> None:
-        """Have ``wake`` called, by the thread, when a grammar is compiled or cannot be."""
+        """Have ``wake`` called, by a thread, when a grammar is compiled or cannot be."""
         self._wake = wake
 
     @property
@@ -70,42 +81,75 @@ class GrammarCompiler:
             compiled, self, grammar.reasoning, eos_token_ids, min_tokens=min_tokens
         )
 
+    def consume(self, drawn: Sequence[tuple[GrammarFollower, int]]) -> None:
+        """Let the matchers of followers that answer consume a token each, side by side."""
+        if drawn:
+            # Threads take neighbours: those of one automaton would wait for each other elsewhere.
+            drawn = sorted(drawn, key=lambda each: id(each[0].automaton))
+            pairs = [(follower.matcher, token_id) for follower, token_id in drawn]
+            verdicts = self.library.executor.consume_token_par(pairs)
+            for (follower, _), verdict in zip(drawn, verdicts, strict=True):
+                follower.foretell(verdict)
+
+    def recompile(self, grammar: CompiledGrammar) -> Any:
+        """A matcher at the beginning with an automaton of its own, at once: the grammar has been
+        compiled before, and not for long."""
+        return self.library.compile(grammar.text)
+
     def released(self) -> None:
         """A follower is done with."""
         self.num_open -= 1
 
     def close(self) -> None:
         """Stop compiling and forget everything."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._cache.clear()
 
-    def _compiled(self, text: str) -> Future[Any]:
+    def _compiled(self, text: str) -> CompiledGrammar:
         key = hashlib.blake2b(text.encode(), digest_size=16).digest()
         known = self._cache.get(key)
         if known is not None:
             self._cache.move_to_end(key)
             self.num_hits += 1
             return known[0]
-        future: Future[Any] = self._thread.submit(self._compile, text)
+        # A thread has its masks' automaton, and another is there to be taken over.
+        most = 1 if self._num_threads == 1 else 2 * self._num_threads
+        compiled = CompiledGrammar(text, lambda: self._begin(text), most)
+        self._cache[key] = (compiled, len(text))
+        return compiled
+
+    def _begin(self, text: str) -> Future[Compilation]:
+        """Compile, once more."""
+        self._make_room()
+        future = self._threads.submit(self._compile, text)
         future.add_done_callback(self._tell)
-        self._cache[key] = (future, len(text))
-        self._num_cached_chars += len(text)
-        while len(self._cache) > MAX_CACHED or self._num_cached_chars > MAX_CACHED_CHARS:
-            if len(self._cache) == 1:
-                break
-            _, (_, size) = self._cache.popitem(last=False)
-            self._num_cached_chars -= size
         return future
 
-    def _tell(self, _: Future[Any]) -> None:
+    def _make_room(self) -> None:
+        """Forget what was asked for longest ago; whoever follows it still does."""
+        while len(self._cache) > 1:
+            counts = [(len(compiled), size) for compiled, size in self._cache.values()]
+            num_automata = sum(count for count, _ in counts)
+            num_chars = sum(count * size for count, size in counts)
+            if num_automata < MAX_CACHED and num_chars <= MAX_CACHED_CHARS:
+                break
+            self._cache.popitem(last=False)
+
+    def _tell(self, _: Future[Compilation]) -> None:
         if self._wake is not None:
             self._wake()
 
-    def _compile(self, text: str) -> Any:
-        """In the thread: the only one that loads the library."""
-        if self._library is None:
-            self._library = GrammarLibrary(
-                self._vocabulary(), self._vocab_size, sorted(self.eos_token_ids)
-            )
-        self.num_compiled += 1
-        return self._library.compile(text)
+    def _compile(self, text: str) -> Compilation:
+        """In a thread, of which the first loads the library."""
+        with self._loading:
+            if self._library is None:
+                self._library = GrammarLibrary(
+                    self._vocabulary(),
+                    self._vocab_size,
+                    sorted(self.eos_token_ids),
+                    self._num_threads,
+                )
+            self.num_compiled += 1
+        started_s = time.thread_time()
+        matcher = self._library.compile(text)
+        return Compilation(matcher, time.thread_time() - started_s)

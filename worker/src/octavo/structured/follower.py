@@ -13,14 +13,21 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from octavo.grammar import ReasoningSpan
+from octavo.structured.compiled_grammar import (
+    MAX_EXTRA_COMPILE_S,
+    Automaton,
+    CompiledGrammar,
+)
 from octavo.structured.library import one_line
 
 if TYPE_CHECKING:
     from octavo.structured.compiler import GrammarCompiler
+
+_FULL = "too many states"
+"""What the library's error says where an automaton has reached its limit."""
 
 
 class Phase(enum.Enum):
@@ -36,14 +43,16 @@ class GrammarFollower:
 
     def __init__(
         self,
-        compiled: Future[Any],
+        grammar: CompiledGrammar,
         compiler: GrammarCompiler,
         reasoning: ReasoningSpan | None,
         eos_token_ids: Sequence[int],
         *,
         min_tokens: int,
     ) -> None:
-        self._compiled = compiled
+        self._grammar = grammar
+        grammar.num_open += 1
+        self._automaton: Automaton | None = None
         self._compiler: GrammarCompiler | None = compiler
         self._reasoning = reasoning
         self._eos_token_ids = tuple(eos_token_ids)
@@ -55,6 +64,11 @@ class GrammarFollower:
         """The last bytes of the thoughts, enough to find their end in."""
         self._begin_id: int | None = None
         self._matcher: Any = None
+        self._answer_ids: list[int] = []
+        """What the matcher has consumed."""
+        self._verdict: bool | None = None
+        self._is_alone = False
+        """Whether nobody else can fill the matcher's automaton."""
         self.phase = Phase.ANSWERING
         if reasoning is not None:
             self.phase = Phase.THINKING if reasoning.is_open else Phase.UNDECIDED
@@ -64,24 +78,55 @@ class GrammarFollower:
         """Whether the grammar is compiled, or could not be."""
         if self._matcher is not None:
             return True
-        if not self._compiled.done():
+        if self._automaton is None:
+            self._automaton = self._grammar.find()
+        if self._automaton is None:
             return False
-        if self._compiled.exception() is None:
-            self._matcher = self._compiled.result().deep_copy()
+        if self._automaton.error is None:
+            self._automaton.num_followers += 1
+            self._matcher = self._automaton.new_matcher()
             self._resolve_begin()
         return True
 
     @property
     def error(self) -> str | None:
         """Why the grammar cannot be followed; known once ready."""
-        if not self._compiled.done() or self._compiled.exception() is None:
+        if self._automaton is None or self._automaton.error is None:
             return None
-        return f"The grammar cannot be compiled: {one_line(str(self._compiled.exception()))}"
+        return f"The grammar cannot be compiled: {one_line(str(self._automaton.error))}"
 
     @property
     def matcher(self) -> Any:
         """The library's matcher, for masks in ANSWERING and UNDECIDED."""
         return self._matcher
+
+    @property
+    def automaton(self) -> Automaton | None:
+        """Whose masks cannot be made at the same time as this one's."""
+        return None if self._is_alone else self._automaton
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the matcher has failed because its automaton has no room for more states."""
+        return self._matcher.is_error() and _FULL in self._matcher.get_error()
+
+    def renew(self) -> bool:
+        """Start over with an automaton that is nobody else's, on which others leave no traces.
+
+        False where the answer so far, or its grammar, is too much for one as well.
+        """
+        assert self._automaton is not None
+        assert self._compiler is not None
+        self._grammar.retire(self._automaton)
+        if self._is_alone or self._automaton.seconds > MAX_EXTRA_COMPILE_S:
+            return False
+        self._is_alone = True
+        self._matcher = self._compiler.recompile(self._grammar)
+        return bool(self._matcher.consume_tokens(self._answer_ids))
+
+    def foretell(self, is_allowed: bool) -> None:
+        """The matcher has consumed the token that :meth:`accept` is told of next."""
+        self._verdict = is_allowed
 
     def accept(self, token_id: int) -> bool:
         """Take in a drawn token; False if the grammar does not allow it."""
@@ -120,13 +165,24 @@ class GrammarFollower:
         """The request has ended; may be called twice."""
         if self._compiler is not None:
             self._compiler.released()
+            self._grammar.num_open -= 1
+            if self._matcher is not None and self._automaton is not None:
+                self._automaton.num_followers -= 1
         self._compiler = None
         self._matcher = None
 
     def _answer(self, token_id: int) -> bool:
         assert self._compiler is not None
-        self.has_ended = token_id in self._compiler.eos_token_ids
-        return bool(self._matcher.consume_token(token_id))
+        verdict, self._verdict = self._verdict, None
+        if verdict is None:
+            verdict = bool(self._matcher.consume_token(token_id))
+        self._answer_ids.append(token_id)
+        if not verdict and self.is_full:
+            verdict = self.renew()
+        if verdict and token_id in self._compiler.eos_token_ids:
+            # A matcher that has failed says that its text may end.
+            verdict = self.has_ended = not self._matcher.is_error()
+        return verdict
 
     def _think(self, token_id: int) -> bool:
         assert self._reasoning is not None
@@ -141,7 +197,8 @@ class GrammarFollower:
         # A token may reach past the end of the thoughts; only white space does so in practice.
         rest = self._thoughts[found + len(end) :].strip()
         self._thoughts = b""
-        return not rest or bool(self._matcher.consume_tokens(self._compiler.library.tokenize(rest)))
+        self._answer_ids = self._compiler.library.tokenize(rest) if rest else []
+        return bool(self._matcher.consume_tokens(self._answer_ids))
 
     def _resolve_begin(self) -> None:
         """The token that opens thoughts; without one of its own they cannot be told in time, and

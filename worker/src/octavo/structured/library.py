@@ -22,15 +22,30 @@ _LIMITS: dict[str, Any] = {
 """The library's own bounds on the work for one grammar and for one mask; the lexer's states are
 1 to 2 kB each."""
 
+_TEXT = r'[^"\\\x00-\x1F\x7F]'
+_SLICES = [
+    r"[\x20\x0A\x0D\x09]+",
+    *[f"{_TEXT}{{1,{most}}}" for most in (10, 15, 30)],
+    f"{_TEXT}+",
+]
+"""Kinds of tokens that a mask takes as a whole where all of them may come; the others are looked at
+one by one. As the library's ``json_slices()``, and up to 15 characters beside 10 and 30: where a
+string has room for 15 to 29, its mask takes 38 µs instead of 270 (49,152 tokens)."""
+
 
 class GrammarLibrary:
     """The library with one model's vocabulary. Its matchers may be used from any thread, one at a
-    time each; compiling and filling masks release the interpreter."""
+    time each; compiling, and what :attr:`executor` does, release the interpreter."""
 
     def __init__(
-        self, vocabulary: Vocabulary, vocab_size: int, eos_token_ids: Sequence[int]
+        self,
+        vocabulary: Vocabulary,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        num_threads: int = 1,
     ) -> None:
-        """``vocab_size``: of the logits; ids past the vocabulary's are never allowed."""
+        """``vocab_size``: of the logits; ids past the vocabulary's are never allowed.
+        ``num_threads``: that :attr:`executor` has."""
         import llguidance
 
         tokens = [*vocabulary.tokens[:vocab_size]]
@@ -41,11 +56,11 @@ class GrammarLibrary:
             llguidance.TokenizerWrapper(wrapped),
             n_vocab=vocab_size,
             eos_token=list(eos_token_ids),
-            slices=llguidance.LLTokenizer.json_slices(),
+            slices=_SLICES,
         )
         wrapped.tokenize = self._tokenizer.greedy_tokenize
         self._limits: Any = llguidance.LLParserLimits(**_LIMITS, verbose_errors=False)
-        self.executor: Any = llguidance.LLExecutor()
+        self.executor: Any = llguidance.LLExecutor(num_threads)
         self._tokens = tokens
 
     def compile(self, grammar: str) -> Any:

@@ -22,36 +22,64 @@ class MaskFiller:
         self._compiler = compiler
         self._memory = memory
         self._ends = sorted(compiler.eos_token_ids)
-        words = ctypes.c_uint32 * memory.num_words
-        self._words = (words * memory.num_masks).from_address(memory.pointer)
+        words = ctypes.c_uint32 * (memory.num_masks * memory.num_words)
+        self._words = memoryview(words.from_address(memory.pointer)).cast("B").cast("I")
 
     def fill(self, followers: Sequence[GrammarFollower]) -> None:
         """Mask ``i`` says what may come next for follower ``i``."""
         asked = []
         for index, follower in enumerate(followers):
             if follower.phase is Phase.THINKING:
-                self._allow_all(index)
+                ctypes.memset(self._pointer(index), 0xFF, self._mask_bytes)
             else:
-                asked.append((follower.matcher, index))
+                asked.append((follower, index))
+        # Threads take neighbours: those of one automaton would wait for each other elsewhere.
+        asked.sort(key=lambda each: id(each[0].automaton))
         if asked:
             self._compiler.library.executor.unsafe_compute_mask_ptr(
-                asked, self._memory.pointer, 4 * self._memory.num_words, self._memory.num_masks
+                [(follower.matcher, index) for follower, index in asked],
+                self._memory.pointer,
+                self._mask_bytes,
+                self._memory.num_masks,
             )
-        for index, follower in enumerate(followers):
-            self._settle_ends(index, follower)
-            for token_id in follower.allowed_besides():
-                self._words[index][token_id // 32] |= 1 << (token_id % 32)
+        for index in self._with_ends(len(followers)):
+            self._settle_ends(index, followers[index])
+        for follower, index in asked:
+            if follower.phase is Phase.UNDECIDED:
+                for token_id in follower.allowed_besides():
+                    self._words[self._word(index, token_id)] |= 1 << (token_id % 32)
 
-    def _allow_all(self, index: int) -> None:
-        ctypes.memset(ctypes.addressof(self._words[index]), 0xFF, 4 * self._memory.num_words)
+    @property
+    def _mask_bytes(self) -> int:
+        return 4 * self._memory.num_words
+
+    def _pointer(self, index: int) -> int:
+        return self._memory.pointer + index * self._mask_bytes
+
+    def _word(self, index: int, token_id: int) -> int:
+        return index * self._memory.num_words + token_id // 32
+
+    def _with_ends(self, count: int) -> list[int]:
+        """Which of the first masks allow an end of the text: few, as a rule."""
+        found: set[int] = set()
+        for end in self._ends:
+            column = self._words[end // 32 : count * self._memory.num_words]
+            bit = 1 << (end % 32)
+            words = column[:: self._memory.num_words].tolist()
+            found.update(index for index, word in enumerate(words) if word & bit)
+        return sorted(found)
 
     def _settle_ends(self, index: int, follower: GrammarFollower) -> None:
-        words = self._words[index]
-        ends = [end for end in self._ends if words[end // 32] >> (end % 32) & 1]
-        if not ends:
-            return
-        num_other = 1
-        if follower.phase is not Phase.THINKING and follower.matcher.is_stopped():
-            num_other = 0
+        """Bar the ends that this request may not draw now.
+
+        A matcher that fails allows an end and nothing else; if others have filled its automaton,
+        it gets one of its own.
+        """
+        is_thinking = follower.phase is Phase.THINKING
+        if not is_thinking and follower.is_full and follower.renew():
+            follower.matcher.unsafe_compute_mask_ptr(self._pointer(index), self._mask_bytes)
+        words = self._words
+        ends = [end for end in self._ends if words[self._word(index, end)] >> (end % 32) & 1]
+        num_other = 0 if not is_thinking and follower.matcher.is_stopped() else 1
         for end in follower.barred_ends(ends, num_other):
-            words[end // 32] &= ~(1 << (end % 32)) & _ALL
+            words[self._word(index, end)] &= ~(1 << (end % 32)) & _ALL

@@ -212,6 +212,7 @@ class ModelCard(msgspec.Struct):
     id: str
     created: int
     root: str
+    """Where its weights come from; of an adapter in a folder the folder's own name."""
     max_model_len: int
     object: str = "model"
     owned_by: str = "octavo"

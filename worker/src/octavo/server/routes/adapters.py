@@ -85,6 +85,15 @@ class AdapterList(msgspec.Struct):
 
     object: str
     data: list[AdapterCard]
+    held: bool
+    """Whether readiness waits for the word that no adapter is missing."""
+
+
+class Completed(msgspec.Struct):
+    """The answer to ``POST /v1/adapters/complete``."""
+
+    held: bool
+    """Whether readiness waited for it."""
 
 
 class Unloaded(msgspec.Struct):
@@ -103,7 +112,18 @@ def build_router(context: ServerContext) -> APIRouter:
     async def list_adapters() -> Response:
         """Every adapter: where it is, what it is, who uses it."""
         context.ready_model()
-        return _json({"object": "list", "data": _all(context)})
+        hold = context.engine.adapters.hold
+        hold.heard()
+        return _json({"object": "list", "data": _all(context), "held": hold.is_on})
+
+    @router.post("/v1/adapters/complete", **describe_answer(Completed, 503))
+    async def complete_adapters() -> Response:
+        """No adapter is missing: be ready, where that was waited for."""
+        context.ready_model()
+        hold = context.engine.adapters.hold
+        was_on = hold.is_on
+        hold.end()
+        return _json(Completed(was_on))
 
     @router.post(
         "/v1/load_lora_adapter",

@@ -1,4 +1,5 @@
 """What probes and the operator ask. ``/health/live``: is the process worth keeping;
+``/health/loaded``: is the model there, whatever else is waited for;
 ``/health/ready`` (and ``/health`` and ``/ping``, its older names): can a request be served now;
 ``/health/startup``: how long loading took, by phase; ``/health/load``: is anybody being served."""
 
@@ -13,6 +14,9 @@ from starlette.responses import Response
 from octavo.engine.interface import EngineState
 from octavo.server.context import ServerContext
 from octavo.server.openapi import describe_answer
+
+_HOLD_WAIT_S = 1.0
+"""Below the time that a probe is given."""
 
 
 class HealthStatus(msgspec.Struct):
@@ -48,13 +52,26 @@ def build_router(context: ServerContext) -> APIRouter:
         state = context.engine.state
         return _answer(state is not EngineState.DEAD, str(state))
 
+    @router.get("/health/loaded", **status)
+    async def loaded() -> Response:
+        """200 once the model is loaded, also while readiness waits for adapters."""
+        return _answer(*_readiness(context))
+
     @router.get("/health", **status)
     @router.get("/health/ready", **status)
     @router.get("/ping", **status)
     @router.post("/ping", **status)
     async def ready() -> Response:
         """200 while requests are taken and the engine makes progress; else 503 with the reason."""
-        return _answer(*_readiness(context))
+        is_ready, status = _readiness(context)
+        hold = context.engine.adapters.hold
+        if is_ready and hold.is_on:
+            # So that whoever asks every few seconds learns of the end at once.
+            await hold.wait(_HOLD_WAIT_S)
+            is_ready, status = _readiness(context)
+        if is_ready and hold.is_on:
+            return _answer(False, "waiting for the word that no adapter is missing")
+        return _answer(is_ready, status)
 
     @router.get("/health/startup", **describe_answer(StartupProgress))
     async def startup() -> Response:

@@ -22,7 +22,11 @@ def build_router(context: ServerContext) -> APIRouter:
         base = [ModelCard(name, info.created, info.name, info.max_model_len) for name in names]
         adapters = [
             ModelCard(
-                entry.name, info.created, entry.source.path, info.max_model_len, parent=names[0]
+                entry.name,
+                info.created,
+                entry.source.public_name,
+                info.max_model_len,
+                parent=names[0],
             )
             for entry in context.engine.adapters.entries()
             if entry.name not in names  # remembered from when the model had another name

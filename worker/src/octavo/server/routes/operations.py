@@ -10,13 +10,9 @@ from prometheus_client.core import Metric
 from starlette.responses import Response
 
 from octavo.engine.interface import ModelInfo
-from octavo.metrics import (
-    MetricsPage,
-    adapter_metrics,
-    info_gauge,
-    request_outcomes,
-    startup_seconds,
-)
+from octavo.metrics.engine_metrics import adapter_metrics
+from octavo.metrics.families import info_gauge
+from octavo.metrics.page import MetricsPage, request_outcomes, startup_seconds
 from octavo.server.context import ServerContext
 from octavo.server.openapi import describe_answer, describe_text
 from octavo.version import __version__

@@ -1,0 +1,56 @@
+"""The ConfigMaps that tell pods to come of their adapters: as they are, and written anew.
+
+What is in one is `reconcile.adapter_wanted`'s to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from octavo_operator.cluster.child_index import ChildIndex
+from octavo_operator.cluster.informer import ServiceKey
+from octavo_operator.cluster.interface import Cluster
+from octavo_operator.manifests.adapter_list import adapter_list_name
+from octavo_operator.manifests.kinds import CONFIG_MAP, kind_of
+from octavo_operator.manifests.leader_worker_set import leading_template
+from octavo_operator.manifests.workload_kind import WORKLOAD_KINDS
+from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.worker_pod import WorkerPod, pod_of_template
+
+
+class AdapterLists:
+    """`uid` is always that of the InferenceService: what belongs to a namesake that is gone does
+    not count. None for a service that is not there, to which nothing belongs."""
+
+    def __init__(self, cluster: Cluster, index: ChildIndex) -> None:
+        self._cluster = cluster
+        self._index = index
+
+    def reader(self, service: ServiceKey, uid: str | None) -> WorkerPod | None:
+        """What pods to come are like; None when there is no workload."""
+        for child in self._index.children_of(service):
+            if kind_of(child) in WORKLOAD_KINDS and _is_owned(child, uid):
+                return pod_of_template(leading_template(child))
+        return None
+
+    def present(self, service: ServiceKey, uid: str | None) -> LiveObject | None:
+        """The list as it is; None when there is none."""
+        name = adapter_list_name(service[1])
+        found = (live for live in self._index.lists_of(service) if _is_owned(live, uid))
+        return next((live for live in found if live["metadata"]["name"] == name), None)
+
+    async def write(self, service: ServiceKey, wanted: Mapping[str, Any]) -> None:
+        """Make it, or change what is in it; ConflictError where somebody else has made one."""
+        (owner,) = wanted["metadata"]["ownerReferences"]
+        if self.present(service, owner["uid"]) is None:
+            live = await self._cluster.create(wanted)
+        else:
+            name, patch = wanted["metadata"]["name"], {"data": wanted["data"]}
+            live = await self._cluster.merge(CONFIG_MAP, service[0], name, patch)
+        self._index.remember(live)
+
+
+def _is_owned(child: LiveObject, uid: str | None) -> bool:
+    references = child["metadata"].get("ownerReferences") or ()
+    return any(reference.get("uid") == uid for reference in references)
