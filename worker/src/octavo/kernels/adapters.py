@@ -226,14 +226,17 @@ class AdapterStep(Protocol):
 
 
 class Adapters(Protocol):
-    """One implementation of the above, over one stack."""
+    """One implementation of the above, over one stack; how many slots a step uses makes no
+    difference unless it says so."""
 
     @property
     def uses(self) -> Sequence[AdapterUse]:
         """Which make a difference here, beside none."""
+        return (AdapterUse.MANY,)
 
     def use_of(self, num_slots: int) -> AdapterUse:
         """Of a step whose tokens use so many different slots."""
+        return AdapterUse.MANY if num_slots else AdapterUse.NONE
 
     def step(self, slots: Tensor, use: AdapterUse = AdapterUse.MANY) -> AdapterStep:
         """``slots: [T], int32``: of each token; :data:`NO_ADAPTER` for those without.
@@ -242,19 +245,12 @@ class Adapters(Protocol):
         """
 
 
-class TorchAdapters:
+class TorchAdapters(Adapters):
     """:class:`Adapters` in plain torch: the truth that others are compared with."""
 
     def __init__(self, stack: AdapterStack, kernels: Kernels) -> None:
         self._stack = stack
         self._kernels = kernels
-
-    @property
-    def uses(self) -> Sequence[AdapterUse]:
-        return (AdapterUse.MANY,)
-
-    def use_of(self, num_slots: int) -> AdapterUse:
-        return AdapterUse.MANY if num_slots else AdapterUse.NONE
 
     def step(self, slots: Tensor, use: AdapterUse = AdapterUse.MANY) -> AdapterStep:
         """Reads the slots on the host: not for captured steps."""

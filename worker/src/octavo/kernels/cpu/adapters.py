@@ -6,13 +6,19 @@ Knows the layout of that call (``csrc/python_face.c``); what it computes is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from octavo.kernels.adapters import NO_ADAPTER, AdapterStack, AdapterStep, AdapterUse, padded_rank
+from octavo.kernels.adapters import (
+    NO_ADAPTER,
+    Adapters,
+    AdapterStack,
+    AdapterStep,
+    AdapterUse,
+    padded_rank,
+)
 from octavo.kernels.cpu.backend import CpuKernels
 from octavo.kernels.interface import Linear
 
@@ -20,7 +26,7 @@ _MAX_RANK = 256
 """That the C has room for."""
 
 
-class CpuAdapters:
+class CpuAdapters(Adapters):
     """:class:`octavo.kernels.adapters.Adapters` in C, for a stack in float32."""
 
     def __init__(self, stack: AdapterStack, kernels: CpuKernels) -> None:
@@ -30,14 +36,7 @@ class CpuAdapters:
         self._b_and_table = (stack.b.data_ptr(), stack.b.stride(0), stack.table.data_ptr())
         self._a = [_described(a) for a in stack.a]
         self._out_features = [torch.tensor(p.out_features) for p in stack.projections]
-        self._stack = stack
-
-    @property
-    def uses(self) -> Sequence[AdapterUse]:
-        return (AdapterUse.MANY,)
-
-    def use_of(self, num_slots: int) -> AdapterUse:
-        return AdapterUse.MANY if num_slots else AdapterUse.NONE
+        self._stack = stack  # which keeps the memory that C reads
 
     def step(self, slots: Tensor, use: AdapterUse = AdapterUse.MANY) -> AdapterStep:
         slots = slots.contiguous()
