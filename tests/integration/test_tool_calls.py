@@ -62,13 +62,14 @@ def client(served: ServedModel) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_a_named_tool_is_called_with_arguments_that_fit(client: openai.OpenAI) -> None:
+def test_a_named_tool_is_called_once_with_arguments_that_fit(client: openai.OpenAI) -> None:
     choice: Any = {"type": "function", "function": {"name": "get_weather"}}
+    asked: Any = {
+        "model": "tiny", "messages": MESSAGES, "tools": TOOLS, "tool_choice": choice,
+        "max_tokens": 300,
+    }  # fmt: skip
     for seed in range(3):
-        answer = client.chat.completions.create(
-            model="tiny", messages=MESSAGES, tools=TOOLS, tool_choice=choice, seed=seed,
-            parallel_tool_calls=False, max_tokens=300,
-        )  # fmt: skip
+        answer = client.chat.completions.create(**asked, seed=seed)
         assert answer.choices[0].finish_reason == "tool_calls"
         message = answer.choices[0].message
         assert message.content is None
@@ -76,6 +77,10 @@ def test_a_named_tool_is_called_with_arguments_that_fit(client: openai.OpenAI) -
         assert call.type == "function"
         assert call.function.name == "get_weather"
         jsonschema.validate(json.loads(call.function.arguments), PARAMETERS)
+        chunks = client.chat.completions.create(**asked, seed=seed, stream=True)
+        deltas = [delta for chunk in chunks for delta in chunk.choices[0].delta.tool_calls or ()]
+        assert {delta.index for delta in deltas} == {0}
+        assert "".join(d.function.arguments or "" for d in deltas) == call.function.arguments
 
 
 def test_a_required_call_streams_as_it_is(client: openai.OpenAI) -> None:

@@ -107,7 +107,7 @@ def _call_grammar(
         return next((f"<[{token_id}]>" for token_id in found), None)
 
     calls = message_format.calls
-    is_parallel = body.parallel_tool_calls is not False
+    is_parallel = body.may_call_twice
     if body.is_call_forced:
         lark = calls.grammar(body.forced_tools(), json_rule, mark, is_parallel=is_parallel)
         return StructuredOutputs(grammar=lark)
@@ -125,6 +125,7 @@ def _call_grammar(
         check_schema(schema)
         lark = calls.grammar(tools, json_rule, mark, is_parallel=is_parallel, answer=schema)
         return StructuredOutputs(grammar=lark)
-    if any(tool.is_strict for tool in tools):
-        return StructuredOutputs(grammar=calls.free_grammar(tools, json_rule, mark))
-    return None
+    if is_parallel and not any(tool.is_strict for tool in tools):
+        return None
+    lark = calls.free_grammar(tools, json_rule, mark, is_parallel=is_parallel)
+    return StructuredOutputs(grammar=lark)

@@ -93,7 +93,9 @@ class ToolsBody(StrictModel):
         None, description="auto if there are tools, none if there are not."
     )
     parallel_tool_calls: bool | None = Field(
-        True, description="Whether a forced call may be several."
+        True,
+        description="Whether the answer may hold several calls; of a function that tool_choice "
+        "names it holds one.",
     )
     include_reasoning: bool = Field(True, description="Whether the answer tells the thoughts.")
 
@@ -116,6 +118,11 @@ class ToolsBody(StrictModel):
     def is_named(self) -> bool:
         """Whether one function is to be called."""
         return isinstance(self.tool_choice, NamedToolChoice)
+
+    @property
+    def may_call_twice(self) -> bool:
+        """Whether the answer may hold more than one call."""
+        return self.parallel_tool_calls is not False and not self.is_named
 
     @property
     def is_call_forced(self) -> bool:
