@@ -190,6 +190,44 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+def _tool(name: str, **schema: Any) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def _json(**schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
+UNIQUE: dict[str, Any] = {"type": "array", "uniqueItems": True}
+AT_FAULT: dict[str, tuple[dict[str, Any], str]] = {
+    "a tool, by the library": (
+        {"tools": [TIME, _tool("f", **UNIQUE)], "tool_choice": "required"},
+        "tools[1].function.parameters",
+    ),
+    "a tool, before": ({"tools": [TIME, _tool("f", extends={})]}, "tools[1].function.parameters"),
+    "the answer beside tools, by the library": (
+        {"response_format": _json(**UNIQUE)},
+        "response_format",
+    ),
+    "the answer beside tools, before": ({"response_format": _json(extends={})}, "response_format"),
+    "the same in vLLM's field": (
+        {"structured_outputs": {"json": json.dumps(UNIQUE)}},
+        "structured_outputs.json",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "param"), AT_FAULT.values(), ids=AT_FAULT.keys())
+def test_a_refusal_names_the_schema_at_fault(
+    served: ServedModel, fields: dict[str, Any], param: str
+) -> None:
+    body = {"model": "tiny", "messages": MESSAGES, "tools": TOOLS, "max_tokens": 4} | fields
+    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param, answer.text
+
+
 @pytest.mark.parametrize(("fields", "reason"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_cannot_be_honoured_is_refused(
     served: ServedModel, fields: dict[str, Any], reason: str

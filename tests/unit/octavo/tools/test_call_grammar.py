@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from octavo.grammar import Grammar
+from octavo.grammar import Grammar, StructuredOutputs
 from octavo.sampling_params import SamplingParams
 from octavo.server.message_plan import MessagePlan
 from octavo.server.protocol.tools import ToolsBody
@@ -42,10 +43,11 @@ def may_answer(kind: CallFormat, text: str, **fields: Any) -> bool:
     properties = fields.pop("properties", {"a": {"type": "integer"}})
     parameters = {"type": "object", "properties": properties, "required": ["a"]}
     function = {"name": "f", "parameters": parameters, "strict": strict}
+    params = SamplingParams(structured_outputs=fields.pop("structured_outputs", None))
     body = ToolsBody.model_validate(
         {"tools": [{"type": "function", "function": function}], **fields}
     )
-    plan = MessagePlan.of(body, SamplingParams(), MessageFormat(kind, None), [], None)
+    plan = MessagePlan.of(body, params, MessageFormat(kind, None), [], None)
     asked = plan.params.structured_outputs
     return asked is None or follows(translate(asked), text.encode())
 
@@ -100,3 +102,13 @@ def test_at_most_one_call_leaves_text_and_arguments_free(kind: CallFormat) -> No
     assert may_answer(kind, "It is 3 < 4, as <tools> say.", **fields)
     assert may_answer(kind, "", **fields)
     assert may_answer(kind, ONE[kind].replace("1", '"any"'), **fields)
+
+
+def test_an_answer_beside_tools_follows_all_that_was_asked_of_it() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    asked = StructuredOutputs(
+        json=json.dumps(schema), disable_any_whitespace=True, disable_additional_properties=True
+    )
+    for text, is_allowed in (('{"a":1}', True), ('{"a": 1}', False), ('{"a":1,"b":2}', False)):
+        assert may_answer(CallFormat.HERMES, text, structured_outputs=asked) is is_allowed
+    assert may_answer(CallFormat.HERMES, ONE[CallFormat.HERMES], structured_outputs=asked, **SINGLE)

@@ -86,14 +86,14 @@ class CallFormat(enum.Enum):
         mark: Mark,
         *,
         is_parallel: bool,
-        answer: object = None,
+        answer: str | None = None,
     ) -> str:
         """Lark: one call, or with ``is_parallel`` one or more, and nothing else; with ``answer``,
-        calls or a document of that JSON schema."""
+        calls or what that rule says."""
         lines = self._call_rules(tools, rule, mark, is_parallel=is_parallel)
         if answer is None:
             return "\n".join(["start: calls", *lines])
-        return "\n".join(["start: calls | answer", f"answer: {rule(answer)}", *lines])
+        return "\n".join(["start: calls | answer", f"answer: {answer}", *lines])
 
     def free_grammar(
         self, tools: Sequence[Tool], rule: Rule, mark: Mark, *, is_parallel: bool
