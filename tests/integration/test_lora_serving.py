@@ -129,6 +129,7 @@ def test_loading_is_idempotent_and_tells_what_was_loaded(server: ServedModel, wo
     once = load(server, "second", world.folders["second"])
     assert (once["state"], once["rank"], once["requests"]) == ("ready", 3, 0)
     assert once["digest"].startswith("sha256:")
+    assert once["residency"] == adapters(server)["second"]["residency"] == "host"
     again = load(server, "second", world.folders["second"], load_inplace=True)
     assert (again["generation"], again["digest"]) == (once["generation"], once["digest"])
     assert tokens(server, "second") == world.expected["second"]
@@ -338,6 +339,14 @@ def test_one_bad_adapter_touches_no_other(server: ServedModel, world: World) -> 
         assert answer.status_code == status
         assert tokens(server, "first") == world.expected["first"]
     assert "bad" not in adapters(server)
+    load(server, "bad", cut, lazy=True)  # nobody looks before a request does
+    answer = generate(server, "bad")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "adapter_refused")
+    assert "copy it again" in answer.json()["error"]["message"]
+    assert str(world.root) not in answer.text
+    assert "bad" not in CLIENT.get(f"{server.url}/v1/models").text
+    assert adapters(server)["bad"]["state"] == "failed"
+    unload(server, "bad")
     answer = post(server, "/v1/load_lora_adapter", lora_name="base", lora_path=str(wide))
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "lora_name")
 

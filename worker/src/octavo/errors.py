@@ -16,6 +16,7 @@
     ├── InvalidRequestError      one request cannot be served as asked (HTTP 400)
     │   ├── PromptTooLongError
     │   └── UnknownModelError        no such model or adapter here (HTTP 404)
+    │       └── AdapterRefusedError      the adapter of that name cannot be served (HTTP 404)
     ├── QueueFullError           the waiting queue is full (HTTP 429)
     ├── RequestFailedError       the engine failed at this request alone (HTTP 500)
     └── EngineDeadError          the engine process is gone (HTTP 503, then the server exits)
@@ -91,6 +92,10 @@ class PromptTooLongError(InvalidRequestError):
 
 class UnknownModelError(InvalidRequestError):
     """The request names a model or an adapter that is not served here."""
+
+
+class AdapterRefusedError(UnknownModelError):
+    """The request names an adapter whose files this model cannot serve: see AdapterError."""
 
 
 class QueueFullError(OctavoError):

@@ -16,7 +16,9 @@ from octavo.engine.adapter_table import AdapterTable
 from octavo.engine.messages import AdapterFailed, AdapterOpened, CloseAdapter, OpenAdapter
 from octavo.errors import (
     AdapterChangedError,
+    AdapterError,
     AdapterNotReadyError,
+    AdapterRefusedError,
     EngineDeadError,
     InvalidRequestError,
     SourceUnreachableError,
@@ -33,6 +35,7 @@ class Engine:
     ) -> None:
         self.digests: dict[str, str] = {}
         self.commits: dict[str, str] = {}
+        self.refusals: dict[str, str] = {}
         self.held: list[OpenAdapter] = []
         self.is_holding = False
         self.opened: list[AdapterSource] = []
@@ -61,7 +64,10 @@ class Engine:
     def _answer(self, message: OpenAdapter) -> None:
         source, digest = message.source, self.digests.get(message.source.path)
         self.opened.append(source)
-        if digest is None:
+        if source.path in self.refusals:
+            reason = self.refusals[source.path]
+            self.table.heard(AdapterFailed(message.adapter_id, "AdapterError", reason))
+        elif digest is None:
             failed = AdapterFailed(message.adapter_id, "SourceUnreachableError", "No answer.")
             self.table.heard(failed)
         elif source.digest not in (None, digest):
@@ -379,6 +385,67 @@ def test_requests_for_what_cannot_be_loaded_do_not_call_a_hub_each(
         entry.retry_at_s = 0.0  # as after that time
         engine.table.release(await engine.table.acquire("sql"))
         assert len(engine.opened) == num_attempts + 1
+
+    run(action)
+
+
+@pytest.mark.parametrize("path", ["hf://acme/wide", "/wide"])
+def test_a_name_whose_files_are_refused_is_not_offered(path: str) -> None:
+    engine = Engine()
+    engine.refusals[path] = "Its rank is 64."
+    source = AdapterSource(path, digest="d1")
+
+    async def action() -> None:
+        entry = await engine.table.load("wide", source, is_lazy=True)
+        assert engine.table.offered() == [entry]  # nobody has looked yet
+        engine.table.check_offered("wide")
+        for _ in range(3):
+            with pytest.raises(AdapterRefusedError, match=r"'wide' cannot be .*: Its rank is 64\."):
+                await engine.table.acquire("wide")
+        assert len(engine.opened) == 1  # a file that will not do is not read for each request
+        assert engine.table.offered() == []
+        with pytest.raises(AdapterRefusedError):
+            engine.table.check_offered("wide")
+        # Whoever looks after the server sees it as before.
+        assert (str(entry.state), entry.message) == ("failed", "Its rank is 64.")
+        # Other files, found by a later request, or brought by a load, will do.
+        del engine.refusals[path]
+        engine.digests[path] = "d1"
+        entry.retry_at_s = 0.0
+        engine.table.release(await engine.table.acquire("wide"))
+        assert engine.table.offered() == [entry]
+
+    run(action)
+
+
+def test_a_load_that_may_do_takes_a_refusal_back() -> None:
+    engine = Engine()
+    engine.refusals["/wide"] = "Its rank is 64."
+
+    async def action() -> None:
+        entry = await engine.table.load("sql", AdapterSource("/wide"), is_lazy=True)
+        with pytest.raises(AdapterRefusedError):
+            await engine.table.acquire("sql")
+        await engine.table.load("sql", AdapterSource("/narrow"), is_lazy=True)
+        assert (str(entry.state), engine.table.offered()) == ("known", [entry])
+        with pytest.raises(AdapterNotReadyError):  # it is not there: another thing
+            await engine.table.acquire("sql")
+        assert engine.table.offered() == [entry]
+
+    run(action)
+
+
+def test_a_refused_version_takes_nothing_from_the_one_that_serves() -> None:
+    engine = Engine()
+    engine.digests["/sql"] = "d1"
+    engine.refusals["/wide"] = "Its rank is 64."
+
+    async def action() -> None:
+        entry = await engine.table.load("sql", AdapterSource("/sql"))
+        with pytest.raises(AdapterError):
+            await engine.table.load("sql", AdapterSource("/wide"))
+        assert engine.table.offered() == [entry]
+        engine.table.release(await engine.table.acquire("sql"))
 
     run(action)
 

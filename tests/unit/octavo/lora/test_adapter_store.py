@@ -124,6 +124,19 @@ def test_files_of_another_digest_than_expected_are_not_kept(
     assert opened(store, 3, AdapterSource(path, digest=digest)).digest == digest
 
 
+def test_a_damaged_copy_of_a_known_version_is_changed_and_not_refused_for_good(
+    store: AdapterStore, tmp_path: Path
+) -> None:
+    folder = make_adapter(tmp_path / "sql", CONFIG)
+    digest = opened(store, 1, AdapterSource(str(folder))).digest
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    store.open(2, AdapterSource(str(folder), digest=digest))
+    failed = outcome(store)
+    assert isinstance(failed, OpenFailed)
+    assert isinstance(failed.error, AdapterChangedError)
+
+
 def test_a_source_that_does_not_answer_holds_no_other_up(
     store: AdapterStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,7 +236,7 @@ def test_files_that_cannot_be_read_to_their_end_hold_no_other_up(
     num_converting, most = 0, 0
     count = threading.Lock()
 
-    def read(folder: Path, *limits: int) -> AdapterFiles:
+    def read(folder: Path, *limits: Any) -> AdapterFiles:
         if folder in stuck:
             answers.wait()
         return read_adapter(folder, *limits)

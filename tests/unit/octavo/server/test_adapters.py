@@ -10,7 +10,7 @@ import pytest
 
 from fake_engine import FakeEngine
 from octavo.engine.adapter_table import AdapterTable
-from octavo.engine.messages import AdapterOpened, CloseAdapter, OpenAdapter
+from octavo.engine.messages import AdapterFailed, AdapterOpened, CloseAdapter, OpenAdapter
 from octavo.lora.adapter_source import AdapterSource
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -107,6 +107,36 @@ async def test_clients_learn_no_path_of_this_machine(
     cards = {card["id"]: card for card in (await client.get("/v1/models")).json()["data"]}
     assert cards["named"]["root"] == root
     assert (await client.get("/v1/models/named")).json() == cards["named"]
+
+
+async def test_a_refused_adapter_is_neither_listed_nor_suggested_and_requests_hear_why(
+    engine: FakeEngine, client: httpx.AsyncClient
+) -> None:
+    def refuse(message: OpenAdapter | CloseAdapter) -> None:
+        failed = AdapterFailed(message.adapter_id, "AdapterError", "The adapter's rank is 64.")
+        asyncio.get_running_loop().call_soon(engine.adapters.heard, failed)
+
+    engine.adapters = AdapterTable(refuse, is_enabled=True, wait_s=60.0)
+    await engine.adapters.load("wide", AdapterSource("/secret/wide"), is_lazy=True)
+    body = {"model": "wide", "prompt": "hi", "max_tokens": 1}
+    for answer in [
+        await client.post("/v1/completions", json=body),
+        await client.post("/v1/completions", json=body | {"stream": True}),
+        await client.post("/v1/embeddings", json={"model": "wide", "input": "hi"}),
+        await client.get("/v1/models/wide"),
+    ]:
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (404, "adapter_refused")
+        assert error["param"] == "model"
+        assert "rank is 64" in error["message"]
+        assert "secret" not in error["message"]
+        assert "Retry-After" not in answer.headers
+    cards = (await client.get("/v1/models")).json()["data"]
+    assert [card["id"] for card in cards] == ["toy/bytes"]
+    hint = (await client.post("/v1/completions", json=body | {"model": "gpt-4"})).json()
+    assert "wide" not in hint["error"]["message"]
+    (listed,) = (await client.get("/v1/adapters")).json()["data"]
+    assert (listed["state"], listed["message"]) == ("failed", "The adapter's rank is 64.")
 
 
 async def test_readiness_waits_for_the_word_that_no_adapter_is_missing(

@@ -11,6 +11,7 @@ import enum
 from dataclasses import dataclass, field
 
 from octavo.engine.adapter_state import RememberedAdapter
+from octavo.errors import AdapterChangedError, AdapterError, OctavoError
 from octavo.lora.adapter_source import AdapterSource
 
 
@@ -61,6 +62,8 @@ class AdapterEntry:
     """Under way, if any."""
     error: str | None = None
     """Why the last attempt to load failed."""
+    is_refused: bool = False
+    """Whether it failed for what the files hold, so that other attempts would, too."""
     retry_at_s: float = 0.0
     """When a request may make another attempt, by the event loop's clock."""
 
@@ -71,6 +74,22 @@ class AdapterEntry:
         if self.load is not None:
             return AdapterState.LOADING
         return AdapterState.KNOWN if self.error is None else AdapterState.FAILED
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether requests may use it, as far as is known."""
+        return self.current is not None or not self.is_refused
+
+    def failed(self, error: OctavoError) -> None:
+        """An attempt to load it has ended so."""
+        self.error = str(error)
+        # Of files that have changed another server may have those that are asked for.
+        is_final = isinstance(error, AdapterError) and not isinstance(error, AdapterChangedError)
+        self.is_refused = is_final
+
+    def succeeded(self) -> None:
+        """Nothing is amiss with it any more."""
+        self.error, self.is_refused = None, False
 
     @property
     def message(self) -> str | None:

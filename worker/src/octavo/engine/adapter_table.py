@@ -19,6 +19,7 @@ from octavo.engine.messages import AdapterFailed, AdapterOpened, CloseAdapter, O
 from octavo.errors import (
     AdapterError,
     AdapterNotReadyError,
+    AdapterRefusedError,
     EngineDeadError,
     OctavoError,
     UnknownModelError,
@@ -70,6 +71,16 @@ class AdapterTable:
         """In the order they were first named."""
         return list(self._entries.values())
 
+    def offered(self) -> list[AdapterEntry]:
+        """Those that requests may use."""
+        return [entry for entry in self._entries.values() if entry.is_offered]
+
+    def check_offered(self, name: str) -> None:
+        """Raise AdapterRefusedError for a name whose files cannot be served."""
+        entry = self._entries.get(name)
+        if entry is not None and not entry.is_offered:
+            raise _refusal(entry)
+
     def draining(self) -> list[tuple[str, Generation]]:
         """Generations that no name stands for any more, whose requests are still running."""
         return [(name, one) for name, one in self._generations.values() if one.is_retired]
@@ -84,8 +95,9 @@ class AdapterTable:
     async def acquire(self, name: str) -> AdapterGeneration:
         """What a request shall use; :meth:`release` it afterwards.
 
-        Waits for a load, and begins it where nobody has. Raises UnknownModelError, or
-        AdapterNotReadyError when it takes too long or fails.
+        Waits for a load, and begins it where nobody has. Raises UnknownModelError (of its kinds
+        AdapterRefusedError for files that cannot be served), or AdapterNotReadyError when it takes
+        too long or fails.
         """
         entry = self._entries.get(name)
         if entry is None:
@@ -115,7 +127,7 @@ class AdapterTable:
     async def _wait_for(self, entry: AdapterEntry) -> None:
         pause_s = entry.retry_at_s - asyncio.get_running_loop().time()
         if entry.load is None and entry.error is not None and pause_s > 0:
-            raise _cannot_be_loaded(entry.name, pause_s)
+            raise _why_not(entry, pause_s)
         load = entry.load or self._begin_again(entry)
         try:
             async with asyncio.timeout(self._wait_s):
@@ -129,7 +141,7 @@ class AdapterTable:
         except (EngineDeadError, UnknownModelError):
             raise
         except OctavoError as error:
-            raise _cannot_be_loaded(entry.name, _RETRY_AFTER_S) from error
+            raise _why_not(entry, _RETRY_AFTER_S) from error
 
     # ---- Administration ---------------------------------------------------------------------
 
@@ -235,7 +247,7 @@ class AdapterTable:
         if entry.stands_for(source) or (is_lazy and entry.can_wait_with(source)):
             if entry.current is None:
                 entry.source = source
-            entry.error = None
+            entry.succeeded()
             self._settle(entry, is_lazy, is_remembered)
             return entry
         # A client that leaves does not end what others may wait for.
@@ -273,8 +285,9 @@ class AdapterTable:
             opened = await self._openings.open(source, digest, lambda: self._is_there(entry))
         except OctavoError as error:
             self.outcomes["failed"] += 1
-            entry.error = str(error)
-            if not source.is_near:  # a hub must not be called for each request
+            entry.failed(error)
+            # A hub must not be called for each request, nor a file read that will not do.
+            if entry.is_refused or not source.is_near:
                 entry.retry_at_s = asyncio.get_running_loop().time() + _RETRY_AFTER_S
             if not entry.is_promised and self._is_there(entry):
                 del self._entries[entry.name]
@@ -288,7 +301,8 @@ class AdapterTable:
             raise _unloaded(entry.name)
         generation = before if opened.is_known else self._made(entry, opened)
         assert generation is not None
-        entry.source, entry.error, entry.current = source, None, generation
+        entry.source, entry.current = source, generation
+        entry.succeeded()
         generation.revision, generation.error = opened.revision, None
         self.outcomes["unchanged" if opened.is_known else "loaded"] += 1
         if before is not None and before is not generation:
@@ -335,13 +349,22 @@ class AdapterTable:
             self._send(CloseAdapter(generation.id))
 
 
-def _cannot_be_loaded(name: str, retry_after_s: float) -> AdapterNotReadyError:
-    """For whoever may use it: why names places on this machine, and is told administrators."""
+def _why_not(entry: AdapterEntry, retry_after_s: float) -> OctavoError:
+    """For whoever may use it. What is wrong with the files they may know; why they cannot be had
+    names places on this machine, and is told administrators."""
+    if entry.is_refused:
+        return _refusal(entry)
     return AdapterNotReadyError(
-        f"The adapter {name!r:.200} cannot be loaded now; GET /v1/adapters tells administrators "
-        "why. Try again later.",
+        f"The adapter {entry.name!r:.200} cannot be loaded now; GET /v1/adapters tells "
+        "administrators why. Try again later.",
         retry_after_s,
     )
+
+
+def _refusal(entry: AdapterEntry) -> AdapterRefusedError:
+    """What a request is told of an adapter that is refused."""
+    reason = f"The adapter {entry.name!r:.200} cannot be served by this model: {entry.error}"
+    return AdapterRefusedError(reason, "model")
 
 
 def _unloaded(name: str) -> UnknownModelError:

@@ -146,9 +146,7 @@ class EngineLoop:
                 updates, quiet_s = core.advance(), _QUIET_S
             elif not is_prepared and not messages:
                 is_prepared, quiet_s = not core.prepare_next(), 0.0
-            # First: a refusal tells more than the end of the request that comes with it.
-            for event in core.take_adapter_events():
-                self._channel.send(event)
+            self._tell_of_adapters()
             now = time.monotonic()
             has_settled = bool(updates) and not core.has_work
             if updates or now - last_report > _IDLE_REPORT_S:
@@ -156,6 +154,15 @@ class EngineLoop:
                 stats = core.stats() if is_due else None
                 self._channel.send(StepReport(updates, stats, core.limit_under_way_s))
                 last_report, last_stats = now, now if is_due else last_stats
+
+    def _tell_of_adapters(self) -> None:
+        """Before a step's updates: a refusal tells more than the end of the request that comes with
+        it. Whoever hears that an adapter is there may ask where, so that is told before."""
+        events = self._core.take_adapter_events()
+        if events:
+            self._channel.send(StepReport([], self._core.stats(), self._core.limit_under_way_s))
+        for event in events:
+            self._channel.send(event)
 
     def _take(self, message: ToEngine) -> None:
         if isinstance(message, Abort):

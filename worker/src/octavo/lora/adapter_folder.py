@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,33 +37,43 @@ class AdapterFiles:
     """``sha256:`` and hexadecimal, of both files' contents: names an adapter whatever its path."""
 
 
-def read_adapter(folder: Path, max_weight_bytes: int, max_rank: int) -> AdapterFiles:
+def read_adapter(
+    folder: Path,
+    max_weight_bytes: int,
+    max_rank: int,
+    check_digest: Callable[[str], None] = lambda digest: None,
+) -> AdapterFiles:
     """Read both files. ``max_weight_bytes``: tensors beyond that cannot be for this model; of the
     usual reason for that, a rank above ``max_rank``, the configuration tells before.
 
+    ``check_digest`` is called with the digest before anything is made of the contents.
+
     Raises ModelLoadError for files that are missing, one of its kinds for those that cannot be
-    read, AdapterError for contents that are not an adapter.
+    read, AdapterError for contents that are not an adapter: clients are told of these, so they name
+    no folder.
     """
     if _is_pickled(folder):
         raise AdapterError(
-            f"{folder} holds adapter_model.bin, a pickle, which is never loaded; save the adapter "
-            "with safe_serialization=True."
+            "The adapter is in adapter_model.bin, a pickle, which is never loaded; save it with "
+            "safe_serialization=True."
         )
     config_bytes = _read(folder, CONFIG_NAME, _MAX_CONFIG_BYTES)
     try:
         config = json.loads(config_bytes[:])
     except (ValueError, RecursionError) as exc:
-        raise AdapterError(f"{folder / CONFIG_NAME} cannot be read as JSON ({exc}).") from exc
+        raise AdapterError(f"{CONFIG_NAME} cannot be read as JSON ({exc}).") from exc
     if not isinstance(config, dict):
-        raise AdapterError(f"{folder / CONFIG_NAME} must hold a JSON object.")
+        raise AdapterError(f"{CONFIG_NAME} must hold a JSON object.")
     parse_peft_config(config).check_rank(max_rank)
     weight_bytes = _read(folder, WEIGHTS_NAME, max_weight_bytes + _MAX_HEADER_BYTES)
     digest = hashlib.sha256()
     for content in (config_bytes, weight_bytes):
         digest.update(len(content).to_bytes(8, "big"))
         digest.update(content)
-    tensors = parse_safetensors(weight_bytes, str(folder / WEIGHTS_NAME))
-    return AdapterFiles(config, tensors, f"sha256:{digest.hexdigest()}")
+    named = f"sha256:{digest.hexdigest()}"
+    check_digest(named)
+    tensors = parse_safetensors(weight_bytes, WEIGHTS_NAME)
+    return AdapterFiles(config, tensors, named)
 
 
 def _is_pickled(folder: Path) -> bool:
@@ -127,11 +137,11 @@ def _read(folder: Path, name: str, max_bytes: int) -> mmap.mmap:
             size = path.stat().st_size
             if size > max_bytes:
                 raise AdapterError(
-                    f"{path} has {size} bytes; at most {max_bytes} are possible for this model and "
-                    "--max-lora-rank."
+                    f"{path.name} has {size} bytes; at most {max_bytes} are possible for this "
+                    "model and --max-lora-rank."
                 )
             if not size:
-                raise AdapterError(f"{path} is empty; copy it again.")
+                raise AdapterError(f"{path.name} is empty; copy it again.")
             data = mmap.mmap(-1, size)
             if file.readinto(data) != size:
                 raise SourceUnreachableError(f"{path} changed while it was read; try again.")

@@ -114,5 +114,5 @@ def _refuse_revision(source: AdapterSource) -> None:
     if source.revision is not None:
         raise AdapterError(
             f"revision is {source.revision!r:.80}, which only adapters on the hub have; "
-            f"{source.path!r:.200} is not there. Leave it out, or give a digest."
+            f"{source.public_name!r:.200} is not there. Leave it out, or give a digest."
         )

@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -273,14 +274,15 @@ class AdapterStore:
         return found.folder
 
     def _read_in(self, job: _Job, record: _Record, folder: Path, started: float) -> Opened | None:
-        files = read_adapter(folder, self._cache.entry_file_bytes, self._stack.max_rank)
+        limits = self._cache.entry_file_bytes, self._stack.max_rank
+        files = read_adapter(folder, *limits, partial(_check_digest, record))
         with self._converting:
             if not self._is_to_be_read(job, record):  # any more
                 return None
             return self._convert(job, record, files, started)
 
     def _convert(self, job: _Job, record: _Record, files: AdapterFiles, started: float) -> Opened:
-        _check_digest(record, files)
+        record.digest = files.digest
         if files.digest == job.known_digest:
             return self._known_again(job.adapter_id, record)
         weights = lay_out(files, self._stack.projections, self._stack.max_rank)
@@ -315,17 +317,16 @@ class AdapterStore:
         return OpenFailed(job.adapter_id, error)
 
 
-def _check_digest(record: _Record, files: AdapterFiles) -> None:
+def _check_digest(record: _Record, digest: str) -> None:
     """What was loaded must still be there; what was asked for must be there at all."""
-    if record.is_open and files.digest != record.digest:
+    if record.is_open and digest != record.digest:
         raise AdapterChangedError(
             f"The adapter's files in {record.folder} are no longer those that were loaded; load "
             "it again to serve what is there now."
         )
     expected = record.source.digest
-    if expected is not None and files.digest != expected:
+    if expected is not None and digest != expected:
         raise AdapterChangedError(
-            f"The adapter's files in {record.source.path} have the digest {files.digest}, not "
+            f"The adapter's files in {record.source.path} have the digest {digest}, not "
             f"{expected}; ask for the one that is there, or for none."
         )
-    record.digest = files.digest

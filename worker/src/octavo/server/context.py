@@ -68,7 +68,7 @@ class ServerContext:
             return names[0] if asked is None else asked
         if asked in self.engine.adapters:
             return asked
-        names += tuple(entry.name for entry in self.engine.adapters.entries()[:_MAX_NAMES_SHOWN])
+        names += tuple(entry.name for entry in self.engine.adapters.offered()[:_MAX_NAMES_SHOWN])
         raise UnknownModelError(
             f"model is {asked[:200]!r}; this server serves {', '.join(map(repr, names))}. "
             "Use one of these, or leave model out.",

@@ -16,6 +16,7 @@ from octavo.errors import (
     AdapterChangedError,
     AdapterError,
     AdapterNotReadyError,
+    AdapterRefusedError,
     EngineDeadError,
     InvalidRequestError,
     ModelLoadError,
@@ -90,6 +91,8 @@ def translate(error: Exception) -> ApiError | None:
     match error:
         case ApiError():
             return error
+        case AdapterRefusedError():
+            return ApiError(404, str(error), code="adapter_refused", param=error.param)
         case UnknownModelError():
             return ApiError(404, str(error), code="model_not_found", param=error.param or "model")
         case PromptTooLongError():

@@ -28,7 +28,7 @@ def build_router(context: ServerContext) -> APIRouter:
                 info.max_model_len,
                 parent=names[0],
             )
-            for entry in context.engine.adapters.entries()
+            for entry in context.engine.adapters.offered()
             if entry.name not in names  # remembered from when the model had another name
         ]
         return base + adapters
@@ -44,6 +44,7 @@ def build_router(context: ServerContext) -> APIRouter:
         for card in cards():
             if card.id == model_id:
                 return _json(card)
+        context.engine.adapters.check_offered(model_id)
         names = ", ".join(map(repr, context.model_names()))
         raise ApiError(
             404,
