@@ -142,7 +142,7 @@ def test_structural_tags_hold_inside_free_text(served: ServedModel) -> None:
 
 
 REFUSED = {
-    "not a schema": ({"json": {"type": "strin"}}, "Invalid type"),
+    "not a schema": ({"json": {"type": "strin"}}, "'strin' is no type"),
     "a keyword that is not supported": (
         {"json": {"type": "array", "uniqueItems": True}},
         "uniqueItems",
@@ -160,7 +160,7 @@ REFUSED = {
         "look-around",
     ),
     "a class of another notation": ({"regex": "[a&&b]"}, "character class"),
-    "a broken regex": ({"regex": "(a"}, "regex"),
+    "a broken regex": ({"regex": "(a"}, "unclosed group"),
     "a broken grammar": ({"grammar": "start: ("}, "grammar"),
     "an empty choice": ({"choice": [""]}, "empty"),
     "two at once": ({"regex": "a", "json_object": True}, "exactly one"),
@@ -178,7 +178,30 @@ def test_what_cannot_be_honoured_is_refused_with_the_reason(
 ) -> None:
     answer = ask(served, structured_outputs=asked)
     assert answer.status_code == 400, answer.text
-    assert reason in answer.json()["error"]["message"]
+    error = answer.json()["error"]
+    assert reason in error["message"]
+    assert error["param"].startswith("structured_outputs")
+    assert "llguidance" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"type": "array", "uniqueItems": True}, {"items": [{"type": "integer"}], "type": "array"}],
+    ids=["by the library", "before"],
+)
+def test_a_refusal_names_the_field_that_was_sent(served: ServedModel, schema: Any) -> None:
+    wrapped = {"name": "x", "schema": schema}
+    response = {"response_format": {"type": "json_schema", "json_schema": wrapped}}
+    text_format = {"text": {"format": {"type": "json_schema", **wrapped}}}
+    fields = {"response_format": "completions", "text.format": "responses"}
+    for field, route in fields.items():
+        body: dict[str, Any] = {"model": "tiny"}
+        body |= (
+            {"prompt": "x", **response} if route == "completions" else {"input": "x", **text_format}
+        )
+        error = httpx.post(f"{served.url}/v1/{route}", json=body, timeout=60).json()["error"]
+        assert error["param"] == field, error
+        assert error["message"].startswith(f"{field} cannot be honoured"), error
 
 
 def test_older_names_point_to_todays(served: ServedModel) -> None:

@@ -62,13 +62,14 @@ def client(served: ServedModel) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_a_named_tool_is_called_with_arguments_that_fit(client: openai.OpenAI) -> None:
+def test_a_named_tool_is_called_once_with_arguments_that_fit(client: openai.OpenAI) -> None:
     choice: Any = {"type": "function", "function": {"name": "get_weather"}}
+    asked: Any = {
+        "model": "tiny", "messages": MESSAGES, "tools": TOOLS, "tool_choice": choice,
+        "max_tokens": 300,
+    }  # fmt: skip
     for seed in range(3):
-        answer = client.chat.completions.create(
-            model="tiny", messages=MESSAGES, tools=TOOLS, tool_choice=choice, seed=seed,
-            parallel_tool_calls=False, max_tokens=300,
-        )  # fmt: skip
+        answer = client.chat.completions.create(**asked, seed=seed)
         assert answer.choices[0].finish_reason == "tool_calls"
         message = answer.choices[0].message
         assert message.content is None
@@ -76,6 +77,10 @@ def test_a_named_tool_is_called_with_arguments_that_fit(client: openai.OpenAI) -
         assert call.type == "function"
         assert call.function.name == "get_weather"
         jsonschema.validate(json.loads(call.function.arguments), PARAMETERS)
+        chunks = client.chat.completions.create(**asked, seed=seed, stream=True)
+        deltas = [delta for chunk in chunks for delta in chunk.choices[0].delta.tool_calls or ()]
+        assert {delta.index for delta in deltas} == {0}
+        assert "".join(d.function.arguments or "" for d in deltas) == call.function.arguments
 
 
 def test_a_required_call_streams_as_it_is(client: openai.OpenAI) -> None:
@@ -183,6 +188,44 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no content": ({"messages": [{"role": "user"}]}, "content is missing"),
 }  # fmt: skip
+
+
+def _tool(name: str, **schema: Any) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def _json(**schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
+UNIQUE: dict[str, Any] = {"type": "array", "uniqueItems": True}
+AT_FAULT: dict[str, tuple[dict[str, Any], str]] = {
+    "a tool, by the library": (
+        {"tools": [TIME, _tool("f", **UNIQUE)], "tool_choice": "required"},
+        "tools[1].function.parameters",
+    ),
+    "a tool, before": ({"tools": [TIME, _tool("f", extends={})]}, "tools[1].function.parameters"),
+    "the answer beside tools, by the library": (
+        {"response_format": _json(**UNIQUE)},
+        "response_format",
+    ),
+    "the answer beside tools, before": ({"response_format": _json(extends={})}, "response_format"),
+    "the same in vLLM's field": (
+        {"structured_outputs": {"json": json.dumps(UNIQUE)}},
+        "structured_outputs.json",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "param"), AT_FAULT.values(), ids=AT_FAULT.keys())
+def test_a_refusal_names_the_schema_at_fault(
+    served: ServedModel, fields: dict[str, Any], param: str
+) -> None:
+    body = {"model": "tiny", "messages": MESSAGES, "tools": TOOLS, "max_tokens": 4} | fields
+    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param, answer.text
 
 
 @pytest.mark.parametrize(("fields", "reason"), REFUSED.values(), ids=REFUSED.keys())

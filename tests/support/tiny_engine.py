@@ -133,13 +133,17 @@ class UncapturedGraphs(StepGraphs):
         return Replay()  # type: ignore[return-value]
 
 
-def byte_grammars(num_threads: int = 2) -> GrammarCompiler:
-    """Grammars over the tiny models' vocabulary."""
+def byte_vocabulary() -> Vocabulary:
+    """The tiny models' vocabulary."""
     special = dict(enumerate(SPECIAL_TOKENS, start=256))
     tokens = [special.get(id, bytes([id % 256])) for id in range(260)]
     pieces = [token.encode() if isinstance(token, str) else token for token in tokens]
-    vocabulary = Vocabulary(pieces, sorted(special))
-    return GrammarCompiler(lambda: vocabulary, VOCAB_SIZE, [EOS_TOKEN_ID], num_threads)
+    return Vocabulary(pieces, sorted(special))
+
+
+def byte_grammars(num_threads: int = 2) -> GrammarCompiler:
+    """Grammars over the tiny models' vocabulary."""
+    return GrammarCompiler(byte_vocabulary, VOCAB_SIZE, [EOS_TOKEN_ID], num_threads)
 
 
 def request_spec(

@@ -31,6 +31,31 @@ from octavo_operator.errors import (
 FAILED: Final = 1
 WRONG_INPUT: Final = 2
 _SHOWN_LINES: Final = 20
+_LOCAL_EXAMPLES: Final = """\
+examples:
+  octavo-operator local -f examples/smollm2.yaml
+  octavo-operator local -f chat.yaml --port 0
+
+chat.yaml may hold, between lines of ---, the LoRAAdapters of its service and the Secrets they name:
+  apiVersion: serving.octavo.dev/v1alpha1
+  kind: InferenceService
+  metadata: {name: chat}
+  spec:
+    model: {uri: "hf://org/model"}
+    replicas: 1
+    engine: {lora: {maxRank: 16}}
+    accelerator: {resource: none}      # on the CPU
+  ---
+  apiVersion: serving.octavo.dev/v1alpha1
+  kind: LoRAAdapter
+  metadata: {name: sql}
+  spec:
+    serviceRef: {name: chat}
+    servedName: chat-sql               # what requests send as "model"
+    source: {uri: "file:///path/of/the/adapter"}     # or hf://, s3://
+
+The file is read again when it changes: adapters come and go while the model serves.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,7 +130,19 @@ def _add_retire(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_local(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-f", "--file", type=Path, required=True, help="an InferenceService")
+    parser.description = (
+        "Serve the InferenceService of a file on this machine, with its LoRAAdapters, as a cluster "
+        "would: until Ctrl-C or SIGTERM, which drain."
+    )
+    parser.epilog = _LOCAL_EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "-f",
+        "--file",
+        type=Path,
+        required=True,
+        help="one InferenceService, its LoRAAdapters and Secrets, in YAML",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on")
     parser.add_argument("--port", type=int, default=8000, help="port to serve on; 0 for a free one")
     parser.add_argument(

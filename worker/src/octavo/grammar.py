@@ -16,6 +16,13 @@ from octavo.errors import InvalidRequestError
 _KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
 
+def cannot_be_honoured(param: str, reason: str, place: str = "") -> InvalidRequestError:
+    """The error for a field that says what an output must be: ``reason`` is a sentence without its
+    end, ``place`` a pointer into a schema."""
+    where = f" at {place[:200]}" if place else ""
+    return InvalidRequestError(f"{param} cannot be honoured{where}: {reason}.", param)
+
+
 class ReasoningSpan(msgspec.Struct, frozen=True, array_like=True):
     """Thoughts that come before the answer, and are free."""
 
@@ -50,20 +57,30 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     """Whether objects hold only the properties their schema names."""
     whitespace_pattern: str | None = None
     """A regular expression for white space inside JSON."""
+    asked_by: str = "structured_outputs"
+    """The field of the request that this comes from, which errors name."""
+    parts: Sequence[StructuredOutputs] = ()
+    """Of a grammar that is made of other fields: each of them, which errors name where they can."""
 
     def __post_init__(self) -> None:
         given = [name for name in _KINDS if self._is_given(name)]
         if len(given) != 1:
             found = " and ".join(given) if given else "none of them"
             raise InvalidRequestError(
-                f"structured_outputs takes exactly one of {', '.join(_KINDS)}; it has {found}.",
-                "structured_outputs",
+                f"{self.asked_by} takes exactly one of {', '.join(_KINDS)}; it has {found}.",
+                self.asked_by,
             )
 
     @property
     def kind(self) -> str:
         """The name of the field that is given."""
         return next(name for name in _KINDS if self._is_given(name))
+
+    @property
+    def param(self) -> str:
+        """The field at fault where this cannot be honoured, as exactly as it is known."""
+        is_own = self.asked_by == "structured_outputs"
+        return f"{self.asked_by}.{self.kind}" if is_own else self.asked_by
 
     def _is_given(self, name: str) -> bool:
         value = getattr(self, name)

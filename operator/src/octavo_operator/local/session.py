@@ -28,6 +28,7 @@ from octavo_operator.worker_client import WorkerClient
 
 FILE_POLL_S: Final = 1.0
 TICK_S: Final = 0.1
+_CURL_MAX_TOKENS: Final = 60
 _MANAGER: Final = "octavo-operator-local"
 HOPELESS_REASONS: Final = frozenset(
     {
@@ -276,11 +277,12 @@ class LocalSession:
 
 
 def curl_line(base_url: str, served_name: str, *, needs_key: bool) -> str:
-    """A command to paste: one question to the model."""
+    """A command to paste: one question to the model, answered soon also by a slow one."""
     body = json.dumps(
         {
             "model": served_name,
             "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": _CURL_MAX_TOKENS,
         }
     )
     key = ' -H "Authorization: Bearer $API_KEY"' if needs_key else ""

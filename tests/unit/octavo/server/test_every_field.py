@@ -172,7 +172,10 @@ BOTH: dict[str, Row] = {
     "moderation": Refused({"model": "x"}),
     "response_format": Works(
         {"type": "json_object"},
-        lambda seen: seen.params.structured_outputs == StructuredOutputs(json_object=True),
+        lambda seen: (
+            seen.params.structured_outputs
+            == StructuredOutputs(json_object=True, asked_by="response_format")
+        ),
     ),
     "structured_outputs": Works(
         {"regex": "a+"},

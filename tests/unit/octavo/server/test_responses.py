@@ -298,7 +298,10 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
     ("body", "structure"),
     [
         ({"text": {"format": {"type": "text"}}}, None),
-        ({"text": {"format": {"type": "json_object"}}}, StructuredOutputs(json_object=True)),
+        (
+            {"text": {"format": {"type": "json_object"}}},
+            StructuredOutputs(json_object=True, asked_by="text.format"),
+        ),
         (
             {
                 "text": {
@@ -310,7 +313,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
                     }
                 }
             },
-            StructuredOutputs(json=SCHEMA),
+            StructuredOutputs(json=SCHEMA, asked_by="text.format"),
         ),
         ({"structured_outputs": {"regex": "a+"}}, StructuredOutputs(regex="a+")),
     ],

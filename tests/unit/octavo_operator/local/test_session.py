@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -421,6 +422,7 @@ def test_command_prints_a_curl_line_and_ctrl_c_leaves_nothing(
     curl = next(line for line in lines if line.startswith("curl "))
     url = curl.split()[1]
     body = json.loads(curl[curl.index("-d '") + 4 : -2])
+    assert body["max_tokens"] <= 100  # or the first answer that anyone sees takes its time
     answer = httpx.post(url, json=body, timeout=20).json()
     assert answer["echo"]["messages"][0]["role"] == "user"
     command.send_signal(signal.SIGINT)
@@ -450,6 +452,20 @@ def test_command_refuses_a_wrong_file(
     assert (command.returncode, output) == (code, "")
     assert sentence in errors
     assert len(errors.strip().splitlines()) == 1
+
+
+def test_help_shows_a_file_with_an_adapter_that_is_one(
+    tmp_path: Path, run_command: RunCommand
+) -> None:
+    output, _ = run_command("local", "--help").communicate(timeout=30)
+    lines = output[output.index("  apiVersion") : output.index("\n\nThe file is read")]
+    path = tmp_path / "shown.yaml"
+    path.write_text(textwrap.dedent(lines))
+    content = read_resource_file(path)
+    assert [adapter["metadata"]["name"] for adapter in content.adapters] == ["sql"]
+    assert content.ignored == ()
+    (sentence,) = [line for line in output.splitlines() if "--file" in line and "  -f" in line]
+    assert "LoRAAdapters" in output[output.index(sentence) : output.index("--host HOST  ")]
 
 
 def test_command_names_a_misspelt_field(tmp_path: Path, run_command: RunCommand) -> None:

@@ -24,7 +24,7 @@ examples:
 
 then:
   curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\
-    -d '{"messages": [{"role": "user", "content": "Hello!"}]}'
+    -d '{"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 60}'
 
 Numbers may be written 4096, 4k (4,000) or 4K (4,096). Flags have vLLM's names where they mean
 the same; a flag of vLLM that is not supported is refused by name.

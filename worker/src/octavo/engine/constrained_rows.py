@@ -37,8 +37,7 @@ class ConstrainedRows:
             return None
         if self._grammars is None:
             raise InvalidRequestError(
-                "This engine has no vocabulary to match a grammar against; leave it out.",
-                "structured_outputs",
+                "This engine has no vocabulary to match a grammar against; leave it out."
             )
         return self._grammars.follow(spec.grammar, spec.eos_token_ids, spec.params.min_tokens)
 

@@ -97,9 +97,9 @@ class Intake:
             return None
         if not self._info.can_constrain:
             raise InvalidRequestError(
-                "structured_outputs need the model's tokenizer and an end-of-text token, which "
-                "this engine was started without; leave them out.",
-                "structured_outputs",
+                f"{params.structured_outputs.asked_by} needs the model's tokenizer and an "
+                "end-of-text token, which this engine was started without; leave it out.",
+                params.structured_outputs.asked_by,
             )
         _check_grammar_alone_bars(params)
         return translate(params.structured_outputs, reasoning)

@@ -14,8 +14,10 @@ from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import RequestSpec
 from octavo.engine.prompt_writer import PromptWriter
 from octavo.engine.request_options import RequestOptions
-from octavo.grammar import Grammar, ReasoningSpan
+from octavo.errors import InvalidRequestError
+from octavo.grammar import Grammar, ReasoningSpan, StructuredOutputs
 from octavo.sampling_params import SamplingParams
+from octavo.structured.translate import translate
 from octavo.structured.trial import GrammarTrials
 
 
@@ -63,5 +65,15 @@ class RequestWriter:
             return None
         grammar = await asyncio.to_thread(self._intake.grammar_of, params, reasoning)
         if grammar is not None and self._trials is not None:
-            await self._trials.check(grammar.text)
+            await _try(self._trials, params.structured_outputs, grammar)
         return grammar
+
+
+async def _try(trials: GrammarTrials, asked: StructuredOutputs, grammar: Grammar) -> None:
+    """Raises InvalidRequestError that names the part at fault, where it is one part's alone."""
+    try:
+        await trials.check(grammar.text, asked.param)
+    except InvalidRequestError:
+        for part in asked.parts:
+            await _try(trials, part, translate(part))
+        raise

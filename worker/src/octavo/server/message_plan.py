@@ -17,7 +17,7 @@ from octavo.sampling_params import SamplingParams
 from octavo.server.errors import bad_request
 from octavo.server.protocol.tools import ToolsBody
 from octavo.structured.json_schema import check_schema
-from octavo.structured.translate import json_rule
+from octavo.structured.translate import answer_rule, json_rule
 from octavo.tools.formats import MessageFormat, Tool
 from octavo.tools.message import MessageParser
 
@@ -47,8 +47,9 @@ class MessagePlan:
     ) -> MessagePlan:
         """Raises InvalidRequestError, or ApiError, for tools that cannot be honoured."""
         tools = body.usable_tools()
+        fields = body.schema_fields()
         for tool in tools:
-            check_schema(tool.parameters, "tools")
+            check_schema(tool.parameters, fields[tool.name])
         asked = _call_grammar(body, message_format, tools, params, tokenizer)
         if asked is not None:
             params = msgspec.structs.replace(params, structured_outputs=asked)
@@ -106,25 +107,34 @@ def _call_grammar(
         found = (i for i in special if tokenizer is not None and tokenizer.token_bytes(i) == data)
         return next((f"<[{token_id}]>" for token_id in found), None)
 
+    def follow(lark: str, called: list[Tool], *others: StructuredOutputs) -> StructuredOutputs:
+        fields = body.schema_fields()
+        schemas = (
+            StructuredOutputs(json=dict(tool.parameters), asked_by=fields[tool.name])
+            for tool in called
+        )
+        return StructuredOutputs(grammar=lark, asked_by="tools", parts=(*schemas, *others))
+
     calls = message_format.calls
-    is_parallel = body.parallel_tool_calls is not False
+    is_parallel = body.may_call_twice
     if body.is_call_forced:
-        lark = calls.grammar(body.forced_tools(), json_rule, mark, is_parallel=is_parallel)
-        return StructuredOutputs(grammar=lark)
+        forced = body.forced_tools()
+        return follow(calls.grammar(forced, json_rule, mark, is_parallel=is_parallel), forced)
     if not tools:
         return None
     asked = params.structured_outputs
     if asked is not None:
         if asked.kind not in ("json", "json_object"):
             raise bad_request(
-                "tools and structured_outputs are both set; beside tools an answer can follow a "
+                f"tools and {asked.asked_by} are both set; beside tools an answer can follow a "
                 "JSON schema only: set tool_choice to none, or leave one of them out.",
-                "structured_outputs",
+                asked.asked_by,
             )
-        schema = {"type": "object"} if asked.json is None else asked.json
-        check_schema(schema)
-        lark = calls.grammar(tools, json_rule, mark, is_parallel=is_parallel, answer=schema)
-        return StructuredOutputs(grammar=lark)
-    if any(tool.is_strict for tool in tools):
-        return StructuredOutputs(grammar=calls.free_grammar(tools, json_rule, mark))
-    return None
+        answer = answer_rule(asked)
+        lark = calls.grammar(tools, json_rule, mark, is_parallel=is_parallel, answer=answer)
+        return follow(lark, tools, asked)
+    is_strict = any(tool.is_strict for tool in tools)
+    if is_parallel and not is_strict:
+        return None
+    lark = calls.free_grammar(tools, json_rule, mark, is_parallel=is_parallel)
+    return follow(lark, tools if is_strict else [])

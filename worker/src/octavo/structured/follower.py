@@ -21,7 +21,6 @@ from octavo.structured.compiled_grammar import (
     Automaton,
     CompiledGrammar,
 )
-from octavo.structured.library import one_line
 
 if TYPE_CHECKING:
     from octavo.structured.compiler import GrammarCompiler
@@ -93,7 +92,7 @@ class GrammarFollower:
         """Why the grammar cannot be followed; known once ready."""
         if self._automaton is None or self._automaton.error is None:
             return None
-        return f"The grammar cannot be compiled: {one_line(str(self._automaton.error))}"
+        return f"The grammar cannot be compiled: {self._automaton.error}."
 
     @property
     def matcher(self) -> Any:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from octavo.errors import InvalidRequestError
+from octavo.grammar import cannot_be_honoured
 from octavo.structured.regex_size import check_regex
 
 MAX_SCHEMA_CHARS = 262_144
@@ -35,13 +35,14 @@ _LISTS_OF_SUBSCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _MAPS_OF_SUBSCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 
 
-def check_schema(schema: object, param: str = "response_format") -> None:
+def check_schema(schema: object, param: str) -> None:
     """Raise InvalidRequestError, with the reason and the place, for what cannot be honoured.
 
-    What passes may still be refused by the library, which is asked when the grammar is tried.
+    ``param``: the request's field that holds it. What passes may still be refused by the library,
+    which is asked when the grammar is tried.
     """
     if not isinstance(schema, (Mapping, bool)):
-        raise _refused("a schema must be an object", "", param)
+        raise cannot_be_honoured(param, "a schema must be an object")
     try:
         size = len(json.dumps(schema))
     except RecursionError:
@@ -49,20 +50,20 @@ def check_schema(schema: object, param: str = "response_format") -> None:
     else:
         depth = _depth(schema)
     if size > MAX_SCHEMA_CHARS:
-        raise _refused(f"it has {size} characters; the limit is {MAX_SCHEMA_CHARS}", "", param)
+        raise cannot_be_honoured(
+            param, f"it has {size} characters; the limit is {MAX_SCHEMA_CHARS}"
+        )
     if depth > MAX_DEPTH:
-        raise _refused(
-            f"it is nested more than {MAX_DEPTH} levels deep; move inner schemas to $defs",
-            "",
-            param,
+        raise cannot_be_honoured(
+            param, f"it is nested more than {MAX_DEPTH} levels deep; move inner schemas to $defs"
         )
     num_references = 0
     for path, part in _subschemas(schema, "#"):
         num_references += "$ref" in part
         _check_keywords(path, part, param)
     if num_references > MAX_REFERENCES:
-        raise _refused(
-            f"it has {num_references} $ref; at most {MAX_REFERENCES} are allowed", "", param
+        raise cannot_be_honoured(
+            param, f"it has {num_references} $ref; at most {MAX_REFERENCES} are allowed"
         )
 
 
@@ -83,23 +84,27 @@ def closed(schema: object) -> object:
 
 def _check_keywords(path: str, schema: Mapping[str, Any], param: str) -> None:
     for name in _OTHER_DRAFTS.keys() & schema.keys():
-        raise _refused(f"{name!r} is not of draft 2020-12: {_OTHER_DRAFTS[name]}", path, param)
+        reason = f"{name!r} is not of draft 2020-12: {_OTHER_DRAFTS[name]}"
+        raise cannot_be_honoured(param, reason, path)
     if isinstance(schema.get("items"), list):
-        raise _refused("'items' is a list, as in older drafts: use prefixItems", path, param)
+        reason = "'items' is a list, as in older drafts: use prefixItems"
+        raise cannot_be_honoured(param, reason, path)
     for name in ("exclusiveMinimum", "exclusiveMaximum", "required"):
         if isinstance(schema.get(name), bool):
-            raise _refused(f"{name!r} is true or false, as in older drafts", path, param)
+            reason = f"{name!r} is true or false, as in older drafts"
+            raise cannot_be_honoured(param, reason, path)
     pattern = schema.get("pattern")
     patterns = [pattern] if isinstance(pattern, str) else []
     by_pattern = schema.get("patternProperties")
     if isinstance(by_pattern, Mapping):
         patterns += by_pattern
     for each in patterns:
-        check_regex(each, f"{param} ({path}/pattern)")
+        check_regex(each, param, path)
     _check_least_properties(path, schema, param)
     divisor = schema.get("multipleOf")
     if isinstance(divisor, (int, float)) and divisor > MAX_MULTIPLE_OF:
-        raise _refused(f"multipleOf is {divisor}; at most {MAX_MULTIPLE_OF} works", path, param)
+        reason = f"multipleOf is {divisor}; at most {MAX_MULTIPLE_OF} works"
+        raise cannot_be_honoured(param, reason, path)
 
 
 def _check_least_properties(path: str, schema: Mapping[str, Any], param: str) -> None:
@@ -110,11 +115,11 @@ def _check_least_properties(path: str, schema: Mapping[str, Any], param: str) ->
         return
     num_required = len(set(required)) if isinstance(required, list) else 0
     if least > num_required + 1:
-        raise _refused(
+        raise cannot_be_honoured(
+            param,
             f"minProperties is {least} and {num_required} properties are required: with more than "
             "one free key the same key could be written twice; name them in required",
             path,
-            param,
         )
 
 
@@ -147,8 +152,3 @@ def _children(value: object) -> list[Any]:
     if isinstance(value, Mapping):
         return list(value.values())
     return value if isinstance(value, list) else []
-
-
-def _refused(reason: str, path: str, param: str) -> InvalidRequestError:
-    where = f" at {path[:200]}" if path else ""
-    return InvalidRequestError(f"The JSON schema cannot be honoured{where}: {reason}.", param)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from octavo.grammar import Vocabulary
+from octavo.structured.refusal import explain
 
 _LIMITS: dict[str, Any] = {
     "max_items_in_row": 2_000,
@@ -66,11 +67,11 @@ class GrammarLibrary:
     def compile(self, grammar: str) -> Any:
         """A matcher at its beginning.
 
-        Raises ValueError with the library's reason where the grammar is refused.
+        Raises ValueError with the reason where the grammar is refused.
         """
         matcher = self._matcher_type(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
-            raise ValueError(one_line(matcher.get_error()))
+            raise ValueError(explain(matcher.get_error()))
         return matcher
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -84,12 +85,6 @@ class GrammarLibrary:
     def tokenize(self, text: bytes) -> list[int]:
         """Some tokens that spell these bytes."""
         return list(self._tokenizer.greedy_tokenize(text.decode(errors="replace")))
-
-
-def one_line(error: str) -> str:
-    """An error of the library, without line breaks and with an end."""
-    text = " ".join(error.replace("<non-verbose/>", "").split())
-    return text if len(text) <= 300 else text[:297] + "..."
 
 
 class _Wrapped:

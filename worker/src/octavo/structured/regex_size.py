@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from octavo.errors import InvalidRequestError
+from octavo.grammar import cannot_be_honoured
 
 MAX_REGEX_CHARS = 8_192
 MAX_EXPANDED = 50_000
@@ -17,28 +17,30 @@ _REPEAT = re.compile(r"\{(\d+)(,(\d*))?\}")
 _CLASS_OPERATORS = ("&&", "--", "~~")
 
 
-def check_regex(pattern: str, param: str) -> None:
+def check_regex(pattern: str, param: str, place: str = "") -> None:
     """Raise InvalidRequestError for a pattern that is too large, or that means something else in
-    the library's notation (Rust's) than in ECMA-262."""
+    the library's notation (Rust's) than in ECMA-262.
+
+    ``param``: the request's field that holds it, and ``place`` where in a schema it is.
+    """
     if len(pattern) > MAX_REGEX_CHARS:
-        raise InvalidRequestError(
-            f"The regular expression has {len(pattern)} characters; at most {MAX_REGEX_CHARS} are "
-            "allowed.",
-            param,
-        )
+        reason = f"a pattern has {len(pattern)} characters; at most {MAX_REGEX_CHARS} are allowed"
+        raise cannot_be_honoured(param, reason, place)
     size = expanded_size(pattern)
     if size > MAX_EXPANDED:
-        raise InvalidRequestError(
-            f"The regular expression stands for about {size:.0e} characters once its repetitions "
-            f"are written out; at most {MAX_EXPANDED} are allowed. Use smaller counts.",
+        raise cannot_be_honoured(
             param,
+            f"a pattern stands for about {size:.0e} characters once its repetitions are written "
+            f"out; at most {MAX_EXPANDED} are allowed, so use smaller counts",
+            place,
         )
     for inside in _classes(pattern):
         if "[" in inside or any(operator in inside for operator in _CLASS_OPERATORS):
-            raise InvalidRequestError(
-                f"The regular expression has the character class [{inside[:60]}]: inside a class "
-                "write [, &, - and ~ with a backslash before them.",
+            raise cannot_be_honoured(
                 param,
+                f"a pattern has the character class [{inside[:60]}]: inside a class write [, &, - "
+                "and ~ with a backslash before them",
+                place,
             )
 
 

@@ -11,8 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from octavo.errors import InvalidRequestError
-from octavo.grammar import Grammar, ReasoningSpan, StructuredOutputs
+from octavo.grammar import Grammar, ReasoningSpan, StructuredOutputs, cannot_be_honoured
 from octavo.structured.json_schema import MAX_SCHEMA_CHARS, check_schema, closed
 from octavo.structured.regex_size import check_regex
 
@@ -24,7 +23,6 @@ MAX_TAG_CHARS = 1024
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,48}"
 """Enough to indent twenty levels. Without a bound a model that has lost its way writes white
 space until its tokens are used up."""
-_PARAM = "structured_outputs"
 _HEADER = '%llguidance {"no_forcing": true}\n'
 """Where the grammar leaves one text only, the model still chooses the tokens that spell it."""
 
@@ -50,43 +48,48 @@ def lark_string(text: str) -> str:
     return json.dumps(text)
 
 
-def _text(asked: StructuredOutputs) -> str:
-    match asked.kind:
-        case "json":
-            return _json(_decoded(asked.json, "json"), asked)
-        case "json_object":
-            return _json({"type": "object"}, asked)
-        case "regex":
-            return _regex(asked.regex or "")
-        case "choice":
-            return _choice(asked.choice or ())
-        case "grammar":
-            return _lark(asked.grammar or "")
-        case _:
-            return _structural_tag(_decoded(asked.structural_tag, "structural_tag"))
+def answer_rule(asked: StructuredOutputs) -> str:
+    """The rule for use inside a Lark grammar of a request that asks for JSON.
 
-
-def _decoded(value: object, name: str) -> object:
-    """A schema as an object, or as the text of one (vLLM takes both)."""
-    if not isinstance(value, str):
-        return value
-    if len(value) > MAX_SCHEMA_CHARS:
-        raise _refused(f"it has {len(value)} characters; at most {MAX_SCHEMA_CHARS} are allowed")
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise _refused(f"{name} is no JSON text ({error})") from None
-
-
-def _json(schema: object, asked: StructuredOutputs) -> str:
-    check_schema(schema)
+    Raises InvalidRequestError for what cannot be honoured.
+    """
+    is_any = asked.kind == "json_object"
+    schema = {"type": "object"} if is_any else _decoded(asked.json, asked.param)
+    check_schema(schema, asked.param)
     if asked.disable_additional_properties:
         schema = closed(schema)
     whitespace = asked.whitespace_pattern or _WHITESPACE
     if asked.whitespace_pattern is not None:
-        check_regex(asked.whitespace_pattern, "structured_outputs.whitespace_pattern")
-    pattern = None if asked.disable_any_whitespace else whitespace
-    return "start: " + json_rule(schema, whitespace=pattern)
+        check_regex(asked.whitespace_pattern, f"{asked.asked_by}.whitespace_pattern")
+    return json_rule(schema, whitespace=None if asked.disable_any_whitespace else whitespace)
+
+
+def _text(asked: StructuredOutputs) -> str:
+    param = asked.param
+    match asked.kind:
+        case "json" | "json_object":
+            return f"start: {answer_rule(asked)}"
+        case "regex":
+            return _regex(asked.regex or "", param)
+        case "choice":
+            return _choice(asked.choice or (), param)
+        case "grammar":
+            return _lark(asked.grammar or "", param)
+        case _:
+            return _structural_tag(_decoded(asked.structural_tag, param), param)
+
+
+def _decoded(value: object, param: str) -> object:
+    """A schema as an object, or as the text of one (vLLM takes both)."""
+    if not isinstance(value, str):
+        return value
+    if len(value) > MAX_SCHEMA_CHARS:
+        reason = f"it has {len(value)} characters; at most {MAX_SCHEMA_CHARS} are allowed"
+        raise cannot_be_honoured(param, reason)
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise cannot_be_honoured(param, f"it is no JSON text ({error})") from None
 
 
 def _with_whitespace(schema: object, pattern: str | None) -> object:
@@ -99,8 +102,8 @@ def _with_whitespace(schema: object, pattern: str | None) -> object:
     return {**schema, "x-guidance": options}
 
 
-def _regex(pattern: str) -> str:
-    check_regex(pattern, f"{_PARAM}.regex")
+def _regex(pattern: str, param: str) -> str:
+    check_regex(pattern, param)
     # Lark's own delimiter and line breaks, unless the pattern has escaped them already.
     escaped = re.sub(r"(\\.)|/", lambda found: found[1] or r"\/", pattern, flags=re.DOTALL)
     return f"start: /{_one_line(escaped)}/"
@@ -110,26 +113,30 @@ def _one_line(pattern: str) -> str:
     return pattern.replace("\r", r"\r").replace("\n", r"\n")
 
 
-def _choice(choices: Sequence[str]) -> str:
+def _choice(choices: Sequence[str], param: str) -> str:
     if not choices:
-        raise _refused("choice is an empty list; give at least one string")
+        raise cannot_be_honoured(param, "choice is an empty list; give at least one string")
     if len(choices) > MAX_CHOICES:
-        raise _refused(f"choice has {len(choices)} strings; at most {MAX_CHOICES} are allowed")
+        raise cannot_be_honoured(
+            param, f"choice has {len(choices)} strings; at most {MAX_CHOICES} are allowed"
+        )
     if sum(map(len, choices)) > MAX_CHOICE_CHARS:
-        raise _refused(f"the strings of choice have more than {MAX_CHOICE_CHARS} characters")
+        raise cannot_be_honoured(
+            param, f"the strings of choice have more than {MAX_CHOICE_CHARS} characters"
+        )
     if "" in choices:
-        raise _refused("choice holds an empty string, which is no output")
+        raise cannot_be_honoured(param, "choice holds an empty string, which is no output")
     # A terminal is one automaton; as a rule each choice would be an item of the parser's.
     return "start: CHOICE\nCHOICE: " + " | ".join(map(lark_string, dict.fromkeys(choices)))
 
 
-def _lark(grammar: str) -> str:
+def _lark(grammar: str, param: str) -> str:
     if len(grammar) > MAX_GRAMMAR_CHARS:
-        raise _refused(
-            f"grammar has {len(grammar)} characters; at most {MAX_GRAMMAR_CHARS} are allowed"
+        raise cannot_be_honoured(
+            param, f"grammar has {len(grammar)} characters; at most {MAX_GRAMMAR_CHARS} are allowed"
         )
     if not grammar.strip():
-        raise _refused("grammar is empty")
+        raise cannot_be_honoured(param, "grammar is empty")
     if not re.search(r"^\s*[\w<>-]+\s*::=", grammar, re.MULTILINE):
         return grammar
     # Imported here: few requests bring GBNF, and the server does without the library otherwise.
@@ -138,36 +145,43 @@ def _lark(grammar: str) -> str:
     try:
         return str(any_to_lark(grammar))
     except Exception as error:  # the converter raises whatever it meets
-        raise _refused(f"grammar is no GBNF that can be read ({error})") from error
+        raise cannot_be_honoured(param, f"grammar is no GBNF that can be read ({error})") from error
 
 
-def _structural_tag(tag: object) -> str:
+def _structural_tag(tag: object, param: str) -> str:
     """vLLM's ``{"structures": [{begin, schema, end}], "triggers": [...]}``: free text in which
     each trigger begins one of the structures."""
     if not isinstance(tag, Mapping) or not {"structures", "triggers"} <= tag.keys():
-        raise _refused('structural_tag must have "structures" and "triggers"')
+        raise cannot_be_honoured(param, 'structural_tag must have "structures" and "triggers"')
     unknown = tag.keys() - {"type", "structures", "triggers"}
     if unknown:
-        raise _refused(f"structural_tag has unknown fields: {', '.join(sorted(unknown))}")
-    triggers = _texts(tag["triggers"], "triggers")
+        raise cannot_be_honoured(
+            param, f"structural_tag has unknown fields: {', '.join(sorted(unknown))}"
+        )
+    triggers = _texts(tag["triggers"], "triggers", param)
     structures = tag["structures"]
     if not isinstance(structures, list) or not 1 <= len(structures) <= MAX_TAGS:
-        raise _refused(f"structures must be a list of 1 to {MAX_TAGS} objects")
-    return tagged_text([_structure(structure, triggers) for structure in structures])
+        raise cannot_be_honoured(param, f"structures must be a list of 1 to {MAX_TAGS} objects")
+    return tagged_text([_structure(structure, triggers, param) for structure in structures])
 
 
-def _structure(structure: object, triggers: list[str]) -> tuple[str, str, str, str]:
+def _structure(structure: object, triggers: list[str], param: str) -> tuple[str, str, str, str]:
     """``(trigger, rest of begin, rule, end)``."""
     if not isinstance(structure, Mapping) or not {"begin", "end"} <= structure.keys():
-        raise _refused('each of structures must have "begin", "schema" and "end"')
+        raise cannot_be_honoured(param, 'each of structures must have "begin", "schema" and "end"')
     if structure.keys() - {"begin", "schema", "end"}:
-        raise _refused("each of structures has begin, schema and end, and nothing else")
-    begin, end = _texts([structure["begin"], structure["end"]], "begin and end", may_be_empty=True)
+        raise cannot_be_honoured(
+            param, "each of structures has begin, schema and end, and nothing else"
+        )
+    ends = [structure["begin"], structure["end"]]
+    begin, end = _texts(ends, "begin and end", param, may_be_empty=True)
     trigger = next((each for each in triggers if begin.startswith(each)), None)
     if trigger is None:
-        raise _refused(f"begin is {begin!r}, which starts with none of the triggers {triggers}")
+        raise cannot_be_honoured(
+            param, f"begin is {begin!r}, which starts with none of the triggers {triggers}"
+        )
     schema = structure.get("schema", True)
-    check_schema(schema)
+    check_schema(schema, param)
     return trigger, begin[len(trigger) :], json_rule(schema), end
 
 
@@ -190,14 +204,12 @@ def tagged_text(tags: Sequence[tuple[str, str, str, str]]) -> str:
     return "\n".join(lines)
 
 
-def _texts(values: object, name: str, *, may_be_empty: bool = False) -> list[str]:
+def _texts(values: object, name: str, param: str, *, may_be_empty: bool = False) -> list[str]:
     if not isinstance(values, list) or not values or len(values) > MAX_TAGS:
-        raise _refused(f"{name} must be a list of 1 to {MAX_TAGS} strings")
+        raise cannot_be_honoured(param, f"{name} must be a list of 1 to {MAX_TAGS} strings")
     for value in values:
         if not isinstance(value, str) or len(value) > MAX_TAG_CHARS or not (value or may_be_empty):
-            raise _refused(f"{name} must be strings of 1 to {MAX_TAG_CHARS} characters")
+            raise cannot_be_honoured(
+                param, f"{name} must be strings of 1 to {MAX_TAG_CHARS} characters"
+            )
     return values
-
-
-def _refused(reason: str) -> InvalidRequestError:
-    return InvalidRequestError(f"structured_outputs cannot be honoured: {reason}.", _PARAM)

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from octavo.errors import InvalidRequestError
+from octavo.grammar import cannot_be_honoured
 
 WALL_LIMIT_S = 30.0
 """For one verdict, start of the process included; its CPU time is limited much tighter."""
@@ -39,23 +40,22 @@ class GrammarTrials:
         self._num_waiting = 0
         self.num_tried = 0
 
-    async def check(self, text: str) -> None:
+    async def check(self, text: str, param: str) -> None:
         """Return where a grammar can be followed.
 
-        Raises InvalidRequestError with the reason where it cannot.
+        Raises InvalidRequestError with the reason where it cannot; ``param`` is the request's field
+        that asks for it.
         """
         key = hashlib.blake2b(text.encode(), digest_size=16).digest()
         verdict = self._verdicts.get(key)
         if verdict is None:
-            verdict = await self._try(key, text)
+            verdict = await self._try(key, text, param)
         self._verdicts[key] = verdict
         self._verdicts.move_to_end(key)
         while len(self._verdicts) > MAX_VERDICTS:
             self._verdicts.popitem(last=False)
         if verdict:
-            raise InvalidRequestError(
-                f"The grammar or schema cannot be honoured: {verdict}.", "structured_outputs"
-            )
+            raise cannot_be_honoured(param, verdict)
 
     async def close(self) -> None:
         """End the process; may be called twice."""
@@ -65,11 +65,11 @@ class GrammarTrials:
                 process.kill()
             await process.wait()
 
-    async def _try(self, key: bytes, text: str) -> str:
+    async def _try(self, key: bytes, text: str, param: str) -> str:
         if self._num_waiting >= MAX_WAITING:
             raise InvalidRequestError(
                 f"{MAX_WAITING} new grammars are being tried; send this one again in a moment.",
-                "structured_outputs",
+                param,
             )
         self._num_waiting += 1
         try:

@@ -16,7 +16,8 @@ import sys
 import time
 from typing import Any, BinaryIO
 
-from octavo.structured.library import GrammarLibrary, one_line
+from octavo.structured.library import GrammarLibrary
+from octavo.structured.refusal import explain
 from octavo.tokenization.tokenizer import Tokenizer
 
 CPU_LIMIT_S = 3
@@ -56,8 +57,7 @@ def try_grammar(library: GrammarLibrary, text: str, eos_token_ids: list[int]) ->
         mask = matcher.compute_bitmask()
         seconds = time.thread_time() - started_s
         if matcher.is_error():
-            reason = one_line(matcher.get_error())
-            return "no text can satisfy it" if reason.startswith("NoExtension") else reason
+            return explain(matcher.get_error())
         if seconds > MASK_LIMIT_S:
             return f"it is too complex: one token took {seconds:.1f} s"
         allowed = _allowed(mask)
@@ -67,7 +67,7 @@ def try_grammar(library: GrammarLibrary, text: str, eos_token_ids: list[int]) ->
         if token_id in eos_token_ids:
             return ""
         if not matcher.consume_token(token_id):
-            return one_line(matcher.get_error())
+            return explain(matcher.get_error())
     return ""
 
 

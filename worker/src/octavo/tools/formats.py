@@ -86,17 +86,22 @@ class CallFormat(enum.Enum):
         mark: Mark,
         *,
         is_parallel: bool,
-        answer: object = None,
+        answer: str | None = None,
     ) -> str:
         """Lark: one call, or with ``is_parallel`` one or more, and nothing else; with ``answer``,
-        calls or a document of that JSON schema."""
+        calls or what that rule says."""
         lines = self._call_rules(tools, rule, mark, is_parallel=is_parallel)
         if answer is None:
             return "\n".join(["start: calls", *lines])
-        return "\n".join(["start: calls | answer", f"answer: {rule(answer)}", *lines])
+        return "\n".join(["start: calls | answer", f"answer: {answer}", *lines])
 
-    def free_grammar(self, tools: Sequence[Tool], rule: Rule, mark: Mark) -> str:
-        """Lark: text, in which calls of strict tools follow their schemas."""
+    def free_grammar(
+        self, tools: Sequence[Tool], rule: Rule, mark: Mark, *, is_parallel: bool
+    ) -> str:
+        """Lark: text, in which calls follow the tools' schemas; where no tool is strict calls have
+        any arguments. Without ``is_parallel`` one call ends the text."""
+        if not any(tool.is_strict for tool in tools):
+            tools = [self._with_any_arguments(tool) for tool in tools]
         if self is CallFormat.HERMES:
             begin = mark(hermes.BEGIN)
             head = f"head: TEXT {begin}" if begin else f"head[lazy]: TEXT {_text(hermes.BEGIN)}"
@@ -104,12 +109,20 @@ class CallFormat(enum.Enum):
                 f"call{n}: {_object(tool, 'arguments', rule)}" for n, tool in enumerate(tools)
             ]
             tail = f'"\\n" {_mark(hermes.END, mark)}'
+            start = "start: (tag)* TEXT" if is_parallel else "start: TEXT | tag"
             lines = [r"TEXT: /(.|\n)*/", head, f"call: {_any(len(tools))}", *inside]
-            return "\n".join(["start: (tag)* TEXT", f'tag: head "\\n" call {tail}', *lines])
+            return "\n".join([start, f'tag: head "\\n" call {tail}', *lines])
         # Elsewhere a call is the whole answer, and its first character tells it from text.
         first = "{" if self is CallFormat.LLAMA3_JSON else "\\["
-        lines = self._call_rules(tools, rule, mark, is_parallel=True)
+        lines = self._call_rules(tools, rule, mark, is_parallel=is_parallel)
         return "\n".join(["start: calls | TEXT", rf"TEXT: /([^{first}\s](.|\n)*)?/", *lines])
+
+    def _with_any_arguments(self, tool: Tool) -> Tool:
+        """The tool as if its schema asked for nothing; keywords are known by their names only."""
+        parameters: dict[str, Any] = {"type": "object"}
+        if self is CallFormat.PYTHONIC:
+            parameters["properties"] = dict.fromkeys(tool.parameters.get("properties") or {}, True)
+        return Tool(tool.name, tool.description, parameters)
 
     def _call_rules(
         self, tools: Sequence[Tool], rule: Rule, mark: Mark, *, is_parallel: bool

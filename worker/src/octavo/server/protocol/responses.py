@@ -32,6 +32,7 @@ from octavo.server.protocol.tools import MAX_TOOLS, ChatTool, NamedToolChoice, T
 from octavo.server.protocol.unsupported import RESPONSE, STREAM_OPTIONS, Unsupported, settle
 
 _LOGPROBS = "message.output_text.logprobs"
+_FORMAT = "text.format"
 _TEXT: dict[str, Unsupported] = {
     "verbosity": Unsupported("no model here knows it; ask in the prompt", ("medium",)),
 }
@@ -73,8 +74,10 @@ class OutputFormat(StrictModel):
     def to_structured_outputs(self) -> StructuredOutputs | None:
         """The same in the engine's terms; None where any text will do."""
         if self.type == "json_object":
-            return StructuredOutputs(json_object=True)
-        return None if self.schema_ is None else StructuredOutputs(json=self.schema_)
+            return StructuredOutputs(json_object=True, asked_by=_FORMAT)
+        if self.schema_ is None:
+            return None
+        return StructuredOutputs(json=self.schema_, asked_by=_FORMAT)
 
 
 class TextOptions(StrictModel):
@@ -91,6 +94,7 @@ class ResponseRequest(ToolsBody, SamplingBody):
     """Instructions and items to be answered."""
 
     unsupported: ClassVar = RESPONSE
+    parameters_field: ClassVar = "parameters"
 
     input: Annotated[
         Annotated[

@@ -18,6 +18,7 @@ _SchemaText = Annotated[str, Field(max_length=MAX_SCHEMA_CHARS)]
 _Trigger = Annotated[str, Field(max_length=1024)]
 _Choice = Annotated[str, Field(max_length=MAX_GRAMMAR_CHARS)]
 _Object = dict[str, Any]
+_FORMAT = "response_format"
 
 
 class JsonSchemaFormat(StrictModel):
@@ -58,15 +59,15 @@ class ResponseFormat(StrictModel):
         """The same in the engine's terms; None where any text will do."""
         match self.type:
             case "json_object":
-                return StructuredOutputs(json_object=True)
+                return StructuredOutputs(json_object=True, asked_by=_FORMAT)
             case "json_schema":
                 assert self.json_schema is not None
                 if self.json_schema.schema_ is None:
-                    return StructuredOutputs(json_object=True)
-                return StructuredOutputs(json=self.json_schema.schema_)
+                    return StructuredOutputs(json_object=True, asked_by=_FORMAT)
+                return StructuredOutputs(json=self.json_schema.schema_, asked_by=_FORMAT)
             case "structural_tag":
                 tag = {"structures": self.structures, "triggers": self.triggers}
-                return StructuredOutputs(structural_tag=tag)
+                return StructuredOutputs(structural_tag=tag, asked_by=_FORMAT)
         return None
 
 

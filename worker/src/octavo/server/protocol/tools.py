@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -88,12 +88,17 @@ Tools = Annotated[list[ChatTool], Field(max_length=MAX_TOOLS)] | None
 class ToolsBody(StrictModel):
     """The fields that say which tools may be called."""
 
+    parameters_field: ClassVar[str] = "function.parameters"
+    """Where a tool has its schema, as this API's clients write it."""
+
     tools: Tools = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = Field(
         None, description="auto if there are tools, none if there are not."
     )
     parallel_tool_calls: bool | None = Field(
-        True, description="Whether a forced call may be several."
+        True,
+        description="Whether the answer may hold several calls; of a function that tool_choice "
+        "names it holds one.",
     )
     include_reasoning: bool = Field(True, description="Whether the answer tells the thoughts.")
 
@@ -118,6 +123,11 @@ class ToolsBody(StrictModel):
         return isinstance(self.tool_choice, NamedToolChoice)
 
     @property
+    def may_call_twice(self) -> bool:
+        """Whether the answer may hold more than one call."""
+        return self.parallel_tool_calls is not False and not self.is_named
+
+    @property
     def is_call_forced(self) -> bool:
         """Whether the answer must be a call."""
         return bool(self.tools) and (self.is_named or self.tool_choice == "required")
@@ -127,6 +137,11 @@ class ToolsBody(StrictModel):
         if self.tool_choice == "none":
             return []
         return [tool.to_tool() for tool in self.tools or ()]
+
+    def schema_fields(self) -> dict[str, str]:
+        """The field that holds the schema of each tool's arguments, by the tool's name."""
+        names = [tool.function.name for tool in self.tools or ()]
+        return {name: f"tools[{i}].{self.parameters_field}" for i, name in enumerate(names)}
 
     def forced_tools(self) -> list[Tool]:
         """Those of which one must be called."""
