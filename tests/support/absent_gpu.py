@@ -354,6 +354,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "adapters": [
         *[partial(adapters, BF16, 16, 8, tokens) for tokens in [1, 256, 8192]],
+        *[partial(adapters, BF16, 16, 64, tokens) for tokens in [64, 4096]],
         partial(adapters, BF16, 64, 64, 256),
         partial(adapters, BF16, 256, 4, 256),
     ],

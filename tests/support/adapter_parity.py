@@ -201,6 +201,9 @@ ADAPTER_CASES: dict[str, Run] = {
     "decode": partial(
         adapters, slots=[2, -1, 0, 0, 3, 2, -1, 2], ranks=[16, None, 1, 9], is_silu=False
     ),
+    "decode-by-token": partial(
+        adapters, slots=[4, -1, 4, 0, 4, 2], ranks=[16, None, 20, None, 9, 1, 3], max_rank=32
+    ),
     "decode-ranks": partial(
         adapters, slots=[3, 1, 0, -1, 2, 3], ranks=[8, 40, 100, 128], max_rank=128
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -147,6 +148,16 @@ def test_preempted_requests_keep_their_bits(model: str) -> None:
         assert llm.stats().num_preemptions == 0
         assert tokens_of(llm) == expected
         assert llm.stats().num_preemptions > 0
+
+
+def test_offline_a_step_beside_decodes_is_as_long_as_any(tmp_path: Path) -> None:
+    """A server's would have 2,048 tokens; so 9 steps of prompts here."""
+    folder = make_tiny_model("llama", tmp_path, **SHAPE)
+    prompts = [[_DRAW.randrange(VOCAB) for _ in range(300)] for _ in range(66)]
+    two = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+    with opened(str(folder), max_num_batched_tokens=4096, max_num_seqs=128) as llm:
+        outputs_of(llm, two, prompts)
+        assert 5 <= llm.stats().num_steps <= 8
 
 
 def test_the_demo_model_draws_the_cpus_tokens() -> None:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -39,18 +40,22 @@ from octavo.tokenization.tokenizer import Tokenizer
 Prompt = str | Mapping[str, Any]
 """A text, or ``{"prompt_token_ids": [...]}``."""
 
+_NOBODY_WAITS: dict[str, Any] = {"max_num_batched_tokens_while_decoding": sys.maxsize}
+"""For a step in which others decode, so prompts need not be cut small; few long steps read
+adapters less often than many short ones."""
+
 
 class LLM:
     """An engine in this process, for batches.
 
     ``options`` are the fields of :class:`octavo.config.EngineConfig` (``load_format``,
     ``max_model_len``, ``dtype``, ``skip_tokenizer_init``, ...), the same names as the flags of
-    ``octavo serve``.
+    ``octavo serve``. One default differs: steps in which requests decode are as long as others.
     """
 
     def __init__(self, model: str, *, vocabulary: Vocabulary | None = None, **options: Any) -> None:
         """``vocabulary``: lets grammars work without a tokenizer, for measurements."""
-        config = EngineConfig(model=model, **options)
+        config = EngineConfig(model=model, **_NOBODY_WAITS | options)
         self._engine = build_engine(config, vocabulary=vocabulary)
         self._tokenizer = self._engine.open_tokenizer()
         self._intake = Intake(self._engine.info, config.seed, self._tokenizer)

@@ -133,3 +133,14 @@ def test_sampling_takes_logarithms_that_are_exact_near_one(
 ) -> None:
     # The card's own approximation is off by 2**-22 near 1: the largest noise would be arbitrary.
     assert all(program["accurate_log"] for program in _of(programs, "sampling"))
+
+
+def test_tokens_of_an_adapter_are_taken_one_by_one_without_tensor_cores(
+    programs: list[dict[str, Any]],
+) -> None:
+    """64 tokens of 64 adapters; and nowhere that more of one are likely."""
+    found = [one for one in _of(programs, "adapters") if "by_token" in one["name"]]
+    assert found
+    for program in found:
+        assert not program["mma"] + program["wgmma"], program
+        assert program["registers"] <= 80, program  # so that six are on a multiprocessor

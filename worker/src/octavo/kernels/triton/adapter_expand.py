@@ -18,7 +18,13 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton.activation import activated
-from octavo.kernels.triton.adapter_operands import Operands, Shrunk, locate, tokens_of_tile
+from octavo.kernels.triton.adapter_operands import (
+    Operands,
+    Shrunk,
+    locate,
+    rows_of_b,
+    tokens_of_tile,
+)
 from octavo.kernels.triton.overlap import prefetch, wait_for_predecessors
 from octavo.kernels.triton.pages import multiply
 
@@ -61,17 +67,6 @@ def _inner(
             split_size = num_tokens.to(tl.int64) * stride
             total += tl.load(source + split * split_size, mask=mask, other=0.0)
     return total
-
-
-@triton.jit
-def _rows_of_b(matrix, columns, is_column, rank, MAX_RANK: tl.constexpr):
-    """``[BLOCK_N, MAX_RANK]``"""
-    ranks = tl.arange(0, MAX_RANK)
-    return tl.load(
-        matrix + columns[:, None] * rank + ranks[None, :],
-        mask=is_column[:, None] & (ranks < rank)[None, :],
-        other=0.0,
-    )
 
 
 @triton.jit(do_not_specialize=["index", "num_tokens", "num_tiles", "num_blocks"])
@@ -132,7 +127,7 @@ def _expand_program(
             mask = is_token[:, None] & is_column[None, :]
             pointers = y + tokens[:, None] * y_stride + (begin + inside)[None, :]
             before = tl.load(pointers, mask=mask, other=0.0)
-            rows = _rows_of_b(matrix, begin + inside, is_column, rank, MAX_RANK)
+            rows = rows_of_b(matrix, begin + inside, is_column, rank, MAX_RANK)
             result = multiply(inner, tl.trans(rows), INTERPRETED) + before.to(tl.float32)
             tl.store(pointers, result.to(y.dtype.element_ty), mask=mask)
 
@@ -196,9 +191,9 @@ def _gated_expand_program(
             pointers = gate_up + tokens[:, None] * gate_up_stride + columns[None, :]
             gate = tl.load(pointers, mask=mask, other=0.0)
             up = tl.load(pointers + SIZE, mask=mask, other=0.0)
-            rows = _rows_of_b(matrix, columns, is_column, rank, MAX_RANK)
+            rows = rows_of_b(matrix, columns, is_column, rank, MAX_RANK)
             whole_gate = gate.to(tl.float32) + multiply(inner_gate, tl.trans(rows), INTERPRETED)
-            rows = _rows_of_b(matrix, SIZE + columns, is_column, rank, MAX_RANK)
+            rows = rows_of_b(matrix, SIZE + columns, is_column, rank, MAX_RANK)
             whole_up = up.to(tl.float32) + multiply(inner_up, tl.trans(rows), INTERPRETED)
             target = out + tokens[:, None] * SIZE + columns[None, :]
             result = activated(whole_gate, IS_SILU, INTERPRETED) * whole_up
@@ -214,7 +209,7 @@ def expand(y: Tensor, shrunk: Shrunk, operands: Operands) -> None:
     num_programs, num_blocks = shape.shares(max(sizes), len(sizes), operands)
     _expand_program[(num_programs, operands.tiles.num_tiles, len(sizes))](
         y,
-        *_arguments(operands, shrunk),
+        *operands.expand_arguments(shrunk),
         y.stride(0),
         num_blocks,
         **_constants(operands, shrunk, shape),
@@ -233,7 +228,7 @@ def gated_expand(gate_up: Tensor, shrunk: Shrunk, operands: Operands, is_silu: b
     num_programs, num_blocks = shape.shares(size, 2, operands)
     _gated_expand_program[(num_programs, operands.tiles.num_tiles)](
         gate_up,
-        *_arguments(operands, shrunk),
+        *operands.expand_arguments(shrunk),
         gate_up.stride(0),
         num_blocks,
         out,
@@ -242,16 +237,6 @@ def gated_expand(gate_up: Tensor, shrunk: Shrunk, operands: Operands, is_silu: b
         IS_SILU=is_silu,
     )
     return out
-
-
-def _arguments(operands: Operands, shrunk: Shrunk) -> tuple[Any, ...]:
-    """Of both programs, after the product."""
-    stack = operands.stack
-    return (
-        *operands.arguments(stack.b, shrunk.values),
-        stack.b.stride(0),
-        shrunk.values.stride(-2),
-    )
 
 
 def _constants(operands: Operands, shrunk: Shrunk, shape: _Shape) -> dict[str, Any]:

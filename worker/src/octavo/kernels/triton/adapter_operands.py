@@ -42,6 +42,17 @@ def tokens_of_tile(order, tiles, num_tiles, tile, TILE: tl.constexpr):
     return first, places, is_token, tokens, count
 
 
+@triton.jit
+def rows_of_b(matrix, columns, is_column, rank, MAX_RANK: tl.constexpr):
+    """Of B: ``[BLOCK_N, MAX_RANK]``, zeros past the rank."""
+    ranks = tl.arange(0, MAX_RANK)
+    return tl.load(
+        matrix + columns[:, None] * rank + ranks[None, :],
+        mask=is_column[:, None] & (ranks < rank)[None, :],
+        other=0.0,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Shrunk:
     """A x of a step's tokens; undefined where a token's adapter leaves the product alone."""
@@ -92,6 +103,11 @@ class Operands:
             self.num_tokens,
             self.tiles.num_tiles,
         )
+
+    def expand_arguments(self, shrunk: Shrunk) -> tuple[Any, ...]:
+        """Of every program that expands, after the product."""
+        b, values = self.stack.b, shrunk.values
+        return (*self.arguments(b, values), b.stride(0), values.stride(-2))
 
     def constants(self, num_splits: int) -> dict[str, Any]:
         """Of every program, beside those that are its own; and how it is launched."""

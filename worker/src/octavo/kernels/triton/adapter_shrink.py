@@ -17,7 +17,7 @@ from octavo.kernels.triton.pages import multiply
 _MAX_SPLITS = 8
 """Of the input, for more programs that each go few rounds. Not more: who expands reads all splits
 of its tokens."""
-_PROGRAMS = 512
+_PROGRAMS = 256
 """So many at least, before the input is split less."""
 _MAX_BLOCK_R = 64
 """Of a program's columns, of all parts: x is read once for them."""

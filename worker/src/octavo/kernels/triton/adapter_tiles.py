@@ -144,9 +144,9 @@ def _tiles_program(
 
 
 def tile_size_for(num_tokens: int, num_slots: int) -> int:
-    """A tile holds an adapter's tokens if they are spread evenly."""
-    share = next_power_of_two(num_tokens // max(num_slots, 1))
-    return min(max(share, MIN_TILE), MAX_TILE)
+    """A tile holds half of an adapter's tokens if they are spread evenly."""
+    half = next_power_of_two(num_tokens // max(num_slots, 1)) // 2
+    return min(max(half, MIN_TILE), MAX_TILE)
 
 
 def make_tiles(slots: Tensor, num_slots: int, is_uniform: bool = False) -> Tiles:

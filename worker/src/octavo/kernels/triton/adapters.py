@@ -23,6 +23,7 @@ from torch import Tensor
 from octavo.kernels.adapters import AdapterStack, AdapterStep, AdapterUse, padded_rank
 from octavo.kernels.interface import Linear
 from octavo.kernels.triton.adapter_expand import MAX_GATED_RANK, expand, gated_expand
+from octavo.kernels.triton.adapter_expand_by_token import MAX_RANK_BY_TOKEN, expand_by_token
 from octavo.kernels.triton.adapter_operands import Operands, Shrunk
 from octavo.kernels.triton.adapter_shrink import shrink
 from octavo.kernels.triton.adapter_tiles import Tiles, make_tiles
@@ -81,7 +82,7 @@ class TritonStep:
     def project(self, index: int, linear: Linear, x: Tensor) -> Tensor:
         operands = self._operands(index, x)
         y, shrunk = self._product(linear, x, operands)
-        expand(y, shrunk, operands)
+        (expand_by_token if self._is_by_token(operands) else expand)(y, shrunk, operands)
         return y
 
     def project_gated(self, index: int, linear: Linear, x: Tensor, is_silu: bool) -> Tensor:
@@ -108,6 +109,12 @@ class TritonStep:
         if num_rows <= _MAX_SHARE * linear.out_features:
             return True
         return num_tokens <= _MEMORY_BOUND_TOKENS and self.use is AdapterUse.MANY
+
+    def _is_by_token(self, operands: Operands) -> bool:
+        """Whether most adapters have one token, and few more than two."""
+        if self.tiles.is_uniform or operands.storage_rank > MAX_RANK_BY_TOKEN:
+            return False
+        return self.use is AdapterUse.MANY and operands.num_tokens <= self.stack.num_slots
 
     def _operands(self, index: int, x: Tensor) -> Operands:
         options = self.kernels.machine.launch_options

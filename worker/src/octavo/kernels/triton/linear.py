@@ -115,7 +115,11 @@ def _few_tokens_program(
 ):
     """One program for ``BLOCK_ROWS`` rows of the weights and ``BLOCK_TOKENS`` tokens."""
     # Tiles of the same rows run side by side, so the weights come from memory once.
-    first_token = tl.program_id(0) * BLOCK_TOKENS
+    # The last begins earlier where it would not be full: rows past the end cost more than those
+    # that are computed twice, to the same bits.
+    first_token = tl.minimum(
+        tl.program_id(0) * BLOCK_TOKENS, tl.maximum(num_tokens - BLOCK_TOKENS, 0)
+    )
     first_row = tl.program_id(1) * BLOCK_ROWS
     rows = first_row + tl.arange(0, BLOCK_ROWS)
     row_offsets = tl.minimum(rows, num_rows - 1).to(tl.int64)[:, None] * NUM_COLUMNS
