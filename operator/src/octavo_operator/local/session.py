@@ -283,6 +283,7 @@ def curl_line(base_url: str, served_name: str, *, needs_key: bool) -> str:
             "model": served_name,
             "messages": [{"role": "user", "content": "What is the capital of France?"}],
             "max_tokens": _CURL_MAX_TOKENS,
+            "temperature": 0,  # a small model's likeliest answer is its best
         }
     )
     key = ' -H "Authorization: Bearer $API_KEY"' if needs_key else ""

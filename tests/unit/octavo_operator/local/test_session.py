@@ -422,6 +422,7 @@ def test_command_prints_a_curl_line_and_ctrl_c_leaves_nothing(
     curl = next(line for line in lines if line.startswith("curl "))
     url = curl.split()[1]
     body = json.loads(curl[curl.index("-d '") + 4 : -2])
+    assert body["temperature"] == 0
     assert body["max_tokens"] <= 100  # or the first answer that anyone sees takes its time
     answer = httpx.post(url, json=body, timeout=20).json()
     assert answer["echo"]["messages"][0]["role"] == "user"
