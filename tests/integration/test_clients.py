@@ -5,6 +5,7 @@ Each asks for a short chat, whole and streamed, and for what it alone does in it
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -241,6 +242,17 @@ def test_langchain(url: str) -> None:
     assert len(embeddings.embed_query("cat")) == 576
 
 
+@pytest.fixture
+def event_loop_of_this_thread() -> Iterator[None]:
+    """For a library that makes one where there is none, and leaves it open."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+@pytest.mark.usefixtures("event_loop_of_this_thread")
 def test_litellm(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Otherwise it asks the internet for prices when it is imported.
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")

@@ -18,6 +18,7 @@ from octavo.runner.kv_tensors import KVTensors
 from octavo.runner.model_runner import ModelRunner
 from octavo.runner.rows import Rows
 from octavo.runner.step_shapes import StepShapes
+from octavo.runner.trial_steps import run_largest_step
 from octavo.sampling.sampler import Sampler
 from octavo.sampling_params import SamplingParams
 
@@ -81,8 +82,8 @@ def adapter_stack(
 
 
 def warm_up(runner: ModelRunner, limits: SchedulerConfig, device: torch.device) -> None:
-    """One small step, and the first captured ones: first calls pay for lazy set-up that no
-    request should wait for. The other graphs are captured when the engine is idle."""
+    """One small step, on CUDA the largest, and the first captured ones: first calls pay for lazy
+    set-up that no request should wait for. Other graphs are captured when the engine is idle."""
     length = min(2, limits.max_model_len - 1)
     admission = RowAdmission(
         row=0,
@@ -99,6 +100,8 @@ def warm_up(runner: ModelRunner, limits: SchedulerConfig, device: torch.device) 
     )
     runner.execute(plan).result()
     runner.execute(BatchPlan(released_rows=[0])).result()
+    if device.type == "cuda":
+        run_largest_step(runner, limits)
     for _ in range(_NUM_GRAPHS_AT_START):
         runner.prepare_next()
     if device.type == "cuda":

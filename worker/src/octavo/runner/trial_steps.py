@@ -89,6 +89,13 @@ def try_steps(
     return CardUse(weights_bytes, step_bytes, graphs_bytes, us_per_token, 1e3 * launch_s)
 
 
+def run_largest_step(runner: Runner, limits: SchedulerConfig) -> None:
+    """Let the allocator hold the largest step's workspace from the start: later steps take parts
+    of it. Where steps grow one by one, what each left is too small for the next, and in the end
+    the allocator holds far more than any step needs."""
+    _run(runner, _largest_plan(limits))
+
+
 def _run(runner: Runner, plan: BatchPlan) -> None:
     """Returns when the device has done it."""
     runner.execute(plan).result()
