@@ -218,21 +218,26 @@ AT_FAULT: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def refusal_of(served: ServedModel, fields: dict[str, Any]) -> dict[str, Any]:
+    """The error of a request with tools and these fields."""
+    body = {"model": "tiny", "messages": MESSAGES, "tools": TOOLS, "max_tokens": 4} | fields
+    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 400, answer.text
+    error: dict[str, Any] = answer.json()["error"]
+    return error
+
+
 @pytest.mark.parametrize(("fields", "param"), AT_FAULT.values(), ids=AT_FAULT.keys())
 def test_a_refusal_names_the_schema_at_fault(
     served: ServedModel, fields: dict[str, Any], param: str
 ) -> None:
-    body = {"model": "tiny", "messages": MESSAGES, "tools": TOOLS, "max_tokens": 4} | fields
-    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60)
-    assert answer.status_code == 400, answer.text
-    assert answer.json()["error"]["param"] == param, answer.text
+    error = refusal_of(served, fields)
+    assert error["param"] == param, error
 
 
 @pytest.mark.parametrize(("fields", "reason"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_cannot_be_honoured_is_refused(
     served: ServedModel, fields: dict[str, Any], reason: str
 ) -> None:
-    body = {"model": "tiny", "messages": MESSAGES, "tools": TOOLS, "max_tokens": 4} | fields
-    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60)
-    assert answer.status_code == 400, answer.text
-    assert reason in answer.json()["error"]["message"], answer.text
+    error = refusal_of(served, fields)
+    assert reason in error["message"], error

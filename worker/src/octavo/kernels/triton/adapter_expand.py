@@ -21,6 +21,7 @@ from octavo.kernels.triton.activation import activated
 from octavo.kernels.triton.adapter_operands import (
     Operands,
     Shrunk,
+    columns_of_part,
     locate,
     rows_of_b,
     tokens_of_tile,
@@ -104,8 +105,7 @@ def _expand_program(
     first, places, is_token, tokens, count = tokens_of_tile(order, tiles, num_tiles, tile, TILE)
     offset, rank = locate(table, slot, index, NUM_PROJECTIONS)
     part = tl.program_id(2)
-    begin = (part > 0).to(tl.int32) * OUT_0 + (part > 1).to(tl.int32) * OUT_1
-    size = tl.where(part == 0, OUT_0, tl.where(part == 1, OUT_1, OUT_2))
+    begin, size = columns_of_part(part, OUT_0, OUT_1, OUT_2)
     first_column = tl.program_id(0) * num_blocks * BLOCK_N
     # Nothing is to be done for a tile that is not needed, for tokens without an adapter and for
     # columns past the part's.
@@ -204,7 +204,6 @@ def expand(y: Tensor, shrunk: Shrunk, operands: Operands) -> None:
     """Add to ``y: [T, out_features]``, rows contiguous, in place."""
     assert y.stride(1) == 1
     sizes = operands.projection.out_features
-    padded = [*sizes, 0, 0][:3]
     shape = _Shape.of(operands)
     num_programs, num_blocks = shape.shares(max(sizes), len(sizes), operands)
     _expand_program[(num_programs, operands.tiles.num_tiles, len(sizes))](
@@ -213,9 +212,7 @@ def expand(y: Tensor, shrunk: Shrunk, operands: Operands) -> None:
         y.stride(0),
         num_blocks,
         **_constants(operands, shrunk, shape),
-        OUT_0=padded[0],
-        OUT_1=padded[1],
-        OUT_2=padded[2],
+        **operands.part_sizes,
     )
 
 

@@ -14,7 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.triton.adapter_operands import Operands, Shrunk, locate, rows_of_b
+from octavo.kernels.triton.adapter_operands import (
+    Operands,
+    Shrunk,
+    columns_of_part,
+    locate,
+    rows_of_b,
+)
 from octavo.kernels.triton.overlap import wait_for_predecessors
 
 MAX_RANK_BY_TOKEN = 32
@@ -91,8 +97,7 @@ def _expand_by_token_program(
     BLOCKS_1: tl.constexpr = (OUT_1 + BLOCK_N - 1) // BLOCK_N
     block = tl.program_id(0)
     part = (block >= BLOCKS_0).to(tl.int32) + (block >= BLOCKS_0 + BLOCKS_1).to(tl.int32)
-    begin = (part > 0).to(tl.int32) * OUT_0 + (part > 1).to(tl.int32) * OUT_1
-    size = tl.where(part == 0, OUT_0, tl.where(part == 1, OUT_1, OUT_2))
+    begin, size = columns_of_part(part, OUT_0, OUT_1, OUT_2)
     block -= (part > 0).to(tl.int32) * BLOCKS_0 + (part > 1).to(tl.int32) * BLOCKS_1
     inside = block * BLOCK_N + tl.arange(0, BLOCK_N)
     is_column = inside < size
@@ -117,16 +122,13 @@ def expand_by_token(y: Tensor, shrunk: Shrunk, operands: Operands) -> None:
     """Add to ``y: [T, out_features]``, rows contiguous, in place."""
     assert y.stride(1) == 1
     sizes = operands.projection.out_features
-    padded = [*sizes, 0, 0][:3]
     num_blocks = sum(triton.cdiv(size, _BLOCK_N) for size in sizes)
     _expand_by_token_program[(num_blocks, operands.tiles.num_tiles)](
         y,
         *operands.expand_arguments(shrunk),
         y.stride(0),
         **operands.constants(shrunk.num_splits),
-        OUT_0=padded[0],
-        OUT_1=padded[1],
-        OUT_2=padded[2],
+        **operands.part_sizes,
         BLOCK_N=_BLOCK_N,
         num_warps=4,
     )

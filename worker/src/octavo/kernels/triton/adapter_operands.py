@@ -43,6 +43,13 @@ def tokens_of_tile(order, tiles, num_tiles, tile, TILE: tl.constexpr):
 
 
 @triton.jit
+def columns_of_part(part, OUT_0: tl.constexpr, OUT_1: tl.constexpr, OUT_2: tl.constexpr):
+    """Where a part begins in the product, and its size."""
+    begin = (part > 0).to(tl.int32) * OUT_0 + (part > 1).to(tl.int32) * OUT_1
+    return begin, tl.where(part == 0, OUT_0, tl.where(part == 1, OUT_1, OUT_2))
+
+
+@triton.jit
 def rows_of_b(matrix, columns, is_column, rank, MAX_RANK: tl.constexpr):
     """Of B: ``[BLOCK_N, MAX_RANK]``, zeros past the rank."""
     ranks = tl.arange(0, MAX_RANK)
@@ -90,6 +97,12 @@ class Operands:
     def storage_rank(self) -> int:
         """Columns a part has in what a shrink writes: a power of two."""
         return next_power_of_two(self.slot_rank)
+
+    @property
+    def part_sizes(self) -> dict[str, int]:
+        """Of every program that takes any part, as :func:`columns_of_part` wants them."""
+        sizes = [*self.projection.out_features, 0, 0]
+        return {f"OUT_{part}": sizes[part] for part in range(3)}
 
     def arguments(self, matrices: Tensor, shrunk: Tensor) -> tuple[Any, ...]:
         """Of every program, after the tensor that is its own. ``matrices``: A or B of all slots."""
