@@ -182,8 +182,8 @@ class AdapterStore:
         return self._cache.adapters()
 
     def check_integrity(self) -> None:
-        """Raise AssertionError if an entry of host memory is lost; tells nothing while an adapter is
-        written to one."""
+        """Raise AssertionError if an entry of host memory is lost; tells nothing while one is
+        written."""
         if self._converting.acquire(blocking=False):
             try:
                 self._cache.check_integrity({copy.entry for copy in self._copies})

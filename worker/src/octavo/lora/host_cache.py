@@ -119,8 +119,8 @@ class HostCache:
             self._holders = [None if held == adapter_id else held for held in self._holders]
 
     def check_integrity(self, read: set[int]) -> None:
-        """Raise AssertionError unless exactly the entries ``read`` are busy and each has at most one
-        holder; while nothing is being written."""
+        """Raise AssertionError unless exactly the entries ``read`` are busy, and each has at most
+        one holder; while nothing is being written."""
         with self._lock:
             assert self._busy == read, f"entries {self._busy} are busy, {read} are copied from"
             for adapter_id, entry in self._entries.items():
