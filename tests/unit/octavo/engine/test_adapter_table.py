@@ -450,6 +450,24 @@ def test_a_refused_version_takes_nothing_from_the_one_that_serves() -> None:
     run(action)
 
 
+def test_a_refused_version_takes_nothing_from_a_name_that_is_loaded_when_asked_for() -> None:
+    engine = Engine()
+    engine.digests["/sql"] = "d1"
+    engine.refusals["/wide"] = engine.refusals["hf://acme/wide"] = "Its rank is 64."
+
+    async def action() -> None:
+        entry = await engine.table.load("sql", AdapterSource("/sql"), is_lazy=True)
+        for path in ("/wide", "hf://acme/wide"):
+            with pytest.raises(AdapterError):
+                await engine.table.load("sql", AdapterSource(path))
+            assert engine.table.offered() == [entry]
+            assert entry.message == "Its rank is 64."
+        engine.table.release(await engine.table.acquire("sql"))
+        assert (str(entry.state), entry.message) == ("ready", None)
+
+    run(action)
+
+
 def test_an_adapter_that_cannot_be_read_again_is_not_said_to_be_ready() -> None:
     """aibrix 235: the status says Running though nothing is loaded."""
     engine = Engine()

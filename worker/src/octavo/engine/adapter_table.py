@@ -285,10 +285,7 @@ class AdapterTable:
             opened = await self._openings.open(source, digest, lambda: self._is_there(entry))
         except OctavoError as error:
             self.outcomes["failed"] += 1
-            entry.failed(error)
-            # A hub must not be called for each request, nor a file read that will not do.
-            if entry.is_refused or not source.is_near:
-                entry.retry_at_s = asyncio.get_running_loop().time() + _RETRY_AFTER_S
+            entry.failed(error, source, asyncio.get_running_loop().time() + _RETRY_AFTER_S)
             if not entry.is_promised and self._is_there(entry):
                 del self._entries[entry.name]
             _log.warning("Adapter %r is not loaded: %s", entry.name, error)
