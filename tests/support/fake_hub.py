@@ -2,10 +2,10 @@
 
 Repositories are dictionaries of files. As on the real one, large files are a redirect to a store
 of another origin, which wants no token; listings come in pages; blobs are named by Git's hash or
-SHA-256; refusals have a code and a message.
+SHA-256; refusals have a code and a message. Source: huggingface.co/docs/hub (api, rate-limits), and
+what ``huggingface_hub`` 2.4 reads.
 
-The server counts what is asked of it, honours ``Range``, and can break off in the middle of a file. Source: huggingface.co/docs/hub (api, rate-limits), and what
-``huggingface_hub`` 2.4 reads.
+The server counts what is asked of it, honours ``Range``, and can break off in the middle of a file.
 """
 
 from __future__ import annotations
