@@ -165,6 +165,8 @@ def _decide_after(
 def _decide(
     said: InferenceService, seen: Inspection, kinds: tuple[GpuKind, ...], observed: Observed
 ) -> Decision:
+    if said.accelerator.is_cpu:
+        return decide(said, None, ())
     if seen.shape is None and not observed.can_inspect and said.parallelism.tensor is None:
         return Decision(
             Standing.REFUSED,

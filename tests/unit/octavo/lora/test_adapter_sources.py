@@ -176,7 +176,7 @@ def test_a_source_that_takes_the_call_and_says_nothing_is_unreachable(
     """Each that is waited for takes one of few threads."""
     path = f"hf://{NAME}" if variable == "HF_ENDPOINT" else "s3://adapters/sql"
     monkeypatch.setattr("octavo.loading.hub._ANSWER_LIMIT_S", 0.1)
-    monkeypatch.setattr("octavo.loading.bucket._TIMEOUT_S", 0.1)
+    monkeypatch.setattr("octavo.loading.bucket_store._TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv(variable, f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(SourceUnreachableError, match=r"cannot be (reached|listed)"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from octavo.errors import AdapterError, ModelLoadError, SourceForbiddenError
-from octavo.loading import bucket, hub
+from octavo.loading import bucket, bucket_store, hub
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -41,7 +41,7 @@ class AdapterSource:
     def public_name(self) -> str:
         """For whoever may use the adapter: of a folder its own name, not where it lies on this
         machine; another source as it was named."""
-        is_address = self.path.startswith((_HUB_SCHEME, bucket.SCHEME))
+        is_address = self.path.startswith((_HUB_SCHEME, bucket_store.SCHEME))
         if is_address or (not self.is_near and _HUB_NAME.fullmatch(self.path)):
             return self.path
         return Path(self.path).name
@@ -68,7 +68,7 @@ def find_adapter(source: AdapterSource, download_dir: str | None = None) -> Foun
     AdapterError for a source that makes no sense.
     """
     path = source.path
-    if path.startswith(bucket.SCHEME):
+    if path.startswith(bucket_store.SCHEME):
         _refuse_revision(source)
         folder = bucket.fetch_version(bucket.parse_uri(path), download_dir, _FILES)
         return FoundAdapter(folder, None)

@@ -9,7 +9,6 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from octavo.engine.interface import ModelInfo
-from octavo.engine.request_options import RequestOptions
 from octavo.outputs import GenerationEvent, TokenLogprobs
 from octavo.server.chunks import StreamWriter
 from octavo.server.context import ServerContext
@@ -76,10 +75,7 @@ class ResponseOfModel(GenerationAnswer[ResponseRequest]):
         plan = MessagePlan.of(body, params, message_format, prompt, engine.tokenizer)
         if not plan.is_plain:
             self._reader = MessageReader(plan, 1, tells_reasoning=body.include_reasoning)
-        options = RequestOptions(
-            cache_salt=body.cache_salt, reasoning=plan.reasoning, shown_special=plan.shown_special
-        )
-        return GenerationJob([prompt], plan.params, options)
+        return GenerationJob([prompt], plan.params, plan.options(body.cache_salt))
 
     def _chunks(self, exchange: Exchange[ResponseRequest]) -> ResponseEvents:
         def snapshot(items: list[OutputItem], choice: GatheredChoice | None) -> ResponseAnswer:
