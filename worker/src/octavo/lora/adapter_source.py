@@ -6,11 +6,17 @@ hold. Torch-free: the server's process names sources too.
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from octavo.errors import AdapterError, ModelLoadError, SourceForbiddenError
+from octavo.errors import (
+    AdapterError,
+    ModelLoadError,
+    SourceForbiddenError,
+    SourceUnreachableError,
+)
 from octavo.loading import bucket, bucket_store, hub
 
 CONFIG_NAME = "adapter_config.json"
@@ -101,9 +107,10 @@ def _is_folder(path: Path) -> bool:
             f"{path} may not be looked at ({exc}); change the mode of the folders above it."
         ) from exc
     except OSError as exc:
-        raise ModelLoadError(
-            f"{str(path)!r:.200} cannot be an adapter's folder ({exc.strerror})."
-        ) from exc
+        where = f"{str(path)!r:.200} cannot be looked at ({exc.strerror})"
+        if exc.errno == errno.ENAMETOOLONG:
+            raise ModelLoadError(f"{where}; it is no folder's.") from exc
+        raise SourceUnreachableError(f"{where}; try again.") from exc
 
 
 def _hub_model(source: AdapterSource) -> hub.HubModel:
