@@ -202,20 +202,31 @@ def _json(**schema: Any) -> dict[str, Any]:
 
 
 UNIQUE: dict[str, Any] = {"type": "array", "uniqueItems": True}
-AT_FAULT: dict[str, tuple[dict[str, Any], str]] = {
+AT_FAULT: dict[str, tuple[dict[str, Any], str, str]] = {
     "a tool, by the library": (
         {"tools": [TIME, _tool("f", **UNIQUE)], "tool_choice": "required"},
         "tools[1].function.parameters",
+        "#/properties/a/uniqueItems",
     ),
-    "a tool, before": ({"tools": [TIME, _tool("f", extends={})]}, "tools[1].function.parameters"),
+    "a tool, before": (
+        {"tools": [TIME, _tool("f", extends={})]},
+        "tools[1].function.parameters",
+        "#/properties/a",
+    ),
     "the answer beside tools, by the library": (
-        {"response_format": _json(**UNIQUE)},
+        {"response_format": _json(items=UNIQUE)},
         "response_format",
+        "#/items/uniqueItems",
     ),
-    "the answer beside tools, before": ({"response_format": _json(extends={})}, "response_format"),
+    "the answer beside tools, before": (
+        {"response_format": _json(items={"extends": {}})},
+        "response_format",
+        "#/items",
+    ),
     "the same in vLLM's field": (
         {"structured_outputs": {"json": json.dumps(UNIQUE)}},
         "structured_outputs.json",
+        "#/uniqueItems",
     ),
 }
 
@@ -229,12 +240,13 @@ def refusal_of(served: ServedModel, fields: dict[str, Any]) -> dict[str, Any]:
     return error
 
 
-@pytest.mark.parametrize(("fields", "param"), AT_FAULT.values(), ids=AT_FAULT.keys())
-def test_a_refusal_names_the_schema_at_fault(
-    served: ServedModel, fields: dict[str, Any], param: str
+@pytest.mark.parametrize(("fields", "param", "place"), AT_FAULT.values(), ids=AT_FAULT.keys())
+def test_a_refusal_names_the_schema_at_fault_and_the_place(
+    served: ServedModel, fields: dict[str, Any], param: str, place: str
 ) -> None:
     error = refusal_of(served, fields)
     assert error["param"] == param, error
+    assert f"{param} cannot be honoured at {place}: " in error["message"]
 
 
 @pytest.mark.parametrize(("fields", "reason"), REFUSED.values(), ids=REFUSED.keys())

@@ -122,6 +122,19 @@ def test_a_revision_that_makes_no_sense_is_refused(path: str, revision: str, mes
         find_adapter(AdapterSource(path, revision))
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("~nobody-of-that-name/sql", "user who is not known"),
+        ("/" + "x" * 300, "File name too long"),
+    ],
+    ids=["user", "length"],
+)
+def test_a_path_that_cannot_be_is_refused_in_words(path: str, message: str) -> None:
+    with pytest.raises(ModelLoadError, match=message):
+        find_adapter(AdapterSource(path))
+
+
 def test_the_hubs_refusals_are_told_apart(hub: FakeHub, tmp_path: Path) -> None:
     for path, kind in [
         ("hf://acme/none", SourceForbiddenError),  # the hub tells strangers no more

@@ -73,7 +73,7 @@ def find_adapter(source: AdapterSource, download_dir: str | None = None) -> Foun
         folder = bucket.fetch_version(bucket.parse_uri(path), download_dir, _FILES)
         return FoundAdapter(folder, None)
     if not path.startswith(_HUB_SCHEME):
-        folder = Path(path).expanduser()
+        folder = _place(path)
         if _is_folder(folder):
             _refuse_revision(source)
             return FoundAdapter(folder, None)
@@ -86,12 +86,23 @@ def find_adapter(source: AdapterSource, download_dir: str | None = None) -> Foun
     return FoundAdapter(folder, folder.name)
 
 
+def _place(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as exc:
+        raise ModelLoadError(f"{path!r:.200} names a user who is not known here.") from exc
+
+
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except PermissionError as exc:
         raise SourceForbiddenError(
             f"{path} may not be looked at ({exc}); change the mode of the folders above it."
+        ) from exc
+    except OSError as exc:
+        raise ModelLoadError(
+            f"{str(path)!r:.200} cannot be an adapter's folder ({exc.strerror})."
         ) from exc
 
 
