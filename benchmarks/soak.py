@@ -28,7 +28,6 @@ for half. Ends with status 1 and a list unless
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import random
 import statistics
@@ -110,6 +109,8 @@ class Seen:
     refusals: Counter[str] = field(default_factory=Counter)
     """Of requests, by the error's kind."""
     answers: list[Answer] = field(default_factory=list)
+    """A sample of those that can be checked."""
+    num_answers: int = 0
     faults: list[str] = field(default_factory=list)
     num_asked: int = 0
     num_choices: int = 0
@@ -319,7 +320,18 @@ class Soak:
             self._release(request.adapter)
         if request.asked.is_checked and reason == "length":
             digest = request.adapter.digest if request.adapter else None
-            self.seen.answers.append(Answer(request.asked.prompt, request.logprobs, digest))
+            self._keep(Answer(request.asked.prompt, request.logprobs, digest))
+
+    def _keep(self, answer: Answer) -> None:
+        """As many as are to be checked, each of all with the same chance: more would be memory that
+        grows."""
+        answers, most = self.seen.answers, int(self.options.checks)
+        self.seen.num_answers += 1
+        place = self._draw.randrange(self.seen.num_answers)
+        if len(answers) < most:
+            answers.append(answer)
+        elif place < most:
+            answers[place] = answer
 
     def _check_reason(self, update: RequestUpdate) -> None:
         """Of those that fail, the engine has said why before."""
@@ -351,8 +363,7 @@ class Soak:
 
     def check_tokens(self) -> tuple[int, int, list[str]]:
         """Runs a sample of greedy requests alone: how many, near ties in them, and faults."""
-        everything, most = self.seen.answers, self.options.checks
-        sample = everything[:: max(1, math.ceil(len(everything) / most))]
+        sample = self.seen.answers
         num_ties, faults = 0, []
         # Those of one adapter after each other: each is loaded once.
         for answer in sorted(sample, key=lambda answer: answer.digest or ""):
