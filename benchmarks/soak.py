@@ -62,6 +62,9 @@ _DEADLINE_SHARE = 0.05
 _NUM_PREFIXES = 6
 _NUM_PREFIXES_WITH_ADAPTERS = 2
 """As they are cached once for each adapter."""
+_MOST_TOKENS_WITH_ADAPTERS = 256
+"""An adapter keeps its slot until its running requests have ended: long ones would keep all others
+waiting for longer than they may."""
 _NUM_TRIALS = 8
 """Answers that are held against other weights than their own."""
 _FOUNDED = (UnknownModelError, AdapterNotReadyError)
@@ -213,13 +216,14 @@ class Soak:
         if draw.random() < (0.6 if self.adapters else 0.3):
             prompt = [*draw.choice(self._prefixes), *prompt][: length - 1]
         leaves = not is_checked and draw.random() < _ABORTED_SHARE
+        params = self._params(length - len(prompt), is_checked)
         self.seen.num_asked += 1
         return Asked(
             self.seen.num_asked,
             prompt,
-            self._params(length - len(prompt), is_checked),
+            params,
             is_checked,
-            abort_after=draw.randint(0, length - len(prompt)) if leaves else None,
+            abort_after=draw.randint(0, params.max_tokens or 0) if leaves else None,
             priority=int(draw.random() < 0.2),
             timeout_s=draw.uniform(0.05, 5) if draw.random() < _DEADLINE_SHARE else None,
         )
@@ -263,6 +267,8 @@ class Soak:
 
     def _params(self, max_tokens: int, is_checked: bool) -> SamplingParams:
         draw = self._draw
+        if self.adapters:
+            max_tokens = min(max_tokens, _MOST_TOKENS_WITH_ADAPTERS)
         if is_checked:
             max_tokens = min(max_tokens, self.options.checked_tokens)
             return greedy(max_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,28 @@ def test_a_bucket_that_changes_leaves_what_was_found(bucket: FakeBucket, tmp_pat
 def test_a_revision_that_makes_no_sense_is_refused(path: str, revision: str, message: str) -> None:
     with pytest.raises(AdapterError, match=message):
         find_adapter(AdapterSource(path, revision))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("~nobody-of-that-name/sql", "user who is not known"),
+        ("/" + "x" * 300, "File name too long"),
+    ],
+    ids=["user", "length"],
+)
+def test_a_path_that_cannot_be_is_refused_in_words(path: str, message: str) -> None:
+    with pytest.raises(ModelLoadError, match=message):
+        find_adapter(AdapterSource(path))
+
+
+def test_a_disk_in_trouble_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(path: Path) -> bool:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "is_dir", stale)
+    with pytest.raises(SourceUnreachableError, match=r"Stale file handle.*try again"):
+        find_adapter(AdapterSource("/mnt/sql"))
 
 
 def test_the_hubs_refusals_are_told_apart(hub: FakeHub, tmp_path: Path) -> None:

@@ -76,6 +76,11 @@ class AdapterEntry:
         return AdapterState.KNOWN if self.error is None else AdapterState.FAILED
 
     @property
+    def is_lasting(self) -> bool:
+        """Whether a restart is to bring it back: not what may yet be gone because it fails."""
+        return self.is_remembered and self.is_promised
+
+    @property
     def is_offered(self) -> bool:
         """Whether requests may use it, as far as is known."""
         return self.current is not None or not self.is_refused
