@@ -4,18 +4,25 @@
     python benchmarks/soak.py --model demo://smollm2-135m-instruct --minutes 10
     python benchmarks/soak.py --shape 8b --dtype bfloat16 --minutes 8.5 --results h100
     python benchmarks/soak.py --shape 0.6b --batch-invariant --minutes 8.5
+    python benchmarks/soak.py --shape 8b --dtype bfloat16 --minutes 8.5 --adapters 16
 
 Keeps more requests open than the KV cache holds, of every kind the engine knows: greedy, drawn,
 filtered, penalised, with log probabilities, with n choices, sharing prefixes, of two priorities,
-some aborted, some with a deadline. Ends with status 1 and a list unless
+some aborted, some with a deadline; with --adapters, of the base model and of so many LoRA adapters,
+which are loaded, replaced and unloaded meanwhile, with slots for a quarter of them and host memory
+for half. Ends with status 1 and a list unless
 
 - no block, row or request is lost, while it runs and at its end;
-- greedy requests, a sample over the whole time, get the tokens they get when run alone: bit for
-  bit with --batch-invariant; else, where rounding chose between two tokens, the one taken must be
-  as likely within --tolerance when the same text is computed alone;
+- greedy requests, a sample over the whole time, get the tokens and log probabilities they get when
+  run alone: bit for bit with --batch-invariant; else log probabilities within --tolerance, and
+  where rounding chose between two tokens, the one taken must be as nearly as likely alone;
 - no step takes longer than --stall-limit;
-- the cache was at least 90 % full half of the time, and preemptions and aborts did happen;
-- memory is flat: what torch and the process hold does not grow after the first quarter.
+- every request ended, or was refused for a reason that there was;
+- the cache was at least 90 % full half of the time (50 with adapters, as not all can run at once),
+  and preemptions and aborts did happen;
+- memory is flat: what torch and the process hold does not grow after the first quarter;
+- with adapters: each answer is that of the generation the request was given, and would not do for
+  other weights that its name had; no slot, host entry or generation is left when all are unloaded.
 """
 
 from __future__ import annotations
@@ -26,11 +33,16 @@ import os
 import random
 import statistics
 import sys
+import tempfile
 import time
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adapter_churn import AdapterChurn
+from answer_check import Answer, AnswerCheck, greedy
 from record import Recorder
 from shapes import SHAPES, model_folder
 
@@ -39,29 +51,51 @@ from octavo.config import EngineConfig
 from octavo.engine.build import build_engine
 from octavo.engine.intake import Intake
 from octavo.engine.request_options import RequestOptions
-from octavo.errors import QueueFullError
-from octavo.outputs import RequestUpdate
+from octavo.errors import AdapterNotReadyError, OctavoError, QueueFullError, UnknownModelError
+from octavo.outputs import EngineStats, RequestUpdate, TokenLogprobs
+from octavo.request import AdapterGeneration
 
 _SAMPLE_EVERY_S = 2.0
 _CHECKED_SHARE = 0.25
 _ABORTED_SHARE = 0.12
 _DEADLINE_SHARE = 0.05
 _NUM_PREFIXES = 6
-_MOST_CORRECTIONS = 40
-"""Near ties in one request; more are no accident."""
+_NUM_PREFIXES_WITH_ADAPTERS = 2
+"""As they are cached once for each adapter."""
+_MOST_TOKENS_WITH_ADAPTERS = 256
+"""An adapter keeps its slot until its running requests have ended: long ones would keep all others
+waiting for longer than they may."""
+_NUM_TRIALS = 8
+"""Answers that are held against other weights than their own."""
+_FOUNDED = (UnknownModelError, AdapterNotReadyError)
+"""Refusals that come of adapters that are unloaded, or too many for the slots."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """What somebody wants."""
+
+    number: int
+    prompt: list[int]
+    params: SamplingParams
+    is_checked: bool
+    abort_after: int | None
+    """Tokens after which its client leaves."""
+    priority: int
+    timeout_s: float | None
 
 
 @dataclass(slots=True)
 class Open:
-    """One request under way."""
+    """One request under way; its choices together."""
 
-    prompt: list[int]
-    is_checked: bool
-    abort_after: int | None
-    """Tokens after which its client leaves."""
+    asked: Asked
+    adapter: AdapterGeneration | None
     ids: list[str]
-    tokens: list[int] = field(default_factory=list)
-    num_open: int = 1
+    num_open: int
+    num_tokens: int = 0
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    abort_after: int | None = None
 
 
 @dataclass(slots=True)
@@ -71,56 +105,65 @@ class Seen:
     steps_s: list[float] = field(default_factory=list)
     usage: list[float] = field(default_factory=list)
     memory: list[dict[str, int]] = field(default_factory=list)
-    ends: dict[str, int] = field(default_factory=dict)
-    to_check: list[tuple[list[int], list[int]]] = field(default_factory=list)
-    num_submitted: int = 0
+    ends: Counter[str] = field(default_factory=Counter)
+    """Of choices, by reason."""
+    refusals: Counter[str] = field(default_factory=Counter)
+    """Of requests, by the error's kind."""
+    answers: list[Answer] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    num_asked: int = 0
+    num_choices: int = 0
+    """Of all requests that were taken in."""
     num_tokens: int = 0
 
 
 class Soak:
     """One engine under load."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        config: dict[str, Any] = {
-            name: value
-            for name in (
-                "dtype",
-                "device",
-                "max_model_len",
-                "max_num_seqs",
-                "kv_cache_memory_bytes",
-            )
-            if (value := getattr(options, name)) is not None
-        }
-        model = model_folder(options.shape) if options.shape else options.model
-        if options.shape:
-            config |= {"load_format": "dummy"}
-        self._options = options
-        engine = build_engine(
-            EngineConfig(
-                model=model,
-                skip_tokenizer_init=True,
-                batch_invariant=options.batch_invariant,
-                gpu_memory_utilization=options.gpu_memory_utilization,
-                **config,
-            )
-        )
+    def __init__(self, options: argparse.Namespace, adapters: Path | None) -> None:
+        """``adapters``: an empty folder for them; None: there are none."""
+        self.options = options
+        engine = build_engine(_engine_config(options))
         self.core, self.info = engine.core, engine.info
         self._intake = Intake(self.info, seed=1)
+        self._check = AnswerCheck(
+            self.core,
+            self._intake,
+            is_exact=options.batch_invariant,
+            tolerance=options.tolerance,
+        )
         self._draw = random.Random(options.seed)
-        # Together the open ones want half as much again as there is.
+        # Together the open ones want half as much again as there is; with adapters, of which many
+        # share a prefix and not all can run, more.
         capacity = self.info.num_blocks * self.info.block_size
-        longest = 4 * capacity // max(1, self.info.max_num_seqs)
+        longest = (8 if adapters else 4) * capacity // max(1, self.info.max_num_seqs)
         self._longest = max(8, min(longest, self.info.max_model_len - 1))
-        self._prefixes = [self._ids(self._longest // 3) for _ in range(_NUM_PREFIXES)]
+        num_prefixes = _NUM_PREFIXES_WITH_ADAPTERS if adapters else _NUM_PREFIXES
+        self._prefixes = [self._ids(self._longest // 3) for _ in range(num_prefixes)]
         self._open: dict[str, Open] = {}
+        self._num_asking = 0
+        """Requests that wait for their adapter to be loaded."""
         self.seen = Seen()
+        self.adapters = self._adapters_in(adapters) if adapters else None
+
+    def _adapters_in(self, folder: Path) -> AdapterChurn:
+        options = self.options
+        return AdapterChurn(
+            self.core,
+            _model(options),
+            folder,
+            count=options.adapters,
+            max_rank=options.max_lora_rank,
+            seed=options.seed,
+        )
 
     def run(self) -> None:
         """Load until the time or the requests are over, then end what is open."""
         while self.core.prepare_next():
             pass
-        options, started_s = self._options, time.monotonic()
+        if self.adapters:
+            self.adapters.load_all()
+        options, started_s = self.options, time.monotonic()
         next_sample_s = started_s
         while self._is_wanted(time.monotonic() - started_s):
             self._fill()
@@ -129,57 +172,106 @@ class Soak:
                 self._sample()
                 next_sample_s += 0.0 if options.requests else _SAMPLE_EVERY_S
         # The end of a shift: whoever is not to be checked leaves at once.
-        self.core.abort([id for id, request in self._open.items() if not request.is_checked])
-        while self.core.has_work:
-            self._step()
+        unchecked = [id for id, request in self._open.items() if not request.asked.is_checked]
+        self.core.abort(unchecked)
+        while self.core.has_work or (self.adapters and self.adapters.is_busy):
+            self._step(may_change=False)
         self.core.check_integrity()
 
     def _is_wanted(self, elapsed_s: float) -> bool:
-        if self._options.requests:
-            return self.seen.num_submitted < self._options.requests
-        return elapsed_s < 60 * self._options.minutes
+        if self.options.requests:
+            return self.seen.num_asked < int(self.options.requests)
+        return elapsed_s < 60 * float(self.options.minutes)
 
     def _fill(self) -> None:
-        wanted = self.info.max_num_seqs + self.info.max_num_seqs // 2
-        while len(self._open) < wanted:
-            if not self._submit():
+        """As many as half fill the queue, beside those whose adapter is not on the device: these
+        take no memory, however many there are."""
+        most = self.info.max_num_seqs
+        resident = self.adapters.resident() if self.adapters else ()
+        num_absent = self._num_asking + sum(
+            request.adapter is not None and request.adapter.id not in resident
+            for request in self._open.values()
+        )
+        num_able = len(self._open) + self._num_asking - num_absent
+        while num_able < most + most // 2:
+            num_before, is_to_run = len(self._open), num_absent >= most
+            if not self._ask(resident, is_to_run=is_to_run):
                 return
+            num_able += max(1, len(self._open) - num_before)
 
-    def _submit(self) -> bool:
-        draw, number = self._draw, self.seen.num_submitted
+    def _ask(self, resident: Collection[int], *, is_to_run: bool) -> bool:
+        asked = self._draw_request()
+        name = self.adapters.choose(resident, is_to_run=is_to_run) if self.adapters else None
+        if self.adapters is None or name is None:
+            return self._enter(asked, None)
+        self._num_asking += 1
+        self.adapters.begin(self._enter_with(name, asked))
+        return True
+
+    def _draw_request(self) -> Asked:
+        draw = self._draw
         is_checked = draw.random() < _CHECKED_SHARE
         length = draw.randint(2, self._longest)
-        num_prompt = draw.randint(1, length - 1)
-        prompt = self._ids(num_prompt)
-        if draw.random() < 0.3:
+        prompt = self._ids(draw.randint(1, length - 1))
+        if draw.random() < (0.6 if self.adapters else 0.3):
             prompt = [*draw.choice(self._prefixes), *prompt][: length - 1]
-        params = self._params(length - len(prompt), is_checked)
         leaves = not is_checked and draw.random() < _ABORTED_SHARE
-        specs = self._intake.prepare(
-            str(number),
+        params = self._params(length - len(prompt), is_checked)
+        self.seen.num_asked += 1
+        return Asked(
+            self.seen.num_asked,
             prompt,
             params,
-            RequestOptions(
-                priority=int(draw.random() < 0.2),
-                timeout_s=draw.uniform(0.05, 5) if draw.random() < _DEADLINE_SHARE else None,
-            ),
+            is_checked,
+            abort_after=draw.randint(0, params.max_tokens or 0) if leaves else None,
+            priority=int(draw.random() < 0.2),
+            timeout_s=draw.uniform(0.05, 5) if draw.random() < _DEADLINE_SHARE else None,
         )
+
+    async def _enter_with(self, name: str, asked: Asked) -> None:
+        assert self.adapters
+        try:
+            adapter = await self.adapters.acquire(name)
+        except OctavoError as error:
+            self._refused(error)
+        else:
+            self._enter(asked, adapter)
+        finally:
+            self._num_asking -= 1
+
+    def _enter(self, asked: Asked, adapter: AdapterGeneration | None) -> bool:
+        options = RequestOptions(
+            priority=asked.priority, timeout_s=asked.timeout_s, adapter=adapter
+        )
+        specs = self._intake.prepare(str(asked.number), asked.prompt, asked.params, options)
         ids = [spec.id for spec in specs]
-        after = draw.randint(0, length - len(prompt)) if leaves else None
-        request = Open(prompt, is_checked, after, ids, num_open=len(ids))
+        request = Open(asked, adapter, ids, len(ids), abort_after=asked.abort_after)
         try:
             self.core.submit(specs)
-        except QueueFullError:
+        except OctavoError as error:
+            self._refused(error)
+            self._release(adapter)
             return False
-        self.seen.num_submitted += 1
+        self.seen.num_choices += len(ids)
         self._open.update(dict.fromkeys(ids, request))
         return True
 
+    def _refused(self, error: OctavoError) -> None:
+        self.seen.refusals[type(error).__name__] += 1
+        if not isinstance(error, (*_FOUNDED, QueueFullError)):
+            self.seen.faults.append(f"a request was refused: {error!r}")
+
+    def _release(self, adapter: AdapterGeneration | None) -> None:
+        if self.adapters and adapter is not None:
+            self.adapters.release(adapter)
+
     def _params(self, max_tokens: int, is_checked: bool) -> SamplingParams:
         draw = self._draw
+        if self.adapters:
+            max_tokens = min(max_tokens, _MOST_TOKENS_WITH_ADAPTERS)
         if is_checked:
-            max_tokens = min(max_tokens, self._options.checked_tokens)
-            return SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+            max_tokens = min(max_tokens, self.options.checked_tokens)
+            return greedy(max_tokens)
         kind: dict[str, Any] = draw.choice(
             [
                 {},
@@ -193,29 +285,57 @@ class Soak:
         )
         return SamplingParams(max_tokens=max_tokens, ignore_eos=True, detokenize=False, **kind)
 
-    def _step(self) -> None:
-        started_s = time.perf_counter()
-        updates = self.core.step()
-        self.seen.steps_s.append(time.perf_counter() - started_s)
+    def _step(self, *, may_change: bool = True) -> None:
+        updates: list[RequestUpdate] = []
+        if self.core.has_work:  # else it would only sleep
+            started_s = time.perf_counter()
+            updates = self.core.step()
+            self.seen.steps_s.append(time.perf_counter() - started_s)
+        if self.adapters:
+            self.adapters.turn(may_change=may_change)
         for update in updates:
             self._take(update)
 
     def _take(self, update: RequestUpdate) -> None:
         request = self._open.get(update.request_id)
         if request is None:
+            self.seen.faults.append(f"{update} is nobody's")
             return
-        request.tokens += update.new_token_ids
+        request.num_tokens += len(update.new_token_ids)
+        if request.asked.is_checked:
+            request.logprobs += update.logprobs or []
         self.seen.num_tokens += len(update.new_token_ids)
         reason = update.finish_reason
         if reason is None:
-            if request.abort_after is not None and len(request.tokens) >= request.abort_after:
+            if request.abort_after is not None and request.num_tokens >= request.abort_after:
                 self.core.abort(request.ids)
                 request.abort_after = None
             return
-        self.seen.ends[reason] = self.seen.ends.get(reason, 0) + 1
+        self.seen.ends[reason] += 1
+        self._check_reason(update)
         del self._open[update.request_id]
-        if request.is_checked and reason == "length":
-            self.seen.to_check.append((request.prompt, request.tokens))
+        request.num_open -= 1
+        if not request.num_open:
+            self._release(request.adapter)
+        if request.asked.is_checked and reason == "length":
+            digest = request.adapter.digest if request.adapter else None
+            self.seen.answers.append(Answer(request.asked.prompt, request.logprobs, digest))
+
+    def _check_reason(self, update: RequestUpdate) -> None:
+        """Of those that fail, the engine has said why before."""
+        if update.finish_reason != "error":
+            return
+        kind = self.adapters and self.adapters.refusals.pop(update.request_id, None)
+        if kind == AdapterNotReadyError.__name__:
+            self.seen.refusals[kind] += 1
+        else:
+            self.seen.faults.append(f"{update.request_id} failed: {kind} {update.error}")
+
+    def close(self) -> None:
+        """Let go of the device."""
+        if self.adapters:
+            self.adapters.close()
+        self.core.close()
 
     def _sample(self) -> None:
         self.core.check_integrity()
@@ -231,66 +351,54 @@ class Soak:
 
     def check_tokens(self) -> tuple[int, int, list[str]]:
         """Runs a sample of greedy requests alone: how many, near ties in them, and faults."""
-        self.core.reset_prefix_cache()
-        everything, most = self.seen.to_check, self._options.checks
-        step = max(1, math.ceil(len(everything) / most))
+        everything, most = self.seen.answers, self.options.checks
+        sample = everything[:: max(1, math.ceil(len(everything) / most))]
         num_ties, faults = 0, []
-        sample = everything[::step]
-        for prompt, tokens in sample:
-            ties, fault = self._check_one(prompt, tokens)
+        # Those of one adapter after each other: each is loaded once.
+        for answer in sorted(sample, key=lambda answer: answer.digest or ""):
+            ties, fault = self._check_one(answer, answer.digest)
             num_ties += ties
             if fault:
-                faults.append(fault)
+                faults.append(f"{fault} ({self._place(answer.digest)})")
         return len(sample), num_ties, faults
 
-    def _check_one(self, prompt: list[int], tokens: list[int]) -> tuple[int, str | None]:
-        done, ties = 0, 0
-        while done < len(tokens):
-            alone = self._alone(prompt + tokens[:done], len(tokens) - done)
-            rest = tokens[done:]
-            pairs = enumerate(zip(alone, rest, strict=True))
-            same = next((i for i, (a, b) in pairs if a != b), len(rest))
-            if same == len(rest):
-                return ties, None
-            done += same
-            where = f"after {len(prompt)} + {done} tokens {tokens[done]}, alone {alone[same]}"
-            if self._options.batch_invariant:
-                return ties, f"batch-invariant, but {where}"
-            gap = self._gap(prompt + tokens[:done], tokens[done])
-            if gap > self._options.tolerance:
-                return ties, f"{where}, which is more likely by {gap:.3f}"
-            done, ties = done + 1, ties + 1
-            if ties > _MOST_CORRECTIONS:
-                return ties, f"{where}; the {ties}th of its kind"
-        return ties, None
+    def check_the_check(self) -> tuple[int, list[str]]:
+        """Holds answers against other weights than their own: how many were told apart."""
+        if not self.adapters:
+            return 0, []
+        adapted = [answer for answer in self.seen.answers if answer.digest is not None]
+        adapted.sort(key=lambda answer: -len(answer.drawn))
+        num_apart, tried = 0, adapted[:_NUM_TRIALS]
+        for answer in tried:
+            others = self.adapters.others(answer.digest or "")
+            num_apart += all(self._check_one(answer, other)[1] for other in [*others, None])
+        if 2 * num_apart > len(tried):
+            return num_apart, []
+        told = f"{num_apart} of {len(tried)} answers were told from those of other weights"
+        return num_apart, [f"adapters make too little difference to be told apart: {told}"]
 
-    def _alone(self, prompt: list[int], count: int) -> list[int]:
-        params = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
-        return [token for update in self._run(prompt, params) for token in update.new_token_ids]
+    def _place(self, digest: str | None) -> str:
+        return self.adapters.folders[digest] if self.adapters and digest else "the base model"
 
-    def _gap(self, prompt: list[int], token_id: int) -> float:
-        """How much more likely the likeliest next token is than this one, computed alone."""
-        params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=20, ignore_eos=True)
-        (logprobs,) = (one for update in self._run(prompt, params) for one in update.logprobs or [])
-        among = dict(zip(logprobs.top_token_ids, logprobs.top_logprobs, strict=True))
-        return max(among.values()) - among.get(token_id, -math.inf)
-
-    def _run(self, prompt: list[int], params: SamplingParams) -> list[RequestUpdate]:
-        self.seen.num_submitted += 1
-        self.core.submit(self._intake.prepare(f"alone-{self.seen.num_submitted}", prompt, params))
-        updates = []
-        while self.core.has_work:
-            updates += self.core.step()
-        return updates
+    def _check_one(self, answer: Answer, digest: str | None) -> tuple[int, str | None]:
+        adapter = self.adapters.open_alone(digest) if self.adapters and digest else None
+        try:
+            return self._check.check(answer, adapter)
+        finally:
+            if self.adapters and adapter:
+                self.adapters.close_alone(adapter)
 
     def faults(self) -> list[str]:
         """Everything but tokens."""
-        seen, options, stats = self.seen, self._options, self.core.stats()
-        faults = []
+        seen, options, stats = self.seen, self.options, self.core.stats()
+        faults = [*seen.faults, *self._adapter_faults(stats)]
         if stats.num_owned_blocks or stats.num_running or stats.num_waiting:
             faults.append(f"not everything was given back: {stats}")
-        if self._open:
-            faults.append(f"{len(self._open)} requests never ended")
+        if self._open or self._num_asking:
+            num_left = len(self._open) + self._num_asking
+            faults.append(f"{num_left} requests never ended, or were never answered")
+        if seen.ends.total() != seen.num_choices:
+            faults.append(f"{seen.num_choices} choices were taken in, and {seen.ends} told of")
         slowest = max(seen.steps_s)
         if slowest > options.stall_limit:
             faults.append(f"a step took {slowest:.2f} s; the limit is {options.stall_limit} s")
@@ -298,9 +406,23 @@ class Soak:
             faults.append("nobody was preempted: the cache is too large for this load")
         if not seen.ends.get("abort"):
             faults.append("nobody was aborted")
-        if statistics.median(seen.usage) < 0.9:
-            faults.append(f"the cache was {statistics.median(seen.usage):.0%} full, not 90 %")
+        usage, needed = statistics.median(seen.usage), 50 if self.adapters else 90
+        if 100 * usage < needed:
+            faults.append(f"the cache was {usage:.0%} full, not {needed} %")
         return faults + _growth(seen.memory)
+
+    def _adapter_faults(self, stats: EngineStats) -> list[str]:
+        if not self.adapters or stats.adapters is None:
+            return []
+        changes, adapters = self.adapters.changes, stats.adapters
+        needed = {
+            "copied to another's slot": adapters.num_slot_evictions,
+            "dropped from host memory": adapters.num_host_evictions,
+            **{change: changes[change] for change in ("loaded", "replaced", "refused")},
+            "unloaded": changes["unloaded"] + changes["unloaded with requests"],
+        }
+        missing = [f"no adapter was {what}" for what, count in needed.items() if not count]
+        return self.adapters.faults + missing
 
 
 def _memory(device: str) -> dict[str, int]:
@@ -332,16 +454,52 @@ def _growth(samples: list[dict[str, int]]) -> list[str]:
 def main() -> int:
     """Run, check, report."""
     options = _parse()
-    soak = Soak(options)
+    if not options.adapters:
+        return _run_soak(Soak(options, None))
+    with tempfile.TemporaryDirectory() as folder:
+        return _run_soak(Soak(options, Path(folder)))
+
+
+def _run_soak(soak: Soak) -> int:
     started_s = time.monotonic()
     soak.run()
     seconds = time.monotonic() - started_s
+    if soak.adapters:
+        soak.adapters.finish()
     faults = soak.faults()
+    stats = soak.core.stats()  # the checks below come on top
     num_checked, num_ties, wrong = soak.check_tokens()
+    num_apart, blind = soak.check_the_check()
     soak.core.check_integrity()
-    seen, stats = soak.seen, soak.core.stats()
-    recorder = Recorder(soak.info.device, options.results)
-    recorder.figure(
+    faults += [*wrong, *blind]
+    _report(soak, stats, seconds, faults, (num_checked, num_ties, num_apart))
+    for fault in faults:
+        print(f"FAULT: {fault}", file=sys.stderr)
+    soak.close()
+    return 1 if faults else 0
+
+
+def _report(
+    soak: Soak,
+    stats: EngineStats,
+    seconds: float,
+    faults: list[str],
+    checks: tuple[int, int, int],
+) -> None:
+    options, seen = soak.options, soak.seen
+    num_checked, num_ties, num_apart = checks
+    adapters: dict[str, Any] = {}
+    if soak.adapters and stats.adapters:
+        adapters = {
+            "adapters": options.adapters,
+            "slots": stats.adapters.num_slots,
+            "changes": soak.adapters.changes,
+            "fills": stats.adapters.num_fills,
+            "slot_evictions": stats.adapters.num_slot_evictions,
+            "host_evictions": stats.adapters.num_host_evictions,
+            "told_apart": num_apart,
+        }
+    Recorder(soak.info.device, options.results).figure(
         "soak",
         "minutes",
         seconds / 60,
@@ -349,25 +507,48 @@ def main() -> int:
         model=options.shape or options.model.rpartition("/")[2],
         dtype=soak.info.dtype,
         batch_invariant=options.batch_invariant,
-        requests=sum(seen.ends.values()),
+        requests=seen.num_asked,
         ends=seen.ends,
+        refusals=seen.refusals,
         tokens=seen.num_tokens,
         steps=len(seen.steps_s),
         preemptions=stats.num_preemptions,
         kv_usage_p50=round(statistics.median(seen.usage), 3),
         step_ms_p50=round(1e3 * statistics.median(seen.steps_s), 2),
         step_ms_max=round(1e3 * max(seen.steps_s), 1),
+        **adapters,
         checked=num_checked,
         near_ties=num_ties,
         memory_mib={
             name: [round(one[name] / 2**20) for one in (seen.memory[0], seen.memory[-1])]
             for name in seen.memory[0]
         },
-        faults=faults + wrong,
+        faults=faults,
     )
-    for fault in faults + wrong:
-        print(f"FAULT: {fault}", file=sys.stderr)
-    return 1 if faults or wrong else 0
+
+
+def _model(options: argparse.Namespace) -> str:
+    return model_folder(options.shape) if options.shape else str(options.model)
+
+
+def _engine_config(options: argparse.Namespace) -> EngineConfig:
+    names = ("dtype", "device", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes")
+    config: dict[str, Any] = {
+        name: value for name in names if (value := getattr(options, name)) is not None
+    }
+    if options.shape:
+        config["load_format"] = "dummy"
+    if options.adapters:
+        num_slots = max(2, options.adapters // 4)
+        config |= {"enable_lora": True, "max_lora_rank": options.max_lora_rank}
+        config |= {"max_loras": num_slots, "max_cpu_loras": max(num_slots, options.adapters // 2)}
+    return EngineConfig(
+        model=_model(options),
+        skip_tokenizer_init=True,
+        batch_invariant=options.batch_invariant,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        **config,
+    )
 
 
 def _parse() -> argparse.Namespace:
@@ -383,6 +564,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--checked-tokens", type=int, default=128, help="most of each of them")
     parser.add_argument("--tolerance", type=float, default=0.25, help="of log probabilities")
     parser.add_argument("--stall-limit", type=float, default=10.0, help="seconds of one step")
+    parser.add_argument("--adapters", type=int, default=0, help="names of LoRA adapters; 0: none")
+    parser.add_argument("--max-lora-rank", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-invariant", action="store_true")
     parser.add_argument("--dtype")

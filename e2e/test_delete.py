@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 
+import pytest
+
+from adapters import MOUNT, adapter_files, config_map, pod_overlay
 from cluster import Cluster, wait_for
+from environment import Environment
 from release import NAME as OPERATOR
 from release import Release
-from services import Stage
+from services import API_VERSION, START_S, Stage, condition
 
 NAME = "delete"
 CHILDREN = ("deployments", "services", "serviceaccounts", "poddisruptionbudgets", "networkpolicies")
@@ -52,16 +57,53 @@ def test_deletion_does_not_wait_for_an_operator_that_is_gone(
         )
 
 
-def test_namespace_with_a_service_can_be_deleted(cluster: Cluster, stage: Stage) -> None:
+@pytest.fixture
+def elsewhere(
+    cluster: Cluster, environment: Environment, stage: Stage, release: Release
+) -> Iterator[Stage]:
+    """A namespace of its own that the operator looks after."""
     name = f"octavo-e2e-gone-{uuid.uuid4().hex[:6]}"
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
     cluster.create("namespaces", None, namespace)
-    manifest = stage.manifest(NAME)
-    manifest["metadata"]["namespace"] = name
-    cluster.apply("inferenceservices", manifest)
+    if not environment.is_cluster_wide:
+        release.changed({"namespaces": [stage.namespace, name]}).install()
+    yield Stage(cluster, environment, name)
     cluster.delete("namespaces", None, name)
+    if not environment.is_cluster_wide:
+        release.install()
+
+
+def test_namespace_with_a_service_and_its_adapter_can_be_deleted(elsewhere: Stage) -> None:
+    """The operator's rights in a named namespace go with it, in whatever order."""
+    shape = elsewhere.environment.value_shape
+    if shape is None:
+        pytest.skip("OCTAVO_E2E_VALUE_SHAPE does not tell what adapters of the model look like")
+    files = config_map(NAME, elsewhere.namespace, {"sql": adapter_files(shape, 1)})
+    elsewhere.cluster.apply("configmaps", files)
+    manifest = elsewhere.manifest(NAME, template=pod_overlay(files))
+    manifest["spec"]["engine"]["lora"] = {"maxAdapters": 2, "maxRank": 2}
+    elsewhere.apply(manifest)
+    adapter = {
+        "apiVersion": API_VERSION,
+        "kind": "LoRAAdapter",
+        "metadata": {"name": NAME, "namespace": elsewhere.namespace},
+        "spec": {
+            "serviceRef": {"name": NAME},
+            "servedName": "delete-sql",
+            "source": {"uri": f"file://{MOUNT}/sql"},
+        },
+    }
+    elsewhere.cluster.apply("loraadapters", adapter)
+    wait_for(
+        "the adapter is loaded",
+        lambda: elsewhere.cluster.get("loraadapters", elsewhere.namespace, NAME),
+        lambda live: (condition(live, "Ready") or {}).get("status") == "True",
+        START_S,
+    )
+    elsewhere.cluster.delete("namespaces", None, elsewhere.namespace)
     wait_for(
         "the namespace is gone",
-        lambda: cluster.find("namespaces", None, name),
+        lambda: elsewhere.cluster.find("namespaces", None, elsewhere.namespace),
         lambda found: found is None,
+        180,
     )

@@ -26,6 +26,7 @@ FORBIDDEN = [
     ("", "secrets", "get"),
     ("", "secrets", "list"),
     ("", "configmaps", "delete"),
+    ("", "pods", "get"),
     ("", "pods/status", "patch"),
     ("", "pods", "create"),
     ("", "nodes", "watch"),

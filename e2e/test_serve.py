@@ -87,7 +87,7 @@ def test_idle_service_is_left_alone(stage: Stage) -> None:
         looks.append(versions())
         return looks
 
-    # When it is served there may be one more word of how it started.
+    # The Deployment's watch may be ahead of the pods', which brings status.startup: one write more.
     wait_for("ten looks alike", look, lambda looks: len(looks) >= 10 and len(set(looks[-10:])) == 1)
     settled = len(looks)
     wait_for("sixty more looks", look, lambda looks: len(looks) >= settled + 60)

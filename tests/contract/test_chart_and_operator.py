@@ -125,11 +125,15 @@ def test_role_covers_every_kind_the_operator_deals_with(objects: list[dict[str, 
     def needed(kind: Kind, *verbs: str, subresource: str = "") -> set[tuple[str, str, str]]:
         return {(kind.group, kind.plural + subresource, verb) for verb in verbs}
 
-    read, own = ("get", "list", "watch"), (INFERENCE_SERVICE, LORA_ADAPTER)
-    wanted = needed(POD, *read).union(
-        *(needed(kind, *read, "create", "patch", "delete") for kind in CHILD_KINDS),
-        *(needed(kind, *read) for kind in own),
-        *(needed(kind, "patch", subresource="/status") for kind in own),
+    follow = ("list", "watch")
+    wanted = needed(POD, *follow).union(
+        *(needed(kind, "get", *follow, "create", "patch", "delete") for kind in CHILD_KINDS),
+        needed(INFERENCE_SERVICE, "get", *follow),
+        needed(LORA_ADAPTER, *follow),
+        *(
+            needed(kind, "patch", subresource="/status")
+            for kind in (INFERENCE_SERVICE, LORA_ADAPTER)
+        ),
         needed(LORA_ADAPTER, "patch"),
         needed(CONFIG_MAP, "list", "watch", "create", "patch"),
     )

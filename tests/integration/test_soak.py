@@ -38,11 +38,23 @@ def soak(folder: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
 def test_a_full_cache_with_aborts_and_preemptions_harms_nobody(
     arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
-    status, figures = soak(tmp_path, "--requests", "450", "--checks", "12", *arguments)
+    status, figures = soak(tmp_path, "--requests", "350", "--checks", "12", *arguments)
     assert (status, figures["faults"]) == (0, [])
     assert figures["preemptions"] > 0
     assert figures["ends"]["abort"] > 0
     assert figures["checked"] >= 8
+
+
+def test_adapters_that_come_and_go_meanwhile_harm_nobody(tmp_path: Path) -> None:
+    """Eight names, four host entries, two slots; each answer bit for bit that of its generation."""
+    arguments = ("--adapters", "8", "--max-lora-rank", "4", "--batch-invariant")
+    arguments += ("--requests", "350", "--checks", "12", "--max-num-seqs", "64")
+    status, figures = soak(tmp_path, *arguments)
+    assert (status, figures["faults"]) == (0, [])
+    assert figures["checked"] >= 8
+    assert figures["told_apart"] >= 5
+    for change in ("loaded", "replaced", "refused"):
+        assert figures["changes"][change] > 0
 
 
 def test_a_soak_that_does_not_fill_the_cache_is_a_fault(tmp_path: Path) -> None:

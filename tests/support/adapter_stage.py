@@ -64,14 +64,14 @@ def lora_adapter(name: str = "sql", uri: str = SQL, **spec: Any) -> dict[str, An
 
 class AdapterStage:
     """`workers.sources.contents` says what is at which path; without `has_lists` new pods read an
-    older list, with nothing in it."""
+    older list, with nothing in it. One `beside` another is a second operator there."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: AdapterStage | None = None) -> None:
         self.now = NOW
         self.has_lists = True
-        self.store = ObjectStore(seed=1, clock=lambda: self.now)
+        self.store = beside.store if beside else ObjectStore(seed=1, clock=lambda: self.now)
         self.cluster = FaultyCluster(self.store)
-        self.workers = FakeWorkers()
+        self.workers = beside.workers if beside else FakeWorkers()
         self.loads: list[str | None] = []
         self.follower = self._new_follower()
         self._running: asyncio.Task[None] | None = None
@@ -265,8 +265,8 @@ def states(adapter: LiveObject) -> list[str]:
 
 
 @asynccontextmanager
-async def adapter_stage() -> AsyncIterator[AdapterStage]:
-    stage = AdapterStage()
+async def adapter_stage(beside: AdapterStage | None = None) -> AsyncIterator[AdapterStage]:
+    stage = AdapterStage(beside)
     await stage.start()
     try:
         yield stage

@@ -1,6 +1,7 @@
 """An object store on this machine that speaks enough of S3, and checks every signature.
 
-It honours ``Range`` and ``If-Match``, lists in pages of two, and can break off in the middle.
+It honours ``Range`` and ``If-Match``, lists in pages of two, refuses with S3's documents, and can
+break off in the middle, be away for a while after it, and be too busy to answer.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, unquote, urlsplit
+from xml.sax.saxutils import escape
 
 from octavo.loading.bucket_signature import Credentials, signed_headers
 
@@ -33,6 +35,12 @@ class FakeBucket:
     breaks_after: dict[str, int] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
     """Objects that are sent with another last byte than they have."""
+    num_busy: int = 0
+    """Requests that are answered 503, from now on."""
+    num_lost: int = 0
+    """Connections that are closed without an answer, from the next broken download on."""
+    has_broken: bool = False
+    """Whether a download has broken off."""
     is_multipart: bool = False
     """ETags are no MD5; SHA-256 checksums are sent instead."""
 
@@ -69,19 +77,43 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
-        if not self._is_signed(parts.path, query):
-            self.send_error(403)
-            return
+        given = {name.lower(): value for name, value in self.headers.items()}
         root = f"/{self.name}"
-        if not parts.path.startswith(root):
-            self.send_error(404)
+        if self.bucket.has_broken and self.bucket.num_lost:
+            self.bucket.num_lost -= 1
+            self.close_connection = True
+        elif self.bucket.num_busy:
+            self.bucket.num_busy -= 1
+            self._refuse(503, "SlowDown")
+        elif (reason := self._objection(given, parts.path, query)) is not None:
+            self._refuse(403, reason)
+        elif parts.path.split("/")[1] != self.name:
+            self._refuse(404, "NoSuchBucket")
         elif "list-type" in query:
             self._list(query)
         else:
             self._send(unquote(parts.path.removeprefix(root + "/")))
 
-    def _is_signed(self, path: str, query: dict[str, str]) -> bool:
-        given = {name.lower(): value for name, value in self.headers.items()}
+    def _refuse(self, status: int, code: str) -> None:
+        body = f"<Error><Code>{code}</Code><Message>No.</Message></Error>".encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _objection(self, given: dict[str, str], path: str, query: dict[str, str]) -> str | None:
+        """Why a request is not let in; None for one that is."""
+        if "authorization" not in given:
+            return "AccessDenied"
+        if f"Credential={KEY.access_key_id}/" not in given["authorization"]:
+            return "InvalidAccessKeyId"
+        moment = datetime.strptime(given["x-amz-date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        if abs((datetime.now(UTC) - moment).total_seconds()) > 900:
+            return "RequestTimeTooSkewed"
+        return None if self._is_signed(given, path, query) else "SignatureDoesNotMatch"
+
+    def _is_signed(self, given: dict[str, str], path: str, query: dict[str, str]) -> bool:
         authorization = given.get("authorization", "")
         names = authorization.partition("SignedHeaders=")[2].partition(",")[0].split(";")
         moment = datetime.strptime(given.get("x-amz-date", ""), "%Y%m%dT%H%M%SZ")
@@ -99,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
             if key.startswith(prefix) and "/" not in key.removeprefix(prefix)
         )
         entries = "".join(
-            f"<Contents><Key>{key}</Key><Size>{len(self.bucket.objects[key])}</Size>"
+            f"<Contents><Key>{escape(key)}</Key><Size>{len(self.bucket.objects[key])}</Size>"
             f"<ETag>&quot;{self.bucket.etag(key)}&quot;</ETag></Contents>"
             for key in keys[start : start + 2]
         )
@@ -115,12 +147,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, key: str) -> None:
         content = self.bucket.objects.get(key)
         if content is None:
-            self.send_error(404)
+            self._refuse(404, "NoSuchKey")
             return
-        if self.headers.get("If-Match", "").strip('"') not in ("", self.bucket.etag(key)):
-            self.send_error(412)
+        etag = f'"{self.bucket.etag(key)}"'
+        if self.headers.get("If-Match", etag) != etag:
+            self._refuse(412, "PreconditionFailed")
             return
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        if start >= max(1, len(content)):
+            self._refuse(416, "InvalidRange")
+            return
         rest = content[start:]
         if key in self.bucket.damaged:
             rest = rest[:-1] + bytes([rest[-1] ^ 1])
@@ -130,6 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
             digest = hashlib.sha256(content).digest()
             self.send_header("x-amz-checksum-sha256", base64.b64encode(digest).decode())
         self.end_headers()
+        self.bucket.has_broken |= key in self.bucket.breaks_after
         rest = rest[: self.bucket.breaks_after.pop(key, len(rest))]
         self.bucket.downloads[key] += len(rest)
         self.wfile.write(rest)

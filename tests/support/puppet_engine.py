@@ -94,14 +94,16 @@ class PuppetEngine(AsyncEngine):
 
 
 @asynccontextmanager
-async def puppet_engine(tokenizer: Path | None = None) -> AsyncIterator[PuppetEngine]:
+async def puppet_engine(
+    tokenizer: Path | None = None, info: ModelInfo = INFO
+) -> AsyncIterator[PuppetEngine]:
     """Started; READY if there is a tokenizer to be ready with."""
     engine = PuppetEngine()
     await engine.start()
     try:
         if tokenizer is not None:
             engine.say(FilesFound(str(tokenizer)))
-            engine.say(Ready(INFO))
+            engine.say(Ready(info))
             await engine.wait_ready()
         yield engine
     finally:

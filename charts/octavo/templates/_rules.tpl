@@ -4,8 +4,11 @@ patched for the sake of their finalizer; their spec is never written, nor any of
 */}}
 {{- define "octavo.workloadRules" -}}
 - apiGroups: [serving.octavo.dev]
-  resources: [inferenceservices, loraadapters]
+  resources: [inferenceservices]
   verbs: [get, list, watch]
+- apiGroups: [serving.octavo.dev]
+  resources: [loraadapters]
+  verbs: [list, watch]
 - apiGroups: [serving.octavo.dev]
   resources: [inferenceservices/status, loraadapters, loraadapters/status]
   verbs: [patch]
@@ -45,7 +48,7 @@ patched for the sake of their finalizer; their spec is never written, nor any of
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 # The lists that tell new pods of their adapters.
 - apiGroups: [""]
   resources: [configmaps]

@@ -21,7 +21,8 @@ HTTP_PORT_NAME: Final = "http"
 ADMIN_PORT_NAME: Final = "admin"
 
 FINALIZER: Final = f"{GROUP}/finalizer"
-"""Holds a deleted LoRAAdapter until pods have unloaded it, or have had their time."""
+"""Holds a deleted LoRAAdapter until pods have unloaded it, or have had their time; not there while
+its service has no pods that could have it."""
 
 LABEL_NAME: Final = "app.kubernetes.io/name"
 LABEL_INSTANCE: Final = "app.kubernetes.io/instance"

@@ -27,6 +27,8 @@ _REASONS: Final[Mapping[tuple[int, str], str]] = {
     (503, "adapter_not_ready"): "LoadTimedOut",
 }
 _FALLBACK: Final = "LoadFailed"
+_MESSAGE_LIMIT: Final = 1000
+"""Characters of what a worker says; conditions hold 32768, of many pods together."""
 
 
 async def list_adapters(
@@ -44,6 +46,8 @@ async def list_adapters(
     found: dict[str, ListedAdapter] = {}
     for entry in entries:
         listed = _listed(entry)
+        if listed is None:
+            raise WorkerUnreachableError(f"GET /v1/adapters: an entry is {str(entry)[:200]}")
         if listed.state != "draining" or listed.name not in found:
             found[listed.name] = listed
     return found, answer.get("held") is True
@@ -71,7 +75,10 @@ async def load_adapter(
     }
     given = {key: value for key, value in body.items() if value is not None}
     answer = await _order(workers, worker, "/v1/load_lora_adapter", given, limit_s)
-    return answer.get("digest"), answer.get("revision")
+    digest, revision = answer.get("digest"), answer.get("revision")
+    if not (_is_text(digest) and _is_text(revision)):
+        raise AdapterCallError(_FALLBACK, f"{worker} says it has loaded {str(digest)[:200]}")
+    return digest, revision
 
 
 async def unload_adapter(
@@ -103,17 +110,27 @@ async def _order(
     raise AdapterCallError(reason, _message(answer) or f"POST {path}: HTTP {status}")
 
 
-def _listed(entry: Mapping[str, Any]) -> ListedAdapter:
+def _listed(entry: object) -> ListedAdapter | None:
+    """None for what is no adapter, as the contract has them."""
+    if not isinstance(entry, Mapping):
+        return None
+    name, state = entry.get("name") or entry.get("id"), entry.get("state")
+    path, message = entry.get("path"), entry.get("message")
+    digest, revision = entry.get("digest"), entry.get("revision")
+    if not (isinstance(name, str) and isinstance(state, str)):
+        return None
+    if not all(map(_is_text, (path, digest, revision, message))):
+        return None
     return ListedAdapter(
-        name=str(entry.get("name") or entry.get("id")),
-        path=str(entry.get("path") or ""),
-        state=str(entry.get("state")),
-        digest=entry.get("digest"),
-        revision=entry.get("revision"),
-        message=str(entry.get("message") or ""),
+        name, path or "", state, digest, revision, (message or "")[:_MESSAGE_LIMIT]
     )
+
+
+def _is_text(told: object) -> bool:
+    """Whether it is text, or left out."""
+    return told is None or isinstance(told, str)
 
 
 def _message(answer: Mapping[str, Any]) -> str:
     error = answer.get("error")
-    return str(error.get("message", "")) if isinstance(error, Mapping) else ""
+    return str(error.get("message", ""))[:_MESSAGE_LIMIT] if isinstance(error, Mapping) else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -50,16 +51,16 @@ class WorkerClient:
     async def startup_phases_s(self, worker: WorkerEndpoint) -> Mapping[str, float]:
         """Seconds of each phase of loading that has ended, by the worker's own names."""
         answer = await self._get(worker, "/health/startup")
-        phases = answer.get("phases_s")
-        if not isinstance(phases, Mapping):
-            raise WorkerUnreachableError(f"{worker} tells no phases of its start")
-        return {str(name): float(seconds) for name, seconds in phases.items()}
+        try:
+            return {name: _amount(told) for name, told in dict(answer["phases_s"]).items()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise WorkerUnreachableError(f"{worker} tells no phases of its start") from error
 
     async def load(self, worker: WorkerEndpoint) -> LoadReport:
         """Whether anybody is being served."""
         answer = await self._get(worker, "/health/load")
         try:
-            return LoadReport(int(answer["open_requests"]), float(answer["idle_s"]))
+            return LoadReport(int(_amount(answer["open_requests"])), _amount(answer["idle_s"]))
         except (KeyError, TypeError, ValueError) as error:
             raise WorkerUnreachableError(f"{worker} does not tell its load") from error
 
@@ -85,7 +86,8 @@ class WorkerClient:
             async with asyncio.timeout(timeout_s or self._timeout_s):
                 status, data = await call(worker.host, worker.port, method, path, body, key)
             answer = json.loads(data)
-        except (OSError, TimeoutError, ValueError) as error:
+        except (OSError, TimeoutError, ValueError, RecursionError) as error:
+            # RecursionError: how json refuses what is nested too deeply.
             reason = str(error) or type(error).__name__
             raise WorkerUnreachableError(f"{method} {path} of {worker}: {reason}") from error
         if not isinstance(answer, dict):
@@ -118,7 +120,9 @@ async def call(
         writer.write("\r\n".join([*lines, "", ""]).encode() + content)
         await writer.drain()
         status_line = await reader.readline()
-        status = int(status_line.split()[1]) if b" " in status_line else 0
+        if not status_line.startswith(b"HTTP/1."):
+            raise ValueError(f"this is no HTTP: {status_line[:80]!r}")
+        status = int(status_line.partition(b" ")[2][:3])
         while (await reader.readline()).strip():
             pass
         return status, await _body(reader)
@@ -126,6 +130,14 @@ async def call(
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+
+def _amount(told: object) -> float:
+    """A number that something may be counted or timed by; raises ValueError. JSON as Python reads
+    it has infinities, and numbers that are none."""
+    if not isinstance(told, int | float) or not 0 <= told < math.inf:
+        raise ValueError(f"{told!r} is no amount")
+    return float(told)
 
 
 async def _body(reader: asyncio.StreamReader) -> bytes:

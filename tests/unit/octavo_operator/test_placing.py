@@ -294,9 +294,9 @@ async def test_one_gpu_whose_memory_nobody_knows_is_not_worth_a_look() -> None:
     assert len(await jobs(world)) == 1
 
 
-async def test_the_cpu_is_never_looked_at() -> None:
-    resource = inference_service(accelerator={"resource": "none"}, parallelism={"tensor": "Auto"})
-    world = world_of(resource)
+@pytest.mark.parametrize("spec", [{"parallelism": {"tensor": "Auto"}}, {}], ids=["auto", "one"])
+async def test_the_cpu_is_never_looked_at(spec: dict[str, Any]) -> None:
+    world = world_of(inference_service(accelerator={"resource": "none"}, **spec))
     service = await world.settle()
     assert await jobs(world) == []
     assert await has_deployment(world)

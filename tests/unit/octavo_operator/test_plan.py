@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -413,6 +414,21 @@ async def test_child_of_a_namesake_that_is_gone_is_not_taken_over() -> None:
     assert conditions({"status": todo.status})["Ready"] == ("False", "NameConflict")
 
 
+async def test_deployment_as_a_server_stores_it_is_not_applied_again() -> None:
+    """Seen with Kubernetes 1.36: `paused: false` is not stored, so every pass applied it anew."""
+    world = World(inference_service())
+    await world.settle()
+    observed = await world.observe()
+    children = copy.deepcopy(observed.children)
+    (deployment,) = (child for child in children if child["kind"] == "Deployment")
+    assert deployment["spec"].pop("paused") is False
+    stored = replace(observed, children=children)
+    assert plan(stored, IMAGE, NOW).applies == ()
+    deployment["spec"]["paused"] = True
+    (apply,) = plan(stored, IMAGE, NOW).applies
+    assert apply.manifest["kind"] == "Deployment"
+
+
 @pytest.mark.parametrize(
     ("wanted", "live", "is_same"),
     [
@@ -425,7 +441,10 @@ async def test_child_of_a_namesake_that_is_gone_is_not_taken_over() -> None:
         ({"env": [{"name": "A"}]}, {"env": [{"name": "B"}, {"name": "A"}]}, True),
         ({"env": [{"name": "A"}]}, {"env": [{"name": "B"}]}, False),
         ({"command": ["a", "b"]}, {"command": ["a", "b", "c"]}, False),
-        ({"automount": False}, {}, False),
+        ({"paused": False}, {}, True),
+        ({"paused": False}, {"paused": True}, False),
+        ({"minReadySeconds": 0}, {}, True),
+        ({"automountServiceAccountToken": False}, {}, False),
     ],
     ids=[
         "more",
@@ -437,7 +456,10 @@ async def test_child_of_a_namesake_that_is_gone_is_not_taken_over() -> None:
         "item",
         "no-item",
         "atomic",
-        "false",
+        "left-out-false",
+        "true",
+        "left-out-zero",
+        "true-when-absent",
     ],
 )
 def test_drift(wanted: dict[str, Any], live: dict[str, Any], is_same: bool) -> None:

@@ -208,6 +208,7 @@ async def test_calls_for_each_change_are_counted() -> None:
         await running.make_ready()
         await running.settled()
         assert {key: calls[key] for key in calls if not key.startswith("get")} == {
+            "apply Deployment": 1,  # remembers that these words have been proved
             "status inferenceservices": 1,
             "create Event": 2,
         }
@@ -217,6 +218,31 @@ async def test_calls_for_each_change_are_counted() -> None:
         await running.settled()
         assert (calls["apply Deployment"], calls["status inferenceservices"]) == (1, 1)
         assert sum(count for key, count in calls.items() if key.startswith("apply")) == 1
+
+
+async def test_what_has_been_proved_is_not_doubted_while_pods_come_and_go() -> None:
+    """Between a write of the Deployment and its controller's next word, its counts tell nothing."""
+    async with simulation() as running:
+        await running.apply(inference_service(replicas=1))
+        await running.settled()
+        await running.make_ready()
+        await running.settled()
+        proved = ("True", "Proved")
+        assert conditions(await running.service())["PlacementReady"] == proved
+        await running.apply(inference_service(replicas=3))
+        await running.settled()
+        assert conditions(await running.service())["PlacementReady"] == proved
+        drain = {"drainSeconds": 7}
+        await running.apply(inference_service(replicas=3, rollout=drain))
+        await running.settled()
+        service = await running.service()
+        assert conditions(service)["Progressing"] == ("True", "RollingOut")
+        assert conditions(service)["PlacementReady"] == proved
+        longer = {"maxModelLen": 64}
+        await running.apply(inference_service(replicas=3, rollout=drain, engine=longer))
+        await running.settled()
+        found = conditions(await running.service())["PlacementReady"]
+        assert found == ("Unknown", "GPUMemoryUnknown")
 
 
 _FAULTS = [

@@ -14,12 +14,14 @@ import msgspec
 from octavo.errors import InvalidRequestError
 
 _KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+_MAX_PLACE_CHARS = 200
 
 
 def cannot_be_honoured(param: str, reason: str, place: str = "") -> InvalidRequestError:
     """The error for a field that says what an output must be: ``reason`` is a sentence without its
     end, ``place`` a pointer into a schema."""
-    where = f" at {place[:200]}" if place else ""
+    shown = place if len(place) <= _MAX_PLACE_CHARS else f"{place[:_MAX_PLACE_CHARS]}..."
+    where = f" at {shown}" if place else ""
     return InvalidRequestError(f"{param} cannot be honoured{where}: {reason}.", param)
 
 

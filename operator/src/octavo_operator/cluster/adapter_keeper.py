@@ -13,10 +13,11 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from octavo_operator.cluster.adapter_ledger import AdapterLedger, OnLoad
 from octavo_operator.cluster.adapter_lists import AdapterLists
+from octavo_operator.cluster.adapter_writer import AdapterWriter
 from octavo_operator.cluster.admin_access import AdminAccess
 from octavo_operator.cluster.announcer import Announcer
 from octavo_operator.cluster.child_index import ChildIndex
@@ -28,9 +29,7 @@ from octavo_operator.errors import (
     NotFoundError,
     WorkerUnreachableError,
 )
-from octavo_operator.labels import FINALIZER
 from octavo_operator.manifests.kinds import INFERENCE_SERVICE, LORA_ADAPTER
-from octavo_operator.reconcile.adapter_departure import Departure
 from octavo_operator.reconcile.adapter_facts import ListedAdapter
 from octavo_operator.reconcile.adapter_world import AdapterWorld
 from octavo_operator.reconcile.adapters import (
@@ -40,7 +39,6 @@ from octavo_operator.reconcile.adapters import (
     attempts_in_use,
     plan_adapters,
 )
-from octavo_operator.reconcile.events import Announcement
 from octavo_operator.reconcile.observed import LiveObject
 from octavo_operator.reconcile.worker_pod import (
     WorkerPod,
@@ -91,7 +89,6 @@ class AdapterKeeper:
         self._limit = asyncio.Semaphore(CALLS)
         self._ledgers: dict[ServiceKey, AdapterLedger] = {}
         self._seen: dict[ServiceKey, tuple[LiveObject, ...]] = {}
-        self._versions: dict[str, str] = {}
         self._going: dict[ServiceKey, dict[str, datetime]] = {}
 
     def all_adapters(self) -> tuple[LiveObject, ...]:
@@ -173,11 +170,12 @@ class AdapterKeeper:
             ledger.start_load(load, endpoints[load.pod.uid])
         for unload in plan.unloads:
             ledger.start_unload(unload, endpoints[unload.pod.uid])
+        writer = AdapterWriter(self._cluster, self._announcer)
         writes: list[Callable[[], Awaitable[None]]] = [
             *(partial(self._admit, service, pod, endpoints[pod.uid]) for pod in plan.admits),
-            *(partial(self._hold, resource) for resource in plan.holds),
-            *(partial(self._report, report) for report in plan.reports),
-            *(partial(self._release, departure) for departure in plan.releases),
+            *(partial(writer.hold, resource) for resource in plan.holds),
+            *(partial(writer.report, report) for report in plan.reports),
+            *(partial(writer.release, departure) for departure in plan.releases),
         ]
         if plan.wanted is not None:
             # Before a status promises to all what it is.
@@ -190,8 +188,6 @@ class AdapterKeeper:
                 await write()
             except ClusterError as error:
                 failures.append(error)
-        for resource in plan.holds:
-            self._versions.pop(resource["metadata"]["uid"], None)
         if failures:
             raise failures[0]
 
@@ -241,53 +237,6 @@ class AdapterKeeper:
             # It has gone meanwhile, or says later whether it still waits.
             logger.info("pod %s is not told that no adapter is missing: %s", pod.name, error)
             self._look_later(service, SILENT_POD_S)
-
-    async def _hold(self, resource: LiveObject) -> None:
-        """The finalizer; others' stay."""
-        finalizers = [*(resource["metadata"].get("finalizers") or ()), FINALIZER]
-        with contextlib.suppress(NotFoundError):
-            held = await self._set_finalizers(resource, finalizers)
-            self._versions[held["metadata"]["uid"]] = str(held["metadata"]["resourceVersion"])
-
-    async def _release(self, departure: Departure) -> None:
-        resource = departure.resource
-        finalizers = [
-            name for name in resource["metadata"].get("finalizers") or () if name != FINALIZER
-        ]
-        if departure.late:
-            await self._announcer.post(
-                LORA_ADAPTER,
-                resource,
-                Announcement(
-                    "Warning",
-                    "UnloadTimedOut",
-                    f"it goes, though pods may still have it: {', '.join(departure.late)}",
-                ),
-            )
-        with contextlib.suppress(NotFoundError):
-            await self._set_finalizers(resource, finalizers)
-
-    async def _set_finalizers(self, resource: LiveObject, finalizers: list[str]) -> LiveObject:
-        metadata = resource["metadata"]
-        # The version makes a finalizer that somebody else adds meanwhile a conflict.
-        patch: dict[str, Any] = {
-            "metadata": {"finalizers": finalizers, "resourceVersion": metadata["resourceVersion"]}
-        }
-        return await self._cluster.merge(
-            LORA_ADAPTER, metadata["namespace"], metadata["name"], patch
-        )
-
-    async def _report(self, report: Report) -> None:
-        metadata = report.resource["metadata"]
-        # Since it was read, the finalizer may have been set.
-        version = self._versions.get(metadata["uid"], metadata["resourceVersion"])
-        try:
-            await self._cluster.write_status(
-                LORA_ADAPTER, metadata["namespace"], metadata["name"], report.status, version
-            )
-        except NotFoundError:
-            return
-        await self._announcer.announce(LORA_ADAPTER, report.resource, report.status)
 
     def _ledger(self, service: ServiceKey) -> AdapterLedger:
         ledger = self._ledgers.get(service)

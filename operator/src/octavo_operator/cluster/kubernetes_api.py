@@ -267,10 +267,14 @@ def _selector(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def _watch_event(action: str, line: bytes) -> WatchEvent:
-    event = json.loads(line)
-    if event["type"] == "ERROR":
-        raise _watch_error(action, event["object"])
-    return WatchEvent(EventType(event["type"]), event["object"])
+    try:
+        event = json.loads(line)
+        kind, live = event["type"], event["object"]
+        if kind != "ERROR":
+            return WatchEvent(EventType(kind), live)
+    except (ValueError, TypeError, KeyError) as error:
+        raise network_error(action, error) from error
+    raise _watch_error(action, live)
 
 
 def _watch_error(action: str, status: Mapping[str, Any]) -> ClusterError:

@@ -48,6 +48,11 @@ class LeaderLease:
         self._sleep = sleep
         self._seen: tuple[object, ...] = ()
         self._seen_at_s = 0.0
+        self._mine: Mapping[str, Any] | None = None
+        """The Lease as this operator wrote it last."""
+
+        self._renewed_at_s = 0.0
+        """Before that was sent: others count from when it reached the server."""
 
     async def acquire(self) -> None:
         """Until this is the leader; failures of the API are waited out."""
@@ -66,22 +71,21 @@ class LeaderLease:
 
     async def keep(self) -> None:
         """Renew for as long as it goes; raises LeaseLostError when another may lead by now."""
-        renewed_at_s = self._clock()
         while True:
             await self._sleep(RENEW_PERIOD_S)
+            left_s = self._renewed_at_s + RENEW_DEADLINE_S - self._clock()
+            if left_s <= 0:
+                raise LeaseLostError(
+                    f"lease {self._name} could not be renewed for {RENEW_DEADLINE_S:.0f} s"
+                )
             try:
-                async with asyncio.timeout(RENEW_DEADLINE_S):
+                async with asyncio.timeout(left_s):
                     is_kept = await self._try_take()
             except (ClusterError, TimeoutError) as error:
-                logger.warning("lease cannot be renewed: %s", error)
-                if self._clock() - renewed_at_s > RENEW_DEADLINE_S:
-                    raise LeaseLostError(
-                        f"lease {self._name} could not be renewed for {RENEW_DEADLINE_S:.0f} s"
-                    ) from error
+                logger.warning("lease cannot be renewed: %s", str(error) or "no answer in time")
                 continue
             if not is_kept:
                 raise LeaseLostError(f"lease {self._name} was taken by another operator")
-            renewed_at_s = self._clock()
 
     async def release(self) -> None:
         """Let the next one lead at once; does nothing when this is not the leader."""
@@ -96,6 +100,18 @@ class LeaderLease:
         return self._identity, self._namespace, self._name
 
     async def _try_take(self) -> bool:
+        asked_at_s = self._clock()
+        # While nobody else writes, what was written last is what there is; if not, it is read.
+        mine, self._mine = self._mine, None
+        is_taken = mine is not None and await self._write(
+            self._cluster.update, self._renewed(mine, self._identity)
+        )
+        if not is_taken and not await self._read_and_take():
+            return False
+        self._renewed_at_s = asked_at_s
+        return True
+
+    async def _read_and_take(self) -> bool:
         try:
             live = await self._cluster.get(LEASE, self._namespace, self._name)
         except NotFoundError:
@@ -119,7 +135,7 @@ class LeaderLease:
         manifest: Mapping[str, Any],
     ) -> bool:
         try:
-            await write(manifest)
+            self._mine = await write(manifest)
         except ConflictError:
             return False
         return True

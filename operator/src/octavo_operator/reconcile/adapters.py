@@ -104,6 +104,10 @@ def plan_adapters(world: AdapterWorld) -> AdapterPlan:
     ]
     leaving = departures(world, able, (one.adapter.served_name for one in placed))
     statuses = _statuses(claims, placed, world)
+    has_pods = is_there and any(pod.takes_adapters for pod in world.pods)
+    # Held while there are pods to unload it. A namespace that is deleted loses its pods first, and
+    # then, in any order, its adapters and the rights of an operator that is confined to it.
+    idle = [one for one, _ in statuses if is_held(one) and not has_pods]
     shown = [*statuses, *((one.resource, one.status) for one in leaving if one.status is not None)]
     loads = [each.load for one in placed for each in one.everywhere if each.load is not None]
     held = [pod for pod in able if pod.uid in world.held]
@@ -112,8 +116,11 @@ def plan_adapters(world: AdapterWorld) -> AdapterPlan:
     return AdapterPlan(
         loads=tuple(sorted(loads, key=lambda load: (load.num_failures, not load.is_lazy))),
         unloads=_unloads(world, able, claims, placed),
-        holds=tuple(resource for resource, _ in statuses if not is_held(resource)),
-        releases=tuple(one for one in leaving if one.status is None),
+        holds=tuple(one for one, _ in statuses if has_pods and not is_held(one)),
+        releases=(
+            *(one for one in leaving if one.status is None),
+            *(Departure(one, None) for one in idle),
+        ),
         admits=admits,
         wanted=due_list(world, claims, placed) if is_there else None,
         reports=tuple(

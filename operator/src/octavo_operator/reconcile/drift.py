@@ -10,11 +10,15 @@ alone would miss fields that must go away.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from octavo_operator.labels import ANNOTATION_APPLIED_HASH
 from octavo_operator.manifests.merge_keys import item_key, merge_keys
 from octavo_operator.resources.quantity import is_same_quantity
+
+_TRUE_WHEN_ABSENT: Final = frozenset(
+    {"allowPrivilegeEscalation", "automountServiceAccountToken", "enableServiceLinks"}
+)
 
 
 def is_applied(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
@@ -25,7 +29,7 @@ def is_applied(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
 
 
 def _contains(wanted: Any, live: Any, field: str) -> bool:
-    if wanted in (None, "", [], {}) and live is None:
+    if live is None and (wanted in (None, "", [], {}) or _is_left_out(wanted, field)):
         # The server does not store empty values.
         return True
     if isinstance(wanted, Mapping):
@@ -36,6 +40,11 @@ def _contains(wanted: Any, live: Any, field: str) -> bool:
         return isinstance(live, list) and _contains_list(wanted, live, field)
     # The server rewrites quantities into their shortest form.
     return bool(wanted == live) or is_same_quantity(wanted, live)
+
+
+def _is_left_out(wanted: Any, field: str) -> bool:
+    """Whether `wanted` may be a zero that the server does not store: `paused: false`, `port: 0`."""
+    return wanted in (False, 0) and field not in _TRUE_WHEN_ABSENT
 
 
 def _contains_list(wanted: list[Any], live: list[Any], field: str) -> bool:

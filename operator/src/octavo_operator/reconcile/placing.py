@@ -165,6 +165,8 @@ def _decide_after(
 def _decide(
     said: InferenceService, seen: Inspection, kinds: tuple[GpuKind, ...], observed: Observed
 ) -> Decision:
+    if said.accelerator.is_cpu:
+        return decide(said, None, ())
     if seen.shape is None and not observed.can_inspect and said.parallelism.tensor is None:
         return Decision(
             Standing.REFUSED,
@@ -248,15 +250,19 @@ def _inputs(said: InferenceService) -> str:
 
 
 def _to_remember(said: InferenceService, decision: Decision, inputs: str) -> str | None:
-    is_found_out = decision.standing is Standing.FITS and decision.reason == "Fits"
-    if decision.split is None or not is_found_out or said.accelerator.is_cpu:
-        return None
+    """What was worked out, or what pods have proved of numbers that the user gave."""
+    is_settled = decision.reason == "Fits" or (
+        decision.reason == "Proved" and said.parallelism.tensor is not None
+    )
     split = decision.split
+    if split is None or not is_settled or said.accelerator.is_cpu:
+        return None
     return canonical_json(
         {
             "inputs": inputs,
             "split": [split.tensor, split.pipeline, split.nodes],
             "product": decision.product,
+            "reason": decision.reason,
             "message": decision.message,
         }
     )
@@ -268,7 +274,9 @@ def _remembered(memory: Mapping[str, str], inputs: str) -> Decision | None:
         if kept["inputs"] != inputs:
             return None
         split = Split(*map(int, kept["split"]))
-        return Decision(Standing.FITS, "Fits", str(kept["message"]), split, kept["product"])
+        # Earlier operators remembered nothing but what fits.
+        reason = str(kept.get("reason", "Fits"))
+        return Decision(Standing.FITS, reason, str(kept["message"]), split, kept["product"])
     except (ValueError, TypeError, KeyError):
         return None
 

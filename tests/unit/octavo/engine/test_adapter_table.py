@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from octavo.engine.adapter_hold import LIMIT_S, PATIENCE_S, AdapterHold
-from octavo.engine.adapter_state import AdapterStateFile
+from octavo.engine.adapter_state import AdapterStateFile, RememberedAdapter
 from octavo.engine.adapter_table import AdapterTable
 from octavo.engine.messages import AdapterFailed, AdapterOpened, CloseAdapter, OpenAdapter
 from octavo.errors import (
@@ -198,6 +199,77 @@ def test_a_state_file_that_cannot_be_understood_keeps_nobody_out(
     assert [one["name"] for one in remembered(state)] == ["good"]
 
 
+def test_a_name_that_reads_as_others_is_not_restored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tmp_path / "adapters.json"
+    names = ["a,b", "", " x ", "sql"]
+    adapters = [{"name": name, "path": "/sql", "lazy": True} for name in names]
+    state.write_text(json.dumps({"version": 1, "adapters": adapters}))
+    engine = Engine(state)
+
+    async def action() -> None:
+        await engine.table.restore()
+        assert [entry.name for entry in engine.table.entries()] == ["sql"]
+
+    run(action)
+    assert "'a,b'" in caplog.text
+
+
+def test_what_may_yet_fail_is_not_remembered(tmp_path: Path) -> None:
+    state = tmp_path / "adapters.json"
+    engine = Engine(state)
+    engine.is_holding = True
+
+    async def action() -> None:
+        load = asyncio.create_task(engine.table.load("gone", AdapterSource("/gone")))
+        await asyncio.sleep(0.01)
+        await engine.table.load("sql", AdapterSource("/sql"), is_lazy=True)
+        assert [entry["name"] for entry in remembered(state)] == ["sql"]
+        engine.release()
+        with pytest.raises(SourceUnreachableError):
+            await load
+
+    run(action)
+
+
+class SlowFile(AdapterStateFile):
+    """On a disk that takes as long as it is told to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.may_write = threading.Event()
+        self.num_writes = 0
+
+    def write(self, adapters: Sequence[RememberedAdapter]) -> None:
+        assert self.may_write.wait(10)
+        self.num_writes += 1
+        super().write(adapters)
+
+
+def test_a_slow_disk_holds_up_who_is_to_be_remembered_and_nobody_else(tmp_path: Path) -> None:
+    file = SlowFile(tmp_path / "adapters.json")
+    engine = Engine()
+    engine.digests["/sql"] = "d1"
+    table = engine.table = AdapterTable(engine._take, is_enabled=True, wait_s=60, state_file=file)
+
+    async def action() -> None:
+        names = [f"sql-{number}" for number in range(5)]
+        source = AdapterSource("/sql")
+        loads = [asyncio.create_task(table.load(name, source)) for name in names]
+        async with asyncio.timeout(5):
+            while sum(entry.current is not None for entry in table.entries()) < len(names):
+                await asyncio.sleep(0.001)
+        table.release(await table.acquire("sql-0"))
+        assert not any(load.done() for load in loads), "told before it was remembered"
+        file.may_write.set()
+        await asyncio.gather(*loads)
+
+    run(action)
+    assert len(remembered(tmp_path / "adapters.json")) == 5
+    assert file.num_writes == 2, "all that came while one was written are written at once"
+
+
 def test_a_state_file_that_cannot_be_written_is_told_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -244,6 +316,26 @@ def test_a_load_that_takes_too_long_goes_on() -> None:
     run(action)
 
 
+def test_a_load_that_waits_too_long_for_its_turn_keeps_it() -> None:
+    engine = Engine()
+    engine.digests |= {"/one": "d1", "/two": "d2"}
+    engine.is_holding = True
+
+    async def action() -> None:
+        first = asyncio.create_task(engine.table.load("sql", AdapterSource("/one")))
+        await asyncio.sleep(0.01)
+        with pytest.raises(AdapterNotReadyError, match="loading goes on"):
+            await engine.table.load("sql", AdapterSource("/two"), 0.01)
+        engine.release()
+        entry = await first
+        while entry.load is not None:
+            await asyncio.wait([entry.load])
+        assert entry.current is not None
+        assert (entry.current.digest, entry.source.path) == ("d2", "/two")
+
+    run(action)
+
+
 def test_unloading_ends_a_load_under_way() -> None:
     engine = Engine()
     engine.digests["/slow"] = "d1"
@@ -251,6 +343,7 @@ def test_unloading_ends_a_load_under_way() -> None:
 
     async def action() -> None:
         load = asyncio.create_task(engine.table.load("slow", AdapterSource("/slow")))
+        await asyncio.sleep(0.01)
         waiting = asyncio.create_task(engine.table.acquire("slow"))
         await asyncio.sleep(0.01)
         assert await engine.table.unload("slow", 1.0) == 0
@@ -446,6 +539,24 @@ def test_a_refused_version_takes_nothing_from_the_one_that_serves() -> None:
             await engine.table.load("sql", AdapterSource("/wide"))
         assert engine.table.offered() == [entry]
         engine.table.release(await engine.table.acquire("sql"))
+
+    run(action)
+
+
+def test_a_refused_version_takes_nothing_from_a_name_that_is_loaded_when_asked_for() -> None:
+    engine = Engine()
+    engine.digests["/sql"] = "d1"
+    engine.refusals["/wide"] = engine.refusals["hf://acme/wide"] = "Its rank is 64."
+
+    async def action() -> None:
+        entry = await engine.table.load("sql", AdapterSource("/sql"), is_lazy=True)
+        for path in ("/wide", "hf://acme/wide"):
+            with pytest.raises(AdapterError):
+                await engine.table.load("sql", AdapterSource(path))
+            assert engine.table.offered() == [entry]
+            assert entry.message == "Its rank is 64."
+        engine.table.release(await engine.table.acquire("sql"))
+        assert (str(entry.state), entry.message) == ("ready", None)
 
     run(action)
 

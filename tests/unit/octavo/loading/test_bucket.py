@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from fake_bucket import KEY, REGION, FakeBucket, run_fake_bucket
-from octavo.errors import ModelLoadError
+from octavo.errors import ModelLoadError, SourceForbiddenError, SourceUnreachableError
 from octavo.loading.bucket_signature import Credentials, signed_headers
+from octavo.loading.bucket_store import PAUSES_S
 from octavo.loading.model_files import find_model
 from tiny_models import make_tiny_model
 
@@ -121,7 +122,7 @@ def test_damaged_object_is_refused_and_not_kept(
     ("uri", "words"),
     [
         ("s3://models/absent", "holds no model"),
-        ("s3://other/tiny", "answered 404"),
+        ("s3://other/tiny", r"answered 404 \(NoSuchBucket\)"),
         ("s3://models/../x", "is no bucket"),
         ("s3://", "is no bucket"),
     ],
@@ -133,9 +134,66 @@ def test_what_is_not_there_is_said(
         find_model(uri, download_dir=str(tmp_path))
 
 
-def test_wrong_key_is_said(
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", r"403 \(SignatureDoesNotMatch\).*AWS_SECRET_ACCESS_KEY"),
+        ("AWS_ACCESS_KEY_ID", r"403 \(InvalidAccessKeyId\).*AWS_ACCESS_KEY_ID"),
+        ("AWS_REGION", r"403 \(SignatureDoesNotMatch\)"),
+    ],
+)
+def test_what_is_wrong_with_a_key_is_said(
+    bucket: FakeBucket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    words: str,
+) -> None:
+    monkeypatch.setenv(variable, "wrong")
+    with pytest.raises(SourceForbiddenError, match=words):
+        find(tmp_path)
+
+
+def test_nobody_may_read_what_is_not_public(
     bucket: FakeBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(ModelLoadError, match=r"answered 403.*AWS_SECRET_ACCESS_KEY"):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(SourceForbiddenError, match=r"403 \(AccessDenied\).*or nobody, without"):
         find(tmp_path)
+
+
+def test_keys_of_any_characters_are_read(bucket: FakeBucket, tmp_path: Path) -> None:
+    odd = "odd é+ü (v1) a&b=c'!*~ %25 #x <y>"
+    bucket.objects |= {f"{odd}/config.json": b"{}", f"{odd}/a & b+c é.safetensors": b"weights"}
+    folder = find_model(f"s3://models/{odd}", download_dir=str(tmp_path / "cache"))
+    assert seen(folder) == {"config.json": b"{}", "a & b+c é.safetensors": b"weights"}
+
+
+@pytest.fixture
+def pauses_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Those that were made; they take no time."""
+    made: list[float] = []
+    monkeypatch.setattr("octavo.loading.bucket_store.time.sleep", made.append)
+    return made
+
+
+def test_a_store_that_is_busy_is_asked_again(
+    bucket: FakeBucket, tmp_path: Path, pauses_s: list[float]
+) -> None:
+    bucket.num_busy = len(PAUSES_S)
+    find(tmp_path)
+    assert pauses_s == list(PAUSES_S)
+    bucket.num_busy = len(PAUSES_S) + 1
+    with pytest.raises(SourceUnreachableError, match=r"503 \(SlowDown\)"):
+        find(tmp_path)
+
+
+def test_a_store_that_goes_within_a_download_is_waited_for(
+    bucket: FakeBucket, tmp_path: Path, pauses_s: list[float]
+) -> None:
+    bucket.breaks_after[WEIGHTS] = 1000
+    bucket.num_lost = 3
+    folder = find(tmp_path)
+    assert seen(folder)["model.safetensors"] == bucket.objects[WEIGHTS]
+    assert bucket.downloads[WEIGHTS] == len(bucket.objects[WEIGHTS])
+    assert pauses_s

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fake_hub import FakeHub, FakeRepository, run_fake_hub
-from octavo.errors import ModelLoadError
+from octavo.errors import ModelLoadError, SourceUnreachableError
 from octavo.loading.checkpoint import open_checkpoint
 from octavo.loading.model_files import find_model
 from octavo.tokenization.tokenizer import Tokenizer
@@ -239,3 +239,41 @@ def test_file_that_was_checked_is_not_read_again(
     monkeypatch.setattr("octavo.loading.blob_digests._sha256", lambda path: read.append(path))
     find_model(NAME, download_dir=cache, is_checked=True)
     assert read == []
+
+
+REFUSALS = {
+    "taken down": ({"is_disabled": True}, None, "acme/tiny has been disabled on http"),
+    "a token that is none": ({}, "expired", r"answered 401 for acme/tiny; .*HF_TOKEN"),
+}
+
+
+@pytest.mark.parametrize(("fields", "token", "words"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_the_hubs_other_refusals(
+    fields: dict[str, bool],
+    token: str | None,
+    words: str,
+    repository: FakeRepository,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in fields.items():
+        setattr(repository, name, value)
+    if token is not None:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(ModelLoadError, match=words):
+        find(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_limit_on_requests_is_waited_out_or_told(
+    repository: FakeRepository, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses_s: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses_s.append)
+    hub.num_limited = 2
+    assert (find(tmp_path) / "config.json").exists()
+    assert pauses_s[:2] == [8, 8]
+    hub.num_limited = 1000
+    hub.repositories["acme/other"] = repository
+    with pytest.raises(SourceUnreachableError, match=r"answered 429 for acme/other; .*HF_TOKEN"):
+        find(tmp_path, "acme/other")

@@ -63,6 +63,7 @@ def load(folder: Path, max_rank: int = 16) -> AdapterWeights:
             "has 1025 keys .* at most 1024",
         ),
         ({"lora_alpha": 10**400}, "it must be a number"),
+        ({"use_rslora": "false"}, "use_rslora is 'false' .* true or false"),
         ({"alpha_pattern": {"q_proj\\": 2}}, "cannot be matched"),
         ({"rank_pattern": {"q_proj": 300}}, "ranks go from 1 to 256"),
     ],

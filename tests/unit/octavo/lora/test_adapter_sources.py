@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,28 @@ def test_a_revision_that_makes_no_sense_is_refused(path: str, revision: str, mes
         find_adapter(AdapterSource(path, revision))
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("~nobody-of-that-name/sql", "user who is not known"),
+        ("/" + "x" * 300, "File name too long"),
+    ],
+    ids=["user", "length"],
+)
+def test_a_path_that_cannot_be_is_refused_in_words(path: str, message: str) -> None:
+    with pytest.raises(ModelLoadError, match=message):
+        find_adapter(AdapterSource(path))
+
+
+def test_a_disk_in_trouble_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(path: Path) -> bool:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "is_dir", stale)
+    with pytest.raises(SourceUnreachableError, match=r"Stale file handle.*try again"):
+        find_adapter(AdapterSource("/mnt/sql"))
+
+
 def test_the_hubs_refusals_are_told_apart(hub: FakeHub, tmp_path: Path) -> None:
     for path, kind in [
         ("hf://acme/none", SourceForbiddenError),  # the hub tells strangers no more
@@ -163,7 +186,7 @@ def test_a_source_that_takes_the_call_and_says_nothing_is_unreachable(
     """Each that is waited for takes one of few threads."""
     path = f"hf://{NAME}" if variable == "HF_ENDPOINT" else "s3://adapters/sql"
     monkeypatch.setattr("octavo.loading.hub._ANSWER_LIMIT_S", 0.1)
-    monkeypatch.setattr("octavo.loading.bucket._TIMEOUT_S", 0.1)
+    monkeypatch.setattr("octavo.loading.bucket_store._TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv(variable, f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(SourceUnreachableError, match=r"cannot be (reached|listed)"):

@@ -236,8 +236,8 @@ ROWS: dict[str, dict[str, Row]] = {
         ),
         "parallel_tool_calls": Works(
             False,
-            lambda seen: ")*" not in str(seen.params.structured_outputs),
-            {"tools": [TOOL], "tool_choice": "required"},
+            lambda seen: seen.options.text_end is not None,
+            {"tools": [TOOL]},
         ),
         "include_reasoning": Refused("odd"),
     },

@@ -18,6 +18,9 @@ from fake_engine import FakeEngine, expected_text
 from octavo.config import ServerConfig
 from octavo.engine.interface import EngineState
 from octavo.errors import ConfigError, ModelLoadError
+from octavo.server.app import create_app
+from octavo.server.context import ServerContext
+from octavo.server.errors import ApiError
 from octavo.server.listening import open_listener
 from polling import until
 from running_server import RunningServer, running_server
@@ -126,6 +129,19 @@ async def test_leaving_server_answers_what_still_comes_and_lets_connections_go()
             assert answer.status_code == 200
         engine.die()
         await server.task
+
+
+async def test_engine_that_was_ended_with_its_server_is_not_called_dead() -> None:
+    """Requests that arrive while the server closes are to go elsewhere; nothing is amiss."""
+    engine = FakeEngine()
+    context: ServerContext = create_app(engine, ServerConfig()).state.context
+    engine.die()
+    with pytest.raises(ApiError, match="has died"):
+        context.ready_model()
+    context.is_leaving = True
+    with pytest.raises(ApiError, match="shutting down; ask another replica") as caught:
+        context.ready_model()
+    assert (caught.value.status, caught.value.code) == (503, "engine_draining")
 
 
 async def test_connection_of_a_stream_that_outlasts_the_delay_ends_with_it() -> None:

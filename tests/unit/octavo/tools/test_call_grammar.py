@@ -1,4 +1,4 @@
-"""How many calls an answer may hold: texts are tried against the grammars, token by token."""
+"""How many calls an answer may hold, and what: texts are tried against grammars, token by token."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fake_engine import ByteTokenizer
 from octavo.grammar import Grammar, StructuredOutputs
 from octavo.sampling_params import SamplingParams
 from octavo.server.message_plan import MessagePlan
@@ -37,8 +38,8 @@ FREE_FORMS: Any = {"a": {"anyOf": [{"type": "integer"}, {"not": {"type": "null"}
 _GRAMMARS = byte_grammars()
 
 
-def may_answer(kind: CallFormat, text: str, **fields: Any) -> bool:
-    """Whether a request of these fields may be answered with exactly this text."""
+def plan_of(kind: CallFormat, **fields: Any) -> MessagePlan:
+    """Of a request with these fields."""
     strict = fields.pop("strict", False)
     properties = fields.pop("properties", {"a": {"type": "integer"}})
     parameters = {"type": "object", "properties": properties, "required": ["a"]}
@@ -47,8 +48,12 @@ def may_answer(kind: CallFormat, text: str, **fields: Any) -> bool:
     body = ToolsBody.model_validate(
         {"tools": [{"type": "function", "function": function}], **fields}
     )
-    plan = MessagePlan.of(body, params, MessageFormat(kind, None), [], None)
-    asked = plan.params.structured_outputs
+    return MessagePlan.of(body, params, MessageFormat(kind, None), [], None)
+
+
+def may_answer(kind: CallFormat, text: str, **fields: Any) -> bool:
+    """Whether a request of these fields may be answered with exactly this text."""
+    asked = plan_of(kind, **fields).params.structured_outputs
     return asked is None or follows(translate(asked), text.encode())
 
 
@@ -78,30 +83,81 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
 }
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize("kind", CallFormat)
 @pytest.mark.parametrize(("fields", "may_be_two"), CASES.values(), ids=CASES.keys())
 def test_an_answer_holds_no_more_calls_than_were_asked_for(
-    kind: CallFormat, fields: dict[str, Any], may_be_two: bool
+    kind: CallFormat, fields: dict[str, Any], may_be_two: bool, size: int
 ) -> None:
-    assert may_answer(kind, ONE[kind], **fields)
-    assert may_answer(kind, TWO[kind], **fields) is may_be_two
-
-
-@pytest.mark.parametrize("num_calls", [1, 2])
-def test_marks_that_are_tokens_of_their_own_count_the_same(num_calls: int) -> None:
-    tool = Tool("f", None, {"type": "object"})
-    free = CallFormat.HERMES.free_grammar([tool], json_rule, MARKS.get, is_parallel=False)
-    call = [259, *b'\n{"name": "f", "arguments": {}}\n', 258]
-    assert follows(Grammar(free), [*b"So: ", *call * num_calls]) is (num_calls == 1)
+    plan = plan_of(kind, **fields)
+    end = plan.options(None).text_end
+    assert (end is None) is may_be_two
+    text, shown = TWO[kind], ""
+    watch = None if end is None else end()
+    for at in range(0, len(text), size):
+        shown += text[at : at + size]
+        if watch is not None and watch.is_reached(text[at : at + size]):
+            break
+    assert shown == text if may_be_two else len(shown) < len(ONE[kind]) + size
+    parser = plan.parser()
+    calls = [call for delta in (parser.feed(shown), parser.finish()) for call in delta.calls]
+    told = [(call.index, call.name, json.loads(call.arguments)) for call in calls]
+    assert told == [(0, "f", {"a": 1}), (1, "f", {"a": 1})][: 1 + may_be_two]
 
 
 @pytest.mark.parametrize("kind", CallFormat)
-def test_at_most_one_call_leaves_text_and_arguments_free(kind: CallFormat) -> None:
-    """As far as the model is free without it: any schema is taken, too."""
-    fields = SINGLE | {"properties": FREE_FORMS}
-    assert may_answer(kind, "It is 3 < 4, as <tools> say.", **fields)
-    assert may_answer(kind, "", **fields)
-    assert may_answer(kind, ONE[kind].replace("1", '"any"'), **fields)
+@pytest.mark.parametrize(("fields", "may_be_two"), CASES.values(), ids=CASES.keys())
+def test_grammars_let_calls_be(kind: CallFormat, fields: dict[str, Any], may_be_two: bool) -> None:
+    assert may_answer(kind, ONE[kind], **fields)
+    assert may_answer(kind, TWO[kind], **fields)
+    wrong = ONE[kind].replace("1", '"any"')
+    is_free = not fields.get("strict") and "tool_choice" not in fields
+    assert may_answer(kind, wrong, **fields) is is_free
+
+
+@pytest.mark.parametrize("num_calls", [0, 1, 2])
+def test_marks_that_are_tokens_of_their_own_count_the_same(num_calls: int) -> None:
+    tool = Tool("f", None, {"type": "object"})
+    free = CallFormat.HERMES.free_grammar([tool], json_rule, MARKS.get)
+    call = [259, *b'\n{"name": "f", "arguments": {}}\n', 258]
+    assert follows(Grammar(free), [*b"So: ", *call * num_calls])
+    assert not follows(Grammar(free), [*b"So: ", *call * num_calls, 259, *b"{}"])
+
+
+@pytest.mark.parametrize("kind", CallFormat)
+def test_at_most_one_call_asks_for_no_grammar(kind: CallFormat) -> None:
+    """So any schema is taken, and all that is refused beside a grammar."""
+    plan = plan_of(kind, **SINGLE, properties=FREE_FORMS)
+    assert plan.params.structured_outputs is None
+
+
+BROKEN = {
+    "without an end": ('<tool_call>{"name": "f", "arguments": {"a": 1}', False),
+    "no JSON": ('<tool_call>{"name": "f", "arguments": {"a": 1}, b}</tool_call>', True),
+    "no call": ("<tool_call>f</tool_call> So: ", False),
+}
+
+
+@pytest.mark.parametrize(("text", "has_ended"), BROKEN.values(), ids=BROKEN.keys())
+def test_what_is_no_whole_call_ends_an_answer_only_where_another_could_begin(
+    text: str, has_ended: bool
+) -> None:
+    end = plan_of(CallFormat.HERMES, **SINGLE).options(None).text_end
+    assert end is not None
+    assert end().is_reached(text) is has_ended
+
+
+def test_a_call_within_thoughts_is_none() -> None:
+    body = ToolsBody.model_validate(
+        {"tools": [{"type": "function", "function": {"name": "f"}}], **SINGLE}
+    )
+    thinks = MessageFormat(CallFormat.HERMES, ("<think>", "</think>"))
+    plan = MessagePlan.of(body, SamplingParams(), thinks, list(b"<think>"), ByteTokenizer())
+    end = plan.options(None).text_end
+    assert end is not None
+    watch = end()
+    assert not watch.is_reached(f"{ONE[CallFormat.HERMES]} or not?</think>Well: ")
+    assert watch.is_reached(ONE[CallFormat.HERMES])
 
 
 def test_an_answer_beside_tools_follows_all_that_was_asked_of_it() -> None:
@@ -112,3 +168,20 @@ def test_an_answer_beside_tools_follows_all_that_was_asked_of_it() -> None:
     for text, is_allowed in (('{"a":1}', True), ('{"a": 1}', False), ('{"a":1,"b":2}', False)):
         assert may_answer(CallFormat.HERMES, text, structured_outputs=asked) is is_allowed
     assert may_answer(CallFormat.HERMES, ONE[CallFormat.HERMES], structured_outputs=asked, **SINGLE)
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_only_tools_that_are_allowed_may_be_called(mode: str) -> None:
+    named = [{"type": "function", "function": {"name": name}} for name in "fgh"]
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": named[1:]}}
+    body = ToolsBody.model_validate({"tools": named, "tool_choice": choice})
+    assert [tool.name for tool in body.usable_tools()] == ["g", "h"]
+    plan = MessagePlan.of(
+        body, SamplingParams(), MessageFormat(CallFormat.LLAMA3_JSON, None), [], None
+    )
+    asked = plan.params.structured_outputs
+    assert (asked is not None) == (mode == "required")
+    if asked is not None:
+        for name in "fgh":
+            call = f'{{"name": "{name}", "parameters": {{}}}}'
+            assert follows(translate(asked), call.encode()) == (name != "f")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from adapter_stage import KEY, AdapterStage, adapter_stage, lora_adapter, states
+from eventually import eventually
 from inference_services import conditions
 from octavo_operator.errors import (
     ClusterError,
@@ -78,6 +79,20 @@ async def test_fault_at_any_call_changes_nothing_in_the_end(
             assert await _story(stage) == expected, position
 
 
+@pytest.mark.parametrize("fault", _FAULTS, ids=lambda fault: type(fault).__name__)
+async def test_long_row_of_faults_is_waited_out(fault: ClusterError) -> None:
+    """More than the attempts of a pass, and more than one pass."""
+    async with adapter_stage() as stage:
+        stage.put("hf://org/sql", "v1")
+        (pod,) = await stage.serve(1)
+        stage.cluster.faults = [fault] * 30
+        await stage.apply(lora_adapter())
+        await eventually(lambda: not stage.cluster.faults)
+        await stage.settled()
+        assert await stage.ready() == ("True", "Loaded")
+        assert stage.served(pod).keys() == {"sql"}
+
+
 NUM_ADAPTERS, NUM_PODS = 200, 3
 
 
@@ -119,8 +134,13 @@ async def test_two_hundred_adapters_cost_what_they_must() -> None:
         assert stage.workers.calls["POST /v1/load_lora_adapter"] == NUM_PODS
         assert stage.cluster.calls["list loraadapters"] <= 8
         assert stage.cluster.calls["status loraadapters"] <= 4
-        # And none costs nothing.
+        # At rest there is a look a minute, which reads and writes nothing.
+        await stage.look()
         writes = stage.store.writes
+        stage.cluster.calls.clear()
+        stage.workers.calls.clear()
         await stage.look()
         assert stage.store.writes == writes
+        assert stage.cluster.calls == {"get inferenceservices": 1, "list loraadapters": 1}
+        assert stage.workers.calls == {"GET /v1/adapters": NUM_PODS}
         assert (await stage.store.list_objects(POD, None, {})).items

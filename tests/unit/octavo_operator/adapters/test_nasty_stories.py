@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from adapter_stage import KEY, SQL, adapter_stage, host_of, lora_adapter
+from adapter_stage import KEY, SQL, AdapterStage, adapter_stage, host_of, lora_adapter
 from eventually import eventually
 from octavo_operator.manifests.kinds import INFERENCE_SERVICE
 
@@ -59,6 +59,28 @@ async def test_service_goes_first_and_its_adapter_after_it() -> None:
         await stage.delete()
         await stage.settled()
         assert await stage.is_gone()
+
+
+async def test_service_that_is_made_anew_gets_its_adapter_back() -> None:
+    """Renamed and named back, say: another uid, other pods, a list of its own."""
+    async with adapter_stage() as stage:
+        digest = stage.put(SQL, "v1")
+        (pod,) = await stage.serve(1)
+        await stage.apply(lora_adapter())
+        await stage.settled()
+        await stage.store.delete(INFERENCE_SERVICE, *KEY)
+        stage.follower.see_service(KEY)
+        await stage.settled()
+        assert await stage.ready() == ("False", "ServiceNotFound")
+        (new,) = await stage.serve(1)
+        await stage.settled()
+        assert stage.served(new) == {"sql": digest}
+        assert await stage.ready() == ("True", "Loaded")
+        assert [entry["name"] for entry in await stage.wanted()] == ["sql"]
+        await stage.remove_pod(pod)
+        await stage.settled()
+        (entry,) = (await stage.adapter())["status"]["pods"]
+        assert entry["uid"] == new["metadata"]["uid"]
 
 
 async def test_source_that_changes_thrice_while_the_first_is_being_loaded() -> None:
@@ -145,6 +167,41 @@ async def test_operator_that_dies_between_two_writes(num_writes: int) -> None:
         assert [stage.served(pod) for pod in pods] == [{"sql": new}] * 2
         assert await stage.ready() == ("True", "Loaded")
         assert [entry["digest"] for entry in await stage.wanted()] == [new]
+
+
+async def test_two_operators_at_once_come_to_one_end_and_to_rest() -> None:
+    """As for some seconds, where the one that led was cut off and works on; neither undoes what the
+    other has done, and they do not answer each other for ever."""
+    async with adapter_stage() as stage, adapter_stage(beside=stage) as other:
+        old, new = stage.put(SQL, "v1"), stage.put("hf://org/new", "v2")
+        pods = await stage.serve(2)
+        await _both_settled(stage, other)
+        await stage.apply(lora_adapter(), lora_adapter("other"))
+        other.follower.see_adapter(KEY)
+        await _both_settled(stage, other)
+        assert [stage.served(pod) for pod in pods] == [{"sql": old, "other": old}] * 2
+        await stage.apply(lora_adapter(uri="hf://org/new"))
+        other.follower.see_adapter(KEY)
+        await stage.start_container(pods[0])
+        await _both_settled(stage, other)
+        assert [stage.served(pod) for pod in pods] == [{"sql": new, "other": old}] * 2
+        await stage.delete("other")
+        other.follower.see_adapter(KEY)
+        await _both_settled(stage, other)
+        assert await stage.is_gone("other")
+        assert [stage.served(pod) for pod in pods] == [{"sql": new}] * 2
+        assert await stage.ready() == ("True", "Loaded")
+        writes = stage.store.writes
+        for one in (stage, other, stage):
+            one.follower.queue.add(KEY)
+            await one.look()
+        await _both_settled(stage, other)
+        assert stage.store.writes == writes
+
+
+async def _both_settled(*stages: AdapterStage) -> None:
+    for stage in (*stages, *stages):
+        await stage.settled()
 
 
 @pytest.mark.parametrize("skew_h", [-5, 5], ids=["behind", "ahead"])

@@ -176,7 +176,10 @@ class Cosmos:
             adapter = self.adapters[report.resource["metadata"]["name"]]
             adapter["status"] = {**adapter.get("status", {}), **report.status}
         for departure in plan.releases:
-            del self.adapters[departure.resource["metadata"]["name"]]
+            name = departure.resource["metadata"]["name"]
+            self.adapters[name]["metadata"]["finalizers"].remove(FINALIZER)
+            if "deletionTimestamp" in self.adapters[name]["metadata"]:
+                del self.adapters[name]
         for admitted in plan.admits:
             self.tables[admitted.uid].is_held = False
         if plan.wanted is not None:
@@ -291,7 +294,8 @@ def check_truth(cosmos: Cosmos) -> None:
             if entry["state"] == "Loaded":
                 assert listed is not None
                 assert listed["digest"] == status["resolvedDigest"]
-        assert FINALIZER in adapter["metadata"]["finalizers"]
+        is_held = FINALIZER in adapter["metadata"].get("finalizers", ())
+        assert is_held == bool(cosmos.pods)
     assert len(names) == len(set(names))
     for uid, table in cosmos.tables.items():
         for name in set(table.entries) - said[uid]:

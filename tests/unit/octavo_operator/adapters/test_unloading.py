@@ -12,6 +12,7 @@ from adapter_stage import (
     states,
 )
 from inference_services import conditions
+from octavo_operator.labels import FINALIZER
 from octavo_operator.manifests.kinds import EVENT, INFERENCE_SERVICE
 
 
@@ -83,3 +84,32 @@ async def test_what_no_adapter_asks_for_is_unloaded_save_what_the_command_brings
         await stage.apply(lora_adapter())
         await stage.settled()
         assert set(stage.served(pod)) == {"own", "sql"}
+
+
+async def test_adapter_is_held_only_while_there_are_pods_to_unload_it() -> None:
+    """A namespace that is deleted loses its pods first, and then, in any order, its adapters and
+    the rights of an operator that is confined to it: what is still held then is held for ever."""
+    async with adapter_stage() as stage:
+        stage.put(SQL, "v1")
+        pods = await stage.serve(2)
+        await stage.apply(lora_adapter())
+        await stage.settled()
+        await stage.start_container(pods[0])
+        await stage.remove_pod(pods[1])
+        await stage.settled()
+        assert (await stage.adapter())["metadata"]["finalizers"] == [FINALIZER]
+        stage.cluster.calls.clear()
+        await stage.remove_pod(pods[0])
+        await stage.settled()
+        assert await stage.ready() == ("False", "WaitingForPods")
+        assert (await stage.adapter())["metadata"]["finalizers"] == []
+        # Neither write is in the way of the other.
+        assert stage.cluster.calls["merge loraadapters"] == 1
+        assert stage.cluster.calls["status loraadapters"] == 1
+        await stage.add_pod()
+        await stage.settled()
+        assert (await stage.adapter())["metadata"]["finalizers"] == [FINALIZER]
+        await stage.store.delete(INFERENCE_SERVICE, *KEY)
+        stage.follower.see_service(KEY)
+        await stage.settled()
+        assert (await stage.adapter())["metadata"]["finalizers"] == []

@@ -130,6 +130,12 @@ class AdapterControl:
             num_fills=self._num_fills,
         )
 
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless slots, host memory and what is open agree."""
+        opened = {adapter_id for adapter_id, digest in self._open.items() if digest}
+        assert opened == self._slots.known(), "an adapter is lost between the slots and the store"
+        self._store.check_integrity()
+
     def shut_down(self) -> None:
         """End what runs beside the loop."""
         self._store.shut_down()

@@ -76,16 +76,27 @@ class AdapterEntry:
         return AdapterState.KNOWN if self.error is None else AdapterState.FAILED
 
     @property
+    def is_lasting(self) -> bool:
+        """Whether a restart is to bring it back: not what may yet be gone because it fails."""
+        return self.is_remembered and self.is_promised
+
+    @property
     def is_offered(self) -> bool:
         """Whether requests may use it, as far as is known."""
         return self.current is not None or not self.is_refused
 
-    def failed(self, error: OctavoError) -> None:
-        """An attempt to load it has ended so."""
+    def failed(self, error: OctavoError, source: AdapterSource, retry_at_s: float) -> None:
+        """An attempt to load it from ``source`` has ended so; a request may make another then. What
+        somebody else's files hold says nothing of those that a request would load."""
         self.error = str(error)
+        if source != self.source:
+            return
         # Of files that have changed another server may have those that are asked for.
         is_final = isinstance(error, AdapterError) and not isinstance(error, AdapterChangedError)
         self.is_refused = is_final
+        # A hub must not be called for each request, nor a file read that will not do.
+        if is_final or not source.is_near:
+            self.retry_at_s = retry_at_s
 
     def succeeded(self) -> None:
         """Nothing is amiss with it any more."""

@@ -21,6 +21,7 @@ from octavo.errors import (
     AdapterNotReadyError,
     AdapterRefusedError,
     EngineDeadError,
+    InvalidRequestError,
     OctavoError,
     UnknownModelError,
 )
@@ -63,9 +64,17 @@ class AdapterTable:
         self._entries: dict[str, AdapterEntry] = {}
         self._generations: dict[int, tuple[str, Generation]] = {}
         """All that the engine knows, with the name each was loaded under."""
+        self._writing = asyncio.Lock()
+        self._has_changed = False
+        """Whether there is something to remember that nobody has begun to write."""
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
+
+    def offered_entry(self, name: str) -> AdapterEntry | None:
+        """One that requests may use."""
+        entry = self._entries.get(name)
+        return entry if entry is not None and entry.is_offered else None
 
     def entries(self) -> list[AdapterEntry]:
         """In the order they were first named."""
@@ -164,9 +173,13 @@ class AdapterTable:
         if not self.is_enabled:
             raise AdapterError("This server takes no adapters; start it with --enable-lora.")
         check_adapter_name(name)
+        load = asyncio.create_task(self._load_in_turn(name, source, is_lazy, is_remembered))
+        # Whoever waits hears of an error; if nobody does any more, the entry tells.
+        load.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._load_in_turn(name, source, is_lazy, is_remembered)
+                # A client that leaves does not end what others may wait for, nor loses its turn.
+                return await asyncio.shield(load)
         except TimeoutError:
             if name in self._entries:
                 self._entries[name].is_promised = True
@@ -187,6 +200,11 @@ class AdapterTable:
         source = self._wanted_file if is_new else source
         loads = []
         for one in [] if source is None else source.read():
+            try:
+                check_adapter_name(one.name)
+            except InvalidRequestError as error:
+                _log.error("An adapter is not restored: %s", error)
+                continue
             entry = AdapterEntry(
                 one.name, one.source, one.lazy, is_remembered=True, is_promised=True
             )
@@ -196,7 +214,7 @@ class AdapterTable:
         if loads:
             await asyncio.wait(loads, timeout=self._wait_s)
         if is_new:
-            self._remember()
+            await self._remember()
             self.hold.begin()
 
     async def unload(self, name: str, timeout_s: float) -> int:
@@ -208,11 +226,12 @@ class AdapterTable:
         entry = self._entries.pop(name, None)
         if entry is None:
             raise UnknownModelError(f"There is no adapter {name!r:.200} here.", "lora_name")
-        self._remember()
         generation = entry.current
+        if generation is not None:
+            self._retire(generation)
+        await self._remember()
         if generation is None:
             return 0
-        self._retire(generation)
         try:
             if generation.num_open:
                 await asyncio.wait_for(generation.is_idle.wait(), timeout_s)
@@ -248,10 +267,9 @@ class AdapterTable:
             if entry.current is None:
                 entry.source = source
             entry.succeeded()
-            self._settle(entry, is_lazy, is_remembered)
+            await self._settle(entry, is_lazy, is_remembered)
             return entry
-        # A client that leaves does not end what others may wait for.
-        await asyncio.shield(self._begin(entry, source, is_lazy, is_remembered))
+        await self._begin(entry, source, is_lazy, is_remembered)
         return entry
 
     def _heard_again(self, message: AdapterOpened | AdapterFailed) -> None:
@@ -285,10 +303,7 @@ class AdapterTable:
             opened = await self._openings.open(source, digest, lambda: self._is_there(entry))
         except OctavoError as error:
             self.outcomes["failed"] += 1
-            entry.failed(error)
-            # A hub must not be called for each request, nor a file read that will not do.
-            if entry.is_refused or not source.is_near:
-                entry.retry_at_s = asyncio.get_running_loop().time() + _RETRY_AFTER_S
+            entry.failed(error, source, asyncio.get_running_loop().time() + _RETRY_AFTER_S)
             if not entry.is_promised and self._is_there(entry):
                 del self._entries[entry.name]
             _log.warning("Adapter %r is not loaded: %s", entry.name, error)
@@ -307,7 +322,7 @@ class AdapterTable:
         self.outcomes["unchanged" if opened.is_known else "loaded"] += 1
         if before is not None and before is not generation:
             self._retire(before)
-        self._settle(entry, is_lazy, is_remembered)
+        await self._settle(entry, is_lazy, is_remembered)
         return generation
 
     def _is_there(self, entry: AdapterEntry) -> bool:
@@ -329,15 +344,22 @@ class AdapterTable:
         )
         return generation
 
-    def _settle(self, entry: AdapterEntry, is_lazy: bool, is_remembered: bool) -> None:
+    async def _settle(self, entry: AdapterEntry, is_lazy: bool, is_remembered: bool) -> None:
         entry.is_lazy, entry.is_remembered, entry.is_promised = is_lazy, is_remembered, True
-        self._remember()
+        await self._remember()
 
-    def _remember(self) -> None:
-        if self._state_file is not None:
-            self._state_file.write(
-                [entry.remembered() for entry in self._entries.values() if entry.is_remembered]
-            )
+    async def _remember(self) -> None:
+        """Return when what is there now outlives a restart. A disk takes its time, and everybody's
+        tokens pass through this loop: it is written beside it, once for all who ask meanwhile."""
+        if self._state_file is None:
+            return
+        self._has_changed = True
+        async with self._writing:
+            if self._has_changed:
+                self._has_changed = False
+                entries = [entry for entry in self._entries.values() if entry.is_lasting]
+                remembered = [entry.remembered() for entry in entries]
+                await asyncio.to_thread(self._state_file.write, remembered)
 
     def _retire(self, generation: Generation) -> None:
         generation.is_retired = True

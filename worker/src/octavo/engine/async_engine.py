@@ -142,7 +142,16 @@ class AsyncEngine:
         tokens = specs[0].prompt_token_ids
         shown_ids = self._prompts.ids_of(options.shown_special)
         generation = OpenGeneration(
-            [ChoiceText(self.tokenizer, params, tokens, shown_ids=shown_ids) for _ in specs]
+            [
+                ChoiceText(
+                    self.tokenizer,
+                    params,
+                    tokens,
+                    shown_ids=shown_ids,
+                    end=options.text_end() if options.text_end else None,
+                )
+                for _ in specs
+            ]
         )
         # From here to the try nothing awaits: registered and submitted is one step.
         self._open.add(ids, generation)

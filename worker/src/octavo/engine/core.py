@@ -237,8 +237,10 @@ class EngineCore:
         self._constrained.close()
 
     def check_integrity(self) -> None:
-        """Assert that no block, row, request or grammar is lost."""
+        """Assert that no block, row, request, adapter or grammar is lost."""
         self._scheduler.check_integrity()
+        if self._adapters is not None:
+            self._adapters.check_integrity()
         num_constrained = sum(request.grammar is not None for request in self._open.values())
         num_leaked = self._constrained.num_open - num_constrained
         assert not num_leaked, f"{num_leaked} grammars leak"

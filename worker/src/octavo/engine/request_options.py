@@ -6,13 +6,22 @@ crosses the wall is a :class:`octavo.engine.messages.RequestSpec`. Torch-free.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 
 from octavo.grammar import ReasoningSpan
 from octavo.pooling_params import PoolingParams
 from octavo.request import EVERYONE, AdapterGeneration, Tenant
+
+
+class TextEnd(Protocol):
+    """Finds the end of one choice's text in what the text says."""
+
+    def is_reached(self, text: str) -> bool:
+        """Whether the choice ends with this text, which follows that of earlier calls."""
+        ...
 
 
 class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +41,8 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Thoughts that come before what ``structured_outputs`` constrain."""
     shown_special: Sequence[str] = ()
     """Special tokens that are part of the text all the same."""
+    text_end: Callable[[], TextEnd] | None = None
+    """Makes for each choice what ends it; None: only the model, limits and stop strings do."""
     adapter: AdapterGeneration | None = None
     """Held by whoever asks (:meth:`octavo.engine.adapter_table.AdapterTable.acquire`) until the
     end."""

@@ -72,7 +72,7 @@ class RequestWriter:
 async def _try(trials: GrammarTrials, asked: StructuredOutputs, grammar: Grammar) -> None:
     """Raises InvalidRequestError that names the part at fault, where it is one part's alone."""
     try:
-        await trials.check(grammar.text, asked.param)
+        await trials.check(grammar.text, asked)
     except InvalidRequestError:
         for part in asked.parts:
             await _try(trials, part, translate(part))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 
+from octavo.engine.request_options import TextEnd
 from octavo.outputs import GenerationEvent, RequestUpdate
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.detokenizer import Detokenizer
@@ -17,8 +18,8 @@ from octavo.tokenization.tokenizer import Tokenizer
 class ChoiceText:
     """Turns the engine's updates of one choice into events.
 
-    A stop string ends the choice here, before the engine knows: the event's ``finish_reason``
-    is then set while the update's is not, and whoever feeds must abort the request.
+    A stop string, or ``end``, ends the choice here, before the engine knows: then ``finish_reason``
+    of the event is set while the update's is not, and whoever feeds must abort the request.
     """
 
     def __init__(
@@ -28,8 +29,11 @@ class ChoiceText:
         prompt_token_ids: Sequence[int],
         *,
         shown_ids: Set[int] = frozenset(),
+        end: TextEnd | None = None,
     ) -> None:
-        """``shown_ids``: special tokens that are part of the text all the same."""
+        """``shown_ids``: special tokens that are part of the text all the same. ``end``: ends it,
+        whatever ``min_tokens`` say, since nothing can follow."""
+        self._end = end
         self._detokenizer: Detokenizer | None = None
         self._stops: StopChecker | None = None
         self._min_tokens = params.min_tokens
@@ -63,6 +67,10 @@ class ChoiceText:
         )
         if self._detokenizer is not None:
             self._add_text(self._detokenizer, event)
+            if self._end is not None and self._end.is_reached(event.text):
+                if event.finish_reason != "stop":
+                    event.stop_reason = None
+                event.finish_reason = "stop"
         self._num_tokens += len(update.new_token_ids)
         return event
 

@@ -7,9 +7,12 @@ and words its errors. It is imported only when something must be fetched, as it 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,12 @@ _SMALL_FILES = (
 _ANSWER_LIMIT_S = 30.0
 """For a connection, and for each part of an answer; the library may wait for ever otherwise."""
 _FORBIDDEN = (401, 403)
+_TOO_MANY = 429
+_DISABLED = "Access to this resource is disabled."
+"""What the hub says of a repository that it has taken down."""
+_ATTEMPTS = 3
+_MOST_PAUSE_S = 60
+"""A longer one is told instead: limits are counted over five minutes."""
 _WEIGHT_FILES = ("*.safetensors", "model.safetensors.index.json")
 _PATTERNS = {
     NeededFiles.ALL: (*_SMALL_FILES, *_WEIGHT_FILES),
@@ -113,15 +122,15 @@ def _download(model: HubModel, download_dir: str | None, needed: NeededFiles) ->
         return fetch_files(model, download_dir, _PATTERNS[needed], _NEVER)
     endpoint = _endpoint()
     with _worded(model, endpoint):
-        return Path(
-            huggingface_hub.hf_hub_download(
-                model.repository,
-                model.file,
-                revision=model.revision,
-                cache_dir=download_dir,
-                endpoint=endpoint,
-            )
+        call = partial(
+            huggingface_hub.hf_hub_download,
+            model.repository,
+            model.file,
+            revision=model.revision,
+            cache_dir=download_dir,
+            endpoint=endpoint,
         )
+        return Path(_patiently(call))
 
 
 def fetch_files(
@@ -135,16 +144,42 @@ def fetch_files(
 
     endpoint = _endpoint()
     with _worded(model, endpoint):
-        return Path(
-            huggingface_hub.snapshot_download(
-                model.repository,
-                revision=model.revision,
-                cache_dir=download_dir,
-                endpoint=endpoint,
-                allow_patterns=list(patterns),
-                ignore_patterns=list(never),
-            )
+        call = partial(
+            huggingface_hub.snapshot_download,
+            model.repository,
+            revision=model.revision,
+            cache_dir=download_dir,
+            endpoint=endpoint,
+            allow_patterns=list(patterns),
+            ignore_patterns=list(never),
         )
+        return Path(_patiently(call))
+
+
+def _patiently(call: Callable[[], str]) -> str:
+    """Ask again after a limit on requests, where that is soon: the library does so for files, but
+    not for what a repository is (2.4)."""
+    from huggingface_hub import errors
+
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return call()
+        except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as exc:
+            response = _response(exc)
+            pause_s = None if response is None else _asked_pause_s(response)
+            if pause_s is None or pause_s > _MOST_PAUSE_S:
+                raise
+            time.sleep(pause_s + 1)  # the hub counts whole seconds
+    return call()
+
+
+def _asked_pause_s(response: Any) -> int | None:
+    """Seconds until the hub takes requests again; None where it does not say that it will."""
+    if response.status_code != _TOO_MANY:
+        return None
+    waits = response.headers.get("Retry-After", ""), response.headers.get("RateLimit", "")
+    found = re.fullmatch(r"(\d+)", waits[0]) or re.search(r";\s*t\s*=\s*(\d+)", waits[1])
+    return int(found[1]) if found else None
 
 
 @contextmanager
@@ -174,9 +209,8 @@ def _worded(model: HubModel, where: str) -> Iterator[None]:
             "that may read it."
         ) from exc
     except errors.LocalEntryNotFoundError as exc:
-        status = _status(exc)
-        if status is not None:
-            raise _refused(model, where, status) from exc
+        if _response(exc) is not None:
+            raise _refused(model, where, exc) from exc
         raise SourceUnreachableError(
             f"{model} cannot be fetched and is not in the cache: {where} cannot be reached "
             f"({_reason(exc)}); check the network, or give a local folder."
@@ -184,7 +218,7 @@ def _worded(model: HubModel, where: str) -> Iterator[None]:
     except errors.EntryNotFoundError as exc:
         raise ModelLoadError(f"{model} is not on {where}: no such file.") from exc
     except errors.HfHubHTTPError as exc:
-        raise _refused(model, where, _status(exc)) from exc
+        raise _refused(model, where, exc) from exc
     except errors.HFValidationError as exc:
         raise ModelLoadError(
             f"{model.repository!r} is neither a folder, nor a .gguf file, nor ORG/NAME on the hub."
@@ -211,22 +245,37 @@ def _endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
 
 
-def _status(exc: BaseException | None) -> int | None:
-    """The HTTP status at the root of an error, if there was an answer at all."""
+def _response(exc: BaseException | None) -> Any:
+    """The HTTP answer at the root of an error; None where there was none at all."""
     while exc is not None:
-        status = getattr(getattr(exc, "response", None), "status_code", None)
-        if isinstance(status, int):
-            return status
+        response = getattr(exc, "response", None)
+        if isinstance(getattr(response, "status_code", None), int):
+            return response
         exc = exc.__cause__
     return None
 
 
-def _refused(model: HubModel, where: str, status: int | None) -> ModelLoadError:
+def _status(exc: BaseException) -> int | None:
+    """Its status."""
+    response = _response(exc)
+    return None if response is None else int(response.status_code)
+
+
+def _refused(model: HubModel, where: str, exc: BaseException) -> ModelLoadError:
+    status, response = _status(exc), _response(exc)
+    if response is not None and response.headers.get("X-Error-Message") == _DISABLED:
+        return ModelLoadError(
+            f"{model} has been disabled on {where}; look at {where}/{model.repository} for why, "
+            "and use another."
+        )
     if status in _FORBIDDEN:
         return SourceForbiddenError(
             f"{where} answered {status} for {model}; set HF_TOKEN to a valid token."
         )
-    return SourceUnreachableError(f"{where} answered {status} for {model}; try again later.")
+    hint = "try again later"
+    if status == _TOO_MANY:
+        hint = "its limit on requests is reached; try again later, or set HF_TOKEN, which has more"
+    return SourceUnreachableError(f"{where} answered {status} for {model}; {hint}.")
 
 
 def _reason(exc: BaseException) -> str:

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from octavo.errors import ModelLoadError
-from octavo.loading import bucket, hub
+from octavo.loading import bucket, bucket_store, hub
 from octavo.loading.demo_model import DEMO_MODEL, fetch_demo_model
 from octavo.loading.needed_files import NeededFiles
 
@@ -39,7 +39,7 @@ def find_model(
         if model != DEMO_MODEL:
             raise ModelLoadError(f"{model} is not a demo model; there is {DEMO_MODEL}.")
         return fetch_demo_model()
-    if model.startswith(bucket.SCHEME):
+    if model.startswith(bucket_store.SCHEME):
         return _local(bucket.fetch(bucket.parse_uri(model), download_dir, needed))
     if not model.startswith(_HUB_SCHEME):
         path = Path(model).expanduser()

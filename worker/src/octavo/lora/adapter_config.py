@@ -95,11 +95,18 @@ def parse_peft_config(values: Mapping[str, object]) -> PeftConfig:
     return PeftConfig(
         rank=_rank(values, "r", values.get("r", 8)),
         alpha=_alpha(values, "lora_alpha", values.get("lora_alpha", 8)),
-        is_rank_stabilised=bool(values.get("use_rslora", False)),
+        is_rank_stabilised=_is_true(values, "use_rslora"),
         rank_pattern=_patterns(values, "rank_pattern", _rank),
         alpha_pattern=_patterns(values, "alpha_pattern", _alpha),
         base_model=_base_model(values.get("base_model_name_or_path")),
     )
+
+
+def _is_true(values: Mapping[str, object], key: str) -> bool:
+    value = values.get(key) or False
+    if not isinstance(value, bool):
+        raise _error(values, key, "it must be true or false")
+    return value
 
 
 def _is_sound_init(value: object) -> bool:

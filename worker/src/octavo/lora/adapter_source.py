@@ -6,12 +6,18 @@ hold. Torch-free: the server's process names sources too.
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from octavo.errors import AdapterError, ModelLoadError, SourceForbiddenError
-from octavo.loading import bucket, hub
+from octavo.errors import (
+    AdapterError,
+    ModelLoadError,
+    SourceForbiddenError,
+    SourceUnreachableError,
+)
+from octavo.loading import bucket, bucket_store, hub
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -41,7 +47,7 @@ class AdapterSource:
     def public_name(self) -> str:
         """For whoever may use the adapter: of a folder its own name, not where it lies on this
         machine; another source as it was named."""
-        is_address = self.path.startswith((_HUB_SCHEME, bucket.SCHEME))
+        is_address = self.path.startswith((_HUB_SCHEME, bucket_store.SCHEME))
         if is_address or (not self.is_near and _HUB_NAME.fullmatch(self.path)):
             return self.path
         return Path(self.path).name
@@ -68,12 +74,12 @@ def find_adapter(source: AdapterSource, download_dir: str | None = None) -> Foun
     AdapterError for a source that makes no sense.
     """
     path = source.path
-    if path.startswith(bucket.SCHEME):
+    if path.startswith(bucket_store.SCHEME):
         _refuse_revision(source)
         folder = bucket.fetch_version(bucket.parse_uri(path), download_dir, _FILES)
         return FoundAdapter(folder, None)
     if not path.startswith(_HUB_SCHEME):
-        folder = Path(path).expanduser()
+        folder = _place(path)
         if _is_folder(folder):
             _refuse_revision(source)
             return FoundAdapter(folder, None)
@@ -86,6 +92,13 @@ def find_adapter(source: AdapterSource, download_dir: str | None = None) -> Foun
     return FoundAdapter(folder, folder.name)
 
 
+def _place(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as exc:
+        raise ModelLoadError(f"{path!r:.200} names a user who is not known here.") from exc
+
+
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
@@ -93,6 +106,11 @@ def _is_folder(path: Path) -> bool:
         raise SourceForbiddenError(
             f"{path} may not be looked at ({exc}); change the mode of the folders above it."
         ) from exc
+    except OSError as exc:
+        where = f"{str(path)!r:.200} cannot be looked at ({exc.strerror})"
+        if exc.errno == errno.ENAMETOOLONG:
+            raise ModelLoadError(f"{where}; it is no folder's.") from exc
+        raise SourceUnreachableError(f"{where}; try again.") from exc
 
 
 def _hub_model(source: AdapterSource) -> hub.HubModel:

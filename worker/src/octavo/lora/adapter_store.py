@@ -181,6 +181,15 @@ class AdapterStore:
         """Ids of adapters that need not be read again."""
         return self._cache.adapters()
 
+    def check_integrity(self) -> None:
+        """Raise AssertionError if an entry of host memory is lost; tells nothing while one is
+        written."""
+        if self._converting.acquire(blocking=False):
+            try:
+                self._cache.check_integrity({copy.entry for copy in self._copies})
+            finally:
+                self._converting.release()
+
     def shut_down(self) -> None:
         """End the threads; may be called twice. One that waits for a network or a file is left
         behind: it touches nothing more."""

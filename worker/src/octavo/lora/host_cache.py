@@ -118,6 +118,14 @@ class HostCache:
             self._entries.pop(adapter_id, None)
             self._holders = [None if held == adapter_id else held for held in self._holders]
 
+    def check_integrity(self, read: set[int]) -> None:
+        """Raise AssertionError unless exactly the entries ``read`` are busy, and each has at most
+        one holder; while nothing is being written."""
+        with self._lock:
+            assert self._busy == read, f"entries {self._busy} are busy, {read} are copied from"
+            for adapter_id, entry in self._entries.items():
+                assert self._holders[entry] == adapter_id, f"{adapter_id} lost its entry"
+
     def stop(self) -> None:
         """Who waits for an entry gets none."""
         with self._lock:

@@ -54,6 +54,10 @@ class AdapterSlots:
     def __contains__(self, adapter_id: int) -> bool:
         return adapter_id in self._adapters
 
+    def known(self) -> set[int]:
+        """All that requests may use."""
+        return set(self._adapters)
+
     # ---- What adapters there are ------------------------------------------------------------
 
     def add(self, adapter_id: int) -> None:

@@ -51,6 +51,8 @@ class ServerContext:
         """The model, when it can be asked; else ApiError 503 that says why not."""
         info = self.engine.info
         state = self.engine.state
+        if self.is_leaving and state is EngineState.DEAD:
+            state = EngineState.DRAINING  # it was told to end
         if state is EngineState.READY and info is not None:
             return info
         reason = {

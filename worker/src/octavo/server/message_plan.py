@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from octavo.engine.interface import TokenReader
+from octavo.engine.request_options import RequestOptions, TextEnd
 from octavo.grammar import ReasoningSpan, StructuredOutputs
 from octavo.sampling_params import SamplingParams
 from octavo.server.errors import bad_request
@@ -19,7 +20,7 @@ from octavo.server.protocol.tools import ToolsBody
 from octavo.structured.json_schema import check_schema
 from octavo.structured.translate import answer_rule, json_rule
 from octavo.tools.formats import MessageFormat, Tool
-from octavo.tools.message import MessageParser
+from octavo.tools.message import CallEnd, MessageParser
 
 _PROMPT_TAIL = 32
 """Tokens of a prompt's end that may open or close thoughts."""
@@ -35,6 +36,10 @@ class MessagePlan:
     """Of tools that may be called; None: none may."""
     is_thinking: bool | None
     """Whether the prompt has opened thoughts; None: it has closed them, or the model has none."""
+    is_single: bool = False
+    """Whether the first call ends the answer."""
+    is_named: bool = False
+    """Whether the request names the function to call."""
 
     @classmethod
     def of(
@@ -54,7 +59,9 @@ class MessagePlan:
         if asked is not None:
             params = msgspec.structs.replace(params, structured_outputs=asked)
         names = tuple(tool.name for tool in tools) if tools else None
-        return cls(params, message_format, names, _thinks(message_format, prompt, tokenizer))
+        is_thinking = _thinks(message_format, prompt, tokenizer)
+        is_single = names is not None and not body.may_call_twice
+        return cls(params, message_format, names, is_thinking, is_single, body.is_named)
 
     @property
     def is_plain(self) -> bool:
@@ -74,9 +81,24 @@ class MessagePlan:
         shown = self.format.calls.marks if self.names is not None else ()
         return (*shown, *(self.format.thoughts or ())) if self.is_thinking is not None else shown
 
+    def options(self, cache_salt: str | None) -> RequestOptions:
+        """What the engine is told beside the parameters."""
+        return RequestOptions(
+            cache_salt=cache_salt,
+            reasoning=self.reasoning,
+            shown_special=self.shown_special,
+            text_end=self._call_end if self.is_single else None,
+        )
+
     def parser(self) -> MessageParser:
         """For one choice."""
-        return self.format.parser(self.names, is_thinking=self.is_thinking)
+        return self.format.parser(
+            self.names, is_thinking=self.is_thinking, is_single=self.is_single
+        )
+
+    def _call_end(self) -> TextEnd:
+        """Watches one choice for the end of its call."""
+        return CallEnd(self.parser())
 
 
 def _thinks(
@@ -116,10 +138,9 @@ def _call_grammar(
         return StructuredOutputs(grammar=lark, asked_by="tools", parts=(*schemas, *others))
 
     calls = message_format.calls
-    is_parallel = body.may_call_twice
     if body.is_call_forced:
         forced = body.forced_tools()
-        return follow(calls.grammar(forced, json_rule, mark, is_parallel=is_parallel), forced)
+        return follow(calls.grammar(forced, json_rule, mark), forced)
     if not tools:
         return None
     asked = params.structured_outputs
@@ -131,10 +152,8 @@ def _call_grammar(
                 asked.asked_by,
             )
         answer = answer_rule(asked)
-        lark = calls.grammar(tools, json_rule, mark, is_parallel=is_parallel, answer=answer)
+        lark = calls.grammar(tools, json_rule, mark, answer=answer)
         return follow(lark, tools, asked)
-    is_strict = any(tool.is_strict for tool in tools)
-    if is_parallel and not is_strict:
+    if not any(tool.is_strict for tool in tools):
         return None
-    lark = calls.free_grammar(tools, json_rule, mark, is_parallel=is_parallel)
-    return follow(lark, tools if is_strict else [])
+    return follow(calls.free_grammar(tools, json_rule, mark), tools)

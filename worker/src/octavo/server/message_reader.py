@@ -68,8 +68,10 @@ class MessageReader:
         return message
 
     def finish_reason(self, index: int, reason: str | None) -> str | None:
-        """A stop after calls is a stop for calls."""
-        return "tool_calls" if reason == "stop" and self._parsers[index].num_calls else reason
+        """A stop after calls is a stop for calls, but for a call that the client named: there
+        OpenAI's answers say stop."""
+        is_stop_for_calls = self._parsers[index].num_calls > 0 and not self._plan.is_named
+        return "tool_calls" if reason == "stop" and is_stop_for_calls else reason
 
 
 def is_empty(delta: Delta) -> bool:

@@ -30,9 +30,9 @@ _OTHER_DRAFTS = {
     "$recursiveAnchor": "use $ref",
     "x-guidance": "it is set by the server",
 }
-_SUBSCHEMAS = ("items", "additionalProperties")
-_LISTS_OF_SUBSCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
-_MAPS_OF_SUBSCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
+SUBSCHEMAS = ("items", "additionalProperties")
+LISTS_OF_SUBSCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
+MAPS_OF_SUBSCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 
 
 def check_schema(schema: object, param: str) -> None:
@@ -65,6 +65,12 @@ def check_schema(schema: object, param: str) -> None:
         raise cannot_be_honoured(
             param, f"it has {num_references} $ref; at most {MAX_REFERENCES} are allowed"
         )
+
+
+def pointer(path: str, *keys: str) -> str:
+    """A JSON pointer (RFC 6901) that goes on from another."""
+    escaped = (key.replace("~", "~0").replace("/", "~1") for key in keys)
+    return "/".join((path, *escaped))
 
 
 def closed(schema: object) -> object:
@@ -128,16 +134,16 @@ def _subschemas(schema: object, path: str) -> Iterator[tuple[str, Mapping[str, A
     if not isinstance(schema, Mapping):
         return
     yield path, schema
-    for name in _SUBSCHEMAS:
-        yield from _subschemas(schema.get(name), f"{path}/{name}")
-    for name in _LISTS_OF_SUBSCHEMAS:
+    for name in SUBSCHEMAS:
+        yield from _subschemas(schema.get(name), pointer(path, name))
+    for name in LISTS_OF_SUBSCHEMAS:
         parts = schema.get(name)
         for index, part in enumerate(parts if isinstance(parts, list) else ()):
-            yield from _subschemas(part, f"{path}/{name}/{index}")
-    for name in _MAPS_OF_SUBSCHEMAS:
+            yield from _subschemas(part, pointer(path, name, str(index)))
+    for name in MAPS_OF_SUBSCHEMAS:
         named = schema.get(name)
         for key, part in named.items() if isinstance(named, Mapping) else ():
-            yield from _subschemas(part, f"{path}/{name}/{key}")
+            yield from _subschemas(part, pointer(path, name, key))
 
 
 def _depth(value: object) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 from octavo.tools import hermes, llama_json, mistral
 from octavo.tools.hermes import HermesCalls
 from octavo.tools.llama_json import LlamaCalls
-from octavo.tools.message import CallParser, MessageParser
+from octavo.tools.message import CallParser, CallText, MessageParser
 from octavo.tools.mistral import MistralCalls
 from octavo.tools.pythonic import PythonicCalls
 
@@ -58,15 +58,15 @@ class CallFormat(enum.Enum):
     MISTRAL = "mistral"
     PYTHONIC = "pythonic"
 
-    def parser(self, names: Sequence[str]) -> CallParser:
-        """Reads calls of these tools."""
-        kinds: dict[CallFormat, Callable[[Sequence[str]], CallParser]] = {
+    def parser(self, names: Sequence[str], *, is_single: bool = False) -> CallParser:
+        """Reads calls of these tools; with ``is_single`` the first of them is the last."""
+        kinds: dict[CallFormat, type[CallText]] = {
             CallFormat.HERMES: HermesCalls,
             CallFormat.LLAMA3_JSON: LlamaCalls,
             CallFormat.MISTRAL: MistralCalls,
             CallFormat.PYTHONIC: PythonicCalls,
         }
-        return kinds[self](names)
+        return kinds[self](names, is_single=is_single)
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -85,23 +85,17 @@ class CallFormat(enum.Enum):
         rule: Rule,
         mark: Mark,
         *,
-        is_parallel: bool,
         answer: str | None = None,
     ) -> str:
-        """Lark: one call, or with ``is_parallel`` one or more, and nothing else; with ``answer``,
-        calls or what that rule says."""
-        lines = self._call_rules(tools, rule, mark, is_parallel=is_parallel)
+        """Lark: one or more calls, and nothing else; with ``answer``, calls or what that rule
+        says."""
+        lines = self._call_rules(tools, rule, mark)
         if answer is None:
             return "\n".join(["start: calls", *lines])
         return "\n".join(["start: calls | answer", f"answer: {answer}", *lines])
 
-    def free_grammar(
-        self, tools: Sequence[Tool], rule: Rule, mark: Mark, *, is_parallel: bool
-    ) -> str:
-        """Lark: text, in which calls follow the tools' schemas; where no tool is strict calls have
-        any arguments. Without ``is_parallel`` one call ends the text."""
-        if not any(tool.is_strict for tool in tools):
-            tools = [self._with_any_arguments(tool) for tool in tools]
+    def free_grammar(self, tools: Sequence[Tool], rule: Rule, mark: Mark) -> str:
+        """Lark: text, in which calls follow the tools' schemas."""
         if self is CallFormat.HERMES:
             begin = mark(hermes.BEGIN)
             head = f"head: TEXT {begin}" if begin else f"head[lazy]: TEXT {_text(hermes.BEGIN)}"
@@ -109,27 +103,17 @@ class CallFormat(enum.Enum):
                 f"call{n}: {_object(tool, 'arguments', rule)}" for n, tool in enumerate(tools)
             ]
             tail = f'"\\n" {_mark(hermes.END, mark)}'
-            start = "start: (tag)* TEXT" if is_parallel else "start: TEXT | tag"
             lines = [r"TEXT: /(.|\n)*/", head, f"call: {_any(len(tools))}", *inside]
-            return "\n".join([start, f'tag: head "\\n" call {tail}', *lines])
+            return "\n".join(["start: (tag)* TEXT", f'tag: head "\\n" call {tail}', *lines])
         # Elsewhere a call is the whole answer, and its first character tells it from text.
         first = "{" if self is CallFormat.LLAMA3_JSON else "\\["
-        lines = self._call_rules(tools, rule, mark, is_parallel=is_parallel)
+        lines = self._call_rules(tools, rule, mark)
         return "\n".join(["start: calls | TEXT", rf"TEXT: /([^{first}\s](.|\n)*)?/", *lines])
 
-    def _with_any_arguments(self, tool: Tool) -> Tool:
-        """The tool as if its schema asked for nothing; keywords are known by their names only."""
-        parameters: dict[str, Any] = {"type": "object"}
-        if self is CallFormat.PYTHONIC:
-            parameters["properties"] = dict.fromkeys(tool.parameters.get("properties") or {}, True)
-        return Tool(tool.name, tool.description, parameters)
-
-    def _call_rules(
-        self, tools: Sequence[Tool], rule: Rule, mark: Mark, *, is_parallel: bool
-    ) -> list[str]:
+    def _call_rules(self, tools: Sequence[Tool], rule: Rule, mark: Mark) -> list[str]:
         begin, separator, end = _AROUND[self]
-        several = f" ({_text(separator)} call)*" if is_parallel else ""
-        parts = [_mark(begin, mark), _text("[") if end else "", f"call{several}", _mark(end, mark)]
+        several = f"call ({_text(separator)} call)*"
+        parts = [_mark(begin, mark), _text("[") if end else "", several, _mark(end, mark)]
         return [
             "calls: " + " ".join(filter(None, parts)),
             f"call: {_any(len(tools))}",
@@ -245,9 +229,12 @@ class MessageFormat:
         marks = (pair for pair in REASONING_FORMATS.values() if pair and pair[1] in template)
         return cls(kind, next(marks, None))
 
-    def parser(self, names: Sequence[str] | None, *, is_thinking: bool | None) -> MessageParser:
+    def parser(
+        self, names: Sequence[str] | None, *, is_thinking: bool | None, is_single: bool = False
+    ) -> MessageParser:
         """``names``: of tools that may be called; None: none may. ``is_thinking``: whether the
-        prompt has opened thoughts; None: it has closed them, or there are none."""
-        calls = None if names is None else self.calls.parser(names)
+        prompt has opened thoughts; None: it has closed them, or there are none. ``is_single``: the
+        first call ends the message."""
+        calls = None if names is None else self.calls.parser(names, is_single=is_single)
         thoughts = None if is_thinking is None else self.thoughts
         return MessageParser(calls, thoughts, is_thinking=bool(is_thinking))

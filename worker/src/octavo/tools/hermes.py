@@ -12,11 +12,10 @@ _KEYS = frozenset({"arguments", "parameters"})
 
 
 class HermesCalls(CallText):
-    """Reads them, between pieces of content."""
+    """Reads them, between pieces of content. The marks say what is a call, not its name."""
 
-    def __init__(self, names: Sequence[str] = ()) -> None:
-        """``names``: not needed, since the marks say what is a call."""
-        super().__init__()
+    def __init__(self, names: Sequence[str] = (), *, is_single: bool = False) -> None:
+        super().__init__(names, is_single=is_single)
         self._call: CallObject | None = None
         self._raw = ""
         """The block so far: content after all if it turns out to be no call."""
@@ -47,6 +46,7 @@ class HermesCalls(CallText):
         self._text = self._text[at + len(END) :] if at >= 0 else ""
         if call.has_begun:
             self._add_arguments(rest.rstrip(), delta)
+            self._end_call()
         else:
             delta.content += self._raw + rest + END * (at >= 0)
         self._call = None

@@ -18,9 +18,9 @@ _KEYS = frozenset({"parameters", "arguments"})
 class LlamaCalls(CallText):
     """Reads them at the answer's beginning; after anything else all is content."""
 
-    def __init__(self, names: Sequence[str] = ()) -> None:
-        super().__init__()
-        self._names = frozenset(names)
+    def __init__(self, names: Sequence[str] = (), *, is_single: bool = False) -> None:
+        super().__init__(names, is_single=is_single)
+        self._known = frozenset(names)
         self._call: CallObject | None = None
         self._raw = ""
         self._is_content = self._is_lost = False
@@ -57,7 +57,7 @@ class LlamaCalls(CallText):
         if stripped.startswith(TAG):
             stripped = stripped[len(TAG) :].lstrip()
         if stripped.startswith("{"):
-            self._call, self._raw, self._text = CallObject(_KEYS, self._names), "", stripped
+            self._call, self._raw, self._text = CallObject(_KEYS, self._known), "", stripped
             return True
         if (not stripped or TAG.startswith(stripped)) and not self._is_over:
             return False

@@ -41,6 +41,8 @@ class CallParser(Protocol):
 
     num_calls: int
     """Calls begun so far."""
+    has_ended: bool
+    """Whether the message is over, whatever may follow: it holds the one call that it may."""
 
     def feed(self, text: str, delta: MessageDelta) -> None:
         """Take in more text."""
@@ -50,29 +52,37 @@ class CallParser(Protocol):
 
 
 class CallText(CallParser):
-    """What parsers of calls share: a buffer, and a state that eats from it until it cannot."""
+    """What parsers of calls share: a buffer, and a state that eats from it until it cannot.
 
-    def __init__(self) -> None:
+    ``names``: of the tools. ``is_single``: the first whole call ends the message; text after it is
+    nobody's.
+    """
+
+    def __init__(self, names: Sequence[str] = (), *, is_single: bool = False) -> None:
+        self._names = names
+        self._is_single = is_single
         self.num_calls = 0
+        self.has_ended = False
         self._text = ""
         self._is_over = False
 
     def feed(self, text: str, delta: MessageDelta) -> None:
         """See :class:`CallParser`."""
         self._text += text
-        while self._text and self._advance(delta):
+        while self._text and not self.has_ended and self._advance(delta):
             pass
 
     def finish(self, delta: MessageDelta) -> None:
         """See :class:`CallParser`."""
         self._is_over = True
-        while self._text and self._advance(delta):
-            pass
-        self._end(delta)
+        self.feed("", delta)
+        if not self.has_ended:
+            self._end(delta)
 
     @abstractmethod
     def _advance(self, delta: MessageDelta) -> bool:
-        """Eat some of the buffer; False when more text is needed to go on."""
+        """Eat some of the buffer, at most to the end of one call; False when more text is needed
+        to go on."""
 
     def _end(self, delta: MessageDelta) -> None:
         """The buffer that is left is content."""
@@ -82,6 +92,10 @@ class CallText(CallParser):
     def _begin_call(self, name: str, delta: MessageDelta) -> None:
         delta.calls.append(CallDelta(self.num_calls, name=name))
         self.num_calls += 1
+
+    def _end_call(self) -> None:
+        """The call is whole, or as whole as it will be."""
+        self.has_ended = self._is_single
 
     def _add_arguments(self, text: str, delta: MessageDelta) -> None:
         index = self.num_calls - 1
@@ -98,6 +112,8 @@ class CallText(CallParser):
         if call.arguments:
             self._add_arguments(call.arguments, delta)
             call.arguments = ""
+        if call.is_done:
+            self._end_call()
 
     def _take_until(self, marks: Sequence[str], delta: MessageDelta) -> str | None:
         """Content up to the first of the marks goes out; returns the mark, which is eaten."""
@@ -153,6 +169,11 @@ class MessageParser:
     def num_calls(self) -> int:
         """Calls found so far."""
         return 0 if self._calls is None else self._calls.num_calls
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing that may follow belongs to the message."""
+        return self._calls is not None and self._calls.has_ended
 
     def feed(self, text: str) -> MessageDelta:
         """What more text adds to the message."""
@@ -230,3 +251,16 @@ class MessageParser:
             text = kept
         self._has_content = self._has_content or bool(text)
         delta.content += text
+
+
+class CallEnd:
+    """Finds where a text ends because the one call that it may hold is whole."""
+
+    def __init__(self, parser: MessageParser) -> None:
+        """``parser``: a fresh one, of messages of a single call."""
+        self._parser = parser
+
+    def is_reached(self, text: str) -> bool:
+        """Whether the call is whole with this text, which follows that of earlier calls."""
+        self._parser.feed(text)
+        return self._parser.has_ended

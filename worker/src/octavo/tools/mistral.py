@@ -27,11 +27,10 @@ class _State(enum.Enum):
 
 
 class MistralCalls(CallText):
-    """Reads both forms."""
+    """Reads both forms. The mark says what is a call, not its name."""
 
-    def __init__(self, names: Sequence[str] = ()) -> None:
-        """``names``: not needed, since the mark says what is a call."""
-        super().__init__()
+    def __init__(self, names: Sequence[str] = (), *, is_single: bool = False) -> None:
+        super().__init__(names, is_single=is_single)
         self._state = _State.CONTENT
         self._call = CallObject(_KEYS)
         self._scanner = ValueScanner()
@@ -59,6 +58,7 @@ class MistralCalls(CallText):
                 self._text = self._text[size:]
                 if is_over:
                     self._state = _State.CONTENT
+                    self._end_call()
                 return is_over
 
     def _after_mark(self) -> bool:
@@ -97,6 +97,7 @@ class MistralCalls(CallText):
             if not call.has_begun:
                 return self._fall_back(self._text, delta)
             self._state = _State.CONTENT
+            self._end_call()
         return call.is_over
 
     def _in_name(self, delta: MessageDelta) -> bool:

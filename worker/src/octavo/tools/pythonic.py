@@ -22,9 +22,8 @@ _PAIRS = {"(": ")", "[": "]", "{": "}"}
 class PythonicCalls(CallText):
     """Reads them at the answer's beginning."""
 
-    def __init__(self, names: Sequence[str] = ()) -> None:
-        super().__init__()
-        self._names = sorted(names, key=len, reverse=True)
+    def __init__(self, names: Sequence[str] = (), *, is_single: bool = False) -> None:
+        super().__init__(sorted(names, key=len, reverse=True), is_single=is_single)
         self._is_content = self._is_in_list = self._is_in_call = False
         self._num_arguments = 0
 
@@ -92,6 +91,7 @@ class PythonicCalls(CallText):
         if mark == ")":
             self._add_arguments("}" if self._num_arguments else "{}", delta)
             self._is_in_call = False
+            self._end_call()
         return True
 
     def _end(self, delta: MessageDelta) -> None:

@@ -10,7 +10,6 @@ from msgspec import UNSET
 from starlette.responses import Response
 
 from octavo.engine.interface import ModelInfo
-from octavo.engine.request_options import RequestOptions
 from octavo.outputs import GenerationEvent
 from octavo.server.chunks import ChatChunks, StreamWriter
 from octavo.server.context import ServerContext
@@ -67,10 +66,7 @@ class ChatAnswer(GenerationAnswer[ChatCompletionRequest]):
             self._reader = MessageReader(
                 plan, plan.params.n, tells_reasoning=body.include_reasoning
             )
-        options = RequestOptions(
-            cache_salt=body.cache_salt, reasoning=plan.reasoning, shown_special=plan.shown_special
-        )
-        return GenerationJob([prompt], plan.params, options)
+        return GenerationJob([prompt], plan.params, plan.options(body.cache_salt))
 
     def _message_format(self) -> MessageFormat:
         config, engine = self._context.config, self._context.engine
