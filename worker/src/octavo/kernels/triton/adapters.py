@@ -127,8 +127,7 @@ class TritonStep:
         """Whether most adapters have one token, and few more than two."""
         if self.tiles.is_uniform or operands.storage_rank > MAX_RANK_BY_TOKEN:
             return False
-        most = self.stack.num_slots if self.use is AdapterUse.MANY else 1
-        return operands.num_tokens <= most
+        return operands.num_tokens <= self.tiles.most_used
 
     def _operands(self, index: int, x: Tensor) -> Operands:
         options = self.kernels.machine.launch_options
