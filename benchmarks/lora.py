@@ -4,14 +4,16 @@
     python benchmarks/lora.py --shape 8b --dtype bfloat16 --max-model-len 8192 --results h100
 
 Prints one JSON line a figure, as offline.py does: throughput of the workload mixed256 (256 requests
-at once, prompt and output uniform 100-1024, T=0.6) and the median step of 64 and of 256 decoding
-requests, of
+at once, prompt and output uniform 100-1024, T=0.6) and the median step of one, of 64 and of 256
+decoding requests, of
 
 - ``base``: an engine without LoRA;
 - ``lora-unused``: adapters enabled, none used;
-- ``lora8``, ``lora64``: 8 and 64 adapters of rank 16 on all seven projections, round robin;
+- ``lora8``, ``lora64``: 8 and 64 adapters of rank 16 on all seven projections, round robin, as many
+  as there are slots;
+- ``lora8-of-64``: 8 such adapters where there are 64 slots;
 
-the last three with their ratio to ``base``, measured in the same run; and
+the last four with their ratio to ``base``, measured in the same run; and
 
 - ``lora-cold``: the first token of a 128-token prompt with an adapter that is in host memory
   and not on the device, beside one that is on it;
@@ -44,7 +46,7 @@ from octavo.engine.request_options import RequestOptions
 from octavo.lora.adapter_source import AdapterSource
 from octavo.request import AdapterGeneration
 
-PARTS = ("base", "lora-unused", "lora8", "lora64", "lora-cold", "lora-load")
+PARTS = ("base", "lora-unused", "lora8", "lora64", "lora8-of-64", "lora-cold", "lora-load")
 _RANK = 16
 _STEPS = 100
 """Of a measurement of steps."""
@@ -102,7 +104,7 @@ class Bench:
         runs = [round(rate, 1) for rate in rates]
         self.figure(name, "output_tokens_per_s", rate, "tokens/s", runs=runs)
         self._compare(name, "output_tokens_per_s", rate)
-        for workload_name in ("decode64", "decode256"):
+        for workload_name in ("single", "decode64", "decode256"):
             step_ms = statistics.median(self._steps(llm, workload_name, generations))
             self.figure(name, f"step_ms_{workload_name}", step_ms, "ms")
             self._compare(name, f"step_ms_{workload_name}", step_ms)
@@ -255,6 +257,7 @@ def main() -> None:
             "lora-cold": bench.cold,
             "lora-load": bench.load,
             "lora64": lambda llm: bench.costs(llm, "lora64", bench.requests(64)),
+            "lora8-of-64": lambda llm: bench.costs(llm, "lora8-of-64", bench.requests(8)),
         }
 
         def chosen(*names: str) -> list[Callable[[LLM], None]]:
@@ -264,7 +267,8 @@ def main() -> None:
         run_on(bench, chosen("base"))
         small = chosen("lora-unused", "lora8", "lora-cold", "lora-load")
         run_on(bench, small, max_loras=8, max_cpu_loras=16, **lora)
-        run_on(bench, chosen("lora64"), max_loras=64, max_cpu_loras=64, **lora)
+        large = chosen("lora64", "lora8-of-64")
+        run_on(bench, large, max_loras=64, max_cpu_loras=64, **lora)
 
 
 def _parse() -> argparse.Namespace:

@@ -97,7 +97,7 @@ def adapters(
     has_rows: bool = False,
 ) -> None:
     """All four products of a layer; ``slots``: each token's. ``has_rows``: A stands below the
-    weights, and the products shrink, or as few adapters are used they do not."""
+    weights, and the products shrink, or as few of many adapters are used they do not."""
     from octavo.kernels.triton import TritonKernels
     from octavo.kernels.triton.adapters import TritonAdapters
 
@@ -113,7 +113,7 @@ def adapters(
     wide = replace(stack, a=tuple(a.float() for a in stack.a), b=stack.b.float())
     expected = TorchAdapters(wide, REFERENCE).step(chosen)
     actual = TritonAdapters(stack, kernels)
-    uses = [AdapterUse.MANY, AdapterUse.FEW][: 1 + has_rows]
+    uses = {AdapterUse.MANY, actual.use_of(len(set(slots)))} - {AdapterUse.NONE}
     steps = [actual.step(chosen, use) for use in uses]
     for index, (projection, linear) in enumerate(zip(shapes, linears, strict=True)):
         # Rows of a wider tensor: their stride is not their length.
@@ -179,12 +179,14 @@ def company(trial: Trial, num_tokens: int) -> None:
             assert_same_bits(trial, alone, whole[first:last], (index, first))
 
 
-def tiles(trial: Trial, num_tokens: int, num_slots: int) -> None:
+def tiles(trial: Trial, num_tokens: int, num_slots: int, most_used: int) -> None:
     """Every token is in exactly one tile, of its own slot."""
     from octavo.kernels.triton.adapter_tiles import make_tiles
 
-    slots = torch.randint(-1, num_slots, (num_tokens,), dtype=torch.int32, device=trial.device)
-    made = make_tiles(slots, num_slots)
+    chosen = torch.cat([torch.tensor([-1]), torch.randperm(num_slots)[:most_used]])
+    slots = chosen[torch.randint(len(chosen), (num_tokens,))].to(trial.device, torch.int32)
+    made = make_tiles(slots, num_slots, most_used)
+    assert made.num_tiles <= num_tokens // made.tile_size + most_used + 2
     seen: list[int] = []
     for slot, first, count in made.table.T.tolist():
         assert 0 <= count <= made.tile_size
@@ -236,10 +238,22 @@ ADAPTER_CASES: dict[str, Run] = {
         is_silu=False,
         has_rows=True,
     ),
+    "few-one-token": partial(
+        adapters, slots=[47], ranks=[16, *[None] * 46, 16], has_rows=True
+    ),
+    "few-decode": partial(
+        adapters, slots=[47, -1, 0, 0, 20, 47], ranks=[16, *[None] * 19, 5, *[None] * 26, 16],
+        has_rows=True,
+    ),
+    "few-tiles": partial(
+        adapters, slots=[(-1, 0, 9)[index % 3] for index in range(70)],
+        ranks=[16, *[None] * 8, 3, *[None] * 38], has_rows=True,
+    ),
     "company": partial(company, num_tokens=70),
-    "tiles-few": partial(tiles, num_tokens=5, num_slots=9),
-    "tiles-many": partial(tiles, num_tokens=300, num_slots=3),
-    "tiles-one": partial(tiles, num_tokens=1, num_slots=1),
+    "tiles-few": partial(tiles, num_tokens=5, num_slots=9, most_used=9),
+    "tiles-many": partial(tiles, num_tokens=300, num_slots=3, most_used=3),
+    "tiles-few-used": partial(tiles, num_tokens=300, num_slots=70, most_used=4),
+    "tiles-one": partial(tiles, num_tokens=1, num_slots=1, most_used=1),
 }  # fmt: skip
 
 

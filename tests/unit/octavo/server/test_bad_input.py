@@ -109,6 +109,17 @@ BAD: list[tuple[tuple[str, dict[str, Any]], str | None, list[str]]] = [
     (chat(foo=1, bar=2), "foo", ["foo, bar", "Unknown fields"]),
     (chat(tools=[{"type": "function"}]), "tools[0].function", ["missing"]),
     (chat(tool_choice="required"), None, ["there are no tools"]),
+    (
+        chat(tool_choice={"type": "function", "function": {"name": "f"}, "x": 1}),
+        "tool_choice.x",
+        ["Unknown field: tool_choice.x."],
+    ),
+    (
+        chat(tool_choice={"type": "allowed_tools", "allowed_tools": {"mode": "any"}}),
+        "tool_choice.allowed_tools.tools",
+        ["missing"],
+    ),
+    (chat(tool_choice={"type": "custom"}), "tool_choice.function", ["missing"]),
     (chat(response_format={"type": "xml"}), "response_format.type", ["'xml'", "'json_schema'"]),
     (chat(response_format={"type": "json_schema"}), "response_format", ["must be there"]),
     (chat(structured_outputs={"regexp": "a"}), "structured_outputs.regexp", ["Unknown field"]),

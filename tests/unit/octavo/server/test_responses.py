@@ -166,7 +166,9 @@ async def test_calls_and_their_outputs_become_the_chats_messages(
 
 
 async def test_a_forced_call_is_a_grammar(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    for choice in ("required", {"type": "function", "name": "f"}):
+    named = {"type": "function", "name": "f"}
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [named]}
+    for choice in ("required", named, allowed):
         answer = await post(client, tools=[TOOL], tool_choice=choice)
         assert answer.status_code == 200, answer.text
         structure = engine.seen[-1][1].structured_outputs

@@ -168,3 +168,20 @@ def test_an_answer_beside_tools_follows_all_that_was_asked_of_it() -> None:
     for text, is_allowed in (('{"a":1}', True), ('{"a": 1}', False), ('{"a":1,"b":2}', False)):
         assert may_answer(CallFormat.HERMES, text, structured_outputs=asked) is is_allowed
     assert may_answer(CallFormat.HERMES, ONE[CallFormat.HERMES], structured_outputs=asked, **SINGLE)
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_only_tools_that_are_allowed_may_be_called(mode: str) -> None:
+    named = [{"type": "function", "function": {"name": name}} for name in "fgh"]
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": named[1:]}}
+    body = ToolsBody.model_validate({"tools": named, "tool_choice": choice})
+    assert [tool.name for tool in body.usable_tools()] == ["g", "h"]
+    plan = MessagePlan.of(
+        body, SamplingParams(), MessageFormat(CallFormat.LLAMA3_JSON, None), [], None
+    )
+    asked = plan.params.structured_outputs
+    assert (asked is not None) == (mode == "required")
+    if asked is not None:
+        for name in "fgh":
+            call = f'{{"name": "{name}", "parameters": {{}}}}'
+            assert follows(translate(asked), call.encode()) == (name != "f")

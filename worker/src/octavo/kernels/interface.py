@@ -90,6 +90,18 @@ class Linear(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class ChosenGroups:
+    """Of the groups of rows below a product, those whose results are read."""
+
+    of_tokens: Tensor
+    """``[T], int32``: the group that each token chose; less than 0: none."""
+    counts: Tensor
+    """``[groups], int32``: tokens that chose each."""
+    most: int
+    """Different ones at most."""
+
+
 @runtime_checkable
 class WidenableLinear(Linear, Protocol):
     """A product that further rows can be computed with."""
@@ -98,11 +110,10 @@ class WidenableLinear(Linear, Protocol):
         """Move the weights to where so many rows stand below them: ``[num_rows, in_features]``,
         uninitialised."""
 
-    def with_rows_below(self, x: Tensor, wanted: Tensor) -> Tensor:
+    def with_rows_below(self, x: Tensor, groups: ChosenGroups) -> Tensor:
         """``x: [T, in_features]`` → ``[T, out_features + num_rows]``; the rows have no bias.
 
-        They are groups of equal size. ``wanted: [groups], int32``: 0 for those whose results
-        nobody reads, which may be left undefined.
+        They are groups of equal size, and what nobody chose may be left undefined.
         """
 
 

@@ -36,9 +36,9 @@ class MessagePlan:
     """Of tools that may be called; None: none may."""
     is_thinking: bool | None
     """Whether the prompt has opened thoughts; None: it has closed them, or the model has none."""
-    is_single: bool
+    is_single: bool = False
     """Whether the first call ends the answer."""
-    is_named: bool
+    is_named: bool = False
     """Whether the request names the function to call."""
 
     @classmethod

@@ -61,7 +61,8 @@ def _most_telling(findings: list[ErrorDetails]) -> list[ErrorDetails]:
 
 def _unknown_fields(paths: list[str], model: type[BaseModel]) -> tuple[str, str, str]:
     names = ", ".join(paths[:8]) + (" ..." if len(paths) > 8 else "")
-    close = difflib.get_close_matches(paths[0], list(model.model_fields), n=1)
+    is_own = paths[0].isidentifier()  # what is inside a field has other names to be close to
+    close = difflib.get_close_matches(paths[0], list(model.model_fields), n=1) if is_own else []
     hint = f"; did you mean {close[0]}?" if len(paths) == 1 and close else "."
     noun = "field" if len(paths) == 1 else "fields"
     message = (

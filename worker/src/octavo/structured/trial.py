@@ -32,7 +32,8 @@ MAX_VERDICTS = 4096
 MAX_WAITING = 64
 """Trials that may wait; more are refused, for they are not of people."""
 PLACE_LIMIT_S = 1.0
-"""To find where in a schema a fault is; others wait meanwhile. One takes about 20 ms."""
+"""To find where in a schema a fault is; others wait meanwhile. Measured: 0.2 s for one among 101
+properties (49,152 tokens, two busy cores)."""
 _TOO_COSTLY = (
     "it is too complex: trying it took more than its share of CPU time or memory. Use fewer "
     "alternatives, smaller counts, or less nesting"

@@ -39,15 +39,16 @@ class Tiles:
     counts: Tensor
     table: Tensor
     tile_size: int
-    num_slots: int
+    most_used: int
+    """Adapters that the tokens have at most."""
     is_uniform: bool
     """Whether sums must have one order whatever the step: tiles then have one size."""
 
     @property
     def likely_tiles(self) -> int:
-        """How many are needed where tokens are spread evenly over all slots."""
+        """How many are needed where tokens are spread evenly over so many adapters."""
         num_tokens = self.order.shape[0]
-        return max(-(-num_tokens // self.tile_size), min(num_tokens, self.num_slots))
+        return max(-(-num_tokens // self.tile_size), min(num_tokens, self.most_used))
 
     @property
     def num_tiles(self) -> int:
@@ -143,18 +144,18 @@ def _tiles_program(
         )  # fmt: skip
 
 
-def tile_size_for(num_tokens: int, num_slots: int) -> int:
+def tile_size_for(num_tokens: int, most_used: int) -> int:
     """A tile holds half of an adapter's tokens if they are spread evenly."""
-    half = next_power_of_two(num_tokens // max(num_slots, 1)) // 2
+    half = next_power_of_two(num_tokens // max(most_used, 1)) // 2
     return min(max(half, MIN_TILE), MAX_TILE)
 
 
-def make_tiles(slots: Tensor, num_slots: int, is_uniform: bool = False) -> Tiles:
-    """``slots: [T], int32``, contiguous. Tiles have a size that suits the number of tokens, unless
-    they are to be uniform."""
+def make_tiles(slots: Tensor, num_slots: int, most_used: int, is_uniform: bool = False) -> Tiles:
+    """``slots: [T], int32``, contiguous; no more than ``most_used`` different ones, or tokens are
+    left out. Tiles have a size that suits the number of tokens, unless they are to be uniform."""
     num_tokens, device = slots.shape[0], slots.device
-    size = MIN_TILE if is_uniform else tile_size_for(num_tokens, num_slots)
-    num_tiles = tiles_at_most(num_tokens, num_slots, size)
+    size = MIN_TILE if is_uniform else tile_size_for(num_tokens, most_used)
+    num_tiles = tiles_at_most(num_tokens, most_used, size)
     order = torch.empty(num_tokens, dtype=torch.int64, device=device)
     counts = torch.empty(num_slots, dtype=torch.int32, device=device)
     table = torch.empty(3, num_tiles, dtype=torch.int64, device=device)
@@ -175,4 +176,4 @@ def make_tiles(slots: Tensor, num_slots: int, is_uniform: bool = False) -> Tiles
         PAIRS=max(_PAIRS, 16 * groups),
         num_warps=4,
     )
-    return Tiles(order, counts, table, size, num_slots, is_uniform)
+    return Tiles(order, counts, table, size, most_used, is_uniform)

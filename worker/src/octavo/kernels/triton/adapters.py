@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from octavo.kernels.adapters import AdapterStack, AdapterStep, AdapterUse, padded_rank
-from octavo.kernels.interface import Linear
+from octavo.kernels.interface import ChosenGroups, Linear
 from octavo.kernels.triton.adapter_expand import MAX_GATED_RANK, expand, gated_expand
 from octavo.kernels.triton.adapter_expand_by_token import MAX_RANK_BY_TOKEN, expand_by_token
 from octavo.kernels.triton.adapter_operands import Operands, Shrunk
@@ -36,6 +36,8 @@ _MAX_SHARE = 1 / 16
 """Of a product's rows, that more tokens may be multiplied with for nothing."""
 _MAX_IDLE_ROWS = 512
 """Of each matrix A, that may be read for nothing: it takes no longer than the launch ahead."""
+_FEW = 8
+"""Adapters at most in a step that uses few of many slots."""
 
 
 class TritonAdapters:
@@ -52,17 +54,25 @@ class TritonAdapters:
     def use_of(self, num_slots: int) -> AdapterUse:
         if num_slots == 0:
             return AdapterUse.NONE
-        idle_rows = (self._stack.num_slots - num_slots) * padded_rank(self._stack.max_rank)
-        return AdapterUse.MANY if idle_rows <= _MAX_IDLE_ROWS else AdapterUse.FEW
+        return AdapterUse.FEW if num_slots <= _most_few(self._stack) else AdapterUse.MANY
 
     def step(self, slots: Tensor, use: AdapterUse = AdapterUse.MANY) -> AdapterStep:
-        tiles = _tiles(slots, self._stack, self._kernels)
+        tiles = _tiles(slots, use, self._stack, self._kernels)
         return TritonStep(self._stack, self._kernels, slots, tiles, use)
 
 
-def _tiles(slots: Tensor, stack: AdapterStack, kernels: TritonKernels) -> Tiles:
+def _most_few(stack: AdapterStack) -> int:
+    """Adapters at most in a step that uses few; 0 where all are not much more."""
+    if stack.num_slots * padded_rank(stack.max_rank) < _MAX_IDLE_ROWS:
+        return 0
+    return min(_FEW, stack.num_slots // 4)
+
+
+def _tiles(slots: Tensor, use: AdapterUse, stack: AdapterStack, kernels: TritonKernels) -> Tiles:
     """Where bits must not depend on the batch sums have one order."""
-    return make_tiles(slots, stack.num_slots, kernels.is_batch_invariant)
+    num_slots = stack.num_slots
+    most_used = num_slots if use is AdapterUse.MANY else _most_few(stack)
+    return make_tiles(slots, num_slots, most_used, kernels.is_batch_invariant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +87,7 @@ class TritonStep:
 
     def of(self, tokens: Tensor) -> AdapterStep:
         slots = self.slots[tokens]
-        return replace(self, slots=slots, tiles=_tiles(slots, self.stack, self.kernels))
+        return replace(self, slots=slots, tiles=_tiles(slots, self.use, self.stack, self.kernels))
 
     def project(self, index: int, linear: Linear, x: Tensor) -> Tensor:
         operands = self._operands(index, x)
@@ -94,27 +104,30 @@ class TritonStep:
         return gated_expand(y, shrunk, operands, is_silu)
 
     def _product(self, linear: Linear, x: Tensor, operands: Operands) -> tuple[Tensor, Shrunk]:
-        if isinstance(linear, TritonLinear) and self._shrinks(linear, x.shape[0]):
-            whole = linear.with_rows_below(x, self.tiles.counts)
+        groups = ChosenGroups(self.slots, self.tiles.counts, self.tiles.most_used)
+        if isinstance(linear, TritonLinear) and self._shrinks(linear, x.shape[0], groups):
+            whole = linear.with_rows_below(x, groups)
             out_features = linear.out_features
             return whole[:, :out_features], Shrunk(whole[:, out_features:], num_splits=0)
         shrunk = shrink(x, operands)
         return linear(x), shrunk
 
-    def _shrinks(self, linear: TritonLinear, num_tokens: int) -> bool:
+    def _shrinks(self, linear: TritonLinear, num_tokens: int, groups: ChosenGroups) -> bool:
         """Whether the product is to be computed with the rows below it."""
         num_rows = linear.num_rows_below
-        if not num_rows or linear.serves(num_tokens, linear.out_features + num_rows):
-            return num_rows > 0  # the programs there leave out what nobody wants
+        if not num_rows or linear.serves_below(num_tokens, groups):
+            return num_rows > 0
         if num_rows <= _MAX_SHARE * linear.out_features:
             return True
-        return num_tokens <= _MEMORY_BOUND_TOKENS and self.use is AdapterUse.MANY
+        num_idle = self.stack.num_slots - groups.most
+        are_few_idle = num_idle * padded_rank(self.stack.max_rank) <= _MAX_IDLE_ROWS
+        return num_tokens <= _MEMORY_BOUND_TOKENS and are_few_idle
 
     def _is_by_token(self, operands: Operands) -> bool:
         """Whether most adapters have one token, and few more than two."""
         if self.tiles.is_uniform or operands.storage_rank > MAX_RANK_BY_TOKEN:
             return False
-        return self.use is AdapterUse.MANY and operands.num_tokens <= self.stack.num_slots
+        return operands.num_tokens <= self.tiles.most_used
 
     def _operands(self, index: int, x: Tensor) -> Operands:
         options = self.kernels.machine.launch_options

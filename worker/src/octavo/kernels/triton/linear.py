@@ -5,7 +5,7 @@ early the reading starts and that no multiprocessor waits. One token needs no ma
 Several do, with the weights as the left operand, because that side's least size is 64 rows and
 the other's 8. Nothing is split along the columns: a token's sum has one order whatever the number
 of tokens beside it, but for the program of one token. More tokens than
-:meth:`TritonLinear.serves` says go to the library, whose products are better there
+:meth:`TritonLinear._serves` says go to the library, whose products are better there
 (``benchmarks/kernels.py --only linear``).
 """
 # Programs are Triton's language, which no Python type checker knows.
@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from octavo.kernels.interface import WeightPart
+from octavo.kernels.interface import ChosenGroups, WeightPart
 from octavo.kernels.reference import DenseLinear
 from octavo.kernels.triton.launch import INTERPRETED, Machine, next_power_of_two
 from octavo.kernels.triton.overlap import prefetch, wait_for_predecessors
@@ -39,23 +39,22 @@ _LINE_ELEMENTS = 64
 
 
 @triton.jit
-def _are_wanted(wanted, first, num_rows, num_upper, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+def _are_wanted(counts, first, num_rows, num_upper, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """Whether any of the ``BLOCK`` rows from ``first`` on is. Below the upper rows stand groups of
-    ``SIZE``, and ``wanted`` is 0 for those that are not."""
+    ``SIZE``, of which so many tokens each want the results."""
     groups = (first - num_upper) // SIZE + tl.arange(0, BLOCK)
     is_touched = groups * SIZE + num_upper < tl.minimum(first + BLOCK, num_rows)
-    counts = tl.load(wanted + groups, mask=is_touched & (first >= num_upper), other=0)
-    return (first < num_upper) | (tl.max(counts, axis=0) > 0)
+    touched = tl.load(counts + groups, mask=is_touched & (first >= num_upper), other=0)
+    return (first < num_upper) | (tl.max(touched, axis=0) > 0)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_upper"])
+@triton.jit(do_not_specialize=["num_upper"])
 def _one_token_program(
     x,
     weight,
     bias,
-    wanted,
+    chosen,
     out,
-    num_rows,
     num_upper,
     GROUP: tl.constexpr,
     IN_GROUPS: tl.constexpr,
@@ -65,14 +64,22 @@ def _one_token_program(
     BLOCK_COLUMNS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """One program for ``BLOCK_ROWS`` rows of the weights."""
-    first_row = tl.program_id(0) * BLOCK_ROWS
+    """One program for ``BLOCK_ROWS`` rows of the weights; the first programs for those of the
+    group below that the token chose, which they have to look up."""
+    first_row, end = tl.program_id(0) * BLOCK_ROWS, num_upper
+    if IN_GROUPS:
+        num_below = tl.cdiv(GROUP, BLOCK_ROWS) * BLOCK_ROWS
+        if first_row < num_below:
+            group = tl.load(chosen)
+            first_row += num_upper + group * GROUP
+            end = tl.where(group < 0, 0, num_upper + (group + 1) * GROUP)
+        else:
+            first_row -= num_below
     rows = first_row + tl.arange(0, BLOCK_ROWS)
     columns = tl.arange(0, BLOCK_COLUMNS)
-    row_mask = rows < num_rows
-    if IN_GROUPS:
-        row_mask &= _are_wanted(wanted, first_row, num_rows, num_upper, GROUP, BLOCK_ROWS)
-    pointers = weight + rows.to(tl.int64)[:, None] * NUM_COLUMNS + columns[None, :]
+    row_mask = rows < end
+    lanes = tl.arange(0, BLOCK_ROWS)[:, None] * NUM_COLUMNS + columns[None, :]
+    pointers = weight + tl.cast(first_row, tl.int64) * NUM_COLUMNS + lanes
     mask = row_mask[:, None] & (columns < NUM_COLUMNS)[None, :]
     # The first weights are on their way before the wait: they depend on nobody.
     tile = tl.load(pointers, mask=mask, other=0.0)
@@ -96,7 +103,7 @@ def _few_tokens_program(
     weight_tiles,
     weight,
     bias,
-    wanted,
+    counts,
     out,
     num_tokens,
     num_rows,
@@ -126,7 +133,7 @@ def _few_tokens_program(
     lines = tl.arange(0, PREFETCHED_LINES)[None, :] * LINE_ELEMENTS
     num_columns = NUM_COLUMNS
     if IN_GROUPS:
-        is_wanted = _are_wanted(wanted, first_row, num_rows, num_upper, GROUP, BLOCK_ROWS)
+        is_wanted = _are_wanted(counts, first_row, num_rows, num_upper, GROUP, BLOCK_ROWS)
         num_columns = tl.where(is_wanted, NUM_COLUMNS, 0)
     if num_columns > 0:
         prefetch(weight + row_offsets + lines, OVERLAP)
@@ -147,16 +154,21 @@ def _few_tokens_program(
 
 @dataclass(frozen=True, slots=True)
 class _Groups:
-    """Rows that need not all be computed: those from ``num_upper`` on, by groups of ``size``."""
+    """Rows that need not all be computed: those from ``num_upper`` on, by groups of ``size``
+    (0: there are none)."""
 
-    wanted: Tensor
+    chosen: ChosenGroups
     num_upper: int
     size: int
-    are_there: bool
+
+    @property
+    def num_computed(self) -> int:
+        """Rows, the upper ones among them, that are computed at most."""
+        return self.num_upper + self.size * self.chosen.most
 
     @property
     def constants(self) -> dict[str, int | bool]:
-        return {"GROUP": self.size, "IN_GROUPS": self.are_there}
+        return {"GROUP": self.size, "IN_GROUPS": self.size > 0}
 
 
 class TritonLinear(DenseLinear):
@@ -203,15 +215,18 @@ class TritonLinear(DenseLinear):
             self._whole_bias = F.pad(self.bias, (0, num_rows))
         return self._whole[out_features:]
 
-    def with_rows_below(self, x: Tensor, wanted: Tensor) -> Tensor:
-        """``x: [T, in_features]`` → ``[T, out_features + rows below]``; there without the bias.
+    def with_rows_below(self, x: Tensor, groups: ChosenGroups) -> Tensor:
+        """See :class:`octavo.kernels.interface.WidenableLinear`."""
+        return self._product(x, self._whole, self._whole_bias, self._groups(groups))
 
-        The rows below are groups of equal size. ``wanted: [groups], int32``: 0 for those whose
-        results nobody reads.
-        """
-        return self._product(x, self._whole, self._whole_bias, wanted)
+    def serves_below(self, num_tokens: int, groups: ChosenGroups) -> bool:
+        """Whether the programs here take that; they leave out what nobody chose."""
+        return self._serves(num_tokens, self._groups(groups).num_computed)
 
-    def serves(self, num_tokens: int, num_rows: int | None = None) -> bool:
+    def _groups(self, chosen: ChosenGroups) -> _Groups:
+        return _Groups(chosen, self.weight.shape[0], self.num_rows_below // len(chosen.counts))
+
+    def _serves(self, num_tokens: int, num_rows: int) -> bool:
         """Whether the programs here take a product of so many tokens and rows.
 
         Up to one tile of tokens they do. Above, two and more tiles read the same weights, which
@@ -219,28 +234,22 @@ class TritonLinear(DenseLinear):
         """
         if not self._is_readable or not 0 < num_tokens <= _MAX_TOKENS:
             return False
-        num_tiles = triton.cdiv(num_rows or self.out_features, _TILE_ROWS) * triton.cdiv(
-            num_tokens, _MAX_TILE_TOKENS
-        )
+        token_tiles = triton.cdiv(num_tokens, _MAX_TILE_TOKENS)
+        num_tiles = triton.cdiv(num_rows, _TILE_ROWS) * token_tiles
         return num_tokens <= _MAX_TILE_TOKENS or num_tiles <= self._machine.num_multiprocessors
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._product(x, self.weight, self.bias, None)
+        nothing = ChosenGroups(self.weight, self.weight, 0)
+        groups = _Groups(nothing, self.weight.shape[0], 0)
+        return self._product(x, self.weight, self.bias, groups)
 
-    def _product(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, wanted: Tensor | None
-    ) -> Tensor:
-        if not self.serves(x.shape[0], weight.shape[0]):
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: _Groups) -> Tensor:
+        if not self._serves(x.shape[0], groups.num_computed):
             return F.linear(x, weight, bias)
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
         launch = _multiply_one_token if x.shape[0] == 1 else _multiply_few_tokens
-        launch(x.contiguous(), weight, bias, self._groups(wanted), out, self._machine)
+        launch(x.contiguous(), weight, bias, groups, out, self._machine)
         return out
-
-    def _groups(self, wanted: Tensor | None) -> _Groups:
-        if wanted is None:
-            return _Groups(self.weight, self.weight.shape[0], 1, False)
-        return _Groups(wanted, self.weight.shape[0], self.num_rows_below // len(wanted), True)
 
 
 def _multiply_one_token(
@@ -251,17 +260,17 @@ def _multiply_one_token(
     out: Tensor,
     machine: Machine,
 ) -> None:
-    num_rows, num_columns = weight.shape
+    num_rows, num_columns = groups.num_upper, weight.shape[1]
     # Several short rows a program where there are many; one where the rows are few or long.
     block_rows = 4 if num_columns <= 4096 <= num_rows else 1
-    _one_token_program[(triton.cdiv(num_rows, block_rows),)](
+    num_programs = triton.cdiv(num_rows, block_rows) + triton.cdiv(groups.size, block_rows)
+    _one_token_program[(num_programs,)](
         x,
         weight,
         weight if bias is None else bias,
-        groups.wanted,
+        groups.chosen.of_tokens,
         out,
         num_rows,
-        groups.num_upper,
         **groups.constants,
         NUM_COLUMNS=num_columns,
         HAS_BIAS=bias is not None,
@@ -295,7 +304,7 @@ def _multiply_few_tokens(
         ),
         weight,
         weight if bias is None else bias,
-        groups.wanted,
+        groups.chosen.counts,
         out,
         num_tokens,
         num_rows,

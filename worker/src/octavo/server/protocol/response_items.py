@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from octavo.server.protocol.chat import MAX_PARTS, Message, TextPart, refuse_media
 from octavo.server.protocol.fields import StrictModel
-from octavo.server.protocol.tools import CalledFunction, MessageToolCall
+from octavo.server.protocol.tools import MAX_TOOLS, CalledFunction, MessageToolCall
 from octavo.server.protocol.unsupported import RESPONSE_ITEM, RESPONSE_PART, settle
 from octavo.structured.json_schema import MAX_SCHEMA_CHARS
 
@@ -187,6 +187,14 @@ class ResponseToolChoice(StrictModel):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
 
 
+class ResponseAllowedTools(StrictModel):
+    """The functions that may be called."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ResponseToolChoice], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
 def as_chat_tools(value: object) -> object:
     """Tools in the chat's shape; what is no function is named."""
     if not isinstance(value, list):
@@ -204,7 +212,11 @@ def as_chat_tools(value: object) -> object:
 
 
 def as_chat_choice(value: object) -> object:
-    """A named choice in the chat's shape."""
-    if not isinstance(value, dict) or value.get("type") != "function":
+    """A choice of functions in the chat's shape."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or kind not in ("function", "allowed_tools"):
         return value
-    return {"type": "function", "function": {k: v for k, v in value.items() if k != "type"}}
+    inner = {name: given for name, given in value.items() if name != "type"}
+    if kind == "allowed_tools" and isinstance(inner.get("tools"), list):
+        inner["tools"] = [as_chat_choice(tool) for tool in inner["tools"]]
+    return {"type": kind, kind: inner}

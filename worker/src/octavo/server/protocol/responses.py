@@ -19,6 +19,7 @@ from octavo.server.protocol.chat import (
 from octavo.server.protocol.fields import LogprobCount, PositiveCount, SamplingBody, StrictModel
 from octavo.server.protocol.response_items import (
     InputItem,
+    ResponseAllowedTools,
     ResponseTool,
     ResponseToolChoice,
     as_chat_choice,
@@ -28,7 +29,7 @@ from octavo.server.protocol.response_items import (
     to_messages,
 )
 from octavo.server.protocol.structured import StructuredOutputsBody
-from octavo.server.protocol.tools import MAX_TOOLS, ChatTool, NamedToolChoice, ToolsBody
+from octavo.server.protocol.tools import MAX_TOOLS, ChatTool, ToolChoice, ToolsBody
 from octavo.server.protocol.unsupported import RESPONSE, STREAM_OPTIONS, Unsupported, settle
 
 _LOGPROBS = "message.output_text.logprobs"
@@ -112,10 +113,13 @@ class ResponseRequest(ToolsBody, SamplingBody):
         ),
     ] = None
     tool_choice: Annotated[
-        Literal["none", "auto", "required"] | NamedToolChoice | None,
+        ToolChoice,
         BeforeValidator(
             as_chat_choice,
-            json_schema_input_type=Literal["none", "auto", "required"] | ResponseToolChoice | None,
+            json_schema_input_type=Literal["none", "auto", "required"]
+            | ResponseToolChoice
+            | ResponseAllowedTools
+            | None,
         ),
     ] = Field(None, description="auto if there are tools, none if there are not.")
     instructions: str | None = Field(None, description="A system message before the input.")

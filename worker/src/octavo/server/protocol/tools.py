@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from octavo.server.protocol.fields import StrictModel
 from octavo.structured.json_schema import MAX_SCHEMA_CHARS
@@ -58,6 +58,36 @@ class NamedToolChoice(StrictModel):
     function: FunctionName
 
 
+class AllowedTools(StrictModel):
+    """Some of the tools, and whether one of them must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedToolChoice], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedToolChoice(StrictModel):
+    """The functions that may be called."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+def _kind_of_choice(value: Any) -> str:
+    """Which of the objects it is meant to be; in brackets, as no field's name is."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "[allowed]" if kind == "allowed_tools" else "[named]"
+
+
+ToolChoice = (
+    Literal["none", "auto", "required"]
+    | Annotated[
+        Annotated[NamedToolChoice, Tag("[named]")] | Annotated[AllowedToolChoice, Tag("[allowed]")],
+        Discriminator(_kind_of_choice),
+    ]
+    | None
+)
+
+
 class CalledFunction(StrictModel):
     """A function and its arguments as the text of a JSON object."""
 
@@ -92,7 +122,7 @@ class ToolsBody(StrictModel):
     """Where a tool has its schema, as this API's clients write it."""
 
     tools: Tools = None
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = Field(
+    tool_choice: ToolChoice = Field(
         None, description="auto if there are tools, none if there are not."
     )
     parallel_tool_calls: bool | None = Field(
@@ -107,12 +137,12 @@ class ToolsBody(StrictModel):
         names = [tool.function.name for tool in self.tools or ()]
         if len(names) > len(set(names)):
             raise ValueError("two of the tools have the same name; give each its own.")
-        choice = self.tool_choice
-        if isinstance(choice, NamedToolChoice) and choice.function.name not in names:
-            raise ValueError(
-                f"tool_choice names {choice.function.name!r}, which is none of the tools "
-                f"({', '.join(names)})."
-            )
+        for chosen in self._chosen_names():
+            if chosen not in names:
+                raise ValueError(
+                    f"tool_choice names {chosen!r}, which is none of the tools "
+                    f"({', '.join(names)})."
+                )
         if self.tool_choice == "required" and not names:
             raise ValueError("tool_choice is 'required' and there are no tools; send some.")
         return self
@@ -130,18 +160,31 @@ class ToolsBody(StrictModel):
     @property
     def is_call_forced(self) -> bool:
         """Whether the answer must be a call."""
-        return bool(self.tools) and (self.is_named or self.tool_choice == "required")
+        choice = self.tool_choice
+        if isinstance(choice, AllowedToolChoice):
+            return choice.allowed_tools.mode == "required"
+        return bool(self.tools) and (self.is_named or choice == "required")
 
     def usable_tools(self) -> list[Tool]:
-        """Those the model may call."""
+        """Those the model may call, and is told of."""
         if self.tool_choice == "none":
             return []
-        return [tool.to_tool() for tool in self.tools or ()]
+        tools = [tool.to_tool() for tool in self.tools or ()]
+        if isinstance(self.tool_choice, AllowedToolChoice):
+            return [tool for tool in tools if tool.name in self._chosen_names()]
+        return tools
 
     def schema_fields(self) -> dict[str, str]:
         """The field that holds the schema of each tool's arguments, by the tool's name."""
         names = [tool.function.name for tool in self.tools or ()]
         return {name: f"tools[{i}].{self.parameters_field}" for i, name in enumerate(names)}
+
+    def _chosen_names(self) -> list[str]:
+        """Of the tools that tool_choice names."""
+        choice = self.tool_choice
+        if isinstance(choice, AllowedToolChoice):
+            return [each.function.name for each in choice.allowed_tools.tools]
+        return [choice.function.name] if isinstance(choice, NamedToolChoice) else []
 
     def forced_tools(self) -> list[Tool]:
         """Those of which one must be called."""

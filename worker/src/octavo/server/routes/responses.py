@@ -31,7 +31,7 @@ from octavo.server.protocol.response_answers import (
     TextFormat,
 )
 from octavo.server.protocol.responses import ResponseRequest
-from octavo.server.protocol.tools import ChatTool, NamedToolChoice
+from octavo.server.protocol.tools import AllowedToolChoice, ChatTool, NamedToolChoice
 from octavo.server.response_events import ResponseEvents, items_of
 from octavo.server.streaming import GenerationAnswer
 from octavo.tools.formats import MessageFormat
@@ -165,10 +165,15 @@ def _tool_of(tool: ChatTool) -> dict[str, Any]:
     return {"type": "function", **tool.function.model_dump()}
 
 
-def _choice_of(body: ResponseRequest) -> str | dict[str, str]:
-    if isinstance(body.tool_choice, NamedToolChoice):
-        return {"type": "function", "name": body.tool_choice.function.name}
-    return body.tool_choice or "auto"
+def _choice_of(body: ResponseRequest) -> str | dict[str, Any]:
+    choice = body.tool_choice
+    if isinstance(choice, NamedToolChoice):
+        return {"type": "function", "name": choice.function.name}
+    if isinstance(choice, AllowedToolChoice):
+        allowed = choice.allowed_tools
+        tools = [{"type": "function", "name": each.function.name} for each in allowed.tools]
+        return {"type": choice.type, "mode": allowed.mode, "tools": tools}
+    return choice or "auto"
 
 
 def _format_of(body: ResponseRequest) -> dict[str, Any]:
