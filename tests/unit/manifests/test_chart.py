@@ -81,9 +81,10 @@ BRANCHES: dict[str, dict[str, Any]] = {
 # Everything the operator may ever do, as (API group, resource): verbs.
 OWNED = frozenset({"get", "list", "watch", "create", "patch", "delete"})
 READ = frozenset({"get", "list", "watch"})
+FOLLOW = frozenset({"list", "watch"})
 WORKLOAD_RIGHTS = {
     ("serving.octavo.dev", "inferenceservices"): READ,
-    ("serving.octavo.dev", "loraadapters"): READ | {"patch"},
+    ("serving.octavo.dev", "loraadapters"): FOLLOW | {"patch"},
     ("serving.octavo.dev", "inferenceservices/status"): frozenset({"patch"}),
     ("serving.octavo.dev", "loraadapters/status"): frozenset({"patch"}),
     ("apps", "deployments"): OWNED,
@@ -99,16 +100,16 @@ WORKLOAD_RIGHTS = {
     ("inference.networking.k8s.io", "inferencepools"): OWNED,
     ("monitoring.coreos.com", "podmonitors"): OWNED,
     ("monitoring.coreos.com", "prometheusrules"): OWNED,
-    ("", "pods"): READ,
+    ("", "pods"): FOLLOW,
     ("", "configmaps"): frozenset({"list", "watch", "create", "patch"}),
     ("", "events"): frozenset({"create", "patch"}),
 }
 OWN_RIGHTS = {
-    ("coordination.k8s.io", "leases"): frozenset({"create", "get", "update", "patch"}),
+    ("coordination.k8s.io", "leases"): frozenset({"create", "get", "patch"}),
     ("", "secrets"): frozenset({"create", "get"}),
 }
 DISCOVERY_RIGHTS = {
-    ("apiextensions.k8s.io", "customresourcedefinitions"): READ,
+    ("apiextensions.k8s.io", "customresourcedefinitions"): FOLLOW,
     ("", "nodes"): frozenset({"list"}),
 }
 
@@ -475,7 +476,7 @@ def test_lease_and_key_that_exist_can_be_touched_by_name_only(
     rules = own["rules"]
     assert [(rule["resources"], rule["verbs"], rule.get("resourceNames")) for rule in rules] == [
         (["leases"], ["create"], None),
-        (["leases"], ["get", "update", "patch"], [name]),
+        (["leases"], ["get", "patch"], [name]),
         (["secrets"], ["create"], None),
         (["secrets"], ["get"], [secret]),
     ]
