@@ -211,6 +211,12 @@ class AdapterStage:
         """Status and reason of an adapter's condition Ready."""
         return conditions(await self.adapter(name))["Ready"]
 
+    async def delete_service(self) -> None:
+        """Until it has been looked at; its pods are still there."""
+        await self.store.delete(INFERENCE_SERVICE, *KEY)
+        self.follower.see_service(KEY)
+        await self.settled()
+
     async def delete(self, name: str = "sql") -> None:
         live = await self.adapter(name)
         await self.store.delete(LORA_ADAPTER, "models", name)

@@ -40,19 +40,11 @@ from octavo.request import AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams
 from polling import until
 from puppet_engine import INFO, PuppetEngine, puppet_engine
-from tiny_models import save_byte_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_byte_tokenizer(folder)
-    return folder
 
 
 @pytest.fixture
-async def engine(tokenizer: Path) -> AsyncIterator[PuppetEngine]:
-    async with puppet_engine(tokenizer) as engine:
+async def engine(byte_tokenizer: Path) -> AsyncIterator[PuppetEngine]:
+    async with puppet_engine(byte_tokenizer) as engine:
         yield engine
 
 
@@ -78,7 +70,7 @@ def asking(
 # ---- Loading -----------------------------------------------------------------------------------
 
 
-async def test_progress_follows_the_phases(tokenizer: Path) -> None:
+async def test_progress_follows_the_phases(byte_tokenizer: Path) -> None:
     async with puppet_engine() as engine:
         engine.say(PhaseStarted("weights", "tiny", 0.5))
         await until(lambda: engine.progress().phase)
@@ -95,8 +87,8 @@ async def test_nothing_is_taken_while_it_loads() -> None:
             await anext(engine.generate([1], params(), request_id="r"))
 
 
-async def test_ready_waits_for_the_tokenizer(tokenizer: Path) -> None:
-    async with puppet_engine(tokenizer) as engine:
+async def test_ready_waits_for_the_tokenizer(byte_tokenizer: Path) -> None:
+    async with puppet_engine(byte_tokenizer) as engine:
         assert engine.state is EngineState.READY
         assert engine.tokenizer is not None
         assert engine.has_chat_template
@@ -554,15 +546,15 @@ async def test_age_of_progress_counts_only_with_work(engine: PuppetEngine) -> No
     task.cancel()
 
 
-async def test_engines_come_and_go_without_trace(tokenizer: Path) -> None:
+async def test_engines_come_and_go_without_trace(byte_tokenizer: Path) -> None:
     def handles() -> int:
         return len(os.listdir("/proc/self/fd"))
 
-    async with puppet_engine(tokenizer):
+    async with puppet_engine(byte_tokenizer):
         pass
     before, tasks = handles(), len(asyncio.all_tasks())
     for _ in range(5):
-        async with puppet_engine(tokenizer) as engine:
+        async with puppet_engine(byte_tokenizer) as engine:
             task = asking(engine)
             await engine.hear()
             engine.say_bytes(b"\xff" * 4)

@@ -19,7 +19,6 @@ from octavo.outputs import RequestUpdate
 from octavo.server.app import create_app
 from octavo.tools.formats import CallFormat
 from puppet_engine import INFO, PuppetEngine, puppet_engine
-from tiny_models import save_byte_tokenizer
 
 LONG = msgspec.structs.replace(INFO, max_model_len=4096)
 CALLS = {
@@ -38,16 +37,9 @@ BODY: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_byte_tokenizer(folder)
-    return folder
-
-
 @pytest.fixture
-async def engine(tokenizer: Path) -> AsyncIterator[PuppetEngine]:
-    async with puppet_engine(tokenizer, LONG) as engine:
+async def engine(byte_tokenizer: Path) -> AsyncIterator[PuppetEngine]:
+    async with puppet_engine(byte_tokenizer, LONG) as engine:
         yield engine
 
 

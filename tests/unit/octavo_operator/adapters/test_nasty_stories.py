@@ -8,7 +8,6 @@ import pytest
 
 from adapter_stage import KEY, SQL, AdapterStage, adapter_stage, host_of, lora_adapter
 from eventually import eventually
-from octavo_operator.manifests.kinds import INFERENCE_SERVICE
 
 
 async def test_adapter_that_is_there_before_its_service_and_pods() -> None:
@@ -49,9 +48,7 @@ async def test_service_goes_first_and_its_adapter_after_it() -> None:
         (pod,) = await stage.serve(1)
         await stage.apply(lora_adapter())
         await stage.settled()
-        await stage.store.delete(INFERENCE_SERVICE, *KEY)
-        stage.follower.see_service(KEY)
-        await stage.settled()
+        await stage.delete_service()
         # The pod is still there, and not asked for anything; it goes with the service.
         assert await stage.ready() == ("False", "ServiceNotFound")
         assert "sql" in stage.served(pod)
@@ -68,9 +65,7 @@ async def test_service_that_is_made_anew_gets_its_adapter_back() -> None:
         (pod,) = await stage.serve(1)
         await stage.apply(lora_adapter())
         await stage.settled()
-        await stage.store.delete(INFERENCE_SERVICE, *KEY)
-        stage.follower.see_service(KEY)
-        await stage.settled()
+        await stage.delete_service()
         assert await stage.ready() == ("False", "ServiceNotFound")
         (new,) = await stage.serve(1)
         await stage.settled()

@@ -65,9 +65,7 @@ async def test_deletion_does_not_hang_when_pods_or_service_are_gone() -> None:
         await stage.delete()
         await stage.settled()
         assert await stage.is_gone()
-        await stage.store.delete(INFERENCE_SERVICE, *KEY)
-        stage.follower.see_service(KEY)
-        await stage.settled()
+        await stage.delete_service()
         assert await stage.ready("other") == ("False", "ServiceNotFound")
         await stage.delete("other")
         await stage.settled()
@@ -109,7 +107,5 @@ async def test_adapter_is_held_only_while_there_are_pods_to_unload_it() -> None:
         await stage.add_pod()
         await stage.settled()
         assert (await stage.adapter())["metadata"]["finalizers"] == [FINALIZER]
-        await stage.store.delete(INFERENCE_SERVICE, *KEY)
-        stage.follower.see_service(KEY)
-        await stage.settled()
+        await stage.delete_service()
         assert (await stage.adapter())["metadata"]["finalizers"] == []

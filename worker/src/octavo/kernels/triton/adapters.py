@@ -57,8 +57,11 @@ class TritonAdapters:
         return AdapterUse.FEW if num_slots <= _most_few(self._stack) else AdapterUse.MANY
 
     def step(self, slots: Tensor, use: AdapterUse = AdapterUse.MANY) -> AdapterStep:
-        tiles = _tiles(slots, use, self._stack, self._kernels)
-        return TritonStep(self._stack, self._kernels, slots, tiles, use)
+        num_slots = self._stack.num_slots
+        most_used = num_slots if use is AdapterUse.MANY else _most_few(self._stack)
+        # Where bits must not depend on the batch sums have one order.
+        tiles = make_tiles(slots, num_slots, most_used, self._kernels.is_batch_invariant)
+        return TritonStep(self._stack, self._kernels, slots, tiles)
 
 
 def _most_few(stack: AdapterStack) -> int:
@@ -66,13 +69,6 @@ def _most_few(stack: AdapterStack) -> int:
     if stack.num_slots * padded_rank(stack.max_rank) < _MAX_IDLE_ROWS:
         return 0
     return min(_FEW, stack.num_slots // 4)
-
-
-def _tiles(slots: Tensor, use: AdapterUse, stack: AdapterStack, kernels: TritonKernels) -> Tiles:
-    """Where bits must not depend on the batch sums have one order."""
-    num_slots = stack.num_slots
-    most_used = num_slots if use is AdapterUse.MANY else _most_few(stack)
-    return make_tiles(slots, num_slots, most_used, kernels.is_batch_invariant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +79,11 @@ class TritonStep:
     kernels: TritonKernels
     slots: Tensor
     tiles: Tiles
-    use: AdapterUse
 
     def of(self, tokens: Tensor) -> AdapterStep:
-        slots = self.slots[tokens]
-        return replace(self, slots=slots, tiles=_tiles(slots, self.use, self.stack, self.kernels))
+        slots, tiles = self.slots[tokens], self.tiles
+        own = make_tiles(slots, self.stack.num_slots, tiles.most_used, tiles.is_uniform)
+        return replace(self, slots=slots, tiles=own)
 
     def project(self, index: int, linear: Linear, x: Tensor) -> Tensor:
         operands = self._operands(index, x)
@@ -115,8 +111,10 @@ class TritonStep:
     def _shrinks(self, linear: TritonLinear, num_tokens: int, groups: ChosenGroups) -> bool:
         """Whether the product is to be computed with the rows below it."""
         num_rows = linear.num_rows_below
-        if not num_rows or linear.serves_below(num_tokens, groups):
-            return num_rows > 0
+        if not num_rows:
+            return False
+        if linear.serves_below(num_tokens, groups):
+            return True
         if num_rows <= _MAX_SHARE * linear.out_features:
             return True
         num_idle = self.stack.num_slots - groups.most
