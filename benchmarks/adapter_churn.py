@@ -236,8 +236,8 @@ class AdapterChurn:
         self.changes["unloaded with requests" if num_late else "unloaded"] += 1
 
     def _current(self, name: str) -> str | None:
-        entries = [entry for entry in self._table.entries() if entry.name == name]
-        return entries[0].current.digest if entries and entries[0].current else None
+        entry = self._table.offered_entry(name)
+        return entry.current.digest if entry and entry.current else None
 
     # ---- The end ----------------------------------------------------------------------------
 
