@@ -3,12 +3,15 @@
 
     python benchmarks/serving.py --model demo://smollm2-135m-instruct --clients 1 16
     python benchmarks/serving.py --shape 8b --dtype bfloat16 --clients 1 16 64 128 256
+    python benchmarks/serving.py --shape 8b --dtype bfloat16 --clients 64 --adapters 300 --skew 1 \
+        --max-loras 64 --max-cpu-loras 300
     python benchmarks/serving.py --url http://127.0.0.1:8000 --served-model-name NAME
 
 Each of c clients keeps one streaming /v1/completions request open (random token ids in,
 ignore_eos) until its share of requests is done. Without --url it starts ``octavo serve`` and
-also reports the seconds from process start to the first token. One JSON line a figure;
---results NAME appends them to benchmarks/results/NAME.jsonl.
+also reports the seconds from process start to the first token. With --adapters each request is for
+one of so many LoRA adapters of rank 16 on all seven projections, loaded before the first. One JSON
+line a figure; --results NAME appends them to benchmarks/results/NAME.jsonl.
 """
 
 from __future__ import annotations
@@ -22,12 +25,18 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from random_adapters import make_random_adapters
 from record import Recorder
 from shapes import SHAPES, model_folder
+
+_RANK = 16
 
 
 @dataclass(slots=True)
@@ -40,13 +49,29 @@ class Load:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What clients ask for: the number n is asked for in proportion to ``n ** -skew``."""
+
+    names: Sequence[str]
+    skew: float = 0.0
+    """0: all alike; 1: Zipf's law."""
+
+    def draw(self, draw: random.Random) -> str:
+        """One of them."""
+        weights = [number**-self.skew for number in range(1, len(self.names) + 1)]
+        return draw.choices(self.names, weights)[0]
+
+
 class Client:
     """One connection's worth of streaming requests, with as little work per chunk as possible."""
 
-    def __init__(self, url: str, model: str, input_len: int, output_len: int, vocab: int) -> None:
+    def __init__(
+        self, url: str, models: Models, input_len: int, output_len: int, vocab: int
+    ) -> None:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
-        self._model = model
+        self._models = models
         self._input_len, self._output_len, self._vocab = input_len, output_len, vocab
 
     async def run(self, load: Load, num_requests: int, seed: int) -> None:
@@ -56,12 +81,12 @@ class Client:
             prompt = [
                 draw.randrange(self._vocab // 10, self._vocab) for _ in range(self._input_len)
             ]
-            await self._one(load, prompt)
+            await self._one(load, self._models.draw(draw), prompt)
 
-    async def _one(self, load: Load, prompt: list[int]) -> None:
+    async def _one(self, load: Load, model: str, prompt: list[int]) -> None:
         body = json.dumps(
             {
-                "model": self._model,
+                "model": model,
                 "prompt": prompt,
                 "max_tokens": self._output_len,
                 "temperature": 0,
@@ -119,7 +144,10 @@ async def run_load(client: Client, num_clients: int, per_client: int) -> Load:
 class Server:
     """An ``octavo serve`` of our own, ended with the block."""
 
-    def __init__(self, arguments: argparse.Namespace, extra: list[str]) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace, adapters: Mapping[str, str], extra: Sequence[str]
+    ) -> None:
+        """``adapters``: their folders by name."""
         model = model_folder(arguments.shape) if arguments.shape else arguments.model
         self._port = _free_port()
         self.url = f"http://127.0.0.1:{self._port}"
@@ -127,6 +155,9 @@ class Server:
         command += ["--served-model-name", "bench", *extra]
         if arguments.shape:
             command += ["--load-format", "dummy", "--skip-tokenizer-init"]
+        if adapters:
+            modules = [f"{name}={folder}" for name, folder in adapters.items()]
+            command += ["--enable-lora", "--lora-modules", *modules]
         self._command = command
 
     def __enter__(self) -> Server:
@@ -169,29 +200,64 @@ def main() -> None:
     arguments, extra = _parse()
     recorder = Recorder(arguments.device, arguments.results)
     if arguments.url:
-        asyncio.run(_measure(arguments, recorder, arguments.url, arguments.served_model_name))
+        models = Models([arguments.served_model_name])
+        asyncio.run(_measure(arguments, recorder, arguments.url, models))
         return
-    with Server(arguments, extra) as server:
-        asyncio.run(server.wait_ready())
-        first = Client(server.url, "bench", 8, 1, arguments.vocab_size)
-        asyncio.run(first.run(Load(), 1, seed=0))
-        recorder.figure(
-            "start", "first_token", time.perf_counter() - server.started, "s",
-            model=arguments.shape or arguments.model,
-        )  # fmt: skip
-        asyncio.run(_measure(arguments, recorder, server.url, "bench"))
+    with tempfile.TemporaryDirectory() as folder:
+        adapters = _make_adapters(arguments, Path(folder))
+        with Server(arguments, adapters, extra) as server:
+            asyncio.run(_measure_own(arguments, recorder, server, adapters))
 
 
-async def _measure(arguments: argparse.Namespace, recorder: Recorder, url: str, model: str) -> None:
-    client = Client(url, model, arguments.input_len, arguments.output_len, arguments.vocab_size)
+def _make_adapters(arguments: argparse.Namespace, folder: Path) -> dict[str, str]:
+    if not arguments.adapters:
+        return {}
+    config = json.loads((Path(model_folder(arguments.shape)) / "config.json").read_text())
+    folders = make_random_adapters(folder, config, arguments.adapters, _RANK)
+    return {f"adapter-{number}": path for number, path in enumerate(folders)}
+
+
+async def _measure_own(
+    arguments: argparse.Namespace,
+    recorder: Recorder,
+    server: Server,
+    adapters: Mapping[str, str],
+) -> None:
+    await server.wait_ready()
+    first = Client(server.url, Models(["bench"]), 8, 1, arguments.vocab_size)
+    await first.run(Load(), 1, seed=0)
+    recorder.figure(
+        "start", "first_token", time.perf_counter() - server.started, "s",
+        model=arguments.shape or arguments.model, **_of_adapters(arguments),
+    )  # fmt: skip
+    models = Models(list(adapters) or ["bench"], arguments.skew)
+    await _measure(arguments, recorder, server.url, models)
+
+
+def _of_adapters(arguments: argparse.Namespace) -> dict[str, float]:
+    """What a record says of them, if there are any."""
+    if not arguments.adapters:
+        return {}
+    return {"adapters": arguments.adapters, "skew": arguments.skew}
+
+
+async def _measure(
+    arguments: argparse.Namespace, recorder: Recorder, url: str, models: Models
+) -> None:
+    client = Client(url, models, arguments.input_len, arguments.output_len, arguments.vocab_size)
     await run_load(client, 1, 1)
     await asyncio.sleep(arguments.settle)
     for num_clients in arguments.clients:
         load = await run_load(client, num_clients, arguments.requests_per_client)
-        details = {"clients": num_clients, "model": arguments.shape or arguments.model or model}
+        details = {
+            "clients": num_clients,
+            "model": arguments.shape or arguments.model or models.names[0],
+            **_of_adapters(arguments),
+        }
         for name, value, unit in (
             ("output_tokens_per_s", load.num_tokens / load.seconds, "tokens/s"),
             ("ttft_p50", 1e3 * statistics.median(load.ttft), "ms"),
+            ("ttft_max", 1e3 * max(load.ttft), "ms"),
             ("itl_p50", 1e3 * statistics.median(load.gaps), "ms"),
             ("itl_p99", 1e3 * statistics.quantiles(load.gaps, n=100)[98], "ms"),
             ("itl_max", 1e3 * max(load.gaps), "ms"),
@@ -210,6 +276,10 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     source.add_argument("--shape", choices=SHAPES, help="random weights of a published shape")
     source.add_argument("--url", help="a running server")
     parser.add_argument("--served-model-name", default="bench", help="with --url")
+    parser.add_argument("--adapters", type=int, default=0, help="so many, with --shape")
+    parser.add_argument(
+        "--skew", type=float, default=0.0, help="0: all alike (default); 1: by Zipf's law"
+    )
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--requests-per-client", type=int, default=4)
     parser.add_argument(
@@ -223,7 +293,10 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--vocab-size", type=int, default=49152, help="ids are drawn below it")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="for the record")
     parser.add_argument("--results", help="append to benchmarks/results/NAME.jsonl")
-    return parser.parse_known_args()
+    arguments, extra = parser.parse_known_args()
+    if arguments.adapters and not arguments.shape:
+        parser.error("--adapters makes its adapters for a --shape; give one.")
+    return arguments, extra
 
 
 if __name__ == "__main__":

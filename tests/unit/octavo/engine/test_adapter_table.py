@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapter_engine import AdapterEngine, run
 from octavo.engine.adapter_hold import LIMIT_S, PATIENCE_S, AdapterHold
 from octavo.engine.adapter_state import AdapterStateFile, RememberedAdapter
 from octavo.engine.adapter_table import AdapterTable
-from octavo.engine.messages import AdapterFailed, AdapterOpened, CloseAdapter, OpenAdapter
+from octavo.engine.messages import AdapterFailed, AdapterOpened
 from octavo.errors import (
     AdapterChangedError,
     AdapterError,
@@ -28,63 +29,6 @@ from octavo.errors import (
 from octavo.lora.adapter_source import AdapterSource
 
 
-class Engine:
-    """The other side: sources that exist have a digest, and maybe a commit."""
-
-    def __init__(
-        self, state: Path | None = None, wait_s: float = 60.0, wanted: Path | None = None
-    ) -> None:
-        self.digests: dict[str, str] = {}
-        self.commits: dict[str, str] = {}
-        self.refusals: dict[str, str] = {}
-        self.held: list[OpenAdapter] = []
-        self.is_holding = False
-        self.opened: list[AdapterSource] = []
-        self.closed: list[int] = []
-        self.table = AdapterTable(
-            self._take,
-            is_enabled=True,
-            wait_s=wait_s,
-            state_file=None if state is None else AdapterStateFile(state),
-            wanted_file=None if wanted is None else AdapterStateFile(wanted),
-        )
-
-    def _take(self, message: OpenAdapter | CloseAdapter) -> None:
-        if isinstance(message, CloseAdapter):
-            self.closed.append(message.adapter_id)
-        elif self.is_holding:
-            self.held.append(message)
-        else:
-            asyncio.get_running_loop().call_soon(self._answer, message)
-
-    def release(self) -> None:
-        self.is_holding = False
-        for message in self.held:
-            self._answer(message)
-
-    def _answer(self, message: OpenAdapter) -> None:
-        source, digest = message.source, self.digests.get(message.source.path)
-        self.opened.append(source)
-        if source.path in self.refusals:
-            reason = self.refusals[source.path]
-            self.table.heard(AdapterFailed(message.adapter_id, "AdapterError", reason))
-        elif digest is None:
-            failed = AdapterFailed(message.adapter_id, "SourceUnreachableError", "No answer.")
-            self.table.heard(failed)
-        elif source.digest not in (None, digest):
-            changed = f"{digest}, not {source.digest}"
-            self.table.heard(AdapterFailed(message.adapter_id, "AdapterChangedError", changed))
-        else:
-            commit, is_known = self.commits.get(source.path), digest == message.known_digest
-            self.table.heard(
-                AdapterOpened(message.adapter_id, digest, 4, 9, 0.1, None, commit, is_known)
-            )
-
-
-def run(action: Callable[[], Any]) -> None:
-    asyncio.run(asyncio.wait_for(action(), 60))
-
-
 def remembered(state: Path) -> list[dict[str, Any]]:
     document = json.loads(state.read_text())
     assert document["version"] == 1
@@ -94,7 +38,7 @@ def remembered(state: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["", "a,b", ",", " a", "a\n"])
 def test_a_name_that_reads_as_others_in_a_list_is_refused(name: str) -> None:
-    engine = Engine()
+    engine = AdapterEngine()
     engine.digests["/x"] = "d1"
 
     async def action() -> None:
@@ -108,7 +52,7 @@ def test_a_name_that_reads_as_others_in_a_list_is_refused(name: str) -> None:
 
 
 def test_what_was_loaded_is_remembered_as_it_was_found(tmp_path: Path) -> None:
-    engine = Engine(tmp_path / "state")
+    engine = AdapterEngine(tmp_path / "state")
     engine.digests |= {"hf://acme/sql@main": "d1", "/adapters/fr": "d2", "/module": "d3"}
     engine.commits["hf://acme/sql@main"] = "c1"
 
@@ -136,7 +80,7 @@ def test_what_was_loaded_is_remembered_as_it_was_found(tmp_path: Path) -> None:
 def test_a_restart_restores_each_by_its_digest_and_one_failure_keeps_nobody_out(
     tmp_path: Path,
 ) -> None:
-    before, after = Engine(tmp_path / "state"), Engine(tmp_path / "state")
+    before, after = AdapterEngine(tmp_path / "state"), AdapterEngine(tmp_path / "state")
     before.digests |= {"/good": "d1", "/moved": "d2", "/away": "d3"}
     after.digests |= {"/good": "d1", "/moved": "d9", "/lazy": "d4"}
 
@@ -169,7 +113,10 @@ def test_a_restart_restores_each_by_its_digest_and_one_failure_keeps_nobody_out(
 
 
 def test_restoring_waits_no_longer_than_a_request(tmp_path: Path) -> None:
-    before, after = Engine(tmp_path / "state"), Engine(tmp_path / "state", wait_s=0.05)
+    before, after = (
+        AdapterEngine(tmp_path / "state"),
+        AdapterEngine(tmp_path / "state", wait_s=0.05),
+    )
     before.digests["/slow"] = after.digests["/slow"] = "d1"
     after.is_holding = True
 
@@ -191,7 +138,7 @@ def test_a_state_file_that_cannot_be_understood_keeps_nobody_out(
 ) -> None:
     state = tmp_path / "state"
     state.write_bytes(content)
-    engine = Engine(state)
+    engine = AdapterEngine(state)
     engine.digests["/good"] = "d1"
     run(engine.table.restore)
     assert "no adapter is restored" in caplog.text
@@ -206,7 +153,7 @@ def test_a_name_that_reads_as_others_is_not_restored(
     names = ["a,b", "", " x ", "sql"]
     adapters = [{"name": name, "path": "/sql", "lazy": True} for name in names]
     state.write_text(json.dumps({"version": 1, "adapters": adapters}))
-    engine = Engine(state)
+    engine = AdapterEngine(state)
 
     async def action() -> None:
         await engine.table.restore()
@@ -218,7 +165,7 @@ def test_a_name_that_reads_as_others_is_not_restored(
 
 def test_what_may_yet_fail_is_not_remembered(tmp_path: Path) -> None:
     state = tmp_path / "adapters.json"
-    engine = Engine(state)
+    engine = AdapterEngine(state)
     engine.is_holding = True
 
     async def action() -> None:
@@ -249,7 +196,7 @@ class SlowFile(AdapterStateFile):
 
 def test_a_slow_disk_holds_up_who_is_to_be_remembered_and_nobody_else(tmp_path: Path) -> None:
     file = SlowFile(tmp_path / "adapters.json")
-    engine = Engine()
+    engine = AdapterEngine()
     engine.digests["/sql"] = "d1"
     table = engine.table = AdapterTable(engine._take, is_enabled=True, wait_s=60, state_file=file)
 
@@ -273,14 +220,14 @@ def test_a_slow_disk_holds_up_who_is_to_be_remembered_and_nobody_else(tmp_path: 
 def test_a_state_file_that_cannot_be_written_is_told_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = Engine(tmp_path / "nowhere" / "state")
+    engine = AdapterEngine(tmp_path / "nowhere" / "state")
     engine.digests["/good"] = "d1"
     run(lambda: engine.table.load("good", AdapterSource("/good")))
     assert "cannot be written" in caplog.text
 
 
 def test_what_is_there_by_its_digest_is_not_read_again() -> None:
-    engine = Engine()
+    engine = AdapterEngine()
     engine.digests["/good"] = "d1"
 
     async def action() -> None:
@@ -300,7 +247,7 @@ def test_what_is_there_by_its_digest_is_not_read_again() -> None:
 
 
 def test_a_load_that_takes_too_long_goes_on() -> None:
-    engine = Engine()
+    engine = AdapterEngine()
     engine.digests["/slow"] = "d1"
     engine.is_holding = True
 
@@ -317,7 +264,7 @@ def test_a_load_that_takes_too_long_goes_on() -> None:
 
 
 def test_a_load_that_waits_too_long_for_its_turn_keeps_it() -> None:
-    engine = Engine()
+    engine = AdapterEngine()
     engine.digests |= {"/one": "d1", "/two": "d2"}
     engine.is_holding = True
 
@@ -337,7 +284,7 @@ def test_a_load_that_waits_too_long_for_its_turn_keeps_it() -> None:
 
 
 def test_unloading_ends_a_load_under_way() -> None:
-    engine = Engine()
+    engine = AdapterEngine()
     engine.digests["/slow"] = "d1"
     engine.is_holding = True
 
@@ -358,7 +305,7 @@ def test_unloading_ends_a_load_under_way() -> None:
 
 
 def test_a_failed_load_takes_nothing_from_who_waits_its_turn() -> None:
-    engine = Engine()
+    engine = AdapterEngine()
     engine.digests["/good"] = "d1"
     engine.is_holding = True
 
@@ -384,7 +331,7 @@ def test_a_failed_load_takes_nothing_from_who_waits_its_turn() -> None:
 
 def test_sources_far_away_leave_room_for_what_is_here() -> None:
     """gateway-api-inference-extension 584: one bad adapter blocks the others."""
-    engine = Engine()
+    engine = AdapterEngine()
     paths = [f"hf://acme/{number}" for number in range(5)]
     engine.digests |= dict.fromkeys([*paths, "/here"], "d1")
     engine.is_holding = True
@@ -411,7 +358,7 @@ def test_sources_far_away_leave_room_for_what_is_here() -> None:
 
 
 def test_loads_that_wait_for_others_end_with_the_engine() -> None:
-    engine = Engine()
+    engine = AdapterEngine()
     engine.is_holding = True
 
     async def action() -> None:
@@ -428,7 +375,7 @@ def test_loads_that_wait_for_others_end_with_the_engine() -> None:
 
 
 def test_of_loads_that_all_fail_no_name_is_left() -> None:
-    engine = Engine()
+    engine = AdapterEngine()
 
     async def action() -> None:
         loads = [engine.table.load("sql", AdapterSource("/gone")) for _ in range(3)]
@@ -440,7 +387,7 @@ def test_of_loads_that_all_fail_no_name_is_left() -> None:
 
 
 def test_who_waited_for_an_adapter_that_went_as_it_came_gets_none() -> None:
-    engine = Engine()
+    engine = AdapterEngine()
     engine.digests["/slow"] = "d1"
     engine.is_holding = True
 
@@ -463,7 +410,7 @@ def test_who_waited_for_an_adapter_that_went_as_it_came_gets_none() -> None:
 def test_requests_for_what_cannot_be_loaded_do_not_call_a_hub_each(
     path: str, num_attempts: int
 ) -> None:
-    engine = Engine()
+    engine = AdapterEngine()
 
     async def action() -> None:
         entry = await engine.table.load("sql", AdapterSource(path), is_lazy=True)
@@ -484,7 +431,7 @@ def test_requests_for_what_cannot_be_loaded_do_not_call_a_hub_each(
 
 @pytest.mark.parametrize("path", ["hf://acme/wide", "/wide"])
 def test_a_name_whose_files_are_refused_is_not_offered(path: str) -> None:
-    engine = Engine()
+    engine = AdapterEngine()
     engine.refusals[path] = "Its rank is 64."
     source = AdapterSource(path, digest="d1")
 
@@ -512,7 +459,7 @@ def test_a_name_whose_files_are_refused_is_not_offered(path: str) -> None:
 
 
 def test_a_load_that_may_do_takes_a_refusal_back() -> None:
-    engine = Engine()
+    engine = AdapterEngine()
     engine.refusals["/wide"] = "Its rank is 64."
 
     async def action() -> None:
@@ -529,7 +476,7 @@ def test_a_load_that_may_do_takes_a_refusal_back() -> None:
 
 
 def test_a_refused_version_takes_nothing_from_the_one_that_serves() -> None:
-    engine = Engine()
+    engine = AdapterEngine()
     engine.digests["/sql"] = "d1"
     engine.refusals["/wide"] = "Its rank is 64."
 
@@ -544,7 +491,7 @@ def test_a_refused_version_takes_nothing_from_the_one_that_serves() -> None:
 
 
 def test_a_refused_version_takes_nothing_from_a_name_that_is_loaded_when_asked_for() -> None:
-    engine = Engine()
+    engine = AdapterEngine()
     engine.digests["/sql"] = "d1"
     engine.refusals["/wide"] = engine.refusals["hf://acme/wide"] = "Its rank is 64."
 
@@ -563,7 +510,7 @@ def test_a_refused_version_takes_nothing_from_a_name_that_is_loaded_when_asked_f
 
 def test_an_adapter_that_cannot_be_read_again_is_not_said_to_be_ready() -> None:
     """aibrix 235: the status says Running though nothing is loaded."""
-    engine = Engine()
+    engine = AdapterEngine()
     engine.digests["/sql"] = "d1"
     source = AdapterSource("/sql", digest="d1")
 
@@ -605,7 +552,7 @@ def wanted_file(folder: Path) -> Path:
 
 def test_new_server_loads_what_is_wanted_and_is_on_hold(tmp_path: Path) -> None:
     state = tmp_path / "state"
-    engine = Engine(state, wanted=wanted_file(tmp_path))
+    engine = AdapterEngine(state, wanted=wanted_file(tmp_path))
     engine.digests |= {"hf://acme/sql": "d1", "/moved": "d9", "/later": "d3"}
 
     async def action() -> None:
@@ -625,7 +572,7 @@ def test_new_server_loads_what_is_wanted_and_is_on_hold(tmp_path: Path) -> None:
 def test_server_started_again_goes_by_its_own_memory(tmp_path: Path) -> None:
     state, wanted = tmp_path / "state", wanted_file(tmp_path)
     state.write_text(json.dumps({"version": 1, "adapters": [{"name": "sql", "path": "/new"}]}))
-    engine = Engine(state, wanted=wanted)
+    engine = AdapterEngine(state, wanted=wanted)
     engine.digests["/new"] = "d7"
 
     async def action() -> None:
@@ -645,7 +592,7 @@ def test_new_server_without_a_list_of_what_is_wanted_waits_to_be_told(
     wanted, state = tmp_path / "wanted.json", tmp_path / "state"
     if content is not None:
         wanted.write_text(content)
-    engine = Engine(state, wanted=wanted)
+    engine = AdapterEngine(state, wanted=wanted)
 
     async def action() -> None:
         await engine.table.restore()
@@ -658,7 +605,7 @@ def test_new_server_without_a_list_of_what_is_wanted_waits_to_be_told(
 
 
 def test_load_of_a_known_digest_that_fails_leaves_a_name_to_try_again(tmp_path: Path) -> None:
-    engine = Engine()
+    engine = AdapterEngine()
 
     async def action() -> None:
         with pytest.raises(SourceUnreachableError):

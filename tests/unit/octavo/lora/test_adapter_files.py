@@ -159,11 +159,35 @@ def test_tensors_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
         load(change(make_adapter(tmp_path, CONFIG), action))
 
 
-def test_what_is_not_finite_is_refused(tmp_path: Path) -> None:
-    folder = change(make_adapter(tmp_path, CONFIG), lambda t: t[Q.format("A")].fill_(float("inf")))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("side", ["A", "B"])
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")], ids=str)
+def test_what_is_not_finite_is_refused(
+    value: float, side: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[Q.format(side)][-1, 2] = value
+
+    weights = load(change(make_adapter(tmp_path, CONFIG), spoil))
+    with pytest.raises(AdapterError, match=f"not finite as {dtype}"):
+        weights.copy_into(torch.empty(weights.packing.size, dtype=dtype))
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_b_is_scaled_in_float32_and_rounded_once(stored: torch.dtype, tmp_path: Path) -> None:
+    def convert(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({name: tensor.to(stored) for name, tensor in tensors.items()})
+        tensors[Q.format("B")].mul_(3000)
+
+    folder = change(make_adapter(tmp_path, CONFIG, rank=5, lora_alpha=8), convert)
     weights = load(folder)
-    with pytest.raises(AdapterError, match="not finite"):
-        weights.copy_into(torch.empty(weights.packing.size))
+    run = torch.full((weights.packing.size,), float("nan"), dtype=torch.bfloat16)
+    weights.copy_into(run)
+    (_, b) = next(weights.packing.matrices(run))
+    stored_b = load_file(folder / "adapter_model.safetensors")[Q.format("B")]
+    rows = b[: len(stored_b)]
+    assert torch.equal(rows[:, :5], (stored_b.float() * 1.6).bfloat16())
+    assert not rows[:, 5:].any()
 
 
 def test_a_rank_above_the_servers_is_refused_with_the_flag_to_change(tmp_path: Path) -> None:

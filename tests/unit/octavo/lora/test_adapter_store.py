@@ -253,7 +253,7 @@ def test_files_that_cannot_be_read_to_their_end_hold_no_other_up(
 
     monkeypatch.setattr(adapter_store, "read_adapter", read)
     monkeypatch.setattr(adapter_store, "lay_out", lay_out_counted)
-    monkeypatch.setattr(store, "_turns", ReadingTurns(0.01))
+    monkeypatch.setattr(store, "_turns", ReadingTurns(limit_s=0.01))
     folders = [make_adapter(tmp_path / str(seed), CONFIG, seed=seed) for seed in range(5)]
     sources = [AdapterSource(str(folder)) for folder in folders]
     for adapter_id in range(3):

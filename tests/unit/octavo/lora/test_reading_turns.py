@@ -3,48 +3,56 @@ from __future__ import annotations
 import threading
 import time
 
+import pytest
+
 from octavo.lora.reading_turns import ReadingTurns
 
 
-def test_one_reads_at_a_time() -> None:
-    turns = ReadingTurns(limit_s=1000.0)
-    num_reading, seen = 0, list[int]()
+@pytest.mark.parametrize(("num_bytes", "at_once"), [(100, 1), (51, 1), (50, 2), (30, 3), (1000, 1)])
+def test_as_many_read_at_a_time_as_fit_and_one_whatever_it_takes(
+    num_bytes: int, at_once: int
+) -> None:
+    turns = ReadingTurns(limit_bytes=100, limit_s=1000.0)
+    num_reading, seen, lock = 0, list[int](), threading.Lock()
 
     def read() -> None:
         nonlocal num_reading
         for _ in range(50):
-            with turns.turn():
-                num_reading += 1
-                time.sleep(0.0001)
-                seen.append(num_reading)
-                num_reading -= 1
+            with turns.turn(num_bytes):
+                with lock:
+                    num_reading += 1
+                    seen.append(num_reading)
+                time.sleep(0.0005)
+                with lock:
+                    num_reading -= 1
 
     threads = [threading.Thread(target=read) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert seen == [1] * 200
+    assert len(seen) == 200
+    assert max(seen) == at_once
 
 
 def test_a_turn_that_does_not_end_is_taken_and_its_end_takes_nobody_elses() -> None:
-    turns = ReadingTurns(limit_s=0.01)
+    turns = ReadingTurns(limit_bytes=0, limit_s=0.01)
     is_reading, may_end, third_reads = (threading.Event() for _ in range(3))
 
     def read_for_long() -> None:
-        with turns.turn():
+        with turns.turn(1):
             is_reading.set()
             assert may_end.wait(60)
 
     def read_third() -> None:
-        with turns.turn():
+        with turns.turn(1):
             third_reads.set()
 
     slow = threading.Thread(target=read_for_long)
     slow.start()
     assert is_reading.wait(60)
-    with turns.turn():
-        turns._limit_s = 1000.0  # this turn is nobody's to take
+    turns._limit_s = 1000.0  # the next turn is nobody's to take
+    with turns.turn(1):
         third = threading.Thread(target=read_third)
         may_end.set()
         slow.join(60)
@@ -55,10 +63,10 @@ def test_a_turn_that_does_not_end_is_taken_and_its_end_takes_nobody_elses() -> N
 
 
 def test_a_turn_ends_with_an_error_too() -> None:
-    turns = ReadingTurns(limit_s=1000.0)
+    turns = ReadingTurns(limit_bytes=0, limit_s=1000.0)
     for _ in range(2):
         try:
-            with turns.turn():
+            with turns.turn(1):
                 raise OSError
         except OSError:
             pass

@@ -21,6 +21,8 @@ _DESCRIPTIONS = {
     "kv_cache": "Reserving the KV cache",
     "graphs": "Capturing steps",
     "warmup": "Warming up",
+    "adapter_memory": "Reserving host memory for adapters",
+    "adapters": "Loading adapters",
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from octavo.engine.adapter_entry import AdapterEntry, Generation
 from octavo.engine.adapter_hold import AdapterHold
@@ -189,11 +189,13 @@ class AdapterTable:
                 _RETRY_AFTER_S,
             ) from None
 
-    async def restore(self) -> None:
+    async def restore(
+        self, begun: Callable[[Sequence[asyncio.Task[Generation]]], None] = lambda loads: None
+    ) -> None:
         """Load what the state file remembers; where there is none yet what a new server shall
         have, which then is on hold. Waits no longer than a request would.
 
-        What cannot be loaded is there, as failed.
+        ``begun`` is told of the loads. What cannot be loaded is there, as failed.
         """
         source = self._state_file
         is_new = self._wanted_file is not None and (source is None or not source.exists())
@@ -211,6 +213,7 @@ class AdapterTable:
             self._entries[one.name] = entry
             if not one.lazy:
                 loads.append(self._begin_again(entry))
+        begun(loads)
         if loads:
             await asyncio.wait(loads, timeout=self._wait_s)
         if is_new:

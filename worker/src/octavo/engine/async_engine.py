@@ -24,6 +24,7 @@ from octavo.engine.adapter_state import AdapterStateFile
 from octavo.engine.adapter_table import AdapterTable
 from octavo.engine.carried_errors import from_load_failure, from_refusal
 from octavo.engine.engine_connection import EngineConnection, start_engine_process
+from octavo.engine.first_adapters import load_first_adapters
 from octavo.engine.inspections import Inspections
 from octavo.engine.interface import EngineState, EngineStats, LoadProgress, ModelInfo
 from octavo.engine.loading_state import LoadingState
@@ -52,7 +53,6 @@ from octavo.engine.request_writer import RequestWriter
 from octavo.engine.text import ChoiceText
 from octavo.engine.watchdog import TICK_S, Watchdog
 from octavo.errors import EngineDeadError, ModelLoadError, OctavoError
-from octavo.lora.adapter_source import AdapterSource
 from octavo.outputs import GenerationEvent, RequestState
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.tokenizer import Tokenizer, Truncation
@@ -333,18 +333,13 @@ class AsyncEngine:
             self._loading.fail(EngineDeadError(_UNREADY[self.state]))
 
     async def _load_adapters(self) -> bool:
-        """Before any request is taken: those that were loaded over the API before a restart, and
-        those of the command line; False where one of these cannot be loaded."""
-        await self.adapters.restore()
-        for name, path in self._config.lora_modules:
-            if name in self.adapters:
-                continue  # replaced over the API
-            try:
-                await self.adapters.load(name, AdapterSource(path), is_remembered=False)
-            except OctavoError as error:
-                kind = type(error)
-                self._fail_load(kind(f"--lora-modules {name}={path}: {error}"))
-                return False
+        """False where one of the command line's cannot be loaded."""
+        modules = self._config.lora_modules
+        try:
+            await load_first_adapters(self.adapters, modules, self._loading.hear)
+        except OctavoError as error:
+            self._fail_load(error)
+            return False
         return True
 
     def _fail_load(self, error: OctavoError) -> None:

@@ -28,6 +28,7 @@ from octavo.engine.resolution import (
     step_limits,
 )
 from octavo.engine.runner_builder import adapter_stack, make_runner, warm_up
+from octavo.errors import OutOfMemoryError
 from octavo.grammar import Vocabulary
 from octavo.kernels.adapters import AdapterStack
 from octavo.kernels.interface import Kernels
@@ -38,7 +39,7 @@ from octavo.models import registry
 from octavo.models.family import ModelFamily
 from octavo.models.interface import CausalLM
 from octavo.runner.card_memory import CardMemory, CudaMemory, explained_shortage
-from octavo.runner.cgroup import num_usable_cpus
+from octavo.runner.cgroup import memory_bytes_left, num_usable_cpus
 from octavo.runner.memory import kv_budget
 from octavo.runner.model_runner import ModelRunner
 from octavo.runner.trial_steps import CardUse, try_steps
@@ -143,7 +144,9 @@ def build_engine(
     grammars = _grammars(info, checkpoint, vocabulary)
     if grammars is not None:
         info = msgspec.structs.replace(info, can_constrain=True)
-    control = None if stack is None else _make_adapter_control(config, scheduler, stack)
+    control = None
+    if stack is not None:
+        control = _make_adapter_control(config, scheduler, stack, phases)
     core = EngineCore(scheduler, runner, limits.max_tokens_in_flight, grammars, control)
     if device.type == "cpu":  # elsewhere most of it was compiling
         core.pace.record(1, warm_up_s)
@@ -221,11 +224,25 @@ def _with_kv_cache(
 
 
 def _make_adapter_control(
-    config: EngineConfig, scheduler: Scheduler, stack: AdapterStack
+    config: EngineConfig, scheduler: Scheduler, stack: AdapterStack, phases: Phases
 ) -> AdapterControl:
     num_host_entries = config.max_cpu_loras or 2 * config.max_loras
-    store = AdapterStore(stack, num_host_entries, config.download_dir)
+    if stack.b.is_cuda:
+        _check_host_memory(num_host_entries, stack)
+    with phases("adapter_memory", f"{num_host_entries} adapters"):
+        store = AdapterStore(stack, num_host_entries, config.download_dir)
     return AdapterControl(scheduler, store, config.lora_wait_s)
+
+
+def _check_host_memory(num_adapters: int, stack: AdapterStack) -> None:
+    """It is taken at once, and whoever takes more than the container may have is killed."""
+    needed, left = num_adapters * stack.slot_size * stack.b.element_size(), memory_bytes_left()
+    if left is not None and needed > left:
+        raise OutOfMemoryError(
+            f"There is no room for {num_adapters} LoRA adapters in host memory: they may take "
+            f"{needed / 2**30:.2f} GiB, of which this container has {left / 2**30:.2f} left: lower "
+            "--max-cpu-loras or --max-lora-rank, or raise the container's memory limit."
+        )
 
 
 def _grammars(

@@ -91,7 +91,8 @@ class Shutdown(msgspec.Struct, tag=True, array_like=True):
 class PhaseStarted(msgspec.Struct, tag=True, array_like=True):
     """Loading is in a phase; sent again as it moves on.
 
-    In order: import, files, weights, kernels (CUDA), kv_cache, graphs (CUDA) or warmup.
+    In order: import, files, weights, kernels (CUDA), kv_cache, graphs (CUDA) or warmup,
+    adapter_memory (with LoRA), adapters (where there are any).
     """
 
     name: str

@@ -37,6 +37,14 @@ class AdapterFiles:
     """``sha256:`` and hexadecimal, of both files' contents: names an adapter whatever its path."""
 
 
+def weight_bytes(folder: Path) -> int:
+    """What reading the adapter takes; 0 where that cannot be told, as :func:`read_adapter` will."""
+    try:
+        return (folder / WEIGHTS_NAME).stat().st_size
+    except OSError:
+        return 0
+
+
 def read_adapter(
     folder: Path,
     max_weight_bytes: int,
@@ -65,14 +73,14 @@ def read_adapter(
     if not isinstance(config, dict):
         raise AdapterError(f"{CONFIG_NAME} must hold a JSON object.")
     parse_peft_config(config).check_rank(max_rank)
-    weight_bytes = _read(folder, WEIGHTS_NAME, max_weight_bytes + _MAX_HEADER_BYTES)
+    weights = _read(folder, WEIGHTS_NAME, max_weight_bytes + _MAX_HEADER_BYTES)
     digest = hashlib.sha256()
-    for content in (config_bytes, weight_bytes):
+    for content in (config_bytes, weights):
         digest.update(len(content).to_bytes(8, "big"))
         digest.update(content)
     named = f"sha256:{digest.hexdigest()}"
     check_digest(named)
-    tensors = parse_safetensors(weight_bytes, WEIGHTS_NAME)
+    tensors = parse_safetensors(weights, WEIGHTS_NAME)
     return AdapterFiles(config, tensors, named)
 
 

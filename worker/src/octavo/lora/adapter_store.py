@@ -26,7 +26,7 @@ import torch
 
 from octavo.errors import AdapterChangedError, ModelLoadError, OctavoError
 from octavo.kernels.adapters import AdapterStack
-from octavo.lora.adapter_folder import AdapterFiles, read_adapter
+from octavo.lora.adapter_folder import AdapterFiles, read_adapter, weight_bytes
 from octavo.lora.adapter_source import AdapterSource, find_adapter
 from octavo.lora.adapter_weights import lay_out
 from octavo.lora.host_cache import HostCache
@@ -251,7 +251,7 @@ class AdapterStore:
         if record is None:
             return None  # closed meanwhile
         folder, opened = self._find(record), None
-        with self._turns.turn():
+        with self._turns.turn(weight_bytes(folder)):
             if self._is_to_be_read(job, record):
                 opened = self._read_in(job, record, folder, started)
         if opened is not None and opened.is_known:

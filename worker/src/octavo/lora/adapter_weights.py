@@ -63,8 +63,12 @@ class AdapterWeights:
             for index, part in enumerate(parts):
                 if part is not None:
                     a[index, : part.rank].copy_(part.a)
-                    rows[index][:, : part.rank].copy_(part.b.float() * part.scaling)
-        if not torch.isfinite(buffer.sum(dtype=torch.float64)):
+                    # Rounded once.
+                    b_of_part = part.b if part.b.dtype == buffer.dtype else part.b.float()
+                    torch.mul(b_of_part, part.scaling, out=rows[index][:, : part.rank])
+        # Both are NaN where any number is.
+        lowest, highest = buffer.aminmax()
+        if not (torch.isfinite(lowest) and torch.isfinite(highest)):
             raise AdapterError(
                 f"The adapter holds numbers that are not finite as {buffer.dtype}; it is broken, "
                 "or was trained in a wider format."

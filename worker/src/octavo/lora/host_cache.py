@@ -15,6 +15,7 @@ import torch
 from octavo.errors import ModelLoadError
 from octavo.kernels.adapters import AdapterStack, PackedAdapter
 from octavo.lora.adapter_weights import AdapterWeights
+from octavo.lora.locked_memory import LockedMemory
 
 _WIDEST_BYTES = 4
 """Of a number in an adapter's file."""
@@ -33,10 +34,16 @@ class HostCache:
 
     def __init__(self, stack: AdapterStack, num_entries: int) -> None:
         is_cuda = stack.b.is_cuda
-        shape = (num_entries, stack.slot_size)
-        # Pinned once and for all: pinning stops the device's other work. On the CPU pages are
-        # mapped when first written.
-        self._weights = torch.empty(shape, dtype=stack.b.dtype, pin_memory=is_cuda)
+        num_numbers = num_entries * stack.slot_size
+        self._locked: LockedMemory | None = None
+        # Locked once and for all: that stops the device's other work. On the CPU pages are mapped
+        # when first written.
+        if is_cuda:
+            self._locked = LockedMemory(num_numbers * stack.b.element_size())
+            numbers = self._locked.bytes.view(stack.b.dtype)
+        else:
+            numbers = torch.empty(num_numbers, dtype=stack.b.dtype)
+        self._weights = numbers.view(num_entries, stack.slot_size)
         self._tables = torch.zeros(
             num_entries, *stack.table.shape[1:], dtype=torch.int64, pin_memory=is_cuda
         )
