@@ -1,7 +1,7 @@
 """Prints programs that steps launch and that nothing compiled ahead; run as a program.
 
-Triton's launches are replaced by notes of which program with which constants it would have been:
-first those that compiling ahead asks for, then those of steps of many shapes.
+Triton's launches are replaced by notes of what each would be compiled for: first those that
+compiling ahead asks for, of a model cut short, then those of steps of many shapes of the whole one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import torch
 from triton.runtime.jit import JITFunction
 
 from octavo.config import EngineConfig
-from octavo.engine.compile_ahead import absent_runner, find_launches
+from octavo.engine.compile_ahead import absent_runner, find_launches, kind_of_launch
 from octavo.engine.compiler_process import CompileTask
+from octavo.kernels.adapters import AdapterUse
+from octavo.models.family import DecoderFamily
 from octavo.runner.step_shapes import StepShape
 from octavo.sampling.sampler import DrawKind
 from tiny_models import tiny_config
@@ -22,23 +24,23 @@ from tiny_models import tiny_config
 _noted: set[tuple[str, str]] = set()
 
 
-def _note(self: Any, *_: Any, grid: Any, warmup: bool, **constants: Any) -> Any:
-    _noted.add((self.__name__, repr(sorted(constants.items(), key=repr))))
+def _note(self: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> Any:
+    _noted.add((self.__name__, repr(kind_of_launch(self, args, constants))))
     return SimpleNamespace()
 
 
-def main() -> None:
-    hf_config = tiny_config(
-        "qwen3", hidden_size=128, intermediate_size=192, head_dim=64, vocab_size=320
-    )
-    limits = {"max_num_seqs": 48, "max_num_batched_tokens": 600}
-    config = EngineConfig(model="m", enable_lora=True, **limits)  # type: ignore[arg-type]
-    task = CompileTask(config, hf_config, "bfloat16", max_model_len=640, capability=(9, 0))
-    JITFunction.run = _note
-    find_launches(task, lambda name, call: call())
-    ahead = set(_noted)
+def _launch_ahead(task: CompileTask) -> int:
+    """Returns how many programs are compiled."""
+    return find_launches(task, lambda name, call: call())
+
+
+def _launch_whole(task: CompileTask) -> None:
+    abridged = DecoderFamily.abridged
+    DecoderFamily.abridged = lambda self: self
     graphs = absent_runner(task)._graphs
+    DecoderFamily.abridged = abridged
     assert graphs is not None
+    uses = graphs.shapes._adapters
     with torch.inference_mode():
         for shape in graphs.shapes.by_use():
             graphs.run_padding(shape)
@@ -50,10 +52,37 @@ def main() -> None:
             (40, 9, 600),
         ]:
             for kind in (DrawKind.GREEDY, DrawKind.FILTERED):
-                graphs.run_padding(StepShape(decodes, prefills, tokens, kind))
-    for late in sorted(_noted - ahead):
-        print(*late)
-    print(f"{len(ahead)} programs ahead")
+                for use in [AdapterUse.NONE, *uses]:
+                    shape = StepShape(decodes, prefills, tokens, kind, adapters=use)
+                    graphs.run_padding(shape)
+
+
+def main() -> None:
+    hf_config = tiny_config(
+        "qwen3",
+        hidden_size=128,
+        intermediate_size=192,
+        head_dim=64,
+        vocab_size=320,
+        num_hidden_layers=5,
+    )
+    JITFunction.run = _note
+    for max_loras in (8, 64):
+        _noted.clear()
+        config = EngineConfig(
+            model="m",
+            enable_lora=True,
+            max_loras=max_loras,
+            max_num_seqs=48,
+            max_num_batched_tokens=600,
+        )
+        task = CompileTask(config, hf_config, "bfloat16", max_model_len=640, capability=(9, 0))
+        num_ahead = _launch_ahead(task)
+        ahead = set(_noted)
+        _launch_whole(task)
+        for late in sorted(_noted - ahead):
+            print(*late)
+        print(f"{num_ahead} programs ahead, {len(_noted)} with {max_loras} slots")
 
 
 if __name__ == "__main__":

@@ -94,15 +94,22 @@ class Alone:
 SHARE = 0.45
 
 
+def compiled_late(kernels: Path) -> list[str]:
+    """Programs that were compiled when launched, of an engine that has just started."""
+    (marker,) = kernels.glob("octavo-*.json")
+    ahead = marker.stat().st_mtime
+    late = [path.name for path in kernels.glob("*/*.cubin") if path.stat().st_mtime > ahead]
+    # Eager steps may draw from float32 logits; all else captured steps run as well.
+    return [name for name in late if "draw" not in name]
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
     kernels = tmp_path_factory.mktemp("kernels")
     worker = Worker(kernel_cache_dir=str(kernels), gpu_memory_utilization=SHARE)
     try:
         num_blocks = worker.hear()["num_blocks"]
-        (marker,) = kernels.glob("octavo-*.json")
-        ahead = marker.stat().st_mtime
-        late = [p.name for p in kernels.glob("*/*.cubin") if p.stat().st_mtime > ahead]
+        late = compiled_late(kernels)
         worker.work()
         return Alone(str(kernels), num_blocks, late, worker.hear())
     finally:
@@ -110,8 +117,23 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
 
 
 def test_nothing_is_compiled_at_launch_that_was_compiled_ahead(alone: Alone) -> None:
-    # Eager steps may draw from float32 logits; all else captured steps run as well.
-    assert not [name for name in alone.compiled_late if "draw" not in name], alone.compiled_late
+    assert not alone.compiled_late
+
+
+def test_nor_where_there_are_adapters(tmp_path: Path) -> None:
+    """Whose programs depend on how many slots there are, and on nothing of a layer's number."""
+    worker = Worker(
+        kernel_cache_dir=str(tmp_path),
+        gpu_memory_utilization=SHARE,
+        enable_lora=True,
+        max_loras=64,
+        max_cpu_loras=64,
+    )
+    try:
+        worker.hear()
+        assert not compiled_late(tmp_path)
+    finally:
+        worker.end()
 
 
 def test_an_engine_under_full_load_stays_within_its_share(alone: Alone) -> None:

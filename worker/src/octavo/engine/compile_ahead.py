@@ -20,7 +20,7 @@ import multiprocessing.process
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +198,7 @@ def _recording(found: Callable[[str, Callable[[], object]], None]) -> Iterator[s
     run = JITFunction.run
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        # Keywords are constants of the program and options of its compilation: each value counts.
-        key = (id(self), *map(_kind, args), *kwargs.items())
+        key = (id(self), kind_of_launch(self, args, kwargs))
         if key not in launches:
             launches.add(key)
             found(
@@ -214,14 +213,27 @@ def _recording(found: Callable[[str, Callable[[], object]], None]) -> Iterator[s
         JITFunction.run = run
 
 
-def _kind(argument: Any) -> object:
+def kind_of_launch(
+    function: Any, args: Sequence[object], constants: Mapping[str, object]
+) -> tuple[object, ...]:
+    """What a launch needs compiled, of a program of Triton's: equal for launches of one binary."""
+    kinds = zip(function.params, args, strict=False)
+    # Keywords are constants of the program and options of its compilation: each value counts.
+    return *(_kind(parameter, argument) for parameter, argument in kinds), *constants.items()
+
+
+def _kind(parameter: Any, argument: Any) -> object:
     """What a program is specialised for, or finer."""
     if isinstance(argument, Tensor):
-        return argument.dtype, argument.data_ptr() % 16 == 0
+        is_aligned = argument.data_ptr() % 16 == 0
+        return argument.dtype, is_aligned or parameter.do_not_specialize_on_alignment
     if hasattr(argument, "block_shape"):  # a tensor descriptor
         return argument.base.dtype, tuple(argument.block_shape)
-    if isinstance(argument, int) and not isinstance(argument, bool) and argument > 1:
-        return int, argument % 16 == 0, argument.bit_length() > 31
+    if isinstance(argument, int) and not isinstance(argument, bool):
+        if parameter.do_not_specialize:
+            return int, argument.bit_length() > 31
+        if argument > 1:
+            return int, argument % 16 == 0, argument.bit_length() > 31
     return argument
 
 

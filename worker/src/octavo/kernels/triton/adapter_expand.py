@@ -70,7 +70,7 @@ def _inner(
     return total
 
 
-@triton.jit(do_not_specialize=["index", "num_tokens", "num_tiles", "num_blocks"])
+@triton.jit(do_not_specialize=["index", "num_projections", "num_tokens", "num_tiles", "num_blocks"])
 def _expand_program(
     y,
     b,
@@ -79,6 +79,7 @@ def _expand_program(
     tiles,
     shrunk,
     index,
+    num_projections,
     num_tokens,
     num_tiles,
     slot_stride,
@@ -88,7 +89,6 @@ def _expand_program(
     MAX_RANK: tl.constexpr,
     SLOT_RANK: tl.constexpr,
     NUM_PARTS: tl.constexpr,
-    NUM_PROJECTIONS: tl.constexpr,
     TILE: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     INTERPRETED: tl.constexpr,
@@ -103,7 +103,7 @@ def _expand_program(
     tile = tl.program_id(1)
     slot = tl.load(tiles + tile)
     first, places, is_token, tokens, count = tokens_of_tile(order, tiles, num_tiles, tile, TILE)
-    offset, rank = locate(table, slot, index, NUM_PROJECTIONS)
+    offset, rank = locate(table, slot, index, num_projections)
     part = tl.program_id(2)
     begin, size = columns_of_part(part, OUT_0, OUT_1, OUT_2)
     first_column = tl.program_id(0) * num_blocks * BLOCK_N
@@ -132,7 +132,7 @@ def _expand_program(
             tl.store(pointers, result.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["index", "num_tokens", "num_tiles", "num_blocks"])
+@triton.jit(do_not_specialize=["index", "num_projections", "num_tokens", "num_tiles", "num_blocks"])
 def _gated_expand_program(
     gate_up,
     b,
@@ -141,6 +141,7 @@ def _gated_expand_program(
     tiles,
     shrunk,
     index,
+    num_projections,
     num_tokens,
     num_tiles,
     slot_stride,
@@ -151,7 +152,6 @@ def _gated_expand_program(
     MAX_RANK: tl.constexpr,
     SLOT_RANK: tl.constexpr,
     NUM_PARTS: tl.constexpr,
-    NUM_PROJECTIONS: tl.constexpr,
     TILE: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     INTERPRETED: tl.constexpr,
@@ -166,7 +166,7 @@ def _gated_expand_program(
     tile = tl.program_id(1)
     slot = tl.load(tiles + tile)
     first, places, is_token, tokens, count = tokens_of_tile(order, tiles, num_tiles, tile, TILE)
-    offset, rank = locate(table, slot, index, NUM_PROJECTIONS)
+    offset, rank = locate(table, slot, index, num_projections)
     first_column = tl.program_id(0) * num_blocks * BLOCK_N
     matrix = b + slot * slot_stride + offset
     lanes = tl.arange(0, BLOCK_N)

@@ -59,7 +59,7 @@ def _inner_of_token(
     return total
 
 
-@triton.jit(do_not_specialize=["index", "num_tokens", "num_tiles"])
+@triton.jit(do_not_specialize=["index", "num_projections", "num_tokens", "num_tiles"])
 def _expand_by_token_program(
     y,
     b,
@@ -68,6 +68,7 @@ def _expand_by_token_program(
     tiles,
     shrunk,
     index,
+    num_projections,
     num_tokens,
     num_tiles,
     slot_stride,
@@ -76,7 +77,6 @@ def _expand_by_token_program(
     MAX_RANK: tl.constexpr,
     SLOT_RANK: tl.constexpr,
     NUM_PARTS: tl.constexpr,
-    NUM_PROJECTIONS: tl.constexpr,
     TILE: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     INTERPRETED: tl.constexpr,
@@ -90,7 +90,7 @@ def _expand_by_token_program(
     tile = tl.program_id(1)
     slot = tl.load(tiles + tile)
     first = tl.load(tiles + num_tiles + tile)
-    offset, rank = locate(table, slot, index, NUM_PROJECTIONS)
+    offset, rank = locate(table, slot, index, num_projections)
     # Nothing is to be done for tokens without an adapter.
     count = tl.where(rank > 0, tl.load(tiles + 2 * num_tiles + tile), 0)
     BLOCKS_0: tl.constexpr = (OUT_0 + BLOCK_N - 1) // BLOCK_N

@@ -21,11 +21,11 @@ from octavo.kernels.triton.launch import INTERPRETED, next_power_of_two
 
 
 @triton.jit
-def locate(table, slot, index, NUM_PROJECTIONS: tl.constexpr):
+def locate(table, slot, index, num_projections):
     """Where B of a projection begins in a slot, and its rank there; multiples of 16. Zeros for no
     slot."""
     is_slot = slot >= 0
-    entry = table + (slot * NUM_PROJECTIONS + index) * 2
+    entry = table + (slot * num_projections + index) * 2
     offset = tl.load(entry, mask=is_slot, other=0)
     rank = tl.load(entry + 1, mask=is_slot, other=0).to(tl.int32)
     return tl.multiple_of(offset, 16), tl.multiple_of(rank, 16)
@@ -113,6 +113,8 @@ class Operands:
             self.tiles.table,
             shrunk,
             self.index,
+            # No constant: programs are the same for any number of layers.
+            len(self.stack.projections),
             self.num_tokens,
             self.tiles.num_tiles,
         )
@@ -128,7 +130,6 @@ class Operands:
             "MAX_RANK": self.storage_rank,
             "SLOT_RANK": self.slot_rank,
             "NUM_PARTS": len(self.projection.names),
-            "NUM_PROJECTIONS": len(self.stack.projections),
             "TILE": self.tiles.tile_size,
             "NUM_SPLITS": num_splits,
             "INTERPRETED": INTERPRETED,

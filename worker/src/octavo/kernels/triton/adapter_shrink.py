@@ -25,7 +25,7 @@ _LINE_ELEMENTS = 64
 """Two-byte elements in a cache line of 128 bytes."""
 
 
-@triton.jit(do_not_specialize=["index", "num_tokens", "num_tiles"])
+@triton.jit(do_not_specialize=["index", "num_projections", "num_tokens", "num_tiles"])
 def _shrink_program(
     x,
     a,
@@ -34,6 +34,7 @@ def _shrink_program(
     tiles,
     shrunk,
     index,
+    num_projections,
     num_tokens,
     num_tiles,
     slot_stride,
@@ -41,7 +42,6 @@ def _shrink_program(
     MAX_RANK: tl.constexpr,
     SLOT_RANK: tl.constexpr,
     NUM_PARTS: tl.constexpr,
-    NUM_PROJECTIONS: tl.constexpr,
     TILE: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     INTERPRETED: tl.constexpr,
@@ -55,7 +55,7 @@ def _shrink_program(
     and share of the input."""
     tile = tl.program_id(1)
     slot = tl.load(tiles + tile)
-    _, rank = locate(table, slot, index, NUM_PROJECTIONS)
+    _, rank = locate(table, slot, index, num_projections)
     width: tl.constexpr = NUM_PARTS * MAX_RANK
     first_target = tl.program_id(0) * BLOCK_R
     targets = first_target + tl.arange(0, BLOCK_R)
