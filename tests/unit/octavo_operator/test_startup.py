@@ -48,6 +48,22 @@ def test_phases_add_up_from_pod_and_worker() -> None:
     }
 
 
+def test_phases_of_a_gpu_and_of_adapters_are_told() -> None:
+    phases_s = {
+        "import": 3.0,
+        "files": 0.5,
+        "weights": 2.0,
+        "kernels": 13.5,
+        "kv_cache": 0.25,
+        "graphs": 0.75,
+        "adapter_memory": 6.0,
+        "adapters": 22.5,
+    }
+    told = startup_status([pod()], {"uid-chat-1": phases_s}, None)
+    assert told is not None
+    assert (told["load"], told["warmup"], told["adapters"]) == ("5.0s", "14.5s", "28.5s")
+
+
 def test_download_in_an_init_container_counts_as_download() -> None:
     ended = {"startedAt": "2026-01-01T10:00:10Z", "finishedAt": "2026-01-01T10:00:30Z"}
     init = [{"name": "fetch", "state": {"terminated": ended}}]

@@ -13,10 +13,11 @@ from typing import Any, Final
 from octavo_operator.labels import WORKER_CONTAINER
 from octavo_operator.reconcile.observed import LiveObject
 
-_WORKER_PHASES: Final[Mapping[str, tuple[str, ...]]] = {
+WORKER_PHASES: Final[Mapping[str, tuple[str, ...]]] = {
     "download": ("files",),
     "load": ("import", "weights"),
-    "warmup": ("kv_cache", "warmup"),
+    "warmup": ("kernels", "kv_cache", "graphs", "warmup"),
+    "adapters": ("adapter_memory", "adapters"),
 }
 """Our phases, each the sum of phases that the worker names."""
 
@@ -46,7 +47,7 @@ def startup_status(
     seconds = {
         "schedule": _between(created, scheduled),
         "pull": _between(scheduled, _first_start(pod)),
-        **{name: _sum(told, parts) for name, parts in _WORKER_PHASES.items()},
+        **{name: _sum(told, parts) for name, parts in WORKER_PHASES.items()},
         "total": _between(created, _condition_time(pod, "Ready")),
     }
     init_s = _init_seconds(pod)

@@ -13,7 +13,8 @@ from octavo.logs import log_event
 _logger = logging.getLogger("octavo.serve")
 _BAR_WIDTH = 24
 _ERASE_LINE = "\r\x1b[K"
-_DESCRIPTIONS = {
+DESCRIPTIONS = {
+    # Every phase there is; see octavo.engine.messages.PhaseStarted.
     "import": "Starting",
     "files": "Finding files",
     "weights": "Loading weights",
@@ -95,4 +96,4 @@ class ServeDisplay:
 
 
 def _describe(phase: str) -> str:
-    return _DESCRIPTIONS.get(phase, phase)
+    return DESCRIPTIONS.get(phase, phase)
