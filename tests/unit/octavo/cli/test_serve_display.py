@@ -25,6 +25,12 @@ def load(display: ServeDisplay) -> None:
     display.draining(2, 30.0)
 
 
+def test_what_others_write_takes_the_bars_place() -> None:
+    terminal = Terminal()
+    ServeDisplay(terminal, "http://127.0.0.1:8000").loading(LoadProgress("adapters", "1 of 2", 0.5))
+    assert terminal.getvalue().endswith("1 of 2\r")
+
+
 def test_terminal_shows_a_bar_then_lines_that_stay() -> None:
     terminal = Terminal()
     load(ServeDisplay(terminal, "http://127.0.0.1:8000"))

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from octavo.engine.carried_errors import to_refusal
 from octavo.engine.messages import AdapterEvent, AdapterFailed, AdapterOpened
 from octavo.errors import AdapterNotReadyError, OctavoError, RequestFailedError
-from octavo.logs import log_event
 from octavo.lora.adapter_source import AdapterSource
 from octavo.lora.outcomes import Filled, FillFailed, Opened, OpenFailed, Outcome
 from octavo.outputs import AdapterStats
@@ -169,15 +168,6 @@ class AdapterControl:
         else:
             self._open[opened.adapter_id] = opened.digest
             self._slots.add(opened.adapter_id)
-            log_event(
-                _log,
-                "adapter_loaded",
-                generation=opened.adapter_id,
-                rank=opened.rank,
-                size_bytes=opened.size_bytes,
-                seconds=round(opened.seconds, 3),
-                digest=opened.digest,
-            )
         self._events.append(
             AdapterOpened(
                 opened.adapter_id,

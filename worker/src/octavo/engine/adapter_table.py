@@ -343,6 +343,9 @@ class AdapterTable:
             "adapter_ready",
             name=entry.name,
             generation=generation.id,
+            rank=opened.rank,
+            size_bytes=opened.size_bytes,
+            seconds=round(opened.seconds, 3),
             digest=opened.digest,
         )
         return generation
