@@ -87,6 +87,27 @@ def test_what_is_remembered_comes_first_and_is_not_loaded_again(tmp_path: Path) 
     ]  # fmt: skip
 
 
+def test_of_a_load_that_takes_too_long_nothing_is_told_once_it_is_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    before = engine_with("v1", state=tmp_path / "state")
+    run(lambda: before.table.load("one", AdapterSource("/v1")))
+    after, told = AdapterEngine(tmp_path / "state", wait_s=0.01), Told()
+    after.digests = before.digests
+    after.is_holding = True
+
+    async def restart() -> None:
+        await load_first_adapters(after.table, [], told.append)
+        assert [type(message) for message in told] == [PhaseFinished]
+        after.release()
+        while not after.table.offered()[0].current:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    run(restart)
+    assert len(told) == 1
+
+
 def test_where_there_are_none_nothing_is_told() -> None:
     told = Told()
     run(lambda: load_first_adapters(engine_with().table, [], told.append))
