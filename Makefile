@@ -31,7 +31,7 @@ endif
 check: $(VENV)/dev.stamp ## Formatting, lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(SOURCES)
+	$(BIN)/mypy $(SOURCES) benchmarks
 	$(BIN)/lint-imports --config .importlinter
 
 format: $(VENV)/dev.stamp ## Rewrite the sources in the project's format

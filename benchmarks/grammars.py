@@ -89,7 +89,7 @@ class Library(Protocol):
 
     name: str
 
-    def compile(self, schema: object) -> Any:
+    def compile(self, schema: dict[str, Any] | bool) -> Any:
         """A fresh matcher; raises ValueError where the schema is refused."""
 
     def mask(self, matcher: Any) -> None: ...
@@ -108,7 +108,7 @@ class LLGuidance:
         self._library = GrammarLibrary(Vocabulary(tokens, special), len(tokens), [eos])
         self._mask = torch.zeros(-(-len(tokens) // 32), dtype=torch.int32)
 
-    def compile(self, schema: object) -> Any:
+    def compile(self, schema: dict[str, Any] | bool) -> Any:
         try:
             grammar = translate(StructuredOutputs(json=schema, disable_any_whitespace=False))
         except InvalidRequestError as error:
@@ -143,7 +143,7 @@ class XGrammar:
         self._compiler = xgrammar.GrammarCompiler(info, max_threads=2, cache_enabled=False)
         self._mask = xgrammar.allocate_token_bitmask(1, len(tokens))
 
-    def compile(self, schema: object) -> Any:
+    def compile(self, schema: dict[str, Any] | bool) -> Any:
         try:
             compiled = self._compiler.compile_json_schema(json.dumps(schema), strict_mode=False)
         except RuntimeError as error:

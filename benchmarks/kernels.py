@@ -36,7 +36,7 @@ from torch.nn.attention.bias import causal_lower_right
 from triton.runtime.errors import TritonError
 
 from octavo.kernels.adapters import AdapterStack, AdapterStep, Projection
-from octavo.kernels.interface import AttentionBatch, Kernels, Linear, SamplingBatch
+from octavo.kernels.interface import AttentionBatch, Linear, SamplingBatch
 from octavo.kernels.select import rows_for_adapters
 from octavo.kernels.triton import TritonKernels, penalties
 from octavo.kernels.triton.adapter_tiles import make_tiles
@@ -177,7 +177,7 @@ def ceilings() -> tuple[float, float]:
 # Cases
 
 
-def norm_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
+def norm_cases(model: ModelShape, kernels: TritonKernels) -> Iterator[Case]:
     for num_tokens in [1, 64, 256, 4096]:
 
         def make(num_tokens: int = num_tokens) -> Callable[[], object]:
@@ -190,7 +190,7 @@ def norm_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
         )
 
 
-def activation_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
+def activation_cases(model: ModelShape, kernels: TritonKernels) -> Iterator[Case]:
     for num_tokens in [1, 64, 256, 4096]:
 
         def make(num_tokens: int = num_tokens) -> Callable[[], object]:
@@ -201,7 +201,7 @@ def activation_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
         yield Case("silu_mul", model.name, f"T={num_tokens}", make, num_bytes)
 
 
-def linear_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
+def linear_cases(model: ModelShape, kernels: TritonKernels) -> Iterator[Case]:
     """The library's products, for the share they have in a step."""
     q_size, kv_size = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     weights = {
@@ -225,7 +225,7 @@ def linear_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
         yield Case(f"linear_{name}", model.name, f"T={num_tokens}", make, num_bytes, operations)
 
 
-def lora_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
+def lora_cases(model: ModelShape, kernels: TritonKernels) -> Iterator[Case]:
     """Products with what adapters add, up to the program that reads them (an activation, else a
     norm), beside the same without adapters (``plain``), with A below the weights (``rows``) and
     ahead of the product (``ahead``); and sorting a step's tokens."""
@@ -269,14 +269,14 @@ def lora_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
                 num_slots: int = num_slots, num_tokens: int = num_tokens
             ) -> Callable[[], object]:
                 slots = _round_robin(num_tokens, num_slots)
-                return lambda: make_tiles(slots, num_slots)
+                return lambda: make_tiles(slots, num_slots, most_used=num_slots)
 
             yield Case("lora_tiles", model.name, shape, make_sort, 4 * num_tokens)
 
 
 def _product_and_reader(
     projection: Projection,
-    kernels: Kernels,
+    kernels: TritonKernels,
     linear: Linear,
     step: AdapterStep | None,
     num_tokens: int,
@@ -295,7 +295,7 @@ def _product_and_reader(
     return run
 
 
-def _random_linear(projection: Projection, kernels: Kernels) -> Linear:
+def _random_linear(projection: Projection, kernels: TritonKernels) -> Linear:
     weight = _randn(sum(projection.out_features), projection.in_features)
     return kernels.prepare_linear([weight], None, BF16)
 
@@ -358,7 +358,7 @@ def paged_cache(model: ModelShape, context_lens: list[int]) -> tuple[Tensor, Ten
     return _randn(*shape), _randn(*shape)
 
 
-def rope_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
+def rope_cases(model: ModelShape, kernels: TritonKernels) -> Iterator[Case]:
     num_all_heads = model.num_heads + 2 * model.num_kv_heads
     for num_tokens in [1, 64, 256, 4096]:
 
@@ -483,7 +483,7 @@ def sdpa_cases(model: ModelShape) -> Iterator[Case]:
         yield Case(label, model.name, shape, make, *_prefill_work(model, sequences))
 
 
-def sampling_cases(model: ModelShape, kernels: Kernels) -> Iterator[Case]:
+def sampling_cases(model: ModelShape, kernels: TritonKernels) -> Iterator[Case]:
     kinds = {
         "greedy": (0.0, 0, 1.0),
         "random": (0.6, 0, 1.0),

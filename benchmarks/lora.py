@@ -122,7 +122,7 @@ class Bench:
         adapters = self.requests(num_slots + 1)
         for request in adapters:
             llm.load_lora(request)
-        warm, cold = [], []
+        warm, cold = list[float](), list[float]()
         for number in range(6 * len(adapters)):
             # One more than there are slots, in turn: the next one is never there.
             request = adapters[number % len(adapters)]

@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
-import sys
 import tempfile
 import time
 import urllib.request
 
 from record import Recorder
-from serving import Client, Load, Server
+from serving import Client, Load, Models, Server
 from shapes import SHAPES
 
 _PHASE = re.compile(r'^octavo_startup_phase_seconds\{.*phase="([^"]+)".*\} (\S+)$', re.MULTILINE)
@@ -49,9 +48,9 @@ def main() -> None:
 
 
 def _run(options: argparse.Namespace, extra: list[str]) -> tuple[float, dict[str, float]]:
-    with Server(options, extra) as server:
+    with Server(options, {}, extra) as server:
         asyncio.run(server.wait_ready())
-        client = Client(server.url, "bench", 8, 1, options.vocab_size)
+        client = Client(server.url, Models(["bench"]), 8, 1, options.vocab_size)
         asyncio.run(client.run(Load(), 1, seed=0))
         first_s = time.perf_counter() - server.started
         with urllib.request.urlopen(f"{server.url}/metrics") as answer:
@@ -77,4 +76,4 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -97,7 +97,10 @@ def time_step(runner: ModelRunner, plan: BatchPlan, repeats: int) -> tuple[list[
     """Device milliseconds of each repeat, and host milliseconds of a call."""
     for _ in range(3):
         runner.execute(plan).result()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    events = [
+        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        for _ in range(repeats + 1)
+    ]
     torch.cuda.synchronize()
     events[0].record()
     host_s = 0.0

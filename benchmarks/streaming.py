@@ -13,12 +13,13 @@ import argparse
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from octavo.config import ServerConfig
+from octavo.engine.adapter_table import AdapterTable
 from octavo.engine.interface import EngineState, EngineStats, LoadProgress, ModelInfo
-from octavo.outputs import GenerationEvent, TokenLogprobs
+from octavo.outputs import GenerationEvent, RequestState, TokenLogprobs
 from octavo.server.app import create_app
 from octavo.server.chunks import ChatChunks
 from octavo.server.generation import Usage
@@ -39,6 +40,8 @@ class EventSource:
     state = EngineState.READY
     tokenizer = None
     has_chat_template = True
+    chat_template_source = ""
+    adapters = AdapterTable(lambda message: None, is_enabled=False, wait_s=1.0)
     info = ModelInfo(
         name="m",
         max_model_len=1 << 20,
@@ -66,6 +69,22 @@ class EventSource:
         for _ in range(self.num_chunks - 1):
             yield GenerationEvent(0, " token", [17], num_prompt_tokens=5)
         yield GenerationEvent(0, " end", [18], finish_reason="length", num_prompt_tokens=5)
+
+    def abort(self, request_id: str) -> bool:
+        """Nothing is open."""
+        return False
+
+    async def inspect(self) -> Mapping[str, RequestState]:
+        """Nothing is open."""
+        return {}
+
+    async def encode(self, *args: Any, **kwargs: Any) -> list[int]:
+        """Any text will do."""
+        return [1, 2, 3, 4, 5]
+
+    def template_reads(self, variable: str) -> bool:
+        """It reads nothing."""
+        return False
 
     async def render_chat(self, *args: Any, **kwargs: Any) -> list[int]:
         """Any prompt will do."""
@@ -97,11 +116,14 @@ async def stream_us(num_chunks: int, num_requests: int) -> float:
     body = json.dumps({"messages": [{"role": "user", "content": "x"}], "stream": True}).encode()
     started = time.perf_counter()
     for _ in range(num_requests):
-        await _request(app, body)
+        num_sent = await _request(app, body)
+        assert num_sent > num_chunks, f"{num_sent} events of {num_chunks} chunks"
     return (time.perf_counter() - started) / (num_chunks * num_requests) * 1e6
 
 
-async def _request(app: Any, body: bytes) -> None:
+async def _request(app: Any, body: bytes) -> int:
+    """Returns how many events were sent."""
+    num_events = 0
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> dict[str, Any]:
@@ -111,7 +133,9 @@ async def _request(app: Any, body: bytes) -> None:
         raise AssertionError("unreachable")
 
     async def send(message: dict[str, Any]) -> None:
+        nonlocal num_events
         assert message.get("status", 200) == 200, message
+        num_events += message.get("body", b"").count(b"data: ")
 
     scope = {
         "type": "http",
@@ -123,6 +147,7 @@ async def _request(app: Any, body: bytes) -> None:
         "headers": [(b"content-type", b"application/json")],
     }
     await app(scope, receive, send)
+    return num_events
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from typing import Any
 
 
 def main() -> None:
@@ -14,7 +15,7 @@ def main() -> None:
 
     job = json.load(sys.stdin)
     model = sys.argv[1]
-    options = {"max_model_len": 512, "enable_prefix_caching": False}
+    options: dict[str, Any] = {"max_model_len": 512, "enable_prefix_caching": False}
     if model == "dense":
         model = job["folder"]
         options |= {"load_format": "dummy", "skip_tokenizer_init": True}
