@@ -21,15 +21,14 @@ from tqdm import tqdm
 
 from octavo.config import EngineConfig
 from octavo.engine.build import build_engine
-from octavo.engine.carried_errors import from_adapter_failure
 from octavo.engine.intake import Intake
 from octavo.engine.interface import ModelInfo
-from octavo.engine.messages import AdapterFailed, AdapterOpened, Refused, RequestSpec
+from octavo.engine.messages import RequestSpec
+from octavo.engine.offline_adapters import OfflineAdapters
 from octavo.engine.request_options import RequestOptions
 from octavo.engine.text import ChoiceText
 from octavo.errors import InvalidRequestError, QueueFullError, RequestFailedError
 from octavo.grammar import Vocabulary
-from octavo.lora.adapter_source import AdapterSource
 from octavo.lora.request import LoRARequest
 from octavo.outputs import CompletionOutput, EngineStats, RequestOutput, RequestUpdate
 from octavo.request import AdapterGeneration
@@ -61,9 +60,7 @@ class LLM:
         self._intake = Intake(self._engine.info, config.seed, self._tokenizer)
         self._chat_template: ChatTemplate | None = None
         self._ids = itertools.count()
-        self._adapters: dict[str, tuple[str, AdapterGeneration]] = {}
-        """Name → path and what was loaded from there."""
-        self._generations = itertools.count(1)
+        self._adapters = OfflineAdapters(self._engine.core)
 
     @property
     def info(self) -> ModelInfo:
@@ -104,10 +101,11 @@ class LLM:
 
         Prompts of one adapter are begun together, so that a step reads, and a slot holds, few.
         ``sampling_params`` and ``lora_request``: one for all, or one for each prompt (None there:
-        the base model). Adapters are loaded when first named (``enable_lora=True``); a name given
-        with another path is loaded anew. Raises InvalidRequestError before anything runs when one
-        of them cannot be served, AdapterError or ModelLoadError for an adapter. Whatever ends it
-        early (Ctrl-C too) ends all its requests; the next call starts from nothing.
+        the base model). Adapters are loaded when first named, side by side (``enable_lora=True``);
+        a name given with another path than before is loaded anew. Raises InvalidRequestError before
+        anything runs when one of them cannot be served, AdapterError or ModelLoadError for an
+        adapter. Whatever ends it early (Ctrl-C too) ends all its requests; the next call starts
+        from nothing.
         """
         if isinstance(prompts, str | Mapping):
             prompts = [prompts]
@@ -115,38 +113,20 @@ class LLM:
             sampling_params = SamplingParams()
         params = _one_each(sampling_params, len(prompts), "sampling_params", "sampling parameters")
         requests = _one_each(lora_request, len(prompts), "lora_request", "adapters")
-        adapters = [None if request is None else self.load_lora(request) for request in requests]
+        named = [request for request in requests if request is not None]
+        loaded = iter(self._adapters.load(named, use_tqdm))
+        adapters = [None if request is None else next(loaded) for request in requests]
         batch = _OfflineBatch(self, prompts, params, adapters)
         return batch.run(use_tqdm)
 
     def load_lora(self, request: LoRARequest) -> AdapterGeneration:
         """Load an adapter, unless it is; raises AdapterError or ModelLoadError."""
-        known = self._adapters.get(request.lora_name)
-        if known is not None and known[0] == request.path:
-            return known[1]
-        core, generation = self._engine.core, next(self._generations)
-        core.open_adapter(generation, AdapterSource(request.path))
-        event = self._wait_opened(generation)
-        if isinstance(event, AdapterFailed):
-            raise from_adapter_failure(event)
-        self.unload_lora(request.lora_name)
-        adapter = AdapterGeneration(generation, event.digest)
-        self._adapters[request.lora_name] = (request.path, adapter)
+        (adapter,) = self._adapters.load([request])
         return adapter
-
-    def _wait_opened(self, generation: int) -> AdapterOpened | AdapterFailed:
-        core = self._engine.core
-        while True:
-            for event in core.take_adapter_events():
-                if not isinstance(event, Refused) and event.adapter_id == generation:
-                    return event
-            core.step()
 
     def unload_lora(self, name: str) -> None:
         """Forget an adapter; names that are not loaded are ignored."""
-        known = self._adapters.pop(name, None)
-        if known is not None:
-            self._engine.core.close_adapter(known[1].id)
+        self._adapters.unload(name)
 
     def chat(
         self,

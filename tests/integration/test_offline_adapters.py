@@ -1,0 +1,94 @@
+"""Adapters of an LLM: read when first named, side by side; and what is told of the others."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from octavo import LLM, LoRARequest, SamplingParams
+from octavo.errors import AdapterError, InvalidRequestError, ModelLoadError
+from tiny_adapters import make_adapter
+from tiny_models import make_tiny_model, tiny_config
+
+CONFIG = tiny_config("llama")
+PROMPT = {"prompt_token_ids": [5, 6, 7]}
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, detokenize=False)
+
+
+@pytest.fixture
+def llm(tmp_path: Path) -> Iterator[LLM]:
+    folder = make_tiny_model("llama", tmp_path / "model")
+    options = {"max_loras": 4, "max_cpu_loras": 8, "max_model_len": 64, "num_threads": 1}
+    llm = LLM(str(folder), skip_tokenizer_init=True, enable_lora=True, **options)
+    yield llm
+    llm.check_integrity()
+    llm.close()
+
+
+def adapters(folder: Path, count: int) -> list[LoRARequest]:
+    return [
+        LoRARequest(f"a{seed}", str(make_adapter(folder / str(seed), CONFIG, seed=seed)))
+        for seed in range(count)
+    ]
+
+
+def tokens(llm: LLM, requests: list[LoRARequest]) -> list[list[int]]:
+    outputs = llm.generate([PROMPT] * len(requests), GREEDY, lora_request=requests, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def test_those_read_side_by_side_are_those_read_one_by_one(llm: LLM, tmp_path: Path) -> None:
+    requests = adapters(tmp_path, 20)
+    together = tokens(llm, requests)
+    assert len({tuple(one) for one in together}) > 10
+    for request in requests:
+        llm.unload_lora(request.lora_name)
+    assert [tokens(llm, [request])[0] for request in requests] == together
+
+
+def test_one_that_cannot_be_read_is_told_and_takes_nothing_from_the_others(
+    llm: LLM, tmp_path: Path
+) -> None:
+    requests = adapters(tmp_path, 6)
+    shutil.rmtree(requests[2].path)
+    weights = Path(requests[4].path) / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ModelLoadError, match=str(tmp_path / "2")):
+        tokens(llm, requests)
+    good = [requests[number] for number in (0, 1, 3, 5)]
+    for request in good:
+        shutil.rmtree(request.path)
+    assert len(tokens(llm, good)) == 4  # they are there already
+    with pytest.raises(AdapterError, match="copy it again"):
+        tokens(llm, [*good, requests[4]])
+    with pytest.raises(InvalidRequestError, match=r"the name 'a0' for .* and for .*elsewhere"):
+        tokens(llm, [good[0], LoRARequest("a0", "/elsewhere")])
+    assert len(tokens(llm, good)) == 4
+
+
+def test_a_name_with_another_path_than_before_is_loaded_anew(llm: LLM, tmp_path: Path) -> None:
+    one, two = adapters(tmp_path, 2)
+    first, second = tokens(llm, [one, two])
+    moved = LoRARequest("a0", two.path)
+    assert tokens(llm, [moved]) == [second] != [first]
+
+
+def test_who_leaves_while_they_are_read_leaves_nothing_behind(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = adapters(tmp_path, 6)
+    core = llm._engine.core
+    step = core.step
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(core, "step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tokens(llm, requests)
+    monkeypatch.setattr(core, "step", step)
+    assert len(tokens(llm, requests)) == 6
+    llm.check_integrity()
