@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,9 +41,25 @@ def tokens(llm: LLM, requests: list[LoRARequest]) -> list[list[int]]:
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def test_those_read_side_by_side_are_those_read_one_by_one(llm: LLM, tmp_path: Path) -> None:
+def noting(calls: list[str], method: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*args: Any) -> Any:
+        calls.append(method.__name__)
+        return method(*args)
+
+    return noted
+
+
+def test_those_read_side_by_side_are_those_read_one_by_one(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     requests = adapters(tmp_path, 20)
+    calls: list[str] = []
+    core = llm._engine.core
+    monkeypatch.setattr(core, "open_adapter", noting(calls, core.open_adapter))
+    monkeypatch.setattr(core, "step", noting(calls, core.step))
     together = tokens(llm, requests)
+    assert calls[:20] == ["open_adapter"] * 20
+    assert "open_adapter" not in calls[20:]
     assert len({tuple(one) for one in together}) > 10
     for request in requests:
         llm.unload_lora(request.lora_name)
@@ -91,4 +108,5 @@ def test_who_leaves_while_they_are_read_leaves_nothing_behind(
         tokens(llm, requests)
     monkeypatch.setattr(core, "step", step)
     assert len(tokens(llm, requests)) == 6
-    llm.check_integrity()
+    assert core._adapters is not None
+    assert len(core._adapters._open) == 6

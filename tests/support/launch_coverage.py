@@ -13,7 +13,7 @@ import torch
 from triton.runtime.jit import JITFunction
 
 from octavo.config import EngineConfig
-from octavo.engine.compile_ahead import absent_runner, find_launches, kind_of_launch
+from octavo.engine.compile_ahead import absent_runner, find_launches
 from octavo.engine.compiler_process import CompileTask
 from octavo.kernels.adapters import AdapterUse
 from octavo.models.family import DecoderFamily
@@ -25,7 +25,11 @@ _noted: set[tuple[str, str]] = set()
 
 
 def _note(self: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> Any:
-    _noted.add((self.__name__, repr(kind_of_launch(self, args, constants))))
+    # As JITFunction.run finds a compiled program again.
+    constants |= {"debug": False, "instrumentation_mode": ""}
+    *_, binder = self.device_caches[0]
+    _, specialization, options = binder(*args, **constants)
+    _noted.add((self.__name__, f"{specialization} {options}"))
     return SimpleNamespace()
 
 

@@ -32,7 +32,8 @@ def configure_logging(
 
     uvicorn's own lines join in from warnings up: what it says at the info level, we say better.
     """
-    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    target = sys.stderr if stream is None else stream
+    handler = _TerminalHandler(target) if target.isatty() else logging.StreamHandler(target)
     kind = JsonFormatter if log_format == "json" else TextFormatter
     handler.setFormatter(kind(withholds_messages))
     root = logging.getLogger()
@@ -47,6 +48,13 @@ def log_event(
     """One event with its fields; costs a comparison when the level is off."""
     if logger.isEnabledFor(level):
         logger.log(level, event, extra={"fields": fields})
+
+
+class _TerminalHandler(logging.StreamHandler[TextIO]):
+    """Takes the place of a line that is drawn over and over, where the cursor stands in one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\x1b[K" + super().format(record)
 
 
 class _Formatter(logging.Formatter):

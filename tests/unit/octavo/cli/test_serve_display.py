@@ -9,6 +9,7 @@ import pytest
 
 from octavo.cli.serve_display import ServeDisplay
 from octavo.engine.interface import LoadProgress
+from octavo.logs import configure_logging
 
 
 class Terminal(io.StringIO):
@@ -25,10 +26,18 @@ def load(display: ServeDisplay) -> None:
     display.draining(2, 30.0)
 
 
-def test_what_others_write_takes_the_bars_place() -> None:
+def test_a_log_line_takes_the_bars_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
     terminal = Terminal()
+    configure_logging(stream=terminal)
     ServeDisplay(terminal, "http://127.0.0.1:8000").loading(LoadProgress("adapters", "1 of 2", 0.5))
-    assert terminal.getvalue().endswith("1 of 2\r")
+    logging.getLogger("octavo").warning("short")
+    *_, bar, line = terminal.getvalue().split("\r")
+    assert bar.endswith("1 of 2")
+    assert line.startswith("\x1b[K")
+    assert line.endswith("WARNING short\n")
 
 
 def test_terminal_shows_a_bar_then_lines_that_stay() -> None:

@@ -32,15 +32,15 @@ def test_all_are_read_side_by_side_and_each_that_is_there_is_told_of() -> None:
         loading = asyncio.create_task(load_first_adapters(engine.table, MODULES, told.append))
         while len(engine.held) < len(NAMES):
             await asyncio.sleep(0)
-        assert not told
+        assert told == [PhaseStarted("adapters", "0 of 40", 0.0)]
         engine.release()
         await loading
 
     run(action)
     assert [entry.name for entry in engine.table.offered()] == NAMES
     started = [message for message in told if isinstance(message, PhaseStarted)]
-    assert [message.detail for message in started] == [f"{done} of 40" for done in range(1, 41)]
-    assert [message.fraction for message in started] == [done / 40 for done in range(1, 41)]
+    assert [message.detail for message in started] == [f"{done} of 40" for done in range(41)]
+    assert [message.fraction for message in started] == [done / 40 for done in range(41)]
     assert isinstance(told[-1], PhaseFinished)
     assert {message.name for message in told} == {"adapters"}
 
@@ -83,7 +83,7 @@ def test_what_is_remembered_comes_first_and_is_not_loaded_again(tmp_path: Path) 
     assert current["one"].digest == "sha256:v2"
     assert current["gone"] is None
     assert [message.detail for message in told if isinstance(message, PhaseStarted)] == [
-        "1 of 2", "2 of 2", "3 of 3",
+        "0 of 2", "1 of 2", "2 of 2", "2 of 3", "3 of 3",
     ]  # fmt: skip
 
 
@@ -98,14 +98,14 @@ def test_of_a_load_that_takes_too_long_nothing_is_told_once_it_is_not_waited_for
 
     async def restart() -> None:
         await load_first_adapters(after.table, [], told.append)
-        assert [type(message) for message in told] == [PhaseFinished]
+        assert [type(message) for message in told] == [PhaseStarted, PhaseFinished]
         after.release()
         while not after.table.offered()[0].current:
             await asyncio.sleep(0)
         await asyncio.sleep(0)
 
     run(restart)
-    assert len(told) == 1
+    assert len(told) == 2
 
 
 def test_where_there_are_none_nothing_is_told() -> None:

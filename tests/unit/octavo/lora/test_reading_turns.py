@@ -35,6 +35,38 @@ def test_as_many_read_at_a_time_as_fit_and_one_whatever_it_takes(
     assert max(seen) == at_once
 
 
+def test_a_large_one_comes_to_its_turn_among_small_ones() -> None:
+    turns = ReadingTurns(limit_bytes=100, limit_s=1000.0)
+    is_over, has_begun = threading.Event(), threading.Event()
+    num_read, lock = 0, threading.Lock()
+
+    def read_small() -> None:
+        nonlocal num_read
+        while not is_over.is_set():
+            with turns.turn(40):
+                time.sleep(0.001)
+            with lock:
+                num_read += 1
+
+    def read_large() -> None:
+        with turns.turn(90):
+            has_begun.set()
+
+    small = [threading.Thread(target=read_small) for _ in range(4)]
+    for thread in small:
+        thread.start()
+    while num_read < 20:
+        time.sleep(0.001)
+    large = threading.Thread(target=read_large)
+    large.start()
+    try:
+        assert has_begun.wait(60)
+    finally:
+        is_over.set()
+        for thread in [*small, large]:
+            thread.join(60)
+
+
 def test_a_turn_that_does_not_end_is_taken_and_its_end_takes_nobody_elses() -> None:
     turns = ReadingTurns(limit_bytes=0, limit_s=0.01)
     is_reading, may_end, third_reads = (threading.Event() for _ in range(3))

@@ -90,7 +90,7 @@ class ServeDisplay:
             line += f" {bar} {progress.fraction:4.0%}"
         if progress.detail:
             line += f"  {progress.detail[:60]}"
-        # What others write meanwhile, such as logs, begins where the line does: in its place.
+        # Logs that are written meanwhile begin where the line does: in its place.
         self._stream.write(_ERASE_LINE + line + "\r")
         self._stream.flush()
         self._has_line = True

@@ -33,11 +33,16 @@ class _Progress:
         self._num_begun += len(loads)
         for load in loads:
             load.add_done_callback(self._ended)
+        if loads:
+            self._tell_of_phase()
 
     def _ended(self, load: asyncio.Task[Any]) -> None:
         if self._is_over:
             return
         self._num_ended += 1
+        self._tell_of_phase()
+
+    def _tell_of_phase(self) -> None:
         detail = f"{self._num_ended} of {self._num_begun}"
         self._tell(PhaseStarted(_PHASE, detail, self._num_ended / self._num_begun))
 

@@ -2,7 +2,8 @@
 
 Exactly what is asked for: torch's own takes the next power of two, which is up to twice as much.
 Its pages are mapped by all of torch's threads before they are locked, not one by one by the driver
-while it locks them.
+while it locks them. It is shared memory, of which a fork copies no page that the device may be
+reading.
 
 Source: CUDA Runtime API, cudaHostRegister.
 """

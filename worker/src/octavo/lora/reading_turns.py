@@ -1,16 +1,19 @@
-"""Turns at having files in memory: several at a time as far as they fit, and nobody for ever.
+"""Turns at having files in memory: several at a time as far as they fit, in the order they came.
 
 Knows who reads, how much and since when; nothing of files. What is read takes memory until it is
 converted, so threads read side by side only while all of it stays below a limit; what is larger is
-read alone. But a file system that does not answer keeps a thread for as long as it likes. So the
-turn is taken from it: whoever has had one for ``limit_s`` goes on beside the others, uncounted.
+read alone. Nobody is passed by, so a large one comes to its turn among any number of small. But a
+file system that does not answer keeps a thread for as long as it likes. So the turn is taken from
+it: whoever has had one for ``limit_s`` goes on beside the others, uncounted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,7 +25,7 @@ LIMIT_S = 2.0
 @dataclass(eq=False, slots=True)
 class _Turn:
     num_bytes: int
-    end_s: float
+    end_s: float = math.inf
     """From then on it is not counted."""
 
 
@@ -33,29 +36,37 @@ class ReadingTurns:
         self._limit_bytes = limit_bytes
         self._limit_s = limit_s
         self._changed = threading.Condition()
-        self._turns: list[_Turn] = []
-        """Of those that read, from the one that began first."""
+        self._waiting: deque[_Turn] = deque()
+        """The first is the next to read."""
+        self._reading: list[_Turn] = []
+        """From the one that began first."""
 
     @contextlib.contextmanager
     def turn(self, num_bytes: int) -> Iterator[None]:
         """Wait for a turn, and have it until the end of the block or of the limit."""
+        turn = _Turn(num_bytes)
         with self._changed:
-            while (left_s := self._left_s(num_bytes)) > 0:
+            self._waiting.append(turn)
+            while (left_s := self._left_s(turn)) > 0:
                 self._changed.wait(left_s)
-            turn = _Turn(num_bytes, time.monotonic() + self._limit_s)
-            self._turns.append(turn)
+            self._waiting.popleft()
+            turn.end_s = time.monotonic() + self._limit_s
+            self._reading.append(turn)
+            self._changed.notify_all()  # the next may fit beside it
         try:
             yield
         finally:
             with self._changed:
-                self._turns.remove(turn)
+                self._reading.remove(turn)
                 self._changed.notify_all()
 
-    def _left_s(self, num_bytes: int) -> float:
-        """Until so much may fit beside what is being read; 0: it does."""
+    def _left_s(self, turn: _Turn) -> float:
+        """Until it may be its turn; 0: it is."""
+        if self._waiting[0] is not turn:
+            return self._limit_s  # or when the one ahead begins, which is told
         now_s = time.monotonic()
-        counted = [turn for turn in self._turns if turn.end_s > now_s]
-        total = sum(turn.num_bytes for turn in counted)
-        if not counted or total + num_bytes <= self._limit_bytes:
+        counted = [one for one in self._reading if one.end_s > now_s]
+        total = sum(one.num_bytes for one in counted)
+        if not counted or total + turn.num_bytes <= self._limit_bytes:
             return 0.0
         return counted[0].end_s - now_s
