@@ -33,11 +33,6 @@ def _note(self: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> A
     return SimpleNamespace()
 
 
-def _launch_ahead(task: CompileTask) -> int:
-    """Returns how many programs are compiled."""
-    return find_launches(task, lambda name, call: call())
-
-
 def _launch_whole(task: CompileTask) -> None:
     abridged = DecoderFamily.abridged
     DecoderFamily.abridged = lambda self: self
@@ -81,7 +76,7 @@ def main() -> None:
             max_num_batched_tokens=600,
         )
         task = CompileTask(config, hf_config, "bfloat16", max_model_len=640, capability=(9, 0))
-        num_ahead = _launch_ahead(task)
+        num_ahead = find_launches(task, lambda name, call: call())
         ahead = set(_noted)
         _launch_whole(task)
         for late in sorted(_noted - ahead):

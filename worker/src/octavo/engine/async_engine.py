@@ -324,23 +324,17 @@ class AsyncEngine:
             await self._tokenizer_load
         self._info = info
         self._requests = RequestWriter(info, self._config.seed, self._prompts, self._tokenizer_path)
-        if not await self._load_adapters():
+        modules = self._config.lora_modules
+        try:
+            await load_first_adapters(self.adapters, modules, self._loading.hear)
+        except OctavoError as error:
+            self._fail_load(error)
             return
         if self.state is EngineState.LOADING:
             self.state = EngineState.READY
             self._loading.succeed()
         else:
             self._loading.fail(EngineDeadError(_UNREADY[self.state]))
-
-    async def _load_adapters(self) -> bool:
-        """False where one of the command line's cannot be loaded."""
-        modules = self._config.lora_modules
-        try:
-            await load_first_adapters(self.adapters, modules, self._loading.hear)
-        except OctavoError as error:
-            self._fail_load(error)
-            return False
-        return True
 
     def _fail_load(self, error: OctavoError) -> None:
         """The end of loading, if it has not ended yet."""

@@ -20,7 +20,7 @@ import multiprocessing.process
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,8 @@ def _recording(found: Callable[[str, Callable[[], object]], None]) -> Iterator[s
     run = JITFunction.run
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        key = (id(self), kind_of_launch(self, args, kwargs))
+        # Keywords are constants of the program and options of its compilation: each value counts.
+        key = (id(self), *map(_kind, self.params, args), *kwargs.items())
         if key not in launches:
             launches.add(key)
             found(
@@ -211,15 +212,6 @@ def _recording(found: Callable[[str, Callable[[], object]], None]) -> Iterator[s
         yield launches
     finally:
         JITFunction.run = run
-
-
-def kind_of_launch(
-    function: Any, args: Sequence[object], constants: Mapping[str, object]
-) -> tuple[object, ...]:
-    """What a launch needs compiled, of a program of Triton's: equal for launches of one binary."""
-    kinds = zip(function.params, args, strict=False)
-    # Keywords are constants of the program and options of its compilation: each value counts.
-    return *(_kind(parameter, argument) for parameter, argument in kinds), *constants.items()
 
 
 def _kind(parameter: Any, argument: Any) -> object:

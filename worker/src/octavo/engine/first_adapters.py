@@ -52,7 +52,6 @@ class _Progress:
 
     def finish(self) -> None:
         """All is there that is waited for."""
-        self.stop()
         if self._num_begun:
             self._tell(PhaseFinished(_PHASE, time.perf_counter() - self._started_s))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
 from octavo.engine.carried_errors import from_adapter_failure
 from octavo.engine.core import EngineCore
-from octavo.engine.messages import AdapterFailed, Refused
+from octavo.engine.messages import AdapterFailed, AdapterOpened, Refused
 from octavo.errors import InvalidRequestError, OctavoError
 from octavo.lora.adapter_source import AdapterSource
 from octavo.lora.request import LoRARequest
@@ -44,9 +44,9 @@ class OfflineAdapters:
                     "lora_request",
                 )
         errors = self._read([one for one in wanted.values() if not self._is_there(one)], use_tqdm)
-        for error in errors:
-            if error is not None:
-                raise error
+        for name in wanted:
+            if name in errors:
+                raise errors[name]
         return [self._loaded[request.lora_name][1] for request in requests]
 
     def unload(self, name: str) -> None:
@@ -59,36 +59,40 @@ class OfflineAdapters:
         known = self._loaded.get(request.lora_name)
         return known is not None and known[0] == request.path
 
-    def _read(self, requests: Sequence[LoRARequest], use_tqdm: bool) -> list[OctavoError | None]:
-        """What each could not be loaded for."""
-        errors: list[OctavoError | None] = [None] * len(requests)
-        reading: dict[int, int] = {}
-        is_shown = use_tqdm and len(requests) > 1
+    def _read(self, requests: Sequence[LoRARequest], use_tqdm: bool) -> dict[str, OctavoError]:
+        """What could not be loaded, by name, and why."""
+        errors: dict[str, OctavoError] = {}
+        reading: dict[int, LoRARequest] = {}
         try:
-            for place, request in enumerate(requests):
+            for request in requests:
                 id_ = next(self._ids)
                 self._core.open_adapter(id_, AdapterSource(request.path))
-                reading[id_] = place
-            with tqdm(
-                total=len(requests), desc="Loading adapters", disable=not is_shown, leave=False
-            ) as bar:
-                while reading:
-                    for event in self._core.take_adapter_events():
-                        if isinstance(event, Refused) or event.adapter_id not in reading:
-                            continue
-                        place = reading.pop(event.adapter_id)
-                        bar.update()
-                        if isinstance(event, AdapterFailed):
-                            errors[place] = from_adapter_failure(event)
-                        else:
-                            generation = AdapterGeneration(event.adapter_id, event.digest)
-                            self._put(requests[place], generation)
-                    if reading:
-                        self._core.step()
+                reading[id_] = request
+            for event in tqdm(
+                self._events_of(reading),
+                desc="Loading adapters",
+                total=len(requests),
+                disable=not use_tqdm or len(requests) < 2,
+                leave=False,
+            ):
+                request = reading.pop(event.adapter_id)
+                if isinstance(event, AdapterFailed):
+                    errors[request.lora_name] = from_adapter_failure(event)
+                else:
+                    self._put(request, AdapterGeneration(event.adapter_id, event.digest))
         finally:
             for id_ in reading:  # left early
                 self._core.close_adapter(id_)
         return errors
+
+    def _events_of(self, reading: Mapping[int, object]) -> Iterator[AdapterOpened | AdapterFailed]:
+        """Of those whose numbers are there, until none is."""
+        while reading:
+            for event in self._core.take_adapter_events():
+                if not isinstance(event, Refused) and event.adapter_id in reading:
+                    yield event
+            if reading:
+                self._core.step()
 
     def _put(self, request: LoRARequest, adapter: AdapterGeneration) -> None:
         self.unload(request.lora_name)
