@@ -38,7 +38,7 @@ from triton.runtime.errors import TritonError
 from octavo.kernels.adapters import AdapterStack, AdapterStep, Projection
 from octavo.kernels.interface import AttentionBatch, Linear, SamplingBatch
 from octavo.kernels.select import rows_for_adapters
-from octavo.kernels.triton import TritonKernels, penalties
+from octavo.kernels.triton import TritonKernels
 from octavo.kernels.triton.adapter_tiles import make_tiles
 from octavo.kernels.triton.adapters import TritonAdapters
 from octavo.kernels.triton.decode_attention import DecodeConfig, decode_attention
@@ -47,8 +47,7 @@ from octavo.kernels.triton.prefill_attention import PrefillConfig, prefill_atten
 
 BF16 = torch.bfloat16
 GROUPS = [
-    "norm", "activation", "rope", "decode", "prefill", "sdpa", "sampling", "penalties", "linear",
-    "lora",
+    "norm", "activation", "rope", "decode", "prefill", "sdpa", "sampling", "linear", "lora",
 ]  # fmt: skip
 BLOCK_SIZE = 16
 MAX_CONTEXT_LEN = 8192
@@ -514,21 +513,6 @@ def sampling_cases(model: ModelShape, kernels: TritonKernels) -> Iterator[Case]:
         yield Case(f"sample {kind}", model.name, f"R={num_rows}", make, num_bytes)
 
 
-def penalty_cases(model: ModelShape) -> Iterator[Case]:
-    for num_rows in [64, 256]:
-
-        def make(num_rows: int = num_rows) -> Callable[[], object]:
-            logits = _randn(num_rows, model.vocab_size, dtype=torch.float32)
-            shape = (num_rows, model.vocab_size)
-            counts = (torch.rand(shape, device="cuda") < 0.005).to(torch.int16)
-            rows = torch.arange(num_rows, dtype=torch.int32, device="cuda")
-            strength = torch.full((num_rows,), 1.001, device="cuda")
-            return lambda: penalties.penalize(logits, counts, rows, strength, strength, strength)
-
-        num_bytes = 2 * num_rows * model.vocab_size
-        yield Case("penalize", model.name, f"R={num_rows}", make, num_bytes)
-
-
 def standard_cases() -> dict[str, list[Case]]:
     """All cases by group; a case's tensors are made only when it is timed."""
     device = torch.device("cuda")
@@ -547,7 +531,6 @@ def standard_cases() -> dict[str, list[Case]]:
             ),
             "sdpa": sdpa_cases(model),
             "sampling": sampling_cases(model, kernels),
-            "penalties": penalty_cases(model),
             "linear": linear_cases(model, kernels),
             "lora": lora_cases(model, kernels),
         }.items():

@@ -9,8 +9,8 @@ decoding requests, of
 
 - ``base``: an engine without LoRA;
 - ``lora-unused``: adapters enabled, none used;
-- ``lora8``, ``lora64``: 8 and 64 adapters of rank 16 on all seven projections, round robin, as many
-  as there are slots;
+- ``lora8``, ``lora64``: 8 and 64 adapters of ``--rank`` on all seven projections, round robin, as
+  many as there are slots;
 - ``lora8-of-64``: 8 such adapters where there are 64 slots;
 
 the last four with their ratio to ``base``, measured in the same run; and
@@ -47,7 +47,6 @@ from octavo.lora.adapter_source import AdapterSource
 from octavo.request import AdapterGeneration
 
 PARTS = ("base", "lora-unused", "lora8", "lora64", "lora8-of-64", "lora-cold", "lora-load")
-_RANK = 16
 _STEPS = 100
 """Of a measurement of steps."""
 _FIRST_LOADED = 1_000_000
@@ -65,7 +64,7 @@ class Bench:
             if (value := getattr(arguments, name)) is not None:
                 self._options[name] = value
         config = json.loads((Path(self._model) / "config.json").read_text())
-        self._folders = make_random_adapters(folder, config, 65, _RANK)
+        self._folders = make_random_adapters(folder, config, 65, arguments.rank)
         self._recorder: Recorder | None = None
         self._base: dict[str, float] = {}
 
@@ -84,7 +83,9 @@ class Bench:
     def figure(self, workload: str, name: str, value: float, unit: str, **more: Any) -> None:
         """Record one number."""
         assert self._recorder is not None
-        details = {"model": self._arguments.shape, "rank": _RANK, **more}
+        details = {"model": self._arguments.shape, "rank": self._arguments.rank, **more}
+        if self._arguments.max_rank is not None:
+            details["max_rank"] = self._arguments.max_rank
         if self._arguments.scale != 1.0:
             details["scale"] = self._arguments.scale
         self._recorder.figure(workload, name, value, unit, **details)
@@ -263,7 +264,8 @@ def main() -> None:
         def chosen(*names: str) -> list[Callable[[LLM], None]]:
             return [measures[name] for name in names if name in arguments.parts]
 
-        lora = {"enable_lora": True, "max_lora_rank": _RANK}
+        max_rank = arguments.max_rank or arguments.rank
+        lora = {"enable_lora": True, "max_lora_rank": max_rank}
         run_on(bench, chosen("base"))
         small = chosen("lora-unused", "lora8", "lora-cold", "lora-load")
         run_on(bench, small, max_loras=8, max_cpu_loras=16, **lora)
@@ -277,6 +279,8 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rank", type=int, default=16, help="of each adapter (default 16)")
+    parser.add_argument("--max-rank", type=int, help="that slots have room for (default: the rank)")
     parser.add_argument("--repeats", type=int, default=1, help="runs a figure (default 1)")
     parser.add_argument("--scale", type=float, default=1.0, help="shrink counts, for a quick look")
     parser.add_argument("--results", help="append to benchmarks/results/NAME.jsonl")

@@ -31,7 +31,7 @@ from triton.runtime.jit import JITFunction
 from octavo.kernels.adapters import AdapterStack, AdapterUse, Projection
 from octavo.kernels.interface import AttentionBatch, SamplingBatch, SharedPrefix
 from octavo.kernels.select import rows_for_adapters
-from octavo.kernels.triton import TritonKernels, penalties, rope_cache
+from octavo.kernels.triton import TritonKernels, rope_cache
 from octavo.kernels.triton.adapters import TritonAdapters
 from octavo.kernels.triton.decode_attention import decode_attention
 from octavo.kernels.triton.fixed_product import fixed_product
@@ -254,13 +254,6 @@ def sampling(vocab_size: int, all_greedy: bool, any_filter: bool, num_rows: int 
     kernels.sample(torch.empty(num_rows, vocab_size), batch)
 
 
-def penalty(vocab_size: int, counts_dtype: torch.dtype, num_rows: int = 5) -> None:
-    counts = torch.zeros(8, vocab_size, dtype=counts_dtype)
-    logits, factors = torch.empty(num_rows, vocab_size), torch.ones(num_rows)
-    penalties.penalize(logits, counts, _ints(num_rows), factors, factors, factors)
-    penalties.count_tokens(counts, _ints(num_rows), torch.zeros(num_rows, dtype=torch.int64))
-
-
 def adapters(
     dtype: torch.dtype, max_rank: int, num_slots: int, num_tokens: int, size: int = 4096
 ) -> None:
@@ -358,7 +351,6 @@ CASES: dict[str, list[Case]] = {
         partial(adapters, BF16, 64, 64, 256),
         partial(adapters, BF16, 256, 4, 256),
     ],
-    "penalties": [partial(penalty, 128256, dtype) for dtype in [torch.int16, torch.int32]],
     # The largest tiles, for cards with less shared memory.
     "attention": [
         *[partial(decode, BF16, head_dim, 4, None) for head_dim in [128, 256]],
@@ -380,7 +372,6 @@ CASES: dict[str, list[Case]] = {
         *[partial(activation, BF16, 14336, tokens) for tokens in [1, 2, 16, 33, 8192]],
         *[partial(sampling, 128256, False, False, rows) for rows in [1, 2, 16, 33, 256]],
         *[partial(sampling, 128256, False, True, rows) for rows in [1, 2, 16, 33, 256]],
-        *[partial(penalty, 128256, torch.int16, rows) for rows in [1, 2, 16, 33, 256]],
     ],
 }  # fmt: skip
 

@@ -498,39 +498,6 @@ def fp8_cache(trial: Trial) -> None:
     trial.assert_close(out, REFERENCE.paged_attention(q, stored[0], stored[1], batch, 0.1, None))
 
 
-# Penalties
-
-
-def penalties(trial: Trial, counts_dtype: torch.dtype, vocab_size: int) -> None:
-    from octavo.kernels.triton.penalties import (
-        count_tokens,
-        penalize,
-        penalize_reference,
-        prompt_flag,
-    )
-
-    flag = prompt_flag(counts_dtype)
-    counts = torch.randint(-6, 4, (5, vocab_size)).clamp(min=0)
-    counts += flag * (torch.rand(5, vocab_size) < 0.2)
-    counts = counts.to(counts_dtype).to(trial.device)
-    logits = trial.randn(4, vocab_size, dtype=torch.float32)
-    rows = trial.ints([4, -1, 0, 2])
-    strengths = [
-        torch.tensor(values, device=trial.device)
-        for values in ([1.3, 2.0, 1.0, 0.7], [0.5, 1.0, 0.0, -0.5], [0.1, 1.0, 0.0, 0.3])
-    ]
-    expected = logits.clone()
-    penalize_reference(expected, counts, rows, *strengths)
-    penalize(logits, counts, rows, *strengths)
-    replace(trial, dtype=torch.float32).assert_close(logits, expected)
-    counts[0, 5], before = flag - 1, counts.clone()
-    before[0, 5] = flag - 1
-    count_tokens(counts, rows, torch.tensor([7, 7, 5, 0], device=trial.device))
-    before[4, 7] += 1
-    before[2, 0] += 1
-    assert torch.equal(counts, before)
-
-
 # Batch invariance
 
 
@@ -725,8 +692,6 @@ def _float32_cases() -> dict[str, Run]:
     cases["sampling-gumbel"] = gumbel
     cases["splits"] = splits
     cases["chunks"] = chunks
-    cases["penalties-int16"] = lambda t: penalties(t, torch.int16, 600)
-    cases["penalties-int32"] = lambda t: penalties(t, torch.int32, 300)
     return cases
 
 

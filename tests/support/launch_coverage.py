@@ -1,7 +1,8 @@
 """Prints programs that steps launch and that nothing compiled ahead; run as a program.
 
 Triton's launches are replaced by notes of what each would be compiled for: first those that
-compiling ahead asks for, of a model cut short, then those of steps of many shapes of the whole one.
+compiling ahead asks for, of a model cut short, then those of steps of many shapes of the whole one,
+captured and not, with draws of every kind.
 """
 
 from __future__ import annotations
@@ -12,16 +13,26 @@ from typing import Any
 import torch
 from triton.runtime.jit import JITFunction
 
+from octavo.batch import BatchPlan, RowAdmission
 from octavo.config import EngineConfig
 from octavo.engine.compile_ahead import absent_runner, find_launches
 from octavo.engine.compiler_process import CompileTask
 from octavo.kernels.adapters import AdapterUse
 from octavo.models.family import DecoderFamily
+from octavo.runner.model_runner import ModelRunner
 from octavo.runner.step_shapes import StepShape
 from octavo.sampling.sampler import DrawKind
+from octavo.sampling_params import SamplingParams
 from tiny_models import tiny_config
 
 _noted: set[tuple[str, str]] = set()
+_FILTER = {"top_k": 5, "top_p": 0.9}
+_WISHES = [
+    SamplingParams(temperature=temperature, **more, **wish)
+    for temperature, more in [(0.0, {}), (1.0, {}), (1.0, _FILTER)]
+    for wish in [{}, {"logprobs": 2}, {"presence_penalty": 1.0}, {"logit_bias": {7: 1.0}}]
+]
+"""Draws that a kernel of its own may serve each."""
 
 
 def _note(self: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> Any:
@@ -36,9 +47,13 @@ def _note(self: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> A
 def _launch_whole(task: CompileTask) -> None:
     abridged = DecoderFamily.abridged
     DecoderFamily.abridged = lambda self: self
-    graphs = absent_runner(task)._graphs
+    runner = absent_runner(task)
+    graphs = runner._graphs
     DecoderFamily.abridged = abridged
     assert graphs is not None
+    for params in _WISHES:
+        for lengths in ([1], [1] * 40, [1, 1, 580], [300, 270]):
+            _launch_eagerly(runner, params, lengths)
     uses = graphs.shapes._adapters
     with torch.inference_mode():
         for shape in graphs.shapes.by_use():
@@ -54,6 +69,34 @@ def _launch_whole(task: CompileTask) -> None:
                 for use in [AdapterUse.NONE, *uses]:
                     shape = StepShape(decodes, prefills, tokens, kind, adapters=use)
                     graphs.run_padding(shape)
+
+
+@torch.inference_mode()
+def _launch_eagerly(runner: ModelRunner, params: SamplingParams, lengths: list[int]) -> None:
+    """A step of so many tokens of each sequence, as it is run where none is captured."""
+    rows = list(range(len(lengths)))
+    plan = BatchPlan(
+        admissions=[
+            RowAdmission(
+                row=row,
+                token_ids=[0] * length,
+                num_prompt_tokens=length,
+                num_cached_tokens=0,
+                params=params,
+                seed=row,
+                stop_token_ids=frozenset(),
+                block_ids=[0],
+            )
+            for row, length in enumerate(lengths)
+        ],
+        rows=rows,
+        starts=[0] * len(rows),
+        num_tokens=lengths,
+        samples=[True] * len(rows),
+        num_decodes=lengths.count(1),
+    )
+    runner._take_over_rows(plan)
+    runner._execute_eagerly(plan)
 
 
 def main() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from octavo.batch import BatchPlan, StepHandle
 from octavo.config import SchedulerConfig
-from octavo.kernels.interface import Linear
+from octavo.kernels.interface import Linear, SamplingBatch
 from octavo.runner.model_runner import ModelRunner
 from octavo.runner.trial_steps import try_steps
 from tiny_engine import TinyEngine, UncapturedGraphs
@@ -118,3 +120,20 @@ def test_products_are_tried_with_every_stride_of_tokens(
     assert len(products) == 4
     for sizes in products:
         assert sizes == [*range(8, 513, 8), 576, 640, 700]
+
+
+def test_draws_of_every_kind_are_tried_from_what_a_model_gives_and_from_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = TinyEngine(tmp_path, dtype=torch.bfloat16)
+    drawn: list[tuple[torch.dtype, bool, bool]] = []
+    sample = tiny.kernels.sample
+
+    def watched(logits: Tensor, batch: SamplingBatch) -> Tensor:
+        drawn.append((logits.dtype, batch.all_greedy, batch.any_filter))
+        return sample(logits, batch)
+
+    monkeypatch.setattr(tiny.kernels, "sample", watched)
+    tiny.runner(LIMITS, None).run_draws()
+    kinds = [(True, False), (False, False), (False, True)]
+    assert drawn == [(dtype, *kind) for dtype in (torch.bfloat16, torch.float32) for kind in kinds]

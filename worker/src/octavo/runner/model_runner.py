@@ -120,10 +120,20 @@ class ModelRunner:
             for size in _sizes_up_to(most):
                 linear(x[:size])
 
+    @torch.inference_mode()
+    def run_draws(self) -> None:
+        """Draw once, for nobody, by each kernel that any draw may take: those that follow from
+        what requests want would else be loaded while others decode."""
+        *_, head = self._model.products
+        hidden = self._kv.layers[0][0].new_zeros(1, head.in_features)
+        self._sampler.run_covering(self._model.logits(hidden))
+
     def run_covering(self) -> None:
-        """Run on padding alone steps that together run every kernel of captured ones."""
+        """Run on padding alone steps that together run every kernel of captured ones, and every
+        kernel of draws."""
         if self._graphs is not None:
             self._run_padding(self._graphs, self._graphs.shapes.covering())
+            self.run_draws()
 
     @torch.inference_mode()
     def _run_padding(self, graphs: StepGraphs, shapes: Iterable[StepShape]) -> None:

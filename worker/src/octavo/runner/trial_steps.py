@@ -34,6 +34,9 @@ class TriedRunner(Runner, Protocol):
     def run_products(self, most_tokens: int, most_draws: int) -> None:
         """Load all kernels that products of up to so many tokens, or of logits, may take."""
 
+    def run_draws(self) -> None:
+        """Load all kernels that draws may take."""
+
     def seconds_to_launch(self) -> float:
         """How long the host needs to launch a step that is not captured; 0 if none ever is."""
 
@@ -84,6 +87,7 @@ def try_steps(
         elapsed_s = time.perf_counter() - started_s
         launch_s = runner.seconds_to_launch()
         runner.run_products(limits.max_num_batched_tokens, limits.max_num_seqs)
+        runner.run_draws()
     runner.close()
     us_per_token = 1e6 * elapsed_s / plan.total_tokens
     return CardUse(weights_bytes, step_bytes, graphs_bytes, us_per_token, 1e3 * launch_s)

@@ -198,6 +198,14 @@ class Sampler:
             rows, positions, kind is DrawKind.GREEDY, kind is DrawKind.FILTERED
         )
 
+    def run_covering(self, logits: Tensor) -> None:
+        """Draw for nobody from ``logits: [1, vocab]``, as a model gives them, by each program that
+        any draw runs: rows that want more than a draw have theirs from float32."""
+        row = torch.zeros(1, dtype=torch.int64, device=self._device)
+        for scores in (logits, logits.float()):
+            for kind in (DrawKind.GREEDY, DrawKind.RANDOM, DrawKind.FILTERED):
+                self._kernels.sample(scores, self.gather(row, row.to(torch.int32), kind))
+
     def _sample(
         self,
         logits: Tensor,
