@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from octavo.batch import BatchPlan, StepHandle
 from octavo.errors import PromptTooLongError
+from octavo.outputs import RequestUpdate
+from octavo.runner.model_runner import ModelRunner
 from octavo.sampling_params import SamplingParams
 from tiny_engine import TinyEngine, UncapturedGraphs, request_spec, run_to_end, tokens_of
 
@@ -145,3 +148,53 @@ def test_a_passed_deadline_ends_a_request_with_its_tokens(engine: TinyEngine) ->
     (last,) = run_to_end(core)
     assert last.finish_reason == "deadline"
     core.check_integrity()
+
+
+WISHES = {
+    "logprobs": SamplingParams(temperature=0, max_tokens=9, logprobs=2),
+    "random logprobs": SamplingParams(temperature=1.0, max_tokens=9, logprobs=0),
+    "penalties": SamplingParams(temperature=0, max_tokens=9, presence_penalty=1.0),
+    "biases": SamplingParams(temperature=0, max_tokens=9, logit_bias={7: 30.0}),
+    "bad words": SamplingParams(temperature=0, max_tokens=9, bad_word_token_ids=[[5], [9, 9]]),
+    "least tokens": SamplingParams(temperature=0, max_tokens=9, min_tokens=4),
+}
+
+
+def test_who_wants_more_than_a_draw_costs_nobody_the_captured_steps(
+    engine: TinyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wishes = [*WISHES.values(), GREEDY, RANDOM]
+
+    def outputs(**options: Any) -> list[tuple[list[int], list[dict[int, float]]]]:
+        core = engine.core(**options)
+        for number, (prompt, params) in enumerate(zip(PROMPTS, wishes, strict=False)):
+            core.submit([request_spec(str(number), prompt, params)])
+        updates = run_to_end(core)
+        return [
+            (tokens_of(updates, str(number)), _logprobs_of(updates, str(number)))
+            for number in range(len(wishes))
+        ]
+
+    alone = outputs(max_num_seqs=1)
+
+    def refuse(self: ModelRunner, plan: BatchPlan) -> StepHandle:
+        raise AssertionError("a step was not captured")
+
+    monkeypatch.setattr(ModelRunner, "_execute_eagerly", refuse)
+    padded = outputs(graphs=UncapturedGraphs, max_num_seqs=8, look_ahead=1)
+    for (tokens, logprobs), (own_tokens, own_logprobs) in zip(padded, alone, strict=True):
+        assert tokens == own_tokens
+        assert len(logprobs) == len(own_logprobs)
+        for found, own in zip(logprobs, own_logprobs, strict=True):
+            assert found == pytest.approx(own, abs=1e-4)
+    assert len(alone[0][1]) == 9
+
+
+def _logprobs_of(updates: list[RequestUpdate], request_id: str) -> list[dict[int, float]]:
+    """Of each of a request's tokens, by id: its own and the likeliest."""
+    return [
+        dict(zip(one.top_token_ids, one.top_logprobs, strict=True)) | {one.token_id: one.logprob}
+        for update in updates
+        if update.request_id == request_id
+        for one in update.logprobs or []
+    ]

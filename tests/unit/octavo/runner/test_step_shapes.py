@@ -76,14 +76,14 @@ def test_the_largest_shapes_are_at_least_as_large_as_those_captured_ahead() -> N
     ahead = list(shapes.by_use())
     assert ahead[0] in largest
     assert ahead[0].num_tokens == max(shape.num_tokens for shape in largest)
-    assert len(ahead) == len(set(ahead)) < 100
+    assert len(ahead) == len(set(ahead)) < 120
     # A step that draws later runs the kernels of the others, and needs less.
     assert {shape.kind for shape in largest} == set(DrawKind) - {DrawKind.LATER}
     for shape in ahead:
         assert any(
             shape.num_tokens <= other.num_tokens and shape.num_sequences <= other.num_sequences
             for other in largest
-            if other.kind is shape.kind
+            if other.kind is shape.kind or shape.kind is DrawKind.LATER
         )
 
 

@@ -68,8 +68,7 @@ class ModelRunner:
             return _Nothing()
         if self._graphs is not None and not plan.readings:
             kind = DrawKind.LATER if plan.constrained else self._sampler.kind_of(plan.rows)
-            use = self._adapter_use(plan)
-            shape = None if kind is None else self._graphs.shape_for(plan, kind, use)
+            shape = self._graphs.shape_for(plan, kind, self._adapter_use(plan))
             if shape is not None:
                 return self._replay(self._graphs, plan, shape)
         return self._execute_eagerly(plan)
@@ -173,6 +172,8 @@ class ModelRunner:
     ) -> StepHandle:
         hidden = graphs.run_until_hidden(plan, shape)
         drawing = [index for index, draws in enumerate(plan.samples) if draws]
+        if not drawing:
+            return _Nothing()
         places, rows, after = upload(
             [
                 [shape.place_of(index, plan) for index in drawing],
@@ -182,7 +183,7 @@ class ModelRunner:
             torch.int64,
             hidden.device,
         ).unbind()
-        return _HeldStep(self, plan, _Draw(hidden[places], rows, after, drawing))
+        return self._drawn(plan, _Draw(hidden[places], rows, after, drawing))
 
     def _adapter_use(self, plan: BatchPlan) -> AdapterUse:
         if self._adapters is None:
@@ -208,7 +209,9 @@ class ModelRunner:
         if len(drawing) < len(plan.rows):
             chosen = upload(drawing, torch.int64, hidden.device)
             hidden, row, after = hidden[chosen], row[chosen], after[chosen]
-        draw = _Draw(hidden, row, after, drawing, reads)
+        return self._drawn(plan, _Draw(hidden, row, after, drawing, reads))
+
+    def _drawn(self, plan: BatchPlan, draw: _Draw) -> StepHandle:
         return _HeldStep(self, plan, draw) if plan.constrained else self.finish(plan, draw)
 
     @torch.inference_mode()

@@ -97,7 +97,7 @@ class Sampler:
         self._rows: dict[int, _Row] = {}
         self._penalties = PenaltyTables(vocab_size, device)
         self._composition: _Composition | None = None
-        self._kind: tuple[tuple[int, ...], DrawKind | None] = ((), None)
+        self._kind: tuple[tuple[int, ...], DrawKind] = ((), DrawKind.GREEDY)
         """Rows that were asked about last, and their kind of draw."""
         self._parameters = RowParameters(num_rows, device)
 
@@ -148,7 +148,7 @@ class Sampler:
             return
         if held.penalty_slot is not None:
             self._penalties.free(held.penalty_slot)
-        self._kind = ((), None)
+        self._kind = ((), DrawKind.GREEDY)
         if self._composition is not None and row in self._composition.rows:
             self._composition = None
 
@@ -173,17 +173,17 @@ class Sampler:
             return SampledTokens(self._kernels.sample(logits, composition.sampling), None)
         return self._sample(logits, composition, self._as_positions(positions), history, masks)
 
-    def kind_of(self, rows: Sequence[int]) -> DrawKind | None:
-        """The kind of these rows' draws; None if some row wants more than a draw."""
+    def kind_of(self, rows: Sequence[int]) -> DrawKind:
+        """The kind of these rows' draws, where none is constrained."""
         asked = tuple(rows)
         if self._kind[0] != asked:
             self._kind = (asked, self._find_kind([self._rows[row] for row in asked]))
         return self._kind[1]
 
     @staticmethod
-    def _find_kind(held: Sequence[_Row]) -> DrawKind | None:
+    def _find_kind(held: Sequence[_Row]) -> DrawKind:
         if not all(row.is_plain for row in held):
-            return None
+            return DrawKind.LATER
         if all(row.params.is_greedy for row in held):
             return DrawKind.GREEDY
         has_filter = any(row.params.has_filter for row in held)
