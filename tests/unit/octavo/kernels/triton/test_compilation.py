@@ -12,20 +12,34 @@ import pytest
 pytestmark = pytest.mark.timeout(1300)
 """A hundred programs, on a machine whose neighbours may leave it half a core."""
 _COMPILER = Path(__file__).parents[4] / "support/absent_gpu.py"
+_KEYS = """
+import importlib, pkgutil, sys
+import octavo.kernels.triton as package
+from triton.runtime.jit import JITFunction
+found = {}
+for module in pkgutil.iter_modules(package.__path__):
+    for value in vars(importlib.import_module(f"{package.__name__}.{module.name}")).values():
+        if isinstance(value, JITFunction):
+            found[f"{value.module}.{value.__name__}"] = value
+for name in sorted(found, reverse=sys.argv[1] == "backwards"):
+    found[name].cache_key
+for name, value in sorted(found.items()):
+    print(name, value.cache_key)
+"""
 _REGISTERS = 65536
 _SHARED_BYTES = {90: 227 * 1024, 89: 99 * 1024}
 
 
+def _environment() -> dict[str, str]:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    return environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
 def _compile(cache: Path, capability: int, *cases: str) -> list[dict[str, Any]]:
     """In a process of its own, where Triton compiles whatever other tests told it to do."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, str(_COMPILER), str(capability), *cases],
-        env=environment
-        | {
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "TRITON_CACHE_DIR": str(cache),
-        },
+        env=_environment() | {"TRITON_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
         timeout=1200,
@@ -54,6 +68,23 @@ def _is_wide_float32(program: dict[str, Any]) -> bool:
 def _assert_fits(program: dict[str, Any]) -> None:
     assert program["shared_bytes"] <= _SHARED_BYTES[program["capability"]], program
     assert program["registers"] * 32 * program["num_warps"] <= _REGISTERS, program
+
+
+def test_programs_are_found_again_in_whatever_order_they_are_asked_for() -> None:
+    """Else what was compiled ahead is compiled once more when it is first launched."""
+    forwards, backwards = (
+        subprocess.run(
+            [sys.executable, "-c", _KEYS, order],
+            env=_environment(),
+            capture_output=True,
+            text=True,
+            timeout=250,
+            check=True,
+        ).stdout.splitlines()
+        for order in ("forwards", "backwards")
+    )
+    assert len(forwards) > 40
+    assert forwards == backwards
 
 
 def test_no_program_spills_registers(programs: list[dict[str, Any]]) -> None:

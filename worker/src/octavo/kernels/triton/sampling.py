@@ -25,7 +25,6 @@ _MAX_CHUNKS = 64
 _PROGRAMS_PER_MULTIPROCESSOR = 4
 _BLOCK = 256 if INTERPRETED else 2048
 _FILTERED_BLOCK = 256 if INTERPRETED else 4096
-_NO_TOKEN = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
@@ -98,7 +97,14 @@ def _masked(scores, ids, masks, mask_row, VOCAB_SIZE: tl.constexpr):
 def _winner(scores, ids):
     """The best of ``scores``, and the lowest id that has it."""
     best = tl.max(scores, axis=0)
-    return best, tl.min(tl.where(scores == best, ids, _NO_TOKEN), axis=0)
+    return best, tl.min(tl.where(scores == best, ids, _no_token()), axis=0)
+
+
+@triton.jit
+def _no_token():
+    """Larger than any id. No constant of the module: the key under which Triton 3.6 stores a compiled
+    program holds those of functions it calls, or not, by which key was asked for first."""
+    return 2**31 - 1
 
 
 @triton.jit(
@@ -180,7 +186,7 @@ def _draw_program(
         scores = tl.load(
             chunk_scores + pointers, mask=mask, other=-float("inf"), cache_modifier=".cg"
         )
-        ids = tl.load(chunk_ids + pointers, mask=mask, other=_NO_TOKEN, cache_modifier=".cg")
+        ids = tl.load(chunk_ids + pointers, mask=mask, other=_no_token(), cache_modifier=".cg")
         _, token_id = _winner(scores, ids)
         tl.store(out + row, token_id.to(tl.int64))
         tl.store(arrivals + row, 0)
