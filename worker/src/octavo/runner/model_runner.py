@@ -280,7 +280,8 @@ class _Nothing:
 
 
 class _Step:
-    """A step on its way; on CUDA the ids come through a pinned copy and an event.
+    """A step on its way; on CUDA what it drew comes through pinned copies and an event, as to read
+    it from the device itself would wait for the next step, too.
 
     ``chosen``: which of the ids count; None: all.
     """
@@ -294,11 +295,9 @@ class _Step:
         self._sampled = sampled
         self._reads = reads
         self._chosen = chosen
-        self._ids = sampled.token_ids
         self._event: torch.cuda.Event | None = None
-        if self._ids.is_cuda:
-            self._ids = torch.empty_like(self._ids, device="cpu", pin_memory=True)
-            self._ids.copy_(sampled.token_ids, non_blocking=True)
+        if sampled.token_ids.is_cuda:
+            self._sampled = sampled.on_the_way_to_host()
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
@@ -308,7 +307,7 @@ class _Step:
     def result(self) -> StepResult:
         if self._event is not None:
             self._event.synchronize()
-        token_ids = self._ids.tolist()
+        token_ids = self._sampled.token_ids.tolist()
         if self._chosen is not None:
             token_ids = [token_ids[index] for index in self._chosen]
         prompts = [read.result() for read in self._reads]

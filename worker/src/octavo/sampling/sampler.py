@@ -44,9 +44,17 @@ class SampledTokens:
     """What one step drew."""
 
     token_ids: Tensor
-    """``[R], int64``, on the device."""
+    """``[R], int64``."""
     logprobs: LogprobTensors | None
     """For the rows that asked; None if none did."""
+
+    def on_the_way_to_host(self) -> SampledTokens:
+        """Copies in pinned memory, not to be read before the stream has passed."""
+        host, logprobs = torch.device("cpu"), self.logprobs
+        return SampledTokens(
+            self.token_ids.to(host, non_blocking=True),
+            None if logprobs is None else logprobs.to(host, non_blocking=True),
+        )
 
     def to_host_logprobs(self) -> list[TokenLogprobs | None] | None:
         """For each row what it asked for; None if none asked. Waits for the device."""
