@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from record import Recorder
@@ -103,8 +103,10 @@ def _generate(
     output_lens: list[int],
     temperature: float,
     schema: dict[str, Any] | None = None,
+    wishes: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[float, int]:
-    """Run one batch; returns its seconds and the tokens it produced."""
+    """Run one batch; returns its seconds and the tokens it produced. ``wishes``: what the first
+    requests want beside."""
     params = [
         SamplingParams(
             temperature=temperature,
@@ -112,8 +114,9 @@ def _generate(
             ignore_eos=True,
             detokenize=False,
             structured_outputs=None if schema is None else StructuredOutputs(json=schema),
+            **(wishes[index] if index < len(wishes) else {}),
         )
-        for length in output_lens
+        for index, length in enumerate(output_lens)
     ]
     started = time.perf_counter()
     outputs = llm.generate(
@@ -174,6 +177,29 @@ def _constrained(llm: LLM, workload: Workload) -> dict[str, float]:
     return {"free": rates[0], "constrained": rates[1], "ratio": rates[1] / rates[0]}
 
 
+_WISHES: dict[str, dict[str, Any]] = {
+    "logprobs": {"logprobs": 5},
+    "penalty": {"presence_penalty": 0.5},
+}
+
+
+def _wishes(llm: LLM, workload: Workload) -> dict[str, float]:
+    """The same requests without, and with something beside that one or that all of them want."""
+
+    def rate(wishes: Sequence[Mapping[str, Any]]) -> float:
+        llm.reset_prefix_cache()
+        seconds, produced = _generate(
+            llm, workload.prompts, workload.output_lens, workload.temperature, wishes=wishes
+        )
+        return produced / seconds
+
+    rates = {"none": rate([])}
+    for name, wish in _WISHES.items():
+        rates[f"one_{name}"] = rate([wish])
+        rates[f"all_{name}"] = rate([wish] * len(workload.prompts))
+    return rates
+
+
 _RUN: dict[str, Callable[[LLM, Workload], dict[str, float]]] = {
     "output_tokens_per_s": _throughput,
     "prompt_tokens_per_s": _prefill,
@@ -181,6 +207,7 @@ _RUN: dict[str, Callable[[LLM, Workload], dict[str, float]]] = {
     "ms_per_step": _decode,
     "single": _single,
     "constrained": _constrained,
+    "wishes": _wishes,
 }
 _UNITS = {
     "output_tokens_per_s": {"output_tokens_per_s": "tokens/s"},
@@ -189,6 +216,9 @@ _UNITS = {
     "ms_per_step": {"ms_per_step": "ms"},
     "single": {"ttft_ms": "ms", "tpot_ms": "ms"},
     "constrained": {"free": "tokens/s", "constrained": "tokens/s", "ratio": ""},
+    "wishes": dict.fromkeys(
+        ["none", *(f"{who}_{name}" for name in _WISHES for who in ("one", "all"))], "tokens/s"
+    ),
 }
 
 

@@ -21,8 +21,9 @@ class Workload:
     output_lens: list[int]
     temperature: float = 0.0
     figure: str = "output_tokens_per_s"
-    """output_tokens_per_s, prompt_tokens_per_s, seconds, or ms_per_step (needs a second run
-    with one output token, which is subtracted)."""
+    """output_tokens_per_s, prompt_tokens_per_s, seconds, ms_per_step (needs a second run
+    with one output token, which is subtracted), or what only ours has (single, constrained,
+    wishes)."""
     schema: dict[str, Any] | None = None
     """A JSON schema that the outputs are to follow."""
     warm_prefix: list[int] = field(default_factory=list)
@@ -51,8 +52,8 @@ _PERSON = {
 SCHEMA: dict[str, Any] = {"type": "array", "items": _PERSON, "minItems": 60, "maxItems": 99}
 """Long enough that no output of 200 tokens reaches its end."""
 NAMES = (
-    "mixed256", "single", "decode64", "decode256", "prefill", "prefix", "json32", "json128", "cpu1",
-    "cpu32",
+    "mixed256", "single", "decode64", "decode256", "prefill", "prefix", "json32", "json128",
+    "wishes64", "cpu1", "cpu32",
 )  # fmt: skip
 
 
@@ -98,6 +99,12 @@ def make_workload(name: str, vocab_size: int, scale: float = 1.0, seed: int = 0)
             return Workload(
                 name, text, prompts, outputs, temperature=1.0, figure="constrained", schema=SCHEMA
             )
+        case "wishes64":
+            prompts = [ids(128) for _ in range(count(64))]
+            text = f"{len(prompts)} requests of 128 tokens, 200 out, one or all with log "
+            text += "probabilities or a penalty, T=1"
+            outputs = [200] * len(prompts)
+            return Workload(name, text, prompts, outputs, temperature=1.0, figure="wishes")
         case "cpu1" | "cpu32":
             prompts = [ids(128) for _ in range(int(name.removeprefix("cpu")))]
             text = f"{len(prompts)} at once, 128 in, 128 out, greedy"
