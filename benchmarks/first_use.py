@@ -118,9 +118,10 @@ class Watch:
 
     def longest_gap_ms(self, begin: float, end: float) -> float:
         """Between two tokens of any client, of the gaps that reach into this time."""
-        return 1e3 * max(
-            (gap for times in self.times for gap in _gaps(times, begin, end)), default=0.0
-        )
+        gaps = [gap for times in self.times for gap in _gaps(times, begin, end)]
+        if not gaps:
+            raise SystemExit("No client got a token meanwhile; the server's output says why.")
+        return 1e3 * max(gaps)
 
 
 def _gaps(times: Sequence[float], begin: float, end: float) -> Iterator[float]:
@@ -165,6 +166,9 @@ class Streamer:
         )
         try:
             writer.write(head.encode() + body)
+            status = await reader.readline()
+            if b" 200 " not in status:
+                raise SystemExit(f"A stream was answered {status!r}: {await reader.read(500)!r}")
             async for line in reader:
                 if line.startswith(b"data: {"):
                     times.append(time.perf_counter())
@@ -189,7 +193,10 @@ async def measure(
             asked = time.perf_counter()
             await asyncio.to_thread(_ask, url, use)
             answered = time.perf_counter()
-            await asyncio.sleep(0.2)  # whoever waits still has the next token by then
+            await asyncio.sleep(_CALM_S / 2)  # whoever waits still has the next token by then
+            for stream in streams:
+                if stream.done():
+                    stream.result()
             recorder.figure(
                 "first-use",
                 "longest_gap",

@@ -9,6 +9,7 @@ import pytest
 from octavo.batch import BatchPlan, StepHandle
 from octavo.errors import PromptTooLongError
 from octavo.outputs import RequestUpdate
+from octavo.runner import cuda_graphs
 from octavo.runner.model_runner import ModelRunner
 from octavo.sampling_params import SamplingParams
 from tiny_engine import TinyEngine, UncapturedGraphs, request_spec, run_to_end, tokens_of
@@ -148,6 +149,26 @@ def test_a_passed_deadline_ends_a_request_with_its_tokens(engine: TinyEngine) ->
     (last,) = run_to_end(core)
     assert last.finish_reason == "deadline"
     core.check_integrity()
+
+
+def test_as_many_are_prepared_as_leave_room_for_shapes_that_load_brings(
+    engine: TinyEngine, alone: dict[str, list[list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[UncapturedGraphs] = []
+
+    class Graphs(UncapturedGraphs):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 36)
+    core = engine.core(graphs=Graphs, max_num_seqs=7)
+    while core.prepare_next():
+        pass
+    (graphs,) = made
+    assert graphs.num_graphs == 4 < len(list(graphs.shapes.by_use()))
+    assert engine.generate(PROMPTS, GREEDY, core) == alone["greedy"]
+    assert graphs.num_graphs > 4
 
 
 WISHES = {

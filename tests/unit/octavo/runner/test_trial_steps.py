@@ -14,6 +14,7 @@ from octavo.batch import BatchPlan, StepHandle
 from octavo.config import SchedulerConfig
 from octavo.kernels.interface import Linear, SamplingBatch
 from octavo.runner.model_runner import ModelRunner
+from octavo.runner.step_shapes import StepShape
 from octavo.runner.trial_steps import try_steps
 from tiny_engine import TinyEngine, UncapturedGraphs
 
@@ -53,9 +54,16 @@ class Watched(ModelRunner):
 
     plans: list[BatchPlan]
 
-    def execute(self, plan: BatchPlan) -> StepHandle:
+    def execute_uncaptured(self, plan: BatchPlan) -> StepHandle:
         self.plans.append(plan)
-        return super().execute(plan)
+        return super().execute_uncaptured(plan)
+
+
+class Unused(UncapturedGraphs):
+    """Of which trials use none but those on padding: what a step takes eagerly is asked."""
+
+    def run(self, plan: BatchPlan, shape: StepShape) -> Tensor:
+        raise AssertionError("a trial step was captured")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +75,7 @@ def test_the_largest_steps_run_and_their_memory_is_told_apart(tiny: TinyEngine) 
     plans: list[BatchPlan] = []
 
     def make_runner() -> ModelRunner:
-        runner = tiny.runner(LIMITS, UncapturedGraphs)
+        runner = tiny.runner(LIMITS, Unused)
         runner.__class__ = Watched
         runner.plans = plans  # type: ignore[attr-defined]
         return runner

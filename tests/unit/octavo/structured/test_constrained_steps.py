@@ -132,8 +132,11 @@ def test_outputs_do_not_depend_on_how_steps_are_run(engine: TinyEngine) -> None:
         for number in range(8):
             submit(core, f"r{number}", SamplingParams(max_tokens=70), translate(JSON))
             submit(core, f"f{number}", SamplingParams(max_tokens=30))
+            # Outlives the others' grammars, and comes beside them and alone.
+            wish = SamplingParams(max_tokens=90, logprobs=number % 2, presence_penalty=0.5)
+            submit(core, f"w{number}", wish)
         updates = run_to_end(core, 4000)
-        texts.append([tokens_of(updates, f"{kind}{n}") for kind in "rf" for n in range(8)])
+        texts.append([tokens_of(updates, f"{kind}{n}") for kind in "rfw" for n in range(8)])
     assert all(each == texts[0] for each in texts[1:])
 
 

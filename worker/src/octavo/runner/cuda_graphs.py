@@ -29,6 +29,8 @@ from octavo.sampling.sampler import DrawKind, Sampler
 
 MAX_GRAPHS = 256
 """Each takes some memory of the device and the host that no allocator counts."""
+_KEPT_FREE = 32
+"""For shapes that only load brings: decodes beside prompts."""
 
 
 class StepGraphs:
@@ -83,10 +85,13 @@ class StepGraphs:
         return shape
 
     def prepare_next(self) -> bool:
-        """Capture one more of the usual shapes; False when all of them are.
+        """Capture one more of the usual shapes; False when all of them are, or as many as leave
+        room for others.
 
         No step may be under way: its tables are written.
         """
+        if len(self._graphs) >= MAX_GRAPHS - _KEPT_FREE:
+            return False
         for shape in self._to_prepare:
             if shape not in self._graphs:
                 self.run_padding(shape)

@@ -73,6 +73,12 @@ class ModelRunner:
                 return self._replay(self._graphs, plan, shape)
         return self._execute_eagerly(plan)
 
+    @torch.inference_mode()
+    def execute_uncaptured(self, plan: BatchPlan) -> StepHandle:
+        """The same kernel by kernel, whatever is captured: for trials."""
+        self._take_over_rows(plan)
+        return self._execute_eagerly(plan) if plan.rows else _Nothing()
+
     def mask_memory(self) -> MaskMemory:
         """See :meth:`octavo.batch.Runner.mask_memory`; allocated when first asked for."""
         if self._masks is None:

@@ -146,8 +146,8 @@ class StepShapes:
         room (to get more would wait for the device), then those of few requests first.
 
         Decodes of every size, and prompts alone. How many decodes stand beside how many
-        prompts depends on the load: those are captured when they occur. Then decodes that draw
-        later, and last all with adapters.
+        prompts depends on the load: those are captured when they occur. With adapters, first all
+        without. Last come decodes that draw later.
         """
         most_used = self._adapters[-1] if self._adapters else AdapterUse.NONE
         largest = max(
@@ -155,11 +155,11 @@ class StepShapes:
         )
         yield replace(largest, kind=DrawKind.FILTERED)
         yield from self._by_size(_KINDS)
-        for size in self._decodes:
-            yield StepShape(size, 0, size, DrawKind.LATER)
         for use in self._adapters:
             for shape in self._by_size(_ADAPTED_KINDS):
                 yield replace(shape, adapters=use)
+        for size in self._decodes:
+            yield StepShape(size, 0, size, DrawKind.LATER)
 
     def _by_size(self, kinds: tuple[DrawKind, ...]) -> Iterator[StepShape]:
         prefills = [size for size in self._tokens if size <= _LONGEST_EARLY_PREFILL]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from octavo.batch import BatchPlan, RowAdmission, Runner
+from octavo.batch import BatchPlan, RowAdmission, Runner, StepHandle
 from octavo.config import SchedulerConfig
 from octavo.runner.card_memory import CardMemory, explained_shortage
 from octavo.sampling_params import SamplingParams
@@ -27,6 +27,9 @@ _DEMANDING = SamplingParams(temperature=1.0, top_k=50, top_p=0.9, presence_penal
 
 class TriedRunner(Runner, Protocol):
     """A runner as it is tried."""
+
+    def execute_uncaptured(self, plan: BatchPlan) -> StepHandle:
+        """Start a step kernel by kernel, whatever is captured."""
 
     def run_largest(self) -> None:
         """Run on padding alone the captured steps that need most memory."""
@@ -93,16 +96,16 @@ def try_steps(
     return CardUse(weights_bytes, step_bytes, graphs_bytes, us_per_token, 1e3 * launch_s)
 
 
-def run_largest_step(runner: Runner, limits: SchedulerConfig) -> None:
+def run_largest_step(runner: TriedRunner, limits: SchedulerConfig) -> None:
     """Let the allocator hold the largest step's workspace from the start: later steps take parts
     of it. Where steps grow one by one, what each left is too small for the next, and in the end
     the allocator holds far more than any step needs."""
     _run(runner, _largest_plan(limits))
 
 
-def _run(runner: Runner, plan: BatchPlan) -> None:
+def _run(runner: TriedRunner, plan: BatchPlan) -> None:
     """Returns when the device has done it."""
-    runner.execute(plan).result()
+    runner.execute_uncaptured(plan).result()
     runner.execute(BatchPlan(released_rows=plan.rows))
 
 

@@ -88,7 +88,7 @@ def score_tokens(logits: Tensor, token_ids: Tensor, num_top: int) -> LogprobTens
 
 @dataclass(frozen=True, slots=True)
 class LogprobTensors:
-    """One step's log probabilities, still on the device."""
+    """One step's log probabilities, as tensors of one device."""
 
     batch: LogprobBatch
     token_ids: Tensor
@@ -110,7 +110,8 @@ class LogprobTensors:
         )
 
     def per_row(self, num_rows: int) -> list[TokenLogprobs | None]:
-        """For each of the batch's ``num_rows`` rows what it asked for. Waits for the device."""
+        """For each of the batch's ``num_rows`` rows what it asked for. Waits for the
+        device, if they are on one."""
         result: list[TokenLogprobs | None] = [None] * num_rows
         columns = zip(
             self.batch.rows,

@@ -57,7 +57,8 @@ class SampledTokens:
         )
 
     def to_host_logprobs(self) -> list[TokenLogprobs | None] | None:
-        """For each row what it asked for; None if none asked. Waits for the device."""
+        """For each row what it asked for; None if none asked. Waits, where they are there, for the
+        device."""
         return None if self.logprobs is None else self.logprobs.per_row(len(self.token_ids))
 
 

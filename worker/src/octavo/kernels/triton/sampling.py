@@ -102,8 +102,12 @@ def _winner(scores, ids):
 
 @triton.jit
 def _no_token():
-    """Larger than any id. No constant of the module: the key under which Triton 3.6 stores a compiled
-    program holds those of functions it calls, or not, by which key was asked for first."""
+    """Larger than any id.
+
+    Not a constant of the module, on which the key that Triton stores compiled programs under may
+    or may not depend, by which function was asked for its key first. Make it one when the oldest
+    Triton taken has https://github.com/triton-lang/triton/pull/10494 (seen in 3.6.0).
+    """
     return 2**31 - 1
 
 
