@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 
 from octavo import LLM, LoRARequest, SamplingParams
+from octavo.batch import BatchPlan, StepHandle
+from octavo.engine import build, runner_builder
 from octavo.errors import AdapterError, InvalidRequestError, ModelLoadError
+from octavo.runner.model_runner import ModelRunner
 from tiny_adapters import make_adapter
+from tiny_engine import UncapturedGraphs
 from tiny_models import make_tiny_model, tiny_config
 
 CONFIG = tiny_config("llama")
@@ -110,3 +114,62 @@ def test_who_leaves_while_they_are_read_leaves_nothing_behind(
     assert len(tokens(llm, requests)) == 6
     assert core._adapters is not None
     assert len(core._adapters._open) == 6
+
+
+WISHES: list[dict[str, Any]] = [
+    {},
+    {"logprobs": 2},
+    {"presence_penalty": 1.0},
+    {"logit_bias": {7: 5.0}},
+    {"min_tokens": 6},
+]
+
+
+def test_adapters_and_wishes_beside_each_other_in_captured_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padded as on CUDA, and run by the kernels of the CPU."""
+    folder = str(make_tiny_model("llama", tmp_path / "model"))
+    requests = adapters(tmp_path, 2)
+    chosen = [None, *requests]
+    options = {"max_loras": 2, "max_model_len": 64, "num_threads": 1, "max_num_seqs": 8}
+
+    def outputs() -> list[tuple[tuple[int, ...], list[list[float]]]]:
+        llm = LLM(folder, skip_tokenizer_init=True, enable_lora=True, **options)
+        params = [
+            SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, detokenize=False, **wish)
+            for wish in WISHES
+            for _ in chosen
+        ]
+        prompts = [{"prompt_token_ids": [5, 6, 7, place]} for place in range(len(params))]
+        found = llm.generate(prompts, params, lora_request=chosen * len(WISHES), use_tqdm=False)
+        llm.check_integrity()
+        llm.close()
+        return [
+            (
+                tuple(one.outputs[0].token_ids),
+                [[at.logprob, *at.top_logprobs] for at in one.outputs[0].logprobs or []],
+            )
+            for one in found
+        ]
+
+    plain = outputs()
+    real = runner_builder.make_runner
+
+    def capturing(*args: Any) -> ModelRunner:
+        *given, _, stack = args
+        return real(*given, 64, stack)
+
+    def refuse(self: ModelRunner, plan: BatchPlan) -> StepHandle:
+        raise AssertionError("a step was not captured")
+
+    monkeypatch.setattr(runner_builder, "StepGraphs", UncapturedGraphs)
+    monkeypatch.setattr(build, "make_runner", capturing)
+    monkeypatch.setattr(ModelRunner, "_execute_eagerly", refuse)
+    captured = outputs()
+    assert [tokens for tokens, _ in captured] == [tokens for tokens, _ in plain]
+    for (_, own), (_, other) in zip(captured, plain, strict=True):
+        assert len(own) == len(other)
+        for one, another in zip(own, other, strict=True):
+            assert one == pytest.approx(another, abs=1e-4)
+    assert len({tokens for tokens, _ in plain}) > 8
