@@ -70,20 +70,23 @@ def test_sliding_windows_survive_padding_and_preemption(tmp_path: Path) -> None:
         assert engine.generate(PROMPTS, GREEDY, engine.core(**WAYS[way])) == alone
 
 
+class NotedGraphs(UncapturedGraphs):
+    """That a test can look at."""
+
+    last: NotedGraphs
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        NotedGraphs.last = self
+
+
 def test_steps_prepared_ahead_serve_requests_and_touch_none(
     engine: TinyEngine, alone: dict[str, list[list[int]]]
 ) -> None:
-    made: list[UncapturedGraphs] = []
-
-    class Graphs(UncapturedGraphs):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            made.append(self)
-
-    core = engine.core(graphs=Graphs, max_num_seqs=7, look_ahead=1)
+    core = engine.core(graphs=NotedGraphs, max_num_seqs=7, look_ahead=1)
     while core.prepare_next():
         pass
-    (graphs,) = made
+    graphs = NotedGraphs.last
     num_prepared = graphs.num_graphs
     usual = list(graphs.shapes.by_use())
     assert num_prepared == len(usual) == len(set(usual)) > 10
@@ -154,18 +157,11 @@ def test_a_passed_deadline_ends_a_request_with_its_tokens(engine: TinyEngine) ->
 def test_as_many_are_prepared_as_leave_room_for_shapes_that_load_brings(
     engine: TinyEngine, alone: dict[str, list[list[int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[UncapturedGraphs] = []
-
-    class Graphs(UncapturedGraphs):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            made.append(self)
-
     monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 36)
-    core = engine.core(graphs=Graphs, max_num_seqs=7)
+    core = engine.core(graphs=NotedGraphs, max_num_seqs=7)
     while core.prepare_next():
         pass
-    (graphs,) = made
+    graphs = NotedGraphs.last
     assert graphs.num_graphs == 4 < len(list(graphs.shapes.by_use()))
     assert engine.generate(PROMPTS, GREEDY, core) == alone["greedy"]
     assert graphs.num_graphs > 4
