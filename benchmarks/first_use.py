@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import sys
 import tempfile
 import time
 import urllib.error
@@ -27,11 +28,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from random_adapters import make_random_adapters
 from record import Recorder
-from serving import Server
+from serving import Client, Load, Models, Server
 from shapes import SHAPES, model_folder
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -133,47 +133,20 @@ def _gaps(times: Sequence[float], begin: float, end: float) -> Iterator[float]:
             yield after - before
 
 
-class Streamer:
-    """A client that streams one completion after another until it is cancelled."""
+class Streamer(Client):
+    """A client that keeps one stream open, and notes when it gets tokens."""
 
-    def __init__(self, url: str, number: int, watch: Watch) -> None:
-        parts = urlsplit(url)
-        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
-        self._number = number
+    def __init__(self, url: str, watch: Watch) -> None:
+        super().__init__(url, Models(["bench"]), input_len=16, output_len=3000, vocab=256)
         self._watch = watch
 
-    async def run(self) -> None:
-        """Each stream's times are apart: between two there is a prompt."""
-        while True:
-            times: list[float] = []
-            self._watch.times.append(times)
-            body = {
-                "model": "bench",
-                "prompt": f"stream {self._number}",
-                "max_tokens": 3000,
-                "temperature": 0,
-                "ignore_eos": True,
-                "stream": True,
-                "return_token_ids": True,
-            }
-            await self._stream(json.dumps(body).encode(), times)
-
-    async def _stream(self, body: bytes, times: list[float]) -> None:
-        reader, writer = await asyncio.open_connection(self._host, self._port)
-        head = (
-            f"POST /v1/completions HTTP/1.1\r\nHost: {self._host}\r\nConnection: close\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        try:
-            writer.write(head.encode() + body)
-            status = await reader.readline()
-            if b" 200 " not in status:
-                raise SystemExit(f"A stream was answered {status!r}: {await reader.read(500)!r}")
-            async for line in reader:
-                if line.startswith(b"data: {"):
-                    times.append(time.perf_counter())
-        finally:
-            writer.close()
+    async def _read_stream(self, reader: asyncio.StreamReader, load: Load, started: float) -> None:
+        # Each stream's times are apart: between two there is a prompt.
+        times: list[float] = []
+        self._watch.times.append(times)
+        async for line in reader:
+            if line.startswith(b"data: {"):
+                times.append(time.perf_counter())
 
 
 async def measure(
@@ -182,7 +155,7 @@ async def measure(
     """All uses in turn, and again, beside the streaming clients."""
     watch = Watch()
     streams = [
-        asyncio.create_task(Streamer(url, number, watch).run())
+        asyncio.create_task(Streamer(url, watch).run(Load(), sys.maxsize, seed=number))
         for number in range(arguments.clients)
     ]
     await asyncio.sleep(3 * _CALM_S)

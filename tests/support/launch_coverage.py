@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from triton.runtime.jit import JITFunction
 
-from octavo.batch import BatchPlan, RowAdmission
 from octavo.config import EngineConfig
 from octavo.engine.compile_ahead import absent_runner, find_launches
 from octavo.engine.compiler_process import CompileTask
 from octavo.kernels.adapters import AdapterUse
 from octavo.models.family import DecoderFamily
-from octavo.runner.model_runner import ModelRunner
 from octavo.runner.step_shapes import StepShape
+from octavo.runner.trial_steps import trial_plan
 from octavo.sampling.sampler import DrawKind
 from octavo.sampling_params import SamplingParams
 from tiny_models import tiny_config
@@ -53,7 +52,7 @@ def _launch_whole(task: CompileTask) -> None:
     assert graphs is not None
     for params in _WISHES:
         for lengths in ([1], [1] * 40, [1, 1, 580], [300, 270]):
-            _launch_eagerly(runner, params, lengths)
+            runner.execute_uncaptured(trial_plan(lengths, params))
     uses = graphs.shapes._adapters
     with torch.inference_mode():
         for shape in graphs.shapes.by_use():
@@ -69,34 +68,6 @@ def _launch_whole(task: CompileTask) -> None:
                 for use in [AdapterUse.NONE, *uses]:
                     shape = StepShape(decodes, prefills, tokens, kind, adapters=use)
                     graphs.run_padding(shape)
-
-
-@torch.inference_mode()
-def _launch_eagerly(runner: ModelRunner, params: SamplingParams, lengths: list[int]) -> None:
-    """A step of so many tokens of each sequence, as it is run where none is captured."""
-    rows = list(range(len(lengths)))
-    plan = BatchPlan(
-        admissions=[
-            RowAdmission(
-                row=row,
-                token_ids=[0] * length,
-                num_prompt_tokens=length,
-                num_cached_tokens=0,
-                params=params,
-                seed=row,
-                stop_token_ids=frozenset(),
-                block_ids=[0],
-            )
-            for row, length in enumerate(lengths)
-        ],
-        rows=rows,
-        starts=[0] * len(rows),
-        num_tokens=lengths,
-        samples=[True] * len(rows),
-        num_decodes=lengths.count(1),
-    )
-    runner._take_over_rows(plan)
-    runner._execute_eagerly(plan)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from octavo.batch import BatchPlan, RowAdmission
+from octavo.batch import BatchPlan
 from octavo.config import EngineConfig, SchedulerConfig
 from octavo.kernels.adapters import Adapters, AdapterStack
 from octavo.kernels.interface import Kernels
@@ -18,7 +18,7 @@ from octavo.runner.kv_tensors import KVTensors
 from octavo.runner.model_runner import ModelRunner
 from octavo.runner.rows import Rows
 from octavo.runner.step_shapes import StepShapes
-from octavo.runner.trial_steps import run_largest_step
+from octavo.runner.trial_steps import run_largest_step, trial_plan
 from octavo.sampling.sampler import Sampler
 from octavo.sampling_params import SamplingParams
 
@@ -85,21 +85,9 @@ def warm_up(runner: ModelRunner, limits: SchedulerConfig, device: torch.device) 
     """One small step, on CUDA the largest, and the first captured ones: first calls pay for lazy
     set-up that no request should wait for. Other graphs are captured when the engine is idle."""
     length = min(2, limits.max_model_len - 1)
-    admission = RowAdmission(
-        row=0,
-        token_ids=[0] * length,
-        num_prompt_tokens=length,
-        num_cached_tokens=0,
-        params=SamplingParams(),
-        seed=0,
-        stop_token_ids=frozenset(),
-        block_ids=[0],
-    )
-    plan = BatchPlan(
-        admissions=[admission], rows=[0], starts=[0], num_tokens=[length], samples=[True]
-    )
+    plan = trial_plan([length], SamplingParams())
     runner.execute(plan).result()
-    runner.execute(BatchPlan(released_rows=[0])).result()
+    runner.execute(BatchPlan(released_rows=plan.rows)).result()
     if device.type == "cuda":
         run_largest_step(runner, limits)
     for _ in range(_NUM_GRAPHS_AT_START):

@@ -75,9 +75,9 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute_uncaptured(self, plan: BatchPlan) -> StepHandle:
-        """The same kernel by kernel, whatever is captured: for trials."""
+        """The same of a plan with rows, kernel by kernel, whatever is captured: for trials."""
         self._take_over_rows(plan)
-        return self._execute_eagerly(plan) if plan.rows else _Nothing()
+        return self._execute_eagerly(plan)
 
     def mask_memory(self) -> MaskMemory:
         """See :meth:`octavo.batch.Runner.mask_memory`; allocated when first asked for."""

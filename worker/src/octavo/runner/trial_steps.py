@@ -7,7 +7,7 @@ how long a token of a long step takes. Knows plans and bytes; the model is the r
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -110,30 +110,35 @@ def _run(runner: TriedRunner, plan: BatchPlan) -> None:
 
 
 def _largest_plan(limits: SchedulerConfig) -> BatchPlan:
-    """As many tokens and as many draws as a step can have; keys and values go to one block."""
+    """As many tokens and as many draws as a step can have."""
     num_rows = min(limits.max_num_seqs, limits.max_num_batched_tokens)
     num_tokens = min(limits.max_num_batched_tokens, num_rows * (limits.max_model_len - 1))
     ends = [num_tokens * (row + 1) // num_rows for row in range(num_rows)]
     counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    counts.sort()
+    return trial_plan(sorted(counts), _DEMANDING)
+
+
+def trial_plan(lengths: Sequence[int], params: SamplingParams) -> BatchPlan:
+    """Prompts of so many tokens, those of one token first, that all draw; keys and values go to
+    one block."""
     admissions = [
         RowAdmission(
             row=row,
-            token_ids=[0] * count,
-            num_prompt_tokens=count,
+            token_ids=[0] * length,
+            num_prompt_tokens=length,
             num_cached_tokens=0,
-            params=_DEMANDING,
+            params=params,
             seed=row,
             stop_token_ids=frozenset(),
             block_ids=[0],
         )
-        for row, count in enumerate(counts)
+        for row, length in enumerate(lengths)
     ]
     return BatchPlan(
         admissions=admissions,
-        rows=list(range(num_rows)),
-        starts=[0] * num_rows,
-        num_tokens=counts,
-        samples=[True] * num_rows,
-        num_decodes=counts.count(1),
+        rows=list(range(len(lengths))),
+        starts=[0] * len(lengths),
+        num_tokens=list(lengths),
+        samples=[True] * len(lengths),
+        num_decodes=lengths.count(1),
     )
