@@ -59,6 +59,7 @@ async def running_server(
     socket = open_listener("127.0.0.1", 0)
     config = config or ServerConfig(shutdown_timeout_s=5.0)
     admin = open_listener("127.0.0.1", 0) if config.admin_port is not None else None
+    await engine.start()
     lifecycle = Lifecycle(engine, config, listener)
     task = asyncio.create_task(lifecycle.run(socket, admin))
     admin_url = base_url(admin) if admin is not None else ""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from fake_engine import FakeEngine
 from octavo.cli import main, serve
-from octavo.errors import ModelLoadError
+from octavo.errors import ConfigError, ModelLoadError
+from octavo.server import lifecycle
 from octavo.server.listening import open_listener
 
 
@@ -36,3 +40,28 @@ def test_load_error_is_told_in_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "octavo: m has no config.json; give a model's folder."
     assert "Traceback" not in "".join(lines)
+
+
+def test_the_http_server_is_not_imported_before_the_engine_is_started() -> None:
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1].split(':'); import octavo.cli.serve;"
+        "print([name for name in ('fastapi', 'uvicorn', 'torch') if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, ":".join(sys.path)], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_engine_is_ended_where_the_server_cannot_be_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise ConfigError("no such template")
+
+    engine = FakeEngine(ready=False)
+    monkeypatch.setattr(serve, "AsyncEngine", lambda *arguments: engine)
+    monkeypatch.setattr(lifecycle, "create_app", refuse)
+    assert main(["serve", "m", "--port", "0"]) == 2
+    assert engine.closed
+    assert capsys.readouterr().err.splitlines()[-1] == "octavo: no such template"

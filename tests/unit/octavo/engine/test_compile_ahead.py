@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from octavo.config import EngineConfig
-from octavo.engine import compiler_process
+from octavo.engine import compiler_process, head_start
 from octavo.engine.compile_ahead import capability_of
 from octavo.engine.compiler_process import CompilerProcess, CompileTask, marker_of
 from octavo.errors import ConfigError
@@ -97,7 +97,7 @@ def test_the_marker_is_named_for_what_decides(
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Triton's, empty, on a machine that seems to have a GPU."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(compiler_process, "_GPU", tmp_path)
+    monkeypatch.setattr(head_start, "_GPU", tmp_path)
     return tmp_path
 
 
@@ -120,7 +120,7 @@ def test_no_process_is_prepared_where_there_is_no_use_for_one(
     monkeypatch.setattr(compiler_process.subprocess, "Popen", None)
     CompilerProcess().prepare(replace(TASK.config, device="cpu"))
     CompilerProcess().prepare(replace(TASK.config, kernels="reference"))
-    monkeypatch.setattr(compiler_process, "_GPU", cache / "none")
+    monkeypatch.setattr(head_start, "_GPU", cache / "none")
     CompilerProcess().prepare(TASK.config)
 
 

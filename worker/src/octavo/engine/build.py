@@ -17,6 +17,7 @@ from octavo.config import EngineConfig, SchedulerConfig
 from octavo.engine.adapter_control import AdapterControl
 from octavo.engine.compiler_process import CompilerProcess, CompileTask, use_kernel_cache
 from octavo.engine.core import EngineCore
+from octavo.engine.head_start import HeadStart, learn_compiler, open_products
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import FilesFound
 from octavo.engine.model_info import model_info
@@ -77,16 +78,20 @@ def build_engine(
     report: Report | None = None,
     vocabulary: Vocabulary | None = None,
     compiler: CompilerProcess | None = None,
+    head_start: HeadStart | None = None,
 ) -> Engine:
     """Load the model and everything around it.
 
     ``vocabulary``: what grammars are matched against, where the model's tokenizer is not opened.
-    ``compiler``: one that was prepared before torch was imported.
+    ``compiler`` and ``head_start``: what was begun before torch was imported.
     ``report`` is told of phases as they begin and end. Raises errors of
     :mod:`octavo.errors` that say what is wrong with the model, the options or the memory.
     """
     phases = Phases(report or (lambda message: None))
+    head_start = head_start or HeadStart()
     device = resolve_device(config)
+    if device.type == "cuda":
+        head_start.begin(open_products)
     _set_threads(config, device)
     use_kernel_cache(config)
     with phases("files", config.model):
@@ -107,6 +112,8 @@ def build_engine(
         _compile_task(config, checkpoint, dtype, max_model_len) if device.type == "cuda" else None
     )
     kernels = select_kernels(device, config.kernels, config.batch_invariant)
+    if kernels.name == "triton":
+        head_start.begin(learn_compiler)
     card = CudaMemory(device) if device.type == "cuda" else None
     with (
         phases("weights", f"{config.model} as {dtype} on {device}"),
@@ -127,6 +134,7 @@ def build_engine(
     if card is not None:
         with phases("kernels", f"steps of {limits.max_num_batched_tokens} tokens"):
             compiler.wait()
+            head_start.wait()
             use = try_steps(lambda: runner_of(limits, captured_tokens), limits, card)
         captured_tokens = min(captured_tokens, use.captured_tokens())
     limits = _with_kv_cache(limits, config, model, kv_dtype, card, use)

@@ -12,13 +12,13 @@ A starting engine runs this as a program (:mod:`octavo.engine.compiler_process`)
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.process
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +30,7 @@ from torch import Tensor
 
 from octavo.config import EngineConfig
 from octavo.engine.compiler_process import CompileTask, marker_of, use_kernel_cache
+from octavo.engine.head_start import HeadStart, learn_compiler
 from octavo.engine.model_shape import open_configuration
 from octavo.engine.resolution import DTYPES, resolve_dtype, resolve_max_model_len, step_limits
 from octavo.engine.runner_builder import adapter_stack, make_runner
@@ -54,11 +55,11 @@ def compile_ahead(task: CompileTask, num_processes: int | None = None) -> int:
     pool = _CompilerPool(num_processes or min(num_usable_cpus(), _MAX_PROCESSES))
     pool.start("launch utilities", _compile_launch_utilities)
     _import_compiler()  # not in a thread: two that import Triton at once find it half imported
-    learning = threading.Thread(target=_learn_compiler)
-    learning.start()
+    head_start = HeadStart()
+    head_start.begin(learn_compiler)
 
     def found(name: str, call: Callable[[], object]) -> None:
-        learning.join()  # long over; no thread may run at a fork
+        head_start.wait()  # long over; no thread may run at a fork
         pool.start(name, call)
 
     num_programs = find_launches(task, found)
@@ -247,15 +248,6 @@ def _import_compiler() -> None:
         import triton.experimental.gluon  # noqa: F401
 
 
-def _learn_compiler() -> None:
-    """What each forked process would find out for itself, half a second long: a digest of the
-    compiler's library, which is hundreds of megabytes."""
-    with contextlib.suppress(Exception):  # saves time only
-        from triton.runtime.cache import triton_key
-
-        triton_key()
-
-
 def _compile_launch_utilities() -> None:
     """What Triton compiles with the C compiler when it first meets a card."""
     with contextlib.suppress(Exception):  # no driver: it is compiled, and cannot be loaded
@@ -267,8 +259,10 @@ def _compile_launch_utilities() -> None:
 def main() -> int:
     """Entry point of the process a starting engine has beside it; the engine says what to compile
     once it knows, or ends without a word."""
+    gc.disable()  # it would be looked for in all of torch, and there is none
     _import_compiler()  # takes a while, in which the engine finds its model
-    _learn_compiler()
+    with contextlib.suppress(Exception):  # each forked process would do it for itself
+        learn_compiler()
     told = sys.stdin.buffer.read()
     if not told:
         return 0

@@ -22,11 +22,10 @@ from pathlib import Path
 import msgspec
 
 from octavo.config import EngineConfig
+from octavo.engine.head_start import may_use_gpu
 
 _log = logging.getLogger(__name__)
 _CACHE_VARIABLE = "TRITON_CACHE_DIR"
-_GPU = Path("/dev/nvidiactl")
-"""There where NVIDIA's driver is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class CompilerProcess:
     def prepare(self, config: EngineConfig) -> None:
         """Start it already, before torch is imported here, if it will probably be needed: there is
         a GPU, and no kernels were compiled before."""
-        if config.device == "cpu" or config.kernels not in ("auto", "triton") or not _GPU.exists():
+        if config.kernels not in ("auto", "triton") or not may_use_gpu(config):
             return
         use_kernel_cache(config)
         try:

@@ -24,6 +24,7 @@ from octavo.config import EngineConfig
 from octavo.engine.carried_errors import to_load_failure, to_refusal
 from octavo.engine.compiler_process import CompilerProcess
 from octavo.engine.core import EngineCore
+from octavo.engine.head_start import HeadStart, may_use_gpu, open_card
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import (
     WHERE_SIGNAL,
@@ -72,13 +73,17 @@ def main() -> int:
     channel = EngineChannel(connection)
     try:
         channel.send(PhaseStarted("import", "torch"))
-        compiler = CompilerProcess()
+        head_start, compiler = HeadStart(), CompilerProcess()
+        if may_use_gpu(config):
+            head_start.begin(open_card)
         compiler.prepare(config)
+        gc.disable()  # importing leaves no garbage, and it would be looked for in all of torch
         # Not at the top: torch takes seconds, in which signals and the parent's end must count.
         from octavo.engine.build import build_engine
 
+        gc.enable()
         channel.send(PhaseFinished("import", seconds_since_process_start()))
-        engine = build_engine(config, channel.send, compiler=compiler)
+        engine = build_engine(config, channel.send, compiler=compiler, head_start=head_start)
     except ServerGoneError:
         return 0  # the server was stopped while we loaded
     except Exception as error:  # the process's edge: say what it was before dying

@@ -50,24 +50,8 @@ class Listener(Protocol):
         """Shutdown has begun."""
 
 
-def run(
-    engine: Engine,
-    config: ServerConfig,
-    socket_: socket.socket,
-    listener: Listener,
-    admin_socket: socket.socket | None = None,
-) -> int:
-    """Serve until a signal; returns the exit status: 0, or 1 when the engine died.
-
-    ``admin_socket`` is for the routes of administrators, where the config gives them a port.
-    Raises what stopped the engine from loading. A second signal ends the process at once.
-    """
-    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
-        return runner.run(Lifecycle(engine, config, listener).run(socket_, admin_socket))
-
-
 class Lifecycle:
-    """One run of the server."""
+    """One run of the server, in front of an engine that was started; it closes the engine."""
 
     def __init__(self, engine: Engine, config: ServerConfig, listener: Listener) -> None:
         self._engine = engine
@@ -80,7 +64,11 @@ class Lifecycle:
         self._admin_http = _http_server(create_admin_app(self._context))
 
     async def run(self, socket_: socket.socket, admin_socket: socket.socket | None = None) -> int:
-        """See :func:`run`."""
+        """Serve until a signal; returns the exit status: 0, or 1 when the engine died.
+
+        ``admin_socket`` is for the routes of administrators, where the config gives them a port.
+        Raises what stopped the engine from loading. A second signal ends the process at once.
+        """
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_log_lost_exception)
         for number in _SIGNALS:
@@ -92,7 +80,6 @@ class Lifecycle:
             others.append(asyncio.create_task(serving, name="admin-http"))
         stop = asyncio.create_task(self._stop.wait(), name="stop")
         try:
-            await self._engine.start()
             if await self._load(stop, http):
                 await self._serve(stop, http)
             return self._status()
@@ -180,15 +167,6 @@ class Lifecycle:
             # ours.
             os._exit(128 + number)
         self.stop()
-
-
-def _new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where it is installed: it exists for Linux and macOS only."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 def _log_lost_exception(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
