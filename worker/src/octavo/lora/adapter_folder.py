@@ -6,6 +6,7 @@ replaces or cuts meanwhile would end the process. Only safetensors; pickles are 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -138,6 +139,7 @@ def _read(folder: Path, name: str, max_bytes: int) -> mmap.mmap:
     """The file's contents in memory of their own, which the system clears page by page.
 
     A bytearray is cleared at once; for 84 MB that kept the engine's loop from running for 70 ms.
+    In large pages it takes a fifth of the time of small ones, at which threads wait for each other.
     """
     path = file_inside(folder, name)
     try:
@@ -150,7 +152,9 @@ def _read(folder: Path, name: str, max_bytes: int) -> mmap.mmap:
                 )
             if not size:
                 raise AdapterError(f"{path.name} is empty; copy it again.")
-            data = mmap.mmap(-1, size)
+            data = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with contextlib.suppress(AttributeError, OSError):  # not Linux, or built without
+                data.madvise(mmap.MADV_HUGEPAGE)
             if file.readinto(data) != size:
                 raise SourceUnreachableError(f"{path} changed while it was read; try again.")
     except PermissionError as exc:
