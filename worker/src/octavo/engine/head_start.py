@@ -32,7 +32,8 @@ class HeadStart:
             with contextlib.suppress(Exception):
                 work()
 
-        thread = threading.Thread(target=run, name=f"head-start-{work.__name__}", daemon=True)
+        # Not a daemon: a start that fails must not end the process within a call of the driver.
+        thread = threading.Thread(target=run, name=f"head-start-{work.__name__}")
         self._threads.append(thread)
         thread.start()
 
