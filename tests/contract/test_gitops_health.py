@@ -17,7 +17,8 @@ from octavo_operator.reconcile.adapter_claims import REFUSALS
 from octavo_operator.reconcile.adapter_facts import PERMANENT_REASONS
 from octavo_operator.reconcile.adapter_world import AdapterWorld
 from octavo_operator.reconcile.adapters import plan_adapters
-from octavo_operator.reconcile.observed import LiveObject, Observed
+from octavo_operator.reconcile.live_object import LiveObject
+from octavo_operator.reconcile.observed import Observed
 from octavo_operator.reconcile.plan import plan
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -33,7 +33,7 @@ from octavo_operator.manifests.kinds import (
     POD,
 )
 from octavo_operator.reconcile.conditions import timestamp
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = ("models", "chat")

@@ -11,7 +11,7 @@ from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.errors import ClusterError
 from octavo_operator.labels import FIELD_MANAGER
 from octavo_operator.manifests.kinds import Kind
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 
 
 class FaultyCluster:

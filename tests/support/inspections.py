@@ -9,7 +9,7 @@ from typing import Any
 from octavo_operator.labels import ANNOTATION_INSPECTS
 from octavo_operator.placement.model_shape import ModelShape
 from octavo_operator.reconcile.inspection import inspection_key
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 from octavo_operator.resources.inference_service import parse_inference_service
 
 H100, L4 = "NVIDIA-H100-80GB-HBM3", "NVIDIA-L4"

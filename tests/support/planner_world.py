@@ -29,7 +29,8 @@ from octavo_operator.manifests.kinds import (
     Kind,
 )
 from octavo_operator.manifests.worker_command import NO_ADMIN_KEY
-from octavo_operator.reconcile.observed import LiveObject, Observed
+from octavo_operator.reconcile.live_object import LiveObject
+from octavo_operator.reconcile.observed import Observed
 from octavo_operator.reconcile.plan import Plan, plan
 from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers
 

@@ -30,7 +30,7 @@ from octavo_operator.manifests.kinds import (
     SERVICE,
     Kind,
 )
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 from octavo_operator.reconcile.rendering import render_service
 from octavo_operator.resources.engine import OWNED_FLAGS
 from planner_world import World, unschedulable, worker_of

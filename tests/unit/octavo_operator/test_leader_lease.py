@@ -18,7 +18,7 @@ from octavo_operator.cluster.leader_lease import (
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.errors import ConflictError, LeaseLostError, UnavailableError
 from octavo_operator.manifests.kinds import LEASE
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 
 
 class Clock:

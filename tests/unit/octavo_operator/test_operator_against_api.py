@@ -31,7 +31,7 @@ from octavo_operator.manifests.kinds import (
     SERVICE,
     SERVICE_ACCOUNT,
 )
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 from octavo_operator.settings import OperatorSettings
 from store_behind_kmock import StoreBehindKmock, name_cluster
 

@@ -16,7 +16,7 @@ from octavo_operator.errors import NotFoundError
 from octavo_operator.labels import ANNOTATION_PLACEMENT
 from octavo_operator.manifests.kinds import DEPLOYMENT, JOB, SERVICE_ACCOUNT, kind_of
 from octavo_operator.placement.model_shape import ModelShape
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 from octavo_operator.reconcile.placing import LOOK_AGAIN_S
 from octavo_operator.reconcile.plan import plan
 from planner_world import NOW, World, worker_of

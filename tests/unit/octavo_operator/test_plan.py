@@ -26,7 +26,8 @@ from octavo_operator.manifests.kinds import (
     kind_of,
 )
 from octavo_operator.reconcile.drift import is_applied
-from octavo_operator.reconcile.observed import LiveObject, Observed
+from octavo_operator.reconcile.live_object import LiveObject
+from octavo_operator.reconcile.observed import Observed
 from octavo_operator.reconcile.plan import plan
 from octavo_operator.reconcile.status import Obstacle
 from octavo_operator.worker_peers import WorkerPeers

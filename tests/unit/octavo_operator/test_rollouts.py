@@ -18,7 +18,7 @@ from octavo_operator.labels import (
     ANNOTATION_UPGRADE,
 )
 from octavo_operator.manifests.kinds import DEPLOYMENT, INFERENCE_SERVICE, POD
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 from planner_world import ControlledWorld, worker_of
 
 BAD = "hf://org/bad"

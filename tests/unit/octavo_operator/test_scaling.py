@@ -28,7 +28,8 @@ from octavo_operator.manifests.kinds import (
 )
 from octavo_operator.manifests.scaled_object import QUERIES
 from octavo_operator.reconcile.features import ADAPTER_COMMAND
-from octavo_operator.reconcile.observed import LiveObject, Observed
+from octavo_operator.reconcile.live_object import LiveObject
+from octavo_operator.reconcile.observed import Observed
 from octavo_operator.reconcile.plan import plan
 from octavo_operator.reconcile.replicas import SWITCH_MANAGER, Demand
 from planner_world import IMAGE, NOW, World, waiting

@@ -47,7 +47,7 @@ from octavo_operator.manifests.kinds import (
     POD,
     SERVICE,
 )
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 
 IS_FULL = bool(os.environ.get("OCTAVO_TEST_FULL"))
 KEY = ("models", "chat")

@@ -15,7 +15,7 @@ from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.errors import LocalError
 from octavo_operator.holding_proxy import HoldingProxy
 from octavo_operator.manifests.worker_command import WORKER_PORT
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject, is_ready_pod
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,4 @@ def ready_addresses(pods: tuple[LiveObject, ...]) -> tuple[Address, ...]:
 
 def can_serve(pod: LiveObject) -> bool:
     """Whether `pod` is ready, has an address, and is not on its way out."""
-    status = pod.get("status") or {}
-    conditions = status.get("conditions") or ()
-    is_ready = any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
-    return bool(is_ready and status.get("podIP") and not pod["metadata"].get("deletionTimestamp"))
+    return is_ready_pod(pod) and bool(pod["status"].get("podIP"))

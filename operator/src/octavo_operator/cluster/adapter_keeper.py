@@ -39,7 +39,7 @@ from octavo_operator.reconcile.adapters import (
     attempts_in_use,
     plan_adapters,
 )
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject, is_going
 from octavo_operator.reconcile.worker_pod import (
     WorkerPod,
     takes_adapters,
@@ -251,7 +251,7 @@ class AdapterKeeper:
         return ledger
 
     def _note(self, service: ServiceKey, adapters: tuple[LiveObject, ...]) -> None:
-        going = [item["metadata"] for item in adapters if item["metadata"].get("deletionTimestamp")]
+        going = [item["metadata"] for item in adapters if is_going(item)]
         known, now = self._going.get(service, {}), self._clock()
         self._going[service] = {str(one["uid"]): known.get(str(one["uid"]), now) for one in going}
         if adapters:

@@ -15,7 +15,7 @@ from octavo_operator.manifests.adapter_list import adapter_list_name
 from octavo_operator.manifests.kinds import CONFIG_MAP, kind_of
 from octavo_operator.manifests.leader_worker_set import leading_template
 from octavo_operator.manifests.workload_kind import WORKLOAD_KINDS
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject, is_owned_by
 from octavo_operator.reconcile.worker_pod import WorkerPod, pod_of_template
 
 
@@ -30,14 +30,14 @@ class AdapterLists:
     def reader(self, service: ServiceKey, uid: str | None) -> WorkerPod | None:
         """What pods to come are like; None when there is no workload."""
         for child in self._index.children_of(service):
-            if kind_of(child) in WORKLOAD_KINDS and _is_owned(child, uid):
+            if kind_of(child) in WORKLOAD_KINDS and is_owned_by(child, uid):
                 return pod_of_template(leading_template(child))
         return None
 
     def present(self, service: ServiceKey, uid: str | None) -> LiveObject | None:
         """The list as it is; None when there is none."""
         name = adapter_list_name(service[1])
-        found = (live for live in self._index.lists_of(service) if _is_owned(live, uid))
+        found = (live for live in self._index.lists_of(service) if is_owned_by(live, uid))
         return next((live for live in found if live["metadata"]["name"] == name), None)
 
     async def write(self, service: ServiceKey, wanted: Mapping[str, Any]) -> None:
@@ -49,8 +49,3 @@ class AdapterLists:
             name, patch = wanted["metadata"]["name"], {"data": wanted["data"]}
             live = await self._cluster.merge(CONFIG_MAP, service[0], name, patch)
         self._index.remember(live)
-
-
-def _is_owned(child: LiveObject, uid: str | None) -> bool:
-    references = child["metadata"].get("ownerReferences") or ()
-    return any(reference.get("uid") == uid for reference in references)

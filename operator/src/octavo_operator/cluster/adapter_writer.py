@@ -15,7 +15,7 @@ from octavo_operator.manifests.kinds import LORA_ADAPTER, Kind
 from octavo_operator.reconcile.adapter_departure import Departure
 from octavo_operator.reconcile.adapters import Report
 from octavo_operator.reconcile.events import Announcement
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 
 
 class AdapterWriter:

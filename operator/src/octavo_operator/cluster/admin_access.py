@@ -18,13 +18,13 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from octavo_operator.cluster.informer import ServiceKey
+from octavo_operator.cluster.informer import ServiceKey, service_of
 from octavo_operator.cluster.interface import Cluster
 from octavo_operator.errors import ClusterError, ConflictError, NotFoundError, SettingsError
-from octavo_operator.labels import LABEL_ADMIN_PORT, LABEL_SERVICE, MANAGED_BY
+from octavo_operator.labels import LABEL_ADMIN_PORT, MANAGED_BY
 from octavo_operator.manifests.kinds import SECRET
 from octavo_operator.manifests.worker_command import WORKER_PORT
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject, labels_of
 from octavo_operator.worker_client import WorkerEndpoint
 
 logger = logging.getLogger(__name__)
@@ -52,15 +52,13 @@ class AdminAccess:
 
     def endpoint(self, pod: LiveObject) -> WorkerEndpoint | None:
         """Where to ask the worker in `pod`; None while it has no address."""
-        metadata = pod["metadata"]
-        labels = metadata.get("labels") or {}
-        host = (pod.get("status") or {}).get("podIP")
+        host, labels = (pod.get("status") or {}).get("podIP"), labels_of(pod)
         if not host:
             return None
         if LABEL_ADMIN_PORT not in labels:
             return WorkerEndpoint(str(host), WORKER_PORT)
-        service = (metadata.get("namespace", ""), labels.get(LABEL_SERVICE, ""))
-        return WorkerEndpoint(str(host), int(labels[LABEL_ADMIN_PORT]), self._key(service))
+        key = self._key(service_of(pod))
+        return WorkerEndpoint(str(host), int(labels[LABEL_ADMIN_PORT]), key)
 
     def _key(self, service: ServiceKey) -> str:
         # Neither part can hold a slash, so no two services share a message.

@@ -13,7 +13,7 @@ from octavo_operator.labels import API_VERSION, FIELD_MANAGER
 from octavo_operator.manifests.kinds import EVENT, Kind
 from octavo_operator.reconcile.conditions import timestamp
 from octavo_operator.reconcile.events import Announcement, announcements
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 
 logger = logging.getLogger(__name__)
 

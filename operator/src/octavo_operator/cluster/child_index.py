@@ -15,7 +15,7 @@ from octavo_operator.labels import (
     MANAGED_BY,
 )
 from octavo_operator.manifests.kinds import CHILD_KINDS, CONFIG_MAP, POD, kind_of
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 
 
 class ChildIndex:

@@ -10,7 +10,7 @@ from octavo_operator.cluster.activator import CallHolder, can_serve
 from octavo_operator.cluster.admin_access import AdminAccess
 from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.errors import WorkerUnreachableError
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject, is_going
 from octavo_operator.reconcile.replicas import NO_DEMAND, Demand
 from octavo_operator.worker_client import WorkerClient
 
@@ -53,7 +53,8 @@ class DemandReader:
 
 def _may_sleep(resource: Mapping[str, Any]) -> bool:
     """Told from the resource as it stands; whether it is valid is the planner's business."""
+    if is_going(resource):
+        return False
     spec = resource.get("spec")
     scaling = spec.get("scaling") if isinstance(spec, Mapping) else None
-    is_going = resource["metadata"].get("deletionTimestamp") is not None
-    return isinstance(scaling, Mapping) and scaling.get("minReplicas") == 0 and not is_going
+    return isinstance(scaling, Mapping) and scaling.get("minReplicas") == 0

@@ -16,7 +16,7 @@ from octavo_operator.cluster.interface import Cluster, EventType
 from octavo_operator.errors import ClusterError, ForbiddenError, GoneError, NotFoundError
 from octavo_operator.labels import LABEL_SERVICE
 from octavo_operator.manifests.kinds import OPTIONAL_KINDS, Kind
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject, labels_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Informer:
 
     def remember(self, live: LiveObject) -> None:
         """Take note of an object just written, before the watch tells of it."""
-        known = self._objects.get(_service_key(live), {}).get(live["metadata"]["name"])
+        known = self._objects.get(service_of(live), {}).get(live["metadata"]["name"])
         if known is None or _version(known) <= _version(live):
             self._keep(live)
 
@@ -132,7 +132,7 @@ class Informer:
                     self._drop(event.object)
                 else:
                     self._keep(event.object)
-                self._on_change(_service_key(event.object))
+                self._on_change(service_of(event.object))
             self.last_contact = time.monotonic()
             # The server ends a watch every few minutes; a pause keeps a broken one from spinning.
             await asyncio.sleep(0.1)
@@ -147,10 +147,10 @@ class Informer:
             "kind": self.kind.kind,
             "metadata": metadata,
         }
-        self._objects.setdefault(_service_key(live), {})[metadata["name"]] = slim
+        self._objects.setdefault(service_of(live), {})[metadata["name"]] = slim
 
     def _drop(self, live: LiveObject) -> None:
-        service = _service_key(live)
+        service = service_of(live)
         objects = self._objects.get(service, {})
         objects.pop(live["metadata"]["name"], None)
         if not objects:
@@ -170,9 +170,9 @@ class Informer:
         }
 
 
-def _service_key(live: LiveObject) -> ServiceKey:
-    metadata = live["metadata"]
-    return metadata.get("namespace", ""), (metadata.get("labels") or {}).get(LABEL_SERVICE, "")
+def service_of(live: LiveObject) -> ServiceKey:
+    """The InferenceService that a child or pod says it belongs to; no name where it says none."""
+    return live["metadata"].get("namespace", ""), labels_of(live).get(LABEL_SERVICE, "")
 
 
 def _version(live: LiveObject) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from octavo_operator.labels import FIELD_MANAGER
 from octavo_operator.manifests.kinds import Kind
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 
 
 class EventType(Enum):

@@ -21,7 +21,7 @@ from octavo_operator.cluster.interface import EventType, ObjectList, WatchEvent
 from octavo_operator.errors import ClusterError, GoneError, NotFoundError, SettingsError
 from octavo_operator.labels import FIELD_MANAGER, selector_string
 from octavo_operator.manifests.kinds import OPTIONAL_KINDS, Kind, kind_of
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 
 WATCH_TIMEOUT_S: Final = 290
 """The server ends each watch after this time; a connection lost without a sign costs no more."""

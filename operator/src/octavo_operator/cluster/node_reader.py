@@ -13,7 +13,7 @@ from typing import Final
 from octavo_operator.cluster.interface import Cluster
 from octavo_operator.errors import ForbiddenError
 from octavo_operator.manifests.kinds import NODE
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from octavo_operator.errors import ConflictError, GoneError, NotFoundError, Reje
 from octavo_operator.labels import FIELD_MANAGER
 from octavo_operator.manifests.kinds import OPTIONAL_KINDS, Kind, kind_of
 from octavo_operator.reconcile.conditions import timestamp
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject, labels_of
 
 Key = tuple[Kind, str, str]
 
@@ -382,7 +382,7 @@ _ABSENT: Final = object()
 
 def has_labels(body: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
     """Whether an object carries all of `labels`."""
-    its_labels = body["metadata"].get("labels") or {}
+    its_labels = labels_of(body)
     return all(its_labels.get(key) == value for key, value in labels.items())
 
 

@@ -30,7 +30,8 @@ from octavo_operator.errors import (
     RejectedError,
 )
 from octavo_operator.manifests.kinds import INFERENCE_SERVICE, Kind, kind_of
-from octavo_operator.reconcile.observed import LiveObject, Observed
+from octavo_operator.reconcile.live_object import LiveObject, is_owned_by
+from octavo_operator.reconcile.observed import Observed
 from octavo_operator.reconcile.plan import Apply, Plan, plan
 from octavo_operator.reconcile.replicas import NO_DEMAND, Demand
 from octavo_operator.reconcile.status import Obstacle
@@ -206,8 +207,7 @@ class Reconciler:
             present = await self._cluster.get(kind, service[0], name)
         except NotFoundError:
             return
-        references = present["metadata"].get("ownerReferences") or ()
-        if not any(item.get("uid") == resource["metadata"]["uid"] for item in references):
+        if not is_owned_by(present, resource["metadata"]["uid"]):
             raise _NamesakeError(
                 f"{kind.kind} {name} exists and belongs to somebody else; delete it, or give the "
                 f"InferenceService another name"

@@ -22,7 +22,7 @@ from octavo_operator.manifests.kinds import (
     POD,
     Kind,
 )
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 
 logger = logging.getLogger(__name__)
 

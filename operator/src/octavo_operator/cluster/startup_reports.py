@@ -13,7 +13,7 @@ from typing import Final
 
 from octavo_operator.cluster.admin_access import AdminAccess
 from octavo_operator.errors import WorkerUnreachableError
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 from octavo_operator.reconcile.startup import latest_ready_pod
 from octavo_operator.worker_client import WorkerClient, WorkerEndpoint
 

@@ -12,10 +12,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from octavo_operator.cluster.informer import ServiceKey, service_of
 from octavo_operator.errors import SettingsError
 from octavo_operator.handlers.operation_metrics import OperationMetrics
-from octavo_operator.labels import LABEL_SERVICE, WORKER_CONTAINER
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.labels import WORKER_CONTAINER
+from octavo_operator.reconcile.conditions import READY
+from octavo_operator.reconcile.live_object import LiveObject, is_going, is_true
 
 _LOAD_SECONDS: Final = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 180.0)
 
@@ -95,9 +97,9 @@ class _ServicePods(Collector):
             "How long the pod that has been starting longest has taken so far; 0 when none is.",
             labels=_SERVICE_LABELS,
         )
-        by_service: dict[tuple[str, str], list[LiveObject]] = {}
+        by_service: dict[ServiceKey, list[LiveObject]] = {}
         for pod in list(self._pods()):
-            by_service.setdefault(_service_of(pod), []).append(pod)
+            by_service.setdefault(service_of(pod), []).append(pod)
         for service, pods in sorted(by_service.items()):
             tally = Tally(pod_state(pod) for pod in pods)
             for state in POD_STATES:
@@ -132,12 +134,11 @@ class _AdapterPods(Collector):
 def pod_state(pod: LiveObject) -> str:
     """One of POD_STATES. Crashing: ended with an error since it was last ready."""
     status = pod.get("status") or {}
-    if pod["metadata"].get("deletionTimestamp"):
+    if is_going(pod):
         return "stopping"
     if status.get("phase") == "Failed":
         return "failed"
-    conditions = status.get("conditions") or ()
-    if any(item["type"] == "Ready" and item["status"] == "True" for item in conditions):
+    if is_true(pod, READY):
         return "ready"
     if any(_has_crashed(container) for container in _containers(pod)):
         return "crashing"
@@ -178,8 +179,3 @@ def _has_crashed(container: Mapping[str, Any]) -> bool:
             return True
     waiting = (container.get("state") or {}).get("waiting") or {}
     return waiting.get("reason") == "CrashLoopBackOff"
-
-
-def _service_of(pod: LiveObject) -> tuple[str, str]:
-    metadata = pod["metadata"]
-    return metadata["namespace"], (metadata.get("labels") or {}).get(LABEL_SERVICE, "")

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.errors import ClusterError, NotFoundError
-from octavo_operator.local.pod_runtime import POD_FINALIZER, is_ready_pod
+from octavo_operator.local.pod_runtime import POD_FINALIZER
 from octavo_operator.manifests.digest import manifest_digest
 from octavo_operator.manifests.kinds import DEPLOYMENT, POD, Kind
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject, conditions_of, is_going, is_ready_pod
 
 TEMPLATE_HASH_LABEL: Final = "pod-template-hash"
 DEFAULT_PROGRESS_DEADLINE_S: Final = 600
@@ -46,7 +46,7 @@ def next_step(deployment: LiveObject, pods: tuple[LiveObject, ...]) -> RolloutSt
     wanted = spec.get("replicas", 1)
     rolling = spec["strategy"]["rollingUpdate"]
     latest = template_hash(deployment)
-    alive = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    alive = [pod for pod in pods if not is_going(pod)]
     new = [pod for pod in alive if pod["metadata"]["labels"][TEMPLATE_HASH_LABEL] == latest]
     old = [pod for pod in alive if pod["metadata"]["labels"][TEMPLATE_HASH_LABEL] != latest]
     surplus = max(len(new) - wanted, 0)
@@ -87,7 +87,7 @@ class RolloutProgress:
 def rollout_counts(deployment: LiveObject, pods: tuple[LiveObject, ...]) -> dict[str, int]:
     """The numbers in the status of a Deployment."""
     latest = template_hash(deployment)
-    alive = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    alive = [pod for pod in pods if not is_going(pod)]
     ready = sum(map(is_ready_pod, alive))
     return {
         "replicas": len(alive),
@@ -108,9 +108,9 @@ def progress_condition(
         return {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}
     if spec.get("paused"):
         return {"type": "Progressing", "status": "Unknown", "reason": "DeploymentPaused"}
-    before = (deployment.get("status") or {}).get("conditions") or ()
     # A pod that is lost after the rollout does not begin it anew.
-    is_done = any(item.get("reason") == "NewReplicaSetAvailable" for item in before)
+    before = conditions_of(deployment).get("Progressing", {})
+    is_done = before.get("reason") == "NewReplicaSetAvailable"
     if is_done and counts["updatedReplicas"] == counts["replicas"]:
         return {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}
     limit_s = spec.get("progressDeadlineSeconds", DEFAULT_PROGRESS_DEADLINE_S)

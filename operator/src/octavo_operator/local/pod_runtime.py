@@ -16,7 +16,7 @@ from octavo_operator.local.addresses import AddressPool
 from octavo_operator.local.container import Machine
 from octavo_operator.local.pod_process import PodEvents, PodProcess
 from octavo_operator.manifests.kinds import CONFIG_MAP, POD
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject, is_going, is_ready_pod
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class PodRuntime:
 
     def _see(self, pod: LiveObject) -> None:
         name = pod["metadata"]["name"]
-        if pod["metadata"].get("deletionTimestamp"):
+        if is_going(pod):
             process = self._pods.get(name)
             if process is not None:
                 process.stop()
@@ -188,11 +188,3 @@ def _unschedulable(resource: str) -> dict[str, Any]:
     message = f"0/1 nodes are available: 1 Insufficient {resource}."
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
     return {"phase": "Pending", "conditions": [{**condition, "message": message}]}
-
-
-def is_ready_pod(pod: LiveObject) -> bool:
-    """Whether a Service would send requests to `pod`."""
-    if pod["metadata"].get("deletionTimestamp"):
-        return False
-    conditions = (pod.get("status") or {}).get("conditions") or ()
-    return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)

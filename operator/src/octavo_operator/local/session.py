@@ -23,6 +23,7 @@ from octavo_operator.local.proxy_holder import ProxyHolder
 from octavo_operator.local.resource_file import ResourceFile, explain_ignored, read_resource_file
 from octavo_operator.manifests.kinds import INFERENCE_SERVICE, LORA_ADAPTER
 from octavo_operator.reconcile.conditions import FEATURES_READY, READY
+from octavo_operator.reconcile.live_object import conditions_of
 from octavo_operator.resources.inference_service import parse_inference_service
 from octavo_operator.worker_client import WorkerClient
 
@@ -178,10 +179,7 @@ class LocalSession:
         """Follow the resource's own status, as a user of a cluster would, and say what it says."""
         said = ""
         async for event in self._store.watch(INFERENCE_SERVICE, None, {}, "0"):
-            conditions = {
-                item["type"]: item
-                for item in (event.object.get("status") or {}).get("conditions") or ()
-            }
+            conditions = conditions_of(event.object)
             ready, features = conditions.get(READY), conditions.get(FEATURES_READY)
             if ready is None or features is None:
                 continue
@@ -203,11 +201,7 @@ class LocalSession:
         said: dict[str, str] = {}
         async for event in self._store.watch(LORA_ADAPTER, None, {}, "0"):
             name = event.object["metadata"]["name"]
-            conditions = {
-                item["type"]: item
-                for item in (event.object.get("status") or {}).get("conditions") or ()
-            }
-            ready = conditions.get(READY)
+            ready = conditions_of(event.object).get(READY)
             if event.type is EventType.DELETED:
                 said.pop(name, None)
                 self._progress.event(f"adapter {name} is unloaded")

@@ -8,7 +8,7 @@ from typing import Final
 from octavo_operator.errors import ResourceError
 from octavo_operator.reconcile.adapter_status import Verdict
 from octavo_operator.reconcile.adapter_world import AdapterWorld
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject, is_going
 from octavo_operator.resources.inference_service import InferenceService, parse_inference_service
 from octavo_operator.resources.lora_adapter import LoRAAdapter, parse_lora_adapter
 
@@ -42,7 +42,7 @@ def read_claims(world: AdapterWorld) -> Claims:
     refused: list[tuple[LiveObject, Verdict]] = []
     kept: set[str] = set()
     for resource in sorted(world.adapters, key=_age):
-        if resource["metadata"].get("deletionTimestamp"):
+        if is_going(resource):
             continue
         try:
             adapter = parse_lora_adapter(resource)
@@ -61,7 +61,7 @@ def read_claims(world: AdapterWorld) -> Claims:
 
 
 def _read_service(world: AdapterWorld) -> tuple[InferenceService | None, Verdict | None]:
-    if world.service is None or world.service["metadata"].get("deletionTimestamp"):
+    if world.service is None or is_going(world.service):
         sentence = (
             f"there is no InferenceService {world.name}; create it, or delete this LoRAAdapter and "
             f"create one with another serviceRef"

@@ -11,7 +11,7 @@ from octavo_operator.labels import FINALIZER
 from octavo_operator.reconcile.adapter_standing import PodState, Standing
 from octavo_operator.reconcile.adapter_status import Verdict, unloaded_status
 from octavo_operator.reconcile.adapter_world import AdapterWorld
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject, is_going
 from octavo_operator.reconcile.worker_pod import WorkerPod
 
 UNLOAD_LIMIT_S: Final = 60.0
@@ -40,7 +40,7 @@ def departures(
     return tuple(
         _depart(resource, world, able, kept)
         for resource in world.adapters
-        if resource["metadata"].get("deletionTimestamp") and is_held(resource)
+        if is_going(resource) and is_held(resource)
     )
 
 

@@ -13,7 +13,7 @@ from typing import Final
 from octavo_operator.reconcile.adapter_resolution import Resolution, resolve
 from octavo_operator.reconcile.adapter_standing import Standing, stand
 from octavo_operator.reconcile.adapter_world import AdapterWorld
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 from octavo_operator.reconcile.worker_pod import WorkerPod
 from octavo_operator.resources.lora_adapter import LoRAAdapter
 

@@ -16,7 +16,7 @@ from octavo_operator.errors import ResourceError
 from octavo_operator.reconcile.adapter_facts import Failure
 from octavo_operator.reconcile.adapter_source import obstacle_to
 from octavo_operator.reconcile.adapter_world import AdapterWorld
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 from octavo_operator.reconcile.worker_pod import WorkerPod
 from octavo_operator.resources.lora_adapter import LoRAAdapter
 from octavo_operator.resources.model_uri import ModelSource, parse_model_uri

@@ -16,7 +16,7 @@ from octavo_operator.reconcile.adapter_facts import (
 from octavo_operator.reconcile.adapter_resolution import Resolution, Target, lookup_key, target_key
 from octavo_operator.reconcile.adapter_source import adapter_path, obstacle_to
 from octavo_operator.reconcile.adapter_world import AdapterWorld
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 from octavo_operator.reconcile.worker_pod import WorkerPod
 from octavo_operator.resources.lora_adapter import LoRAAdapter
 

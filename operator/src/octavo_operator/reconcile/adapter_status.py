@@ -17,7 +17,7 @@ from octavo_operator.reconcile.conditions import (
     Condition,
     merge_conditions,
 )
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 from octavo_operator.resources.lora_adapter import LoRAAdapter
 
 _MESSAGE_LIMIT: Final = 300
@@ -85,11 +85,9 @@ def unloaded_status(
 
 
 def _header(resource: LiveObject, conditions: list[Condition], now: datetime) -> dict[str, Any]:
-    generation = resource["metadata"].get("generation", 0)
-    previous = (resource.get("status") or {}).get("conditions") or ()
     return {
-        "observedGeneration": generation,
-        "conditions": merge_conditions(previous, conditions, generation, now),
+        "observedGeneration": resource["metadata"].get("generation", 0),
+        "conditions": merge_conditions(resource, conditions, now),
     }
 
 

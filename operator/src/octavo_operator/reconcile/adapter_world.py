@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from octavo_operator.reconcile.adapter_facts import Attempt, AttemptKey, ListedAdapter
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 from octavo_operator.reconcile.worker_pod import WorkerPod
 
 Place = tuple[str, str, str]

@@ -27,7 +27,7 @@ from octavo_operator.reconcile.adapter_summary import is_same_summary, summary_s
 from octavo_operator.reconcile.adapter_wanted import due_list
 from octavo_operator.reconcile.adapter_world import AdapterWorld
 from octavo_operator.reconcile.conditions import READY
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject, conditions_of, is_going
 from octavo_operator.reconcile.status import is_same_status
 from octavo_operator.reconcile.worker_pod import WorkerPod
 
@@ -95,7 +95,7 @@ def plan_adapters(world: AdapterWorld) -> AdapterPlan:
     """What is due in `world`; nothing any more once it has been done."""
     claims = read_claims(world)
     # The pods of a service that is gone, or going, go with it.
-    is_there = world.service is not None and not _is_going(world.service)
+    is_there = world.service is not None and not is_going(world.service)
     able = tuple(pod for pod in world.pods if pod.takes_adapters and pod.is_started and is_there)
     chosen_from = able if claims.obstacle is None else ()
     placed = [
@@ -189,15 +189,14 @@ def _no_pods(world: AdapterWorld) -> Verdict:
 
 
 def _is_asleep(world: AdapterWorld) -> bool:
-    conditions = ((world.service or {}).get("status") or {}).get("conditions") or ()
-    return any(item.get("type") == READY and item.get("reason") in _ASLEEP for item in conditions)
+    return conditions_of(world.service).get(READY, {}).get("reason") in _ASLEEP
 
 
 def _unloads(
     world: AdapterWorld, able: tuple[WorkerPod, ...], claims: Claims, placed: list[Placed]
 ) -> tuple[Unload, ...]:
     wanted = {(each.pod.uid, one.adapter.served_name) for one in placed for each in one.everywhere}
-    going = {_served_name(item) for item in world.adapters if _is_going(item)}
+    going = {_served_name(item) for item in world.adapters if is_going(item)}
     found = []
     for pod in able:
         for name, listed in sorted(world.listings.get(pod.uid, {}).items()):
@@ -227,7 +226,7 @@ def _may_serve(pod: WorkerPod, placed: list[Placed]) -> bool:
 def _service_report(
     world: AdapterWorld, statuses: list[tuple[LiveObject, dict[str, Any]]]
 ) -> Report | None:
-    if world.service is None or _is_going(world.service):
+    if world.service is None or is_going(world.service):
         return None
     summary = summary_status(statuses)
     if is_same_summary(world.service.get("status"), summary):
@@ -263,10 +262,6 @@ def _look_again_s(
     if is_holding:
         times.append(HELD_POD_S)
     return max(min(times), 0.1) if times else None
-
-
-def _is_going(resource: LiveObject) -> bool:
-    return resource["metadata"].get("deletionTimestamp") is not None
 
 
 def _served_name(resource: LiveObject) -> str:

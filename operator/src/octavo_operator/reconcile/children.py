@@ -37,6 +37,7 @@ from octavo_operator.manifests.scaled_object import scaled_object
 from octavo_operator.manifests.service import service_manifest
 from octavo_operator.manifests.service_account import service_account
 from octavo_operator.manifests.workload_kind import workload_kind
+from octavo_operator.reconcile.live_object import labels_of
 from octavo_operator.reconcile.observed import Observed
 from octavo_operator.reconcile.placing import Placed
 from octavo_operator.reconcile.replicas import scales_to_zero, scaling_floor
@@ -81,8 +82,7 @@ def wanted_children(
     ]
     manifests += _scaling(service, workload, observed, is_loading=is_loading)
     has_single = any(
-        LABEL_ADMIN_PORT not in (pod["metadata"].get("labels") or {})
-        for pod in (revision.template, *observed.pods)
+        LABEL_ADMIN_PORT not in labels_of(pod) for pod in (revision.template, *observed.pods)
     )
     if peers is not None:
         manifests.append(network_policy(service, peers, has_single_port=has_single))

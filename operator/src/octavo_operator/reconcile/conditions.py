@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
+
+from octavo_operator.reconcile.live_object import LiveObject, conditions_of
 
 MODEL_READY: Final = "ModelReady"
 WORKLOAD_READY: Final = "WorkloadReady"
@@ -31,31 +33,21 @@ class Condition:
     message: str
 
 
-def truth(is_true: bool) -> str:
-    """The status word for a boolean."""
-    return "True" if is_true else "False"
-
-
 def merge_conditions(
-    previous: Iterable[Mapping[str, Any]],
-    current: Iterable[Condition],
-    generation: int,
-    now: datetime,
+    resource: LiveObject, current: Iterable[Condition], now: datetime
 ) -> list[dict[str, Any]]:
-    """`current` as the API stores it; lastTransitionTime is kept where the status is unchanged."""
-    before = {condition.get("type"): condition for condition in previous}
-    merged = []
+    """`current` as `resource` shall store it; times stay where it has the same status already."""
+    before, merged = conditions_of(resource), []
     for condition in current:
-        old = before.get(condition.type)
-        is_same = old is not None and old.get("status") == condition.status
-        since = old.get("lastTransitionTime") if old is not None and is_same else None
+        old = before.get(condition.type, {})
+        since = old.get("lastTransitionTime") if old.get("status") == condition.status else None
         merged.append(
             {
                 "type": condition.type,
                 "status": condition.status,
                 "reason": condition.reason,
                 "message": condition.message[:_MESSAGE_LIMIT],
-                "observedGeneration": generation,
+                "observedGeneration": resource["metadata"].get("generation", 0),
                 "lastTransitionTime": since or timestamp(now),
             }
         )

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from octavo_operator.labels import ANNOTATION_APPLIED_HASH
 from octavo_operator.manifests.merge_keys import item_key, merge_keys
+from octavo_operator.reconcile.live_object import LiveObject, annotations_of
 from octavo_operator.resources.quantity import is_same_quantity
 
 _TRUE_WHEN_ABSENT: Final = frozenset(
@@ -21,11 +22,11 @@ _TRUE_WHEN_ABSENT: Final = frozenset(
 )
 
 
-def is_applied(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
+def is_applied(wanted: Mapping[str, Any], live: LiveObject) -> bool:
     """Whether applying `wanted`, a sealed manifest, to `live` would change nothing."""
     wanted_hash = wanted["metadata"]["annotations"][ANNOTATION_APPLIED_HASH]
-    annotations = live["metadata"].get("annotations") or {}
-    return annotations.get(ANNOTATION_APPLIED_HASH) == wanted_hash and _contains(wanted, live, "")
+    is_latest = annotations_of(live).get(ANNOTATION_APPLIED_HASH) == wanted_hash
+    return is_latest and _contains(wanted, live, "")
 
 
 def _contains(wanted: Any, live: Any, field: str) -> bool:

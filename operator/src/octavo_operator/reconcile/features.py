@@ -12,7 +12,7 @@ from typing import Final
 from octavo_operator.address import Address
 from octavo_operator.manifests.horizontal_pod_autoscaler import METRIC_NAMES
 from octavo_operator.manifests.kinds import INFERENCE_POOL, POD_MONITOR, PROMETHEUS_RULE, Kind
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject, conditions_of
 from octavo_operator.reconcile.replicas import scales_to_zero
 from octavo_operator.resources.inference_service import InferenceService
 
@@ -114,11 +114,10 @@ def _scaling(
         lacks.append(Lack("ActivatorMissing", message))
     if service.scaling is None:
         return tuple(lacks)
-    for item in ((autoscaler or {}).get("status") or {}).get("conditions") or ():
-        is_off = item.get("reason") == "ScalingDisabled"
-        if item.get("type") == "ScalingActive" and item.get("status") == "False" and not is_off:
-            name = METRIC_NAMES[service.scaling.metric.type]
-            lacks.append(_metric_lack(name, str(item.get("message"))))
+    active = conditions_of(autoscaler).get("ScalingActive", {})
+    if active.get("status") == "False" and active.get("reason") != "ScalingDisabled":
+        name = METRIC_NAMES[service.scaling.metric.type]
+        lacks.append(_metric_lack(name, str(active.get("message"))))
     return tuple(lacks)
 
 

@@ -15,7 +15,8 @@ from octavo_operator.manifests.digest import manifest_digest
 from octavo_operator.manifests.inspection_job import INSPECTION_FLAGS
 from octavo_operator.manifests.kinds import JOB, kind_of
 from octavo_operator.placement.model_shape import ModelShape, read_report
-from octavo_operator.reconcile.observed import LiveObject, Observed
+from octavo_operator.reconcile.live_object import LiveObject, annotations_of, message_when
+from octavo_operator.reconcile.observed import Observed
 from octavo_operator.reconcile.pod_problems import pod_problems
 from octavo_operator.resources.inference_service import InferenceService
 
@@ -46,7 +47,7 @@ def read_inspection(service: InferenceService, observed: Observed, key: str) -> 
     problems = pod_problems(service, pods)
     said = problems[0].message if problems else ""
     for job in inspection_jobs(observed, key):
-        said = said or _job_failure(job)
+        said = said or message_when(job, "Failed", "True") or ""
     return Inspection(None, f"the model cannot be inspected: {said}" if said else "")
 
 
@@ -57,7 +58,7 @@ def inspection_jobs(observed: Observed, key: str) -> tuple[LiveObject, ...]:
 
 
 def _inspects(live: LiveObject) -> str:
-    return str((live["metadata"].get("annotations") or {}).get(ANNOTATION_INSPECTS, ""))
+    return str(annotations_of(live).get(ANNOTATION_INSPECTS, ""))
 
 
 def _ended(pod: LiveObject) -> Mapping[str, Any]:
@@ -66,10 +67,3 @@ def _ended(pod: LiveObject) -> Mapping[str, Any]:
         if ended:
             return dict(ended)
     return {}
-
-
-def _job_failure(job: LiveObject) -> str:
-    for item in (job.get("status") or {}).get("conditions") or ():
-        if item.get("type") == "Failed" and item.get("status") == "True":
-            return str(item.get("message") or item.get("reason") or "no reason given")
-    return ""

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
 
 from octavo_operator.manifests.kinds import Kind, kind_of
 from octavo_operator.manifests.worker_command import NO_ADMIN_KEY
+from octavo_operator.reconcile.live_object import LiveObject, is_owned_by
 from octavo_operator.reconcile.replicas import NO_DEMAND, Demand
 from octavo_operator.worker_peers import NAMESPACE_ONLY, WorkerPeers
-
-LiveObject: TypeAlias = Mapping[str, Any]
-"""An object as the API returned it, with apiVersion and kind filled in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +50,7 @@ class Observed:
 
     def is_owned(self, child: LiveObject) -> bool:
         """Whether `child` belongs to exactly this resource, not to a namesake that is gone."""
-        references = child["metadata"].get("ownerReferences") or ()
-        return any(reference.get("uid") == self.uid for reference in references)
+        return is_owned_by(child, self.uid)
 
     def child(self, kind: Kind, name: str) -> LiveObject | None:
         """The child of that kind and name, whoever owns it."""

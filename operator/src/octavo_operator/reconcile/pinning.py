@@ -24,6 +24,7 @@ from octavo_operator.labels import (
 )
 from octavo_operator.manifests.digest import canonical_json, manifest_digest
 from octavo_operator.manifests.pod_template import pod_template
+from octavo_operator.reconcile.live_object import LiveObject, annotations_of
 from octavo_operator.resources.inference_service import (
     KIND,
     InferenceService,
@@ -65,7 +66,7 @@ def worker_image(template: Mapping[str, Any]) -> str:
 def pin_template(
     said: InferenceService,
     service: InferenceService,
-    live: Mapping[str, Any] | None,
+    live: LiveObject | None,
     default_image: str,
     admin_key_sha256: str,
 ) -> PinnedTemplate:
@@ -75,7 +76,7 @@ def pin_template(
 
     Raises ResourceError when the user's overlay cannot be merged.
     """
-    memory: Mapping[str, str] = (live["metadata"].get("annotations") or {}) if live else {}
+    memory = annotations_of(live)
     upgraded_by = memory.get(ANNOTATION_UPGRADED_BY)
     is_upgrading = service.upgrade == UPGRADE_ALWAYS or (
         service.upgrade is not None and service.upgrade != upgraded_by

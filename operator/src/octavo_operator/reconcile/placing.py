@@ -25,7 +25,8 @@ from octavo_operator.placement.gpu_kind import GpuKind
 from octavo_operator.placement.model_shape import ModelShape, read_status, to_status
 from octavo_operator.placement.node_gpus import gpu_kinds
 from octavo_operator.reconcile.inspection import Inspection, inspection_key, read_inspection
-from octavo_operator.reconcile.observed import LiveObject, Observed
+from octavo_operator.reconcile.live_object import LiveObject, annotations_of
+from octavo_operator.reconcile.observed import Observed
 from octavo_operator.reconcile.pinning import template_inputs
 from octavo_operator.reconcile.workload import read_workload
 from octavo_operator.resources.accelerator import Parallelism
@@ -132,7 +133,7 @@ class _Past:
 def _recall(said: InferenceService, present: tuple[LiveObject, ...], inputs: str) -> _Past:
     pod_inputs = template_inputs(said)
     live = _latest(present, pod_inputs)
-    memory, workload = _annotations(live), read_workload(said, live)
+    memory, workload = annotations_of(live), read_workload(said, live)
     is_same_pod = memory.get(ANNOTATION_TEMPLATE_INPUTS) == pod_inputs
     is_rolled_back = ANNOTATION_REFUSED_TEMPLATE in memory
     return _Past(
@@ -284,10 +285,6 @@ def _remembered(memory: Mapping[str, str], inputs: str) -> Decision | None:
 def _latest(present: tuple[LiveObject, ...], pod_inputs: str) -> LiveObject | None:
     """The workload that was made for these very words, if there is one."""
     for live in present:
-        if _annotations(live).get(ANNOTATION_TEMPLATE_INPUTS) == pod_inputs:
+        if annotations_of(live).get(ANNOTATION_TEMPLATE_INPUTS) == pod_inputs:
             return live
     return present[0] if present else None
-
-
-def _annotations(live: LiveObject | None) -> Mapping[str, str]:
-    return (live["metadata"].get("annotations") or {}) if live is not None else {}

@@ -26,7 +26,8 @@ from octavo_operator.reconcile.children import OPERATOR, inspection_children, wa
 from octavo_operator.reconcile.drift import is_applied
 from octavo_operator.reconcile.features import report_features
 from octavo_operator.reconcile.inspection import inspection_jobs
-from octavo_operator.reconcile.observed import LiveObject, Observed
+from octavo_operator.reconcile.live_object import LiveObject, annotations_of, is_going
+from octavo_operator.reconcile.observed import Observed
 from octavo_operator.reconcile.pinning import pin_template, worker_image
 from octavo_operator.reconcile.placing import LOOK_AGAIN_S, Placed, place
 from octavo_operator.reconcile.pod_problems import PodProblem, pod_problems
@@ -101,7 +102,7 @@ def plan(
 
     `obstacle` is what the API said when the last plan was carried out; it goes into the status.
     """
-    if observed.resource["metadata"].get("deletionTimestamp"):
+    if is_going(observed.resource):
         return Plan()
     name = observed.resource["metadata"]["name"]
     present = own_workloads(observed)
@@ -224,7 +225,7 @@ def _leftovers(
     leftovers = []
     for child in observed.children:
         metadata = child["metadata"]
-        if not observed.is_owned(child) or metadata.get("deletionTimestamp"):
+        if not observed.is_owned(child) or is_going(child):
             continue
         if (kind_of(child), metadata["name"]) not in keep:
             leftovers.append(
@@ -271,8 +272,7 @@ def _handover(service: InferenceService, live: LiveObject | None) -> tuple[Apply
     """
     if service.scaling is None or live is None:
         return ()
-    annotations = live["metadata"].get("annotations") or {}
-    if annotations.get(ANNOTATION_REPLICAS_OWNER) != OPERATOR:
+    if annotations_of(live).get(ANNOTATION_REPLICAS_OWNER) != OPERATOR:
         return ()
     manifest = {
         "apiVersion": workload_kind(service).api_version,

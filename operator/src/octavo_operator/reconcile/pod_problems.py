@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from octavo_operator.labels import WORKER_CONTAINER
+from octavo_operator.reconcile.live_object import LiveObject, conditions_of, is_going
 from octavo_operator.resources.inference_service import InferenceService
 
 _IMAGE_REASONS: Final = frozenset(
@@ -44,9 +45,7 @@ class PodProblem:
         return self.reason in ("InsufficientGPU", "InsufficientResources")
 
 
-def pod_problems(
-    service: InferenceService, pods: Iterable[Mapping[str, Any]]
-) -> tuple[PodProblem, ...]:
+def pod_problems(service: InferenceService, pods: Iterable[LiveObject]) -> tuple[PodProblem, ...]:
     """The problems among `pods`, gravest first; none when all are well or simply starting.
 
     Equals go by pod name, so that the first does not flap.
@@ -59,17 +58,17 @@ def pod_problems(
     return tuple(sorted(found, key=lambda problem: _SEVERITY.index(problem.reason)))
 
 
-def _problem(service: InferenceService, pod: Mapping[str, Any]) -> PodProblem | None:
-    if pod["metadata"].get("deletionTimestamp"):
+def _problem(service: InferenceService, pod: LiveObject) -> PodProblem | None:
+    if is_going(pod):
         return None
     status = pod.get("status") or {}
     name = pod["metadata"]["name"]
     if status.get("phase") == "Failed":
         detail = status.get("message") or status.get("reason") or "no reason given"
         return PodProblem("PodFailed", f"pod {name} failed: {_sentence(detail)}")
-    for condition in status.get("conditions") or ():
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            return _scheduling_problem(service, name, condition.get("message") or "")
+    scheduled = conditions_of(pod).get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        return _scheduling_problem(service, name, scheduled.get("message") or "")
     containers = [
         *(status.get("initContainerStatuses") or ()),
         *(status.get("containerStatuses") or ()),

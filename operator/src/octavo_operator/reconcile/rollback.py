@@ -20,6 +20,7 @@ from octavo_operator.labels import (
     ANNOTATION_UPGRADED_BY,
 )
 from octavo_operator.manifests.digest import manifest_digest
+from octavo_operator.reconcile.live_object import LiveObject, annotations_of
 from octavo_operator.reconcile.pinning import PinnedTemplate, remembered_template
 from octavo_operator.reconcile.workload import Workload
 
@@ -45,7 +46,7 @@ class Revision:
 
 def choose_revision(
     pinned: PinnedTemplate,
-    live: Mapping[str, Any] | None,
+    live: LiveObject | None,
     workload: Workload,
     failure: str | None,
 ) -> Revision:
@@ -53,7 +54,7 @@ def choose_revision(
 
     `failure` says why the present rollout cannot come up, None while it may.
     """
-    memory: Mapping[str, str] = (live["metadata"].get("annotations") or {}) if live else {}
+    memory = annotations_of(live)
     asked = manifest_digest(pinned.template)
     before = remembered_template(memory.get(ANNOTATION_POD_TEMPLATE))
     good, refused = memory.get(ANNOTATION_GOOD_TEMPLATE), _refused(memory)

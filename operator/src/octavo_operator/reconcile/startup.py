@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from octavo_operator.labels import WORKER_CONTAINER
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject, conditions_of, is_ready_pod
 
 WORKER_PHASES: Final[Mapping[str, tuple[str, ...]]] = {
     "download": ("files",),
@@ -24,9 +24,7 @@ WORKER_PHASES: Final[Mapping[str, tuple[str, ...]]] = {
 
 def latest_ready_pod(pods: Iterable[LiveObject]) -> LiveObject | None:
     """The youngest pod that takes requests; None when there is none."""
-    ready = [pod for pod in pods if _condition_time(pod, "Ready") is not None]
-    alive = [pod for pod in ready if not pod["metadata"].get("deletionTimestamp")]
-    return max(alive, key=_age_key, default=None)
+    return max(filter(is_ready_pod, pods), key=_age_key, default=None)
 
 
 def startup_status(
@@ -64,10 +62,10 @@ def _age_key(pod: LiveObject) -> tuple[str, str]:
 
 def _condition_time(pod: LiveObject, kind: str) -> datetime | None:
     """When the condition became true; None when it is not."""
-    for item in (pod.get("status") or {}).get("conditions") or ():
-        if item.get("type") == kind and item.get("status") == "True":
-            return _parsed(item.get("lastTransitionTime"))
-    return None
+    condition = conditions_of(pod).get(kind, {})
+    if condition.get("status") != "True":
+        return None
+    return _parsed(condition.get("lastTransitionTime"))
 
 
 def _first_start(pod: LiveObject) -> datetime | None:

@@ -23,7 +23,6 @@ from octavo_operator.reconcile.conditions import (
     WORKLOAD_READY,
     Condition,
     merge_conditions,
-    truth,
 )
 from octavo_operator.reconcile.features import FeatureReport
 from octavo_operator.reconcile.placing import Placed
@@ -79,7 +78,7 @@ def service_status(
         "image": findings.image,
         **({"startup": findings.startup} if findings.startup is not None else {}),
         **_placement(resource, findings.placed),
-        "conditions": _merged(
+        "conditions": merge_conditions(
             resource,
             [
                 _model_ready(findings),
@@ -117,7 +116,7 @@ def invalid_status(
         conditions.append(Condition(kind, "Unknown", "InvalidSpec", problem))
     return {
         **_header(resource, workload),
-        "conditions": _merged(resource, conditions, now),
+        "conditions": merge_conditions(resource, conditions, now),
     }
 
 
@@ -138,14 +137,6 @@ def _header(resource: Mapping[str, Any], workload: Workload) -> dict[str, Any]:
             "replicas": f"{workload.ready}/{workload.wanted}",
         },
     }
-
-
-def _merged(
-    resource: Mapping[str, Any], conditions: list[Condition], now: datetime
-) -> list[dict[str, Any]]:
-    previous = (resource.get("status") or {}).get("conditions") or ()
-    generation = resource["metadata"].get("generation", 0)
-    return merge_conditions(previous, conditions, generation, now)
 
 
 def _model_ready(findings: Findings) -> Condition:
@@ -265,4 +256,4 @@ def _features_ready(findings: Findings) -> Condition:
     if features.lacks:
         return Condition(FEATURES_READY, "False", features.lacks[0].reason, said)
     message = "; ".join(("all that the spec asks for is in effect", *features.notes))
-    return Condition(FEATURES_READY, truth(True), "AllInEffect", message)
+    return Condition(FEATURES_READY, "True", "AllInEffect", message)

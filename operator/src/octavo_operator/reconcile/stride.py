@@ -9,11 +9,11 @@ to be seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from octavo_operator.labels import ANNOTATION_STRIDE
+from octavo_operator.reconcile.live_object import LiveObject, annotations_of
 from octavo_operator.reconcile.workload import Workload
 from octavo_operator.resources.rollout import Rollout
 
@@ -34,7 +34,7 @@ class Stride:
 
 def choose_stride(
     rollout: Rollout,
-    live: Mapping[str, Any] | None,
+    live: LiveObject | None,
     workload: Workload,
     template_digest: str,
     *,
@@ -66,7 +66,6 @@ def _in_place(rollout: Rollout, max_unavailable: int, template_digest: str) -> S
     )
 
 
-def _remembered(live: Mapping[str, Any] | None, template_digest: str) -> int | None:
-    memory = (live["metadata"].get("annotations") or {}) if live else {}
-    digest, _, number = str(memory.get(ANNOTATION_STRIDE, "")).partition(":")
+def _remembered(live: LiveObject | None, template_digest: str) -> int | None:
+    digest, _, number = annotations_of(live).get(ANNOTATION_STRIDE, "").partition(":")
     return int(number) if digest == template_digest and number.isdecimal() else None

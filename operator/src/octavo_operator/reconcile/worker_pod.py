@@ -9,7 +9,7 @@ from typing import Any
 
 from octavo_operator.labels import WORKER_CONTAINER
 from octavo_operator.manifests.worker_command import ENABLE_LORA, LORA_MODULES
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject, is_going, labels_of
 
 _TEMPLATE_LABEL = "pod-template-hash"
 
@@ -41,7 +41,7 @@ class WorkerPod:
 
 def worker_pods(pods: Iterable[LiveObject]) -> tuple[WorkerPod, ...]:
     """Those of `pods` that stay, by name."""
-    alive = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    alive = [pod for pod in pods if not is_going(pod)]
     read = [_read_pod(pod) for pod in sorted(alive, key=lambda pod: str(pod["metadata"]["name"]))]
     return tuple(pod for pod in read if pod is not None)
 
@@ -67,7 +67,7 @@ def _read_pod(pod: LiveObject) -> WorkerPod | None:
         name=str(metadata["name"]),
         uid=str(metadata["uid"]),
         container_id=str(running.get("containerID") or ""),
-        template=str((metadata.get("labels") or {}).get(_TEMPLATE_LABEL, "")),
+        template=labels_of(pod).get(_TEMPLATE_LABEL, ""),
         is_started=bool(running.get("started") or running.get("ready")),
         is_ready=bool(running.get("ready")),
         takes_adapters=ENABLE_LORA in _words(container),

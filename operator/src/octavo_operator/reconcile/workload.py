@@ -11,6 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo_operator.manifests.kinds import LEADER_WORKER_SET
+from octavo_operator.reconcile.live_object import (
+    LiveObject,
+    conditions_of,
+    is_true,
+    message_when,
+)
 from octavo_operator.resources.inference_service import InferenceService
 
 
@@ -55,59 +61,45 @@ class Workload:
         )
 
 
-def read_workload(service: InferenceService | None, live: Mapping[str, Any] | None) -> Workload:
+def read_workload(service: InferenceService | None, live: LiveObject | None) -> Workload:
     """The workload in the object `live`; `service` says how many pods are wanted, if it can."""
     fixed = service.replicas if service is not None else None
     if live is None:
         return Workload(False, False, fixed or 0, 0, 0, 0, 0, None, None)
     status: Mapping[str, Any] = live.get("status") or {}
-    spec: Mapping[str, Any] = live.get("spec") or {}
     generation = live["metadata"].get("generation") or 0
-    conditions = {item.get("type"): item for item in status.get("conditions") or ()}
+    wanted = fixed if fixed is not None else (live.get("spec") or {}).get("replicas", 1)
     if live.get("kind") == LEADER_WORKER_SET.kind:
-        return _read_groups(fixed, status, spec, generation, conditions)
-    progressing, failure = conditions.get("Progressing"), conditions.get("ReplicaFailure")
+        return _read_groups(live, status, generation, wanted)
+    progressing = conditions_of(live).get("Progressing", {})
     return Workload(
         exists=True,
         is_current=(status.get("observedGeneration") or 0) >= generation,
-        wanted=fixed if fixed is not None else spec.get("replicas", 1),
+        wanted=wanted,
         total=status.get("replicas") or 0,
         ready=status.get("readyReplicas") or 0,
         updated=status.get("updatedReplicas") or 0,
         available=status.get("availableReplicas") or 0,
-        deadline_message=_message(progressing, "False"),
-        create_failure=_message(failure, "True"),
-        was_completed=(progressing or {}).get("reason") == "NewReplicaSetAvailable",
+        deadline_message=message_when(live, "Progressing", "False"),
+        create_failure=message_when(live, "ReplicaFailure", "True"),
+        was_completed=progressing.get("reason") == "NewReplicaSetAvailable",
     )
 
 
 def _read_groups(
-    fixed: int | None,
-    status: Mapping[str, Any],
-    spec: Mapping[str, Any],
-    generation: int,
-    conditions: Mapping[Any, Mapping[str, Any]],
+    live: LiveObject, status: Mapping[str, Any], generation: int, wanted: int
 ) -> Workload:
     """Of a LeaderWorkerSet, which knows no deadline; older ones tell no observed generation."""
     ready = status.get("readyReplicas") or 0
-    is_updating = (conditions.get("UpdateInProgress") or {}).get("status") == "True"
     return Workload(
         exists=True,
         is_current=bool(status) and status.get("observedGeneration", generation) >= generation,
-        wanted=fixed if fixed is not None else spec.get("replicas", 1),
+        wanted=wanted,
         total=status.get("replicas") or 0,
         ready=ready,
         updated=status.get("updatedReplicas") or 0,
         available=ready,
         deadline_message=None,
         create_failure=None,
-        was_completed=(
-            (conditions.get("Available") or {}).get("status") == "True" and not is_updating
-        ),
+        was_completed=is_true(live, "Available") and not is_true(live, "UpdateInProgress"),
     )
-
-
-def _message(condition: Mapping[str, Any] | None, status: str) -> str | None:
-    if condition is None or condition.get("status") != status:
-        return None
-    return str(condition.get("message") or condition.get("reason") or "no reason given")

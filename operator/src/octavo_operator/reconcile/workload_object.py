@@ -9,7 +9,8 @@ from __future__ import annotations
 from octavo_operator.labels import COMPONENT_FOLLOWER, LABEL_COMPONENT
 from octavo_operator.manifests.kinds import kind_of
 from octavo_operator.manifests.workload_kind import WORKLOAD_KINDS, workload_kind
-from octavo_operator.reconcile.observed import LiveObject, Observed
+from octavo_operator.reconcile.live_object import LiveObject, labels_of
+from octavo_operator.reconcile.observed import Observed
 from octavo_operator.reconcile.workload import Workload, read_workload
 from octavo_operator.resources.inference_service import InferenceService
 
@@ -38,8 +39,5 @@ def former_workload(
 
 def followers(observed: Observed) -> tuple[LiveObject, ...]:
     """Pods that compute with one that serves."""
-    return tuple(
-        pod
-        for pod in observed.companions
-        if (pod["metadata"].get("labels") or {}).get(LABEL_COMPONENT) == COMPONENT_FOLLOWER
-    )
+    found = observed.companions
+    return tuple(pod for pod in found if labels_of(pod).get(LABEL_COMPONENT) == COMPONENT_FOLLOWER)
