@@ -39,7 +39,6 @@ class OperatorSettings:
     activator_hold_s: longest time a call is held before it gets an HTTP 503.
     worker_peers: who may reach which port of workers from outside their namespace; None for all.
     admin_key_secret: the Secret in `pod_namespace` that holds the key to workers' admin ports.
-    version: the operator's own version, shown in conditions.
     resync_s: every resource is reconciled at least this often, whatever the watches say.
     request_timeout_s: limit of one call to the Kubernetes API.
     probe_port: where `/healthz` answers; 0 turns it off.
@@ -58,7 +57,6 @@ class OperatorSettings:
     admin_key_secret: str = "octavo-operator-admin-key"
     activator_port: int = 9000
     activator_hold_s: float = 120.0
-    version: str = __version__
     resync_s: float = 600.0
     request_timeout_s: float = 20.0
     probe_port: int = 8081

@@ -43,6 +43,8 @@ _SERVER_FIELDS: Final = (
     "managedFields",
     "generateName",
 )
+_HISTORY: Final = 10_000
+"""Events that are kept; who watches from before them lists again."""
 _SUFFIX_LETTERS: Final = "bcdfghjklmnpqrstvwxz2456789"
 
 
@@ -74,7 +76,6 @@ class ObjectStore:
         optional_kinds: Iterable[Kind] = (),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         seed: int | None = None,
-        history: int = 10_000,
     ) -> None:
         self._objects: dict[Key, _Stored] = {}
         self._optional_kinds = frozenset(optional_kinds) & OPTIONAL_KINDS
@@ -82,7 +83,6 @@ class ObjectStore:
         self._random = random.Random(seed)
         self._version = 0
         self._log: list[_Logged] = []
-        self._history = history
         self._forgotten = 0
         self._changed = asyncio.Event()
         self.writes = 0
@@ -201,16 +201,13 @@ class ObjectStore:
         patched = _json_merge(stored.body, patch)
         return self._overwrite((kind, namespace, name), stored, patched, subresource, manager)
 
-    async def update(
-        self, manifest: Mapping[str, Any], *, subresource: str = "", manager: str = "client"
-    ) -> LiveObject:
+    async def update(self, manifest: Mapping[str, Any]) -> LiveObject:
         """PUT; a resourceVersion in it is a test."""
         metadata = manifest["metadata"]
         key = (kind_of(manifest), metadata["namespace"], metadata["name"])
         stored = self._stored(key)
         self._check_version(stored, metadata.get("resourceVersion"))
-        body = copy.deepcopy(dict(manifest))
-        return self._overwrite(key, stored, body, subresource, manager)
+        return self._overwrite(key, stored, copy.deepcopy(dict(manifest)), "", "client")
 
     async def write_status(
         self,
@@ -344,8 +341,8 @@ class ObjectStore:
         stored.body["metadata"]["resourceVersion"] = str(self._version)
         shown = self._shown(stored)
         self._log.append(_Logged(self._version, key[0], WatchEvent(event_type, shown)))
-        if len(self._log) > self._history:
-            self._forget(len(self._log) - self._history)
+        if len(self._log) > _HISTORY:
+            self._forget(len(self._log) - _HISTORY)
         self._changed.set()
         self._changed = asyncio.Event()
         return shown

@@ -101,11 +101,9 @@ def split_problem(shape: ModelShape, split: Split) -> str | None:
     return None
 
 
-def footprint(
-    shape: ModelShape, engine: Engine, split: Split, length: int | None = None
-) -> Footprint:
-    """Of the stage that holds most; `length` instead of the engine's maxModelLen where given."""
-    length = length or engine.max_model_len or shape.context_len
+def footprint(shape: ModelShape, engine: Engine, split: Split) -> Footprint:
+    """Of the stage that holds most."""
+    length = engine.max_model_len or shape.context_len
     layers = -(-shape.num_layers // split.pipeline)
     heads = -(-shape.num_kv_heads // split.tensor)
     kv_bytes = 2 * heads * shape.head_dim * shape.item_bytes * layers

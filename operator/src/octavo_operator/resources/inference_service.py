@@ -55,7 +55,6 @@ class InferenceService:
     name: str
     namespace: str
     uid: str
-    generation: int
     model: Model
     replicas: int | None
     scaling: Scaling | None
@@ -89,7 +88,6 @@ def parse_inference_service(resource: Mapping[str, Any]) -> InferenceService:
         name=name,
         namespace=metadata.object_name("namespace") or "default",
         uid=metadata.string("uid") or "",
-        generation=metadata.integer("generation", 0, 0, 2**62),
         model=parse_model(spec.section("model"), name),
         replicas=replicas,
         scaling=scaling,

@@ -33,8 +33,6 @@ class LoRAAdapter:
 
     name: str
     namespace: str
-    uid: str
-    generation: int
     service: str
     served_name: str
     uri: str
@@ -62,8 +60,6 @@ def parse_lora_adapter(resource: Mapping[str, Any]) -> LoRAAdapter:
     return LoRAAdapter(
         name=name,
         namespace=metadata.object_name("namespace") or "default",
-        uid=metadata.string("uid") or "",
-        generation=metadata.integer("generation", 0, 0, 2**62),
         service=reference.required_object_name("name", "name an InferenceService"),
         served_name=parse_served_name(spec) or name,
         uri=uri,
