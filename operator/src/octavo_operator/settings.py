@@ -66,6 +66,9 @@ class OperatorSettings:
     exit_timeout_s: float = 30.0
 
 
+_DEFAULTS: Final = OperatorSettings()
+
+
 def operator_settings(
     environment: Mapping[str, str], flags: Mapping[str, str | None] | None = None
 ) -> OperatorSettings:
@@ -76,23 +79,23 @@ def operator_settings(
     values = _Values(environment, flags or {})
     return OperatorSettings(
         namespaces=values.namespaces("namespaces"),
-        worker_image=values.text("worker_image", DEFAULT_WORKER_IMAGE),
+        worker_image=values.text("worker_image"),
         worker_peers=values.peers("worker_peers"),
-        prometheus_url=values.text("prometheus_url", ""),
-        pod_ip=values.text("pod_ip", ""),
-        pod_name=values.text("pod_name", ""),
-        pod_namespace=values.text("pod_namespace", ""),
-        lease_name=values.text("lease_name", "octavo-operator"),
-        admin_key_secret=values.text("admin_key_secret", "octavo-operator-admin-key"),
-        activator_port=int(values.number("activator_port", 9000, 1024, 64_000)),
-        activator_hold_s=values.number("activator_hold_s", 120.0, 1.0, 3600.0),
-        resync_s=values.number("resync_s", 600.0, 10.0, 86_400.0),
-        request_timeout_s=values.number("request_timeout_s", 20.0, 1.0, 300.0),
-        probe_port=int(values.number("probe_port", 8081, 0, 65_535)),
-        metrics_port=int(values.number("metrics_port", 8080, 0, 65_535)),
-        log_level=values.choice("log_level", "INFO", LOG_LEVELS),
-        log_format=values.choice("log_format", "text", LOG_FORMATS),
-        exit_timeout_s=values.number("exit_timeout_s", 30.0, 1.0, 600.0),
+        prometheus_url=values.text("prometheus_url"),
+        pod_ip=values.text("pod_ip"),
+        pod_name=values.text("pod_name"),
+        pod_namespace=values.text("pod_namespace"),
+        lease_name=values.text("lease_name"),
+        admin_key_secret=values.text("admin_key_secret"),
+        activator_port=int(values.number("activator_port", 1024, 64_000)),
+        activator_hold_s=values.number("activator_hold_s", 1.0, 3600.0),
+        resync_s=values.number("resync_s", 10.0, 86_400.0),
+        request_timeout_s=values.number("request_timeout_s", 1.0, 300.0),
+        probe_port=int(values.number("probe_port", 0, 65_535)),
+        metrics_port=int(values.number("metrics_port", 0, 65_535)),
+        log_level=values.choice("log_level", LOG_LEVELS),
+        log_format=values.choice("log_format", LOG_FORMATS),
+        exit_timeout_s=values.number("exit_timeout_s", 1.0, 600.0),
     )
 
 
@@ -106,14 +109,16 @@ class _Values:
         self._environment = environment
         self._flags = flags
 
-    def text(self, setting: str, default: str) -> str:
+    def text(self, setting: str, default: str | None = None) -> str:
+        """As it was given; without `default`, that of OperatorSettings."""
         flag = self._flags.get(setting)
         if flag is not None:
             return flag
-        return self._environment.get(variable_name(setting)) or default
+        given = self._environment.get(variable_name(setting)) or default
+        return str(getattr(_DEFAULTS, setting)) if given is None else given
 
-    def number(self, setting: str, default: float, minimum: float, maximum: float) -> float:
-        text = self.text(setting, str(default))
+    def number(self, setting: str, minimum: float, maximum: float) -> float:
+        text = self.text(setting)
         try:
             number = float(text)
         except ValueError:
@@ -122,8 +127,8 @@ class _Values:
             raise self._error(setting, text, f"give a number from {minimum:g} to {maximum:g}")
         return number
 
-    def choice(self, setting: str, default: str, choices: tuple[str, ...]) -> str:
-        text = self.text(setting, default)
+    def choice(self, setting: str, choices: tuple[str, ...]) -> str:
+        text = self.text(setting)
         for choice in choices:
             if text.casefold() == choice.casefold():
                 return choice
