@@ -42,7 +42,7 @@ class KubernetesApi:
         self,
         configuration: Configuration,
         request_timeout_s: float,
-        on_call: Callable[[str, int | None], None] = lambda method, status: None,
+        on_call: Callable[[str, int | None], None],
     ) -> None:
         self._client = ApiClient(configuration)
         self._timeout = aiohttp.ClientTimeout(total=request_timeout_s)
@@ -158,13 +158,7 @@ class KubernetesApi:
     async def update(self, manifest: Mapping[str, Any]) -> LiveObject:
         metadata = manifest["metadata"]
         path = kind_of(manifest).path(metadata["namespace"], metadata["name"])
-        return await self._call(
-            "PATCH",
-            path,
-            {"fieldManager": FIELD_MANAGER},
-            body=manifest,
-            content_type="application/merge-patch+json",
-        )
+        return await self._merge(path, manifest)
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         options = {
@@ -181,13 +175,7 @@ class KubernetesApi:
     async def merge(
         self, kind: Kind, namespace: str, name: str, patch: Mapping[str, Any]
     ) -> LiveObject:
-        return await self._call(
-            "PATCH",
-            kind.path(namespace, name),
-            {"fieldManager": FIELD_MANAGER},
-            body=patch,
-            content_type="application/merge-patch+json",
-        )
+        return await self._merge(kind.path(namespace, name), patch)
 
     async def write_status(
         self,
@@ -197,11 +185,15 @@ class KubernetesApi:
         status: Mapping[str, Any],
         resource_version: str,
     ) -> LiveObject:
+        patch = {"metadata": {"resourceVersion": resource_version}, "status": status}
+        return await self._merge(kind.path(namespace, name, "status"), patch)
+
+    async def _merge(self, path: str, patch: Mapping[str, Any]) -> LiveObject:
         return await self._call(
             "PATCH",
-            kind.path(namespace, name, "status"),
+            path,
             {"fieldManager": FIELD_MANAGER},
-            body={"metadata": {"resourceVersion": resource_version}, "status": status},
+            body=patch,
             content_type="application/merge-patch+json",
         )
 
