@@ -80,26 +80,24 @@ class Informer:
                 pause_s = FIRST_PAUSE_S
                 await self._watch(version)
             except NotFoundError:
-                self.last_contact = time.monotonic()
-                self._forget_all()
-                self.listed.set()
-                await asyncio.sleep(ABSENT_KIND_PAUSE_S)
-            except ForbiddenError as error:
-                if self.kind not in OPTIONAL_KINDS:
-                    await self._pause(error, pause_s)
-                    pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-                    continue
-                # A cluster that has the kind, and a role made before it came: do without.
-                logger.warning("%s; %s is not used", error, self.kind.plural)
-                self.last_contact = time.monotonic()
-                self._forget_all()
-                self.listed.set()
-                await asyncio.sleep(ABSENT_KIND_PAUSE_S)
+                await self._do_without()
             except GoneError as error:
                 logger.info("%s; listing again", error)
             except ClusterError as error:
+                if isinstance(error, ForbiddenError) and self.kind in OPTIONAL_KINDS:
+                    # A cluster that has the kind, and a role made before it came.
+                    logger.warning("%s; %s is not used", error, self.kind.plural)
+                    await self._do_without()
+                    continue
                 await self._pause(error, pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    async def _do_without(self) -> None:
+        """The kind is not there, or not ours to see; it may come."""
+        self.last_contact = time.monotonic()
+        self._forget_all()
+        self.listed.set()
+        await asyncio.sleep(ABSENT_KIND_PAUSE_S)
 
     async def _pause(self, error: ClusterError, pause_s: float) -> None:
         wait_s = max(error.retry_after_s or 0.0, pause_s)
