@@ -234,12 +234,7 @@ class ObjectStore:
             return
         if uid is not None and stored.body["metadata"]["uid"] != uid:
             raise ConflictError(f"{kind.kind} {name} has another uid than {uid}")
-        if stored.body["metadata"].get("finalizers"):
-            body = copy.deepcopy(stored.body)
-            body["metadata"].setdefault("deletionTimestamp", timestamp(self._clock()))
-            self._replace(key, stored, body, stored.owners)
-        else:
-            self._remove(key, stored)
+        self._delete(key, stored)
 
     # Inside
 
@@ -316,6 +311,15 @@ class ObjectStore:
             return self._remove(key, fresh)
         return self._log_change(key, fresh, EventType.MODIFIED)
 
+    def _delete(self, key: Key, stored: _Stored) -> None:
+        """At once, or marked for as long as a finalizer holds it."""
+        if not stored.body["metadata"].get("finalizers"):
+            self._remove(key, stored)
+            return
+        body = copy.deepcopy(stored.body)
+        body["metadata"].setdefault("deletionTimestamp", timestamp(self._clock()))
+        self._replace(key, stored, body, stored.owners)
+
     def _remove(self, key: Key, stored: _Stored) -> LiveObject:
         del self._objects[key]
         shown = self._log_change(key, stored, EventType.DELETED)
@@ -324,16 +328,11 @@ class ObjectStore:
 
     def _collect_orphans(self, uid: str) -> None:
         alive = {stored.body["metadata"]["uid"] for stored in self._objects.values()}
-        for (kind, namespace, name), stored in list(self._objects.items()):
+        for key, stored in list(self._objects.items()):
             references = stored.body["metadata"].get("ownerReferences") or ()
             uids = {reference["uid"] for reference in references}
-            if uid in uids and not uids & alive and (kind, namespace, name) in self._objects:
-                if stored.body["metadata"].get("finalizers"):
-                    body = copy.deepcopy(stored.body)
-                    body["metadata"].setdefault("deletionTimestamp", timestamp(self._clock()))
-                    self._replace((kind, namespace, name), stored, body, stored.owners)
-                else:
-                    self._remove((kind, namespace, name), stored)
+            if uid in uids and not uids & alive and key in self._objects:
+                self._delete(key, stored)
 
     def _log_change(self, key: Key, stored: _Stored, event_type: EventType) -> LiveObject:
         self._version += 1
