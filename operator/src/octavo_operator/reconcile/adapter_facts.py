@@ -5,6 +5,7 @@ The list is the truth; attempts only tell when to try again, and why it has not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -55,6 +56,12 @@ class Failure:
     def is_permanent(self) -> bool:
         """Whether trying the same again in the same pod is useless."""
         return self.reason in PERMANENT_REASONS
+
+
+def gravest(failures: Sequence[Failure]) -> Failure | None:
+    """The first that is permanent, or else the first."""
+    first = failures[0] if failures else None
+    return next((failure for failure in failures if failure.is_permanent), first)
 
 
 @dataclass(frozen=True, slots=True)

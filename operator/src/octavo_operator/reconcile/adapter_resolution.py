@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo_operator.errors import ResourceError
-from octavo_operator.reconcile.adapter_facts import Failure
+from octavo_operator.reconcile.adapter_facts import Failure, gravest
 from octavo_operator.reconcile.adapter_source import obstacle_to
 from octavo_operator.reconcile.adapter_world import AdapterWorld
 from octavo_operator.reconcile.live_object import LiveObject
@@ -139,9 +139,8 @@ def _failure(
     """The gravest on any pod; else what the pods lack, if none of them could try."""
     attempts = [world.attempt(pod, adapter.served_name, lookup_key(adapter)) for pod in chosen]
     failures = [each.failure for each in attempts if each is not None and each.failure is not None]
-    permanent = [failure for failure in failures if failure.is_permanent]
-    if permanent or failures:
-        return (permanent or failures)[0]
+    if failures:
+        return gravest(failures)
     obstacles = [obstacle_to(adapter, pod) for pod in chosen]
     if obstacles and all(obstacles):
         return obstacles[0]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from octavo_operator.reconcile.adapter_facts import Failure
+from octavo_operator.reconcile.adapter_facts import Failure, gravest
+from octavo_operator.reconcile.adapter_placement import Placed
 from octavo_operator.reconcile.adapter_resolution import Resolution, remembered_target
 from octavo_operator.reconcile.adapter_standing import PodState, Standing
 from octavo_operator.reconcile.conditions import (
@@ -32,23 +33,16 @@ class Verdict:
     message: str
 
 
-def loaded_status(
-    resource: LiveObject,
-    adapter: LoRAAdapter,
-    resolution: Resolution,
-    standings: tuple[Standing, ...],
-    others: tuple[Standing, ...],
-    now: datetime,
-) -> dict[str, Any]:
-    """Of an adapter that belongs in the pods of `standings`. Of `others`, which load it when a
-    request comes, failures are told; and until they know its name it is not ready."""
-    resolved = _source_resolved(adapter, resolution)
-    loaded = _loaded(adapter, standings, others)
+def loaded_status(placed: Placed, now: datetime) -> dict[str, Any]:
+    """Of an adapter that belongs in pods. Of the others, which load it when a request comes,
+    failures are told; and until they know its name it is not ready."""
+    resolved = _source_resolved(placed.adapter, placed.resolution)
+    loaded = _loaded(placed.adapter, placed.standings, placed.others)
     is_ready = resolved.status == loaded.status == "True"
     # What has become of the source says more than that pods lack it.
     cause = loaded if resolved.status == "True" else resolved
     ready = Condition(READY, "True" if is_ready else "False", cause.reason, cause.message)
-    target = resolution.target
+    target = placed.resolution.target
     found = (
         {
             "resolvedDigest": target.digest,
@@ -58,10 +52,11 @@ def loaded_status(
         if target is not None
         else {}
     )
+    failed = (each for each in placed.others if each.state is PodState.FAILED)
     return {
         **found,
-        **_counts(standings, tuple(one for one in others if one.state is PodState.FAILED)),
-        **_header(resource, [resolved, loaded, ready], now),
+        **_counts(placed.standings, tuple(failed)),
+        **_header(placed.resource, [resolved, loaded, ready], now),
     }
 
 
@@ -158,5 +153,4 @@ def _worst(standings: tuple[Standing, ...]) -> Failure | None:
         for standing in sorted(standings, key=lambda standing: standing.pod.name)
         if standing.failure is not None and not standing.is_loaded
     ]
-    permanent = [failure for failure in failures if failure.is_permanent]
-    return next(iter((*permanent, *failures)), None)
+    return gravest(failures)

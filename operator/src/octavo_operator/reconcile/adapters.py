@@ -171,9 +171,7 @@ def _statuses(
     ]
     for one in placed:
         if one.standings:
-            status = loaded_status(
-                one.resource, one.adapter, one.resolution, one.standings, one.others, world.now
-            )
+            status = loaded_status(one, world.now)
         else:
             verdict = claims.obstacle or _no_pods(world)
             status = unloaded_status(one.resource, verdict, (), world.now)
