@@ -20,7 +20,8 @@ from octavo_operator.resources.accelerator import (
 )
 from octavo_operator.resources.engine import Engine, parse_engine
 from octavo_operator.resources.fields import Fields
-from octavo_operator.resources.model import Model, parse_model, parse_secret_name
+from octavo_operator.resources.model import Model, parse_model
+from octavo_operator.resources.references import parse_claim_name, parse_secret_name
 from octavo_operator.resources.rollout import Rollout, parse_rollout
 from octavo_operator.resources.scaling import Scaling, parse_scaling
 
@@ -94,7 +95,7 @@ def parse_inference_service(resource: Mapping[str, Any]) -> InferenceService:
         parallelism=parse_parallelism(spec.section("parallelism")),
         accelerator=parse_accelerator(spec.section("accelerator")),
         engine=parse_engine(spec.section("engine")),
-        cache_claim=cache.optional_section("pvc", _parse_claim),
+        cache_claim=cache.optional_section("pvc", parse_claim_name),
         rollout=parse_rollout(spec.section("rollout")),
         inference_pool=routing.boolean("inferencePool", False),
         api_keys=_parse_auth(spec.section("auth")),
@@ -160,12 +161,6 @@ def _parse_size(spec: Fields) -> tuple[int | None, Scaling | None]:
     if replicas is None and scaling is None:
         raise spec.error("replicas", "is missing", "give replicas (such as 1) or scaling")
     return replicas, scaling
-
-
-def _parse_claim(fields: Fields) -> str:
-    claim = fields.required_object_name("name", "name a PersistentVolumeClaim in this namespace")
-    fields.note_unknown()
-    return claim
 
 
 def _parse_auth(fields: Fields) -> tuple[str, ...]:

@@ -9,11 +9,9 @@ from typing import Any, Final
 
 from octavo_operator.labels import ANNOTATION_RESOLVE, API_VERSION
 from octavo_operator.resources.fields import Fields
-from octavo_operator.resources.model import (
-    parse_secret_name,
-    parse_served_name,
-)
+from octavo_operator.resources.model import parse_served_name
 from octavo_operator.resources.model_uri import DemoModel, ModelSource, parse_model_uri
+from octavo_operator.resources.references import parse_secret_name
 
 KIND: Final = "LoRAAdapter"
 LOAD_POLICIES: Final = ("Eager", "Lazy")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from octavo_operator.resources.fields import Fields
-from octavo_operator.resources.model import parse_secret_name
 from octavo_operator.resources.model_uri import ImageModel, parse_model_uri
+from octavo_operator.resources.references import parse_claim_name, parse_secret_name
 
 DEFAULT_MAX_ADAPTERS: Final = 8
 DEFAULT_MAX_RANK: Final = 16
@@ -54,7 +54,7 @@ def parse_lora_capacity(fields: Fields) -> LoraCapacity:
             )
         match given[0]:
             case "pvc":
-                claims.append(_parse_claim(item.section("pvc")))
+                claims.append(parse_claim_name(item.section("pvc")))
             case "image":
                 images.append(_parse_image(item.section("image")))
             case _:
@@ -69,12 +69,6 @@ def parse_lora_capacity(fields: Fields) -> LoraCapacity:
     )
     fields.note_unknown()
     return capacity
-
-
-def _parse_claim(fields: Fields) -> str:
-    claim = fields.required_object_name("name", "name a PersistentVolumeClaim in this namespace")
-    fields.note_unknown()
-    return claim
 
 
 def _parse_image(fields: Fields) -> AdapterImage:

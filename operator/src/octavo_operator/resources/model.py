@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from octavo_operator.resources.fields import Fields
 from octavo_operator.resources.model_uri import HubModel, ModelSource, parse_model_uri
+from octavo_operator.resources.references import parse_secret_name
 
 _SERVED_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
@@ -61,11 +62,4 @@ def parse_served_name(fields: Fields) -> str | None:
             f"is {name!r}",
             "use letters, digits, '.', '_', ':', '/' and '-', with a letter or digit at both ends",
         )
-    return name
-
-
-def parse_secret_name(fields: Fields) -> str:
-    """A reference {name} to a Secret of the resource's namespace."""
-    name = fields.required_object_name("name", "name a Secret in the same namespace")
-    fields.note_unknown()
     return name
