@@ -97,6 +97,11 @@ def child_labels(service_name: str) -> dict[str, str]:
     }
 
 
+def prometheus_label(label: str) -> str:
+    """The name that Prometheus gives to a label of a pod."""
+    return "".join(letter if letter.isalnum() else "_" for letter in label)
+
+
 def selector_string(labels: dict[str, str]) -> str:
     """The `a=b,c=d` form of an equality selector, keys sorted so that equal sets are equal text."""
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))

@@ -95,11 +95,6 @@ class WorkerClient:
         return status, answer
 
 
-async def get(host: str, port: int, path: str) -> tuple[int, bytes]:
-    """Status and body of one GET; raises OSError or ValueError."""
-    return await call(host, port, "GET", path)
-
-
 async def call(
     host: str,
     port: int,

@@ -135,6 +135,6 @@ class Follower:
     def _look_later(self, service: ServiceKey, delay_s: float) -> None:
         self.queue.add_later(service, delay_s)
 
-    def _poke(self, service: tuple[str, str]) -> None:
+    def _poke(self, service: ServiceKey) -> None:
         if service[1]:
             self.see_service(service)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from octavo_operator.address import Address
-from octavo_operator.worker_client import get
+from octavo_operator.worker_client import call
 
 
 async def is_well(probe: Mapping[str, Any], address: Address) -> bool:
@@ -15,7 +15,7 @@ async def is_well(probe: Mapping[str, Any], address: Address) -> bool:
     path = probe["httpGet"]["path"]
     try:
         async with asyncio.timeout(probe.get("timeoutSeconds", 1)):
-            status, _ = await get(address.host, address.port, path)
+            status, _ = await call(address.host, address.port, "GET", path)
     except (OSError, TimeoutError, ValueError):
         return False
     return 200 <= status < 400

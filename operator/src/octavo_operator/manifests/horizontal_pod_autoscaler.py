@@ -34,11 +34,7 @@ def horizontal_pod_autoscaler(
         "kind": "HorizontalPodAutoscaler",
         "metadata": child_metadata(service),
         "spec": {
-            "scaleTargetRef": {
-                "apiVersion": workload_kind(service).api_version,
-                "kind": workload_kind(service).kind,
-                "name": service.name,
-            },
+            "scaleTargetRef": scale_target(service),
             "minReplicas": max(floor, 1),
             "maxReplicas": scaling.max_replicas,
             "metrics": [
@@ -56,6 +52,12 @@ def horizontal_pod_autoscaler(
             "behavior": scaling_behavior(scaling),
         },
     }
+
+
+def scale_target(service: InferenceService) -> dict[str, str]:
+    """The workload, as autoscalers refer to it."""
+    kind = workload_kind(service)
+    return {"apiVersion": kind.api_version, "kind": kind.kind, "name": service.name}
 
 
 def scaling_behavior(scaling: Scaling) -> dict[str, Any]:

@@ -9,14 +9,13 @@ from octavo_operator.labels import (
     HTTP_PORT_NAME,
     LABEL_ADMIN_PORT,
     LABEL_SERVICE,
+    prometheus_label,
     selector_labels,
 )
 from octavo_operator.manifests.metadata import child_metadata
 from octavo_operator.resources.inference_service import InferenceService
 
-_HAS_ADMIN_PORT: Final = "__meta_kubernetes_pod_labelpresent_" + "".join(
-    letter if letter.isalnum() else "_" for letter in LABEL_ADMIN_PORT
-)
+_HAS_ADMIN_PORT: Final = f"__meta_kubernetes_pod_labelpresent_{prometheus_label(LABEL_ADMIN_PORT)}"
 
 
 def pod_monitor(service: InferenceService, *, has_single_port: bool = False) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from octavo_operator.labels import LABEL_SERVICE
+from octavo_operator.labels import LABEL_SERVICE, prometheus_label
 from octavo_operator.manifests.metadata import child_metadata
 from octavo_operator.resources.inference_service import InferenceService
 
@@ -56,7 +56,7 @@ def prometheus_rule(service: InferenceService) -> dict[str, Any]:
 
 
 def _alerts(service: InferenceService) -> tuple[_Alert, ...]:
-    worker = f'namespace="{service.namespace}",{_label_name(LABEL_SERVICE)}="{service.name}"'
+    worker = f'namespace="{service.namespace}",{prometheus_label(LABEL_SERVICE)}="{service.name}"'
     ours = f'inferenceservice_namespace="{service.namespace}",inferenceservice="{service.name}"'
     slow_s = service.rollout.progress_deadline_s // _SLOW_START_SHARE
     return (
@@ -146,8 +146,3 @@ def _rule(alert: _Alert, service: InferenceService) -> dict[str, Any]:
             "runbook_url": f"{RUNBOOKS}/{alert.page}.md",
         },
     }
-
-
-def _label_name(label: str) -> str:
-    """The name that Prometheus gives to a pod's label."""
-    return "".join(letter if letter.isalnum() else "_" for letter in label)

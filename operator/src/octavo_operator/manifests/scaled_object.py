@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo_operator.labels import LABEL_SERVICE
-from octavo_operator.manifests.horizontal_pod_autoscaler import scaling_behavior
+from octavo_operator.labels import LABEL_SERVICE, prometheus_label
+from octavo_operator.manifests.horizontal_pod_autoscaler import scale_target, scaling_behavior
 from octavo_operator.manifests.metadata import child_metadata
-from octavo_operator.manifests.workload_kind import workload_kind
 from octavo_operator.resources.inference_service import InferenceService
 from octavo_operator.resources.scaling import Scaling
 
@@ -26,18 +25,14 @@ def scaled_object(
     service: InferenceService, scaling: Scaling, floor: int, prometheus_url: str
 ) -> dict[str, Any]:
     """The ScaledObject; it goes no lower than `floor`."""
-    label = LABEL_SERVICE.replace(".", "_").replace("/", "_")
+    label = prometheus_label(LABEL_SERVICE)
     series = f'namespace="{service.namespace}",{label}="{service.name}"'
     return {
         "apiVersion": "keda.sh/v1alpha1",
         "kind": "ScaledObject",
         "metadata": child_metadata(service),
         "spec": {
-            "scaleTargetRef": {
-                "apiVersion": workload_kind(service).api_version,
-                "kind": workload_kind(service).kind,
-                "name": service.name,
-            },
+            "scaleTargetRef": scale_target(service),
             "pollingInterval": _POLL_S,
             "minReplicaCount": floor,
             "maxReplicaCount": scaling.max_replicas,

@@ -31,7 +31,13 @@ from octavo_operator.reconcile.observed import Observed
 from octavo_operator.reconcile.pinning import pin_template, worker_image
 from octavo_operator.reconcile.placing import LOOK_AGAIN_S, Placed, place
 from octavo_operator.reconcile.pod_problems import PodProblem, pod_problems
-from octavo_operator.reconcile.replicas import SWITCH_MANAGER, Demand, next_look_s, switch
+from octavo_operator.reconcile.replicas import (
+    SWITCH_MANAGER,
+    Demand,
+    next_look_s,
+    replicas_manifest,
+    switch,
+)
 from octavo_operator.reconcile.rollback import choose_revision
 from octavo_operator.reconcile.startup import startup_status
 from octavo_operator.reconcile.status import (
@@ -274,10 +280,5 @@ def _handover(service: InferenceService, live: LiveObject | None) -> tuple[Apply
         return ()
     if annotations_of(live).get(ANNOTATION_REPLICAS_OWNER) != OPERATOR:
         return ()
-    manifest = {
-        "apiVersion": workload_kind(service).api_version,
-        "kind": workload_kind(service).kind,
-        "metadata": {"name": service.name, "namespace": service.namespace},
-        "spec": {"replicas": (live.get("spec") or {}).get("replicas", 1)},
-    }
-    return (Apply(manifest, HANDOVER_MANAGER),)
+    replicas = (live.get("spec") or {}).get("replicas", 1)
+    return (Apply(replicas_manifest(service, replicas), HANDOVER_MANAGER),)

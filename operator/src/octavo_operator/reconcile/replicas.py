@@ -65,9 +65,9 @@ def switch(
         return None
     replicas = (live.get("spec") or {}).get("replicas", 1)
     if replicas == 0 and (not scales_to_zero(service) or demand.num_held):
-        return _manifest(service, max(service.scaling.min_replicas, 1))
+        return replicas_manifest(service, max(service.scaling.min_replicas, 1))
     if replicas > 0 and scales_to_zero(service) and _is_idle(service.scaling, workload, demand):
-        return _manifest(service, 0)
+        return replicas_manifest(service, 0)
     return None
 
 
@@ -90,7 +90,8 @@ def _is_idle(scaling: Scaling, workload: Workload, demand: Demand) -> bool:
     )
 
 
-def _manifest(service: InferenceService, replicas: int) -> dict[str, Any]:
+def replicas_manifest(service: InferenceService, replicas: int) -> dict[str, Any]:
+    """The workload with nothing but its number of replicas, to be applied as such."""
     return {
         "apiVersion": workload_kind(service).api_version,
         "kind": workload_kind(service).kind,
