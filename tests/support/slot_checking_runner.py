@@ -57,8 +57,6 @@ class SlotCheckingRunner:
         self.config = config
         self.num_computed = 0
         """Tokens computed so far, recomputed ones included."""
-        self.num_shared_steps = 0
-        """Steps whose plan named decodes that share a prefix."""
         self._rows: dict[int, _Row] = {}
         self._slots: dict[int, int] = {}
 
@@ -94,24 +92,25 @@ class SlotCheckingRunner:
         assert all(count > 1 for count in plan.num_tokens[plan.num_decodes :])
 
     def _check_shared(self, plan: BatchPlan) -> None:
-        """Who is said to share a prefix holds the same full blocks there."""
+        """Who is said to share a prefix has the same in full blocks there: one is read for all."""
         sharing = {
             row: length for row, length in zip(plan.rows, plan.shared_lens, strict=False) if length
         }
         if not sharing:
             return
-        self.num_shared_steps += 1
         assert len(plan.shared_lens) <= plan.num_decodes
         assert len(sharing) > 1, "one request shares with nobody"
         lengths = set(sharing.values())
         assert len(lengths) == 1
         length = lengths.pop()
         assert length % self.config.block_size == 0
-        num_blocks = length // self.config.block_size
-        prefixes = {tuple(self._rows[row].block_ids[:num_blocks]) for row in sharing}
-        assert len(prefixes) == 1, "blocks that are not common"
         starts = dict(zip(plan.rows, plan.starts, strict=True))
         assert all(length <= starts[row] for row in sharing), "a shared block is not full"
+        contents = {
+            tuple(self._slots[self._slot(self._rows[row], position)] for position in range(length))
+            for row in sharing
+        }
+        assert len(contents) == 1, "a prefix that is not common"
 
     def _compute(self, row: _Row, start: int, count: int, samples: bool) -> int | None:
         end = start + count

@@ -1,9 +1,10 @@
 """Which decoding requests hold the same first blocks, so that a step can read those once.
 
 Knows requests' block tables; decides whether sharing is worth a pass of its own. A block id at
-some index stands for everything before it too (blocks are shared by their prefix's hash only),
-so two requests share up to the last index at which their tables agree, found by bisection, and
-requests with one id at :data:`MIN_SHARED_BLOCKS` - 1 form a group.
+some index stands for all tokens before it too (blocks are shared by their prefix's hash only), so
+two requests share up to the last index at which their tables agree, found by bisection, and
+requests with one id at :data:`MIN_SHARED_BLOCKS` - 1 form a group. Before that index a request may
+hold a block of its own with the same in it, where both computed it.
 """
 
 from __future__ import annotations
