@@ -18,8 +18,8 @@ from typing import Any
 
 from octavo.config import ServerConfig
 from octavo.engine.adapter_table import AdapterTable
-from octavo.engine.interface import EngineState, EngineStats, LoadProgress, ModelInfo
-from octavo.outputs import GenerationEvent, RequestState, TokenLogprobs
+from octavo.engine.interface import EngineState, LoadProgress, ModelInfo
+from octavo.outputs import EngineStats, GenerationEvent, RequestState, TokenLogprobs
 from octavo.server.app import create_app
 from octavo.server.chunks import ChatChunks
 from octavo.server.generation import Usage

@@ -26,7 +26,7 @@ from octavo.engine.carried_errors import from_load_failure, from_refusal
 from octavo.engine.engine_connection import EngineConnection, start_engine_process
 from octavo.engine.first_adapters import load_first_adapters
 from octavo.engine.inspections import Inspections
-from octavo.engine.interface import EngineState, EngineStats, LoadProgress, ModelInfo
+from octavo.engine.interface import EngineState, LoadProgress, ModelInfo
 from octavo.engine.loading_state import LoadingState
 from octavo.engine.messages import (
     Abort,
@@ -53,7 +53,7 @@ from octavo.engine.request_writer import RequestWriter
 from octavo.engine.text import ChoiceText
 from octavo.engine.watchdog import TICK_S, Watchdog
 from octavo.errors import EngineDeadError, ModelLoadError, OctavoError
-from octavo.outputs import GenerationEvent, RequestState
+from octavo.outputs import EngineStats, GenerationEvent, RequestState
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.tokenizer import Tokenizer, Truncation
 

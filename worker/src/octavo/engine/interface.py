@@ -23,15 +23,6 @@ from octavo.tokenization.tokenizer import Truncation
 if TYPE_CHECKING:  # it knows the messages, which know what is here
     from octavo.engine.adapter_table import AdapterTable
 
-__all__ = [
-    "Engine",
-    "EngineState",
-    "EngineStats",
-    "LoadProgress",
-    "ModelInfo",
-    "TokenReader",
-]
-
 
 class EngineState(enum.StrEnum):
     """Where an engine stands. It only ever moves on, never back."""

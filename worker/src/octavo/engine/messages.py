@@ -17,11 +17,11 @@ from typing import Any
 
 import msgspec
 
-from octavo.engine.interface import EngineStats, ModelInfo
+from octavo.engine.interface import ModelInfo
 from octavo.engine.waker import Waker
 from octavo.grammar import Grammar
 from octavo.lora.adapter_source import AdapterSource
-from octavo.outputs import RequestState, RequestUpdate
+from octavo.outputs import EngineStats, RequestState, RequestUpdate
 from octavo.pooling_params import PoolingParams
 from octavo.request import EVERYONE, Tenant
 from octavo.sampling_params import SamplingParams
