@@ -10,7 +10,6 @@ from typing import Literal
 import msgspec
 
 Pooling = Literal["last", "mean"]
-POOLINGS: tuple[Pooling, ...] = ("last", "mean")
 
 
 class PoolingParams(msgspec.Struct, frozen=True, array_like=True):

@@ -32,7 +32,7 @@ def test_equal_prompt_shares_its_full_blocks_while_they_are_held() -> None:
     a, b = make_request("a", PROMPT), make_request("b", PROMPT)
     admit(manager, a)
     assert admit(manager, b) == a.block_ids[:2]
-    assert manager.usage == 4 / 8
+    assert manager.pool.num_owned == 4
     manager.check_integrity([a, b])
 
 
@@ -42,7 +42,7 @@ def test_equal_prompt_revives_the_blocks_of_one_that_has_ended() -> None:
     admit(manager, a)
     held = a.block_ids
     manager.free(a)
-    assert manager.usage == 0.0
+    assert manager.pool.num_owned == 0
     assert admit(manager, b) == held[:2]
     manager.check_integrity([b])
 

@@ -418,21 +418,6 @@ def test_preempted_request_gets_the_token_in_flight_before_it_comes_back() -> No
     world.run()
 
 
-def test_plans_given_up_by_fail_all_commit_to_nothing() -> None:
-    world = SchedulerWorld(max_tokens_in_flight=1)
-    world.add(make_request("a"))
-    world.add(make_request("b", 30))
-    world.plan()
-    world.plan()
-    world.scheduler.fail_all("the device was lost")
-    assert world.commit() == []
-    assert {end.error for end in world.ends.values()} == {"the device was lost"}
-    assert not world.scheduler.has_work()
-    world.add(make_request("c"))
-    world.under_way.clear()
-    world.run()
-
-
 # ---- Ends ----------------------------------------------------------------------------------
 
 

@@ -35,8 +35,8 @@ class Block:
 class BlockPool:
     """All blocks of one device's KV cache."""
 
-    def __init__(self, num_blocks: int, index: PrefixIndex | None = None) -> None:
-        self.index = index if index is not None else PrefixIndex()
+    def __init__(self, num_blocks: int) -> None:
+        self.index = PrefixIndex()
         self.num_blocks = num_blocks
         self.num_available = 0
         """Blocks that can be taken now: free and cached."""

@@ -31,11 +31,6 @@ class KVCacheManager:
         """Blocks a request can take now, cached ones included."""
         return self.pool.num_available
 
-    @property
-    def usage(self) -> float:
-        """Share of the blocks that requests hold, 0 to 1; cached blocks of nobody are free."""
-        return self.pool.num_owned / self.pool.num_blocks
-
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 

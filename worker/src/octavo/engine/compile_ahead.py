@@ -48,11 +48,11 @@ _MAX_PROCESSES = 16
 _CUDA = torch.device("cuda")
 
 
-def compile_ahead(task: CompileTask, num_processes: int | None = None) -> int:
+def compile_ahead(task: CompileTask) -> int:
     """Compile every program of a task; returns how many there are."""
     started_s = time.perf_counter()
     use_kernel_cache(task.config)
-    pool = _CompilerPool(num_processes or min(num_usable_cpus(), _MAX_PROCESSES))
+    pool = _CompilerPool(min(num_usable_cpus(), _MAX_PROCESSES))
     pool.start("launch utilities", _compile_launch_utilities)
     _import_compiler()  # not in a thread: two that import Triton at once find it half imported
     head_start = HeadStart()

@@ -153,11 +153,6 @@ class AdapterSlots:
 
     # ---- Accounts ---------------------------------------------------------------------------
 
-    def slot_of(self, adapter_id: int) -> int | None:
-        """Where it lies, once it is there."""
-        adapter = self._adapters[adapter_id]
-        return adapter.slot if adapter.is_filled else None
-
     def resident(self) -> dict[int, int]:
         """Adapter id → slot, of all that are filled."""
         return {
@@ -173,11 +168,6 @@ class AdapterSlots:
     def waiting(self) -> list[int]:
         """Ids with waiting requests."""
         return sorted(self._waiting)
-
-    def num_requests(self, adapter_id: int) -> int:
-        """Open requests of it, running and waiting."""
-        adapter = self._adapters[adapter_id]
-        return adapter.num_running + adapter.num_waiting
 
     def check_integrity(self, running: dict[int, int], waiting: dict[int, int]) -> None:
         """Raise AssertionError unless slots and counts are those of the requests by adapter."""

@@ -86,12 +86,6 @@ class Scheduler:
         """End one request with an error; False if there is no such request (any more)."""
         return self._requests.end(request_id, FinishReason.ERROR, message)
 
-    def fail_all(self, message: str) -> None:
-        """End every request with an error and give up the steps under way."""
-        for request in list(self._requests):
-            self._requests.end(request.id, FinishReason.ERROR, message)
-        self._in_flight.clear()
-
     def waiting_for(self, adapter_ids: Container[int | None]) -> list[Request]:
         """The requests of these adapters that have no row."""
         return [r for r in self._requests if r.adapter_id in adapter_ids and r.row is None]
@@ -130,13 +124,11 @@ class Scheduler:
     def commit(self, plan: BatchPlan, result: StepResult) -> list[RequestUpdate]:
         """Take in the oldest plan's result: tokens become known, requests end.
 
-        Returns one update for each token drawn by a request that is still open. A plan given
-        up by :meth:`fail_all` changes nothing.
+        Returns one update for each token drawn by a request that is still open.
         """
-        if not self._in_flight or self._in_flight[0].plan is not plan:
-            assert all(r.is_finished for r in plan.requests), "plans are committed in order"
-            return []
-        return self._committer.commit(self._in_flight.popleft(), result)
+        step = self._in_flight.popleft()
+        assert step.plan is plan, "plans are committed in order"
+        return self._committer.commit(step, result)
 
     # ---- Accounts ---------------------------------------------------------------------------
 
@@ -146,10 +138,8 @@ class Scheduler:
         return SchedulerStats(
             num_running=len(requests.running),
             num_waiting=len(requests.waiting),
-            num_preempted=requests.waiting.num_preempted,
             num_deferred=requests.waiting.num_deferred,
             num_waiting_tokens=requests.waiting.num_tokens,
-            kv_usage=kv_cache.usage,
             num_blocks=kv_cache.pool.num_blocks,
             num_cached_blocks=kv_cache.pool.num_cached,
             num_free_blocks=kv_cache.num_free_blocks - kv_cache.pool.num_cached,

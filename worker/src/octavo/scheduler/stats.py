@@ -5,20 +5,16 @@ from __future__ import annotations
 import msgspec
 
 
-class SchedulerStats(msgspec.Struct, frozen=True, array_like=True):
-    """Plain numbers that can cross the process wall."""
+class SchedulerStats(msgspec.Struct, frozen=True):
+    """Part of what :class:`octavo.outputs.EngineStats` tells."""
 
     num_running: int
     num_waiting: int
     """Requests without a row, the preempted ones included."""
-    num_preempted: int
-    """Those of the waiting that have run before."""
     num_deferred: int
     """Those of the waiting whose tenant runs as many as it may."""
     num_waiting_tokens: int
     """Prompt tokens of the waiting, those of preempted requests left out."""
-    kv_usage: float
-    """Share of the KV blocks that requests hold, 0 to 1."""
     num_blocks: int
     """All blocks: owned + cached + free."""
     num_cached_blocks: int

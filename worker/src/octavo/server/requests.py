@@ -11,7 +11,7 @@ import enum
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from starlette.types import Scope
@@ -58,7 +58,6 @@ class RequestRecord:
     """What is kept of one request."""
 
     __slots__ = (
-        "_clock",
         "answer_id",
         "arrived_s",
         "arrived_unix_s",
@@ -87,13 +86,7 @@ class RequestRecord:
         "usage",
     )
 
-    def __init__(
-        self,
-        id: str,
-        path: str,
-        traceparent: str | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, id: str, path: str, traceparent: str | None = None) -> None:
         self.id = id
         """As in the answer's X-Request-Id; clients choose it, so it need not be unique."""
         self.answer_id = id
@@ -122,7 +115,7 @@ class RequestRecord:
         """Of its choices' phases the longest."""
         self.finish_reasons: list[str] = []
         self.arrived_unix_s = time.time()
-        self.arrived_s = clock()
+        self.arrived_s = time.monotonic()
         self.first_token_s: float | None = None
         self.ended_s: float | None = None
         self.status = 0
@@ -131,12 +124,11 @@ class RequestRecord:
         """The error's, where it ended in one."""
         self.outcome: Outcome | None = None
         """None while it runs."""
-        self._clock = clock
 
     @property
     def age_s(self) -> float:
         """From its arrival until now, or until its end."""
-        return (self._clock() if self.ended_s is None else self.ended_s) - self.arrived_s
+        return (time.monotonic() if self.ended_s is None else self.ended_s) - self.arrived_s
 
     def remaining_s(self, now_s: float) -> float | None:
         """What is left of its time; None: it has all the time."""
@@ -176,7 +168,7 @@ class RequestRecord:
 
     def close(self) -> None:
         """Nothing more will happen to it; an end that nobody told follows from the status."""
-        self.ended_s = self._clock()
+        self.ended_s = time.monotonic()
         if self.outcome is None:
             self.outcome = self._outcome_of(self.status) if self.status else Outcome.ABORTED
 

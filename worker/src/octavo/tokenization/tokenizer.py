@@ -157,10 +157,6 @@ class Tokenizer:
         tokens = [self.token_bytes(token_id) for token_id in range(self._vocab_size)]
         return Vocabulary(tokens, sorted(self._special_ids))
 
-    def token_text(self, token_id: int) -> str:
-        """One token as text, for showing; parts of characters become U+FFFD."""
-        return self.token_bytes(token_id).decode("utf-8", "replace")
-
     def token_spelling(self, token_id: int) -> str:
         """A token as the vocabulary writes it; empty for an id it does not have."""
         return self._backend.id_to_token(token_id) or ""
