@@ -22,6 +22,7 @@ from octavo.outputs import AdapterStats
 from octavo.server.body import read_model
 from octavo.server.context import ServerContext
 from octavo.server.errors import ApiError, bad_request, translate
+from octavo.server.json_response import json_response
 from octavo.server.openapi import describe, describe_answer
 from octavo.server.protocol.fields import MAX_INT32, RequestBody
 
@@ -114,7 +115,7 @@ def build_router(context: ServerContext) -> APIRouter:
         context.ready_model()
         hold = context.engine.adapters.hold
         hold.heard()
-        return _json({"object": "list", "data": _all(context), "held": hold.is_on})
+        return json_response({"object": "list", "data": _all(context), "held": hold.is_on})
 
     @router.post("/v1/adapters/complete", **describe_answer(Completed, 503))
     async def complete_adapters() -> Response:
@@ -123,7 +124,7 @@ def build_router(context: ServerContext) -> APIRouter:
         hold = context.engine.adapters.hold
         was_on = hold.is_on
         hold.end()
-        return _json(Completed(was_on))
+        return json_response(Completed(was_on))
 
     @router.post(
         "/v1/load_lora_adapter",
@@ -144,7 +145,7 @@ def build_router(context: ServerContext) -> APIRouter:
             entry = await table.load(body.lora_name, source, body.timeout, is_lazy=body.lazy)
         except OctavoError as error:
             raise _answer_to(error) from error
-        return _json(_describe(entry, context.engine.stats().adapters))
+        return json_response(_describe(entry, context.engine.stats().adapters))
 
     @router.post("/v1/unload_lora_adapter", **describe(UnloadAdapterRequest, answer=Unloaded))
     async def unload_adapter(request: Request) -> Response:
@@ -154,7 +155,9 @@ def build_router(context: ServerContext) -> APIRouter:
         table, num_ended = context.engine.adapters, 0
         if body.lora_name in table or not body.missing_ok:
             num_ended = await table.unload(body.lora_name, body.timeout)
-        return _json({"id": body.lora_name, "state": "unloaded", "requests_ended": num_ended})
+        return json_response(
+            {"id": body.lora_name, "state": "unloaded", "requests_ended": num_ended}
+        )
 
     return router
 
@@ -204,7 +207,3 @@ def _facts(generation: Generation, stats: AdapterStats | None) -> dict[str, Any]
         "slot": slot,
         "requests": generation.num_open,
     }
-
-
-def _json(answer: object) -> Response:
-    return Response(msgspec.json.encode(answer), media_type="application/json")

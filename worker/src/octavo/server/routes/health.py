@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from octavo.engine.interface import EngineState
 from octavo.server.context import ServerContext
+from octavo.server.json_response import json_response
 from octavo.server.openapi import describe_answer
 
 _HOLD_WAIT_S = 1.0
@@ -78,13 +79,13 @@ def build_router(context: ServerContext) -> APIRouter:
         """Where loading is, and the seconds of each phase that has ended; always 200."""
         progress = context.engine.progress()
         state = str(context.engine.state)
-        return _json(StartupProgress(state, progress.phase, dict(progress.finished)))
+        return json_response(StartupProgress(state, progress.phase, dict(progress.finished)))
 
     @router.get("/health/load", **describe_answer(ServerLoad))
     async def load() -> Response:
         """Generation requests open now, and for how many seconds there have been none."""
         idle_s = 0.0 if context.num_open else time.monotonic() - context.idle_since_s
-        return _json(ServerLoad(context.num_open, round(idle_s, 3)))
+        return json_response(ServerLoad(context.num_open, round(idle_s, 3)))
 
     return router
 
@@ -103,8 +104,4 @@ def _readiness(context: ServerContext) -> tuple[bool, str]:
 
 
 def _answer(is_good: bool, status: str) -> Response:
-    return _json(HealthStatus(status), 200 if is_good else 503)
-
-
-def _json(body: msgspec.Struct, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(body), status, media_type="application/json")
+    return json_response(HealthStatus(status), 200 if is_good else 503)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -10,6 +9,7 @@ from octavo.engine.adapter_entry import AdapterEntry
 from octavo.engine.interface import ModelInfo
 from octavo.server.context import ServerContext
 from octavo.server.errors import ApiError
+from octavo.server.json_response import json_response
 from octavo.server.openapi import describe_answer
 from octavo.server.protocol.answers import ModelCard, ModelList
 
@@ -34,17 +34,17 @@ def build_router(context: ServerContext) -> APIRouter:
             for entry in context.engine.adapters.offered()
             if entry.name not in names  # remembered from when the model had another name
         ]
-        return _json(ModelList([*(base_card(info, name) for name in names), *adapters]))
+        return json_response(ModelList([*(base_card(info, name) for name in names), *adapters]))
 
     @router.get("/v1/models/{model_id:path}", **describe_answer(ModelCard, 404, 503))
     async def get_model(model_id: str) -> Response:
         """One of them."""
         info, names = context.ready_model(), context.model_names()
         if model_id in names:
-            return _json(base_card(info, model_id))
+            return json_response(base_card(info, model_id))
         entry = context.engine.adapters.offered_entry(model_id)
         if entry is not None:
-            return _json(adapter_card(info, entry))
+            return json_response(adapter_card(info, entry))
         context.engine.adapters.check_offered(model_id)
         served = ", ".join(map(repr, names))
         raise ApiError(
@@ -55,7 +55,3 @@ def build_router(context: ServerContext) -> APIRouter:
         )
 
     return router
-
-
-def _json(answer: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(answer), media_type="application/json")

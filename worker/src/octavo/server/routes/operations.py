@@ -14,6 +14,7 @@ from octavo.metrics.engine_metrics import adapter_metrics
 from octavo.metrics.families import info_gauge
 from octavo.metrics.page import MetricsPage, request_outcomes, startup_seconds
 from octavo.server.context import ServerContext
+from octavo.server.json_response import json_response
 from octavo.server.openapi import describe_answer, describe_text
 from octavo.version import __version__
 
@@ -34,8 +35,7 @@ def build_router(context: ServerContext, *, has_metrics: bool = True) -> APIRout
     @router.get("/version", **describe_answer(ServerVersion))
     async def version() -> Response:
         """This server's version."""
-        body = msgspec.json.encode(ServerVersion(__version__))
-        return Response(body, media_type="application/json")
+        return json_response(ServerVersion(__version__))
 
     if has_metrics:
 

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from octavo.outputs import RequestState
 from octavo.server.context import ServerContext
 from octavo.server.errors import ApiError
+from octavo.server.json_response import json_response
 from octavo.server.openapi import describe_answer
 from octavo.server.requests import RequestRecord
 
@@ -53,7 +54,7 @@ def build_router(context: ServerContext) -> APIRouter:
             [_open(record, states) for record in islice(ledger.open, _MAX_SHOWN)],
             [_ended(record) for record in ledger.ended],
         )
-        return Response(msgspec.json.encode(body), media_type="application/json")
+        return json_response(body)
 
     cancelled = describe_answer(RequestCancelled, 404)
 
@@ -70,7 +71,7 @@ def build_router(context: ServerContext) -> APIRouter:
                 param="request_id",
             )
         body = RequestCancelled(request_id, num_cancelled)
-        return Response(msgspec.json.encode(body), media_type="application/json")
+        return json_response(body)
 
     return router
 

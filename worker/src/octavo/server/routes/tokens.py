@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,6 +14,7 @@ from octavo.server.body import read_model
 from octavo.server.context import ServerContext
 from octavo.server.conversation import render_conversation
 from octavo.server.errors import bad_request
+from octavo.server.json_response import json_response
 from octavo.server.openapi import describe
 from octavo.server.protocol.tokens import (
     Detokenize,
@@ -45,7 +45,7 @@ def build_router(context: ServerContext) -> APIRouter:
         answer = Tokens(len(tokens), info.max_model_len, tokens)
         if body.return_token_strs:
             answer.token_strs = [tokenizer.token_spelling(id_) for id_ in tokens]
-        return _json(answer)
+        return json_response(answer)
 
     @router.post("/detokenize", **describe(Detokenize, answer=DetokenizedText))
     async def detokenize(request: Request) -> Response:
@@ -56,7 +56,7 @@ def build_router(context: ServerContext) -> APIRouter:
         _check_ids(body.tokens, info)
         decode = partial(_tokenizer(context).decode, skip_special_tokens=False)
         text = await asyncio.to_thread(decode, body.tokens)
-        return _json(DetokenizedText(text))
+        return json_response(DetokenizedText(text))
 
     return router
 
@@ -80,7 +80,3 @@ def _check_ids(tokens: list[int], info: ModelInfo) -> None:
             "Leave it out.",
             "tokens",
         )
-
-
-def _json(answer: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(answer), media_type="application/json")
