@@ -17,12 +17,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from octavo.logs import log_event
 from octavo.server.auth import OPEN_PATHS
 from octavo.server.context import ServerContext
-from octavo.server.errors import ApiError, internal_error
+from octavo.server.errors import headers_too_large, internal_error
 from octavo.server.limits import MAX_HEADER_BYTES
 from octavo.server.requests import COUNTED_PATHS, RequestRecord
 
 _logger = logging.getLogger("octavo.server")
 _USABLE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+"""W3C Trace Context, version 00."""
 
 
 def request_id_of(scope: Scope) -> str:
@@ -48,7 +50,7 @@ class RequestBoundary:
             await self._app(scope, receive, send)
             return
         headers = scope["headers"]
-        request_id = _incoming_id(headers) or uuid.uuid4().hex
+        request_id = _header(headers, b"x-request-id", _USABLE_ID) or uuid.uuid4().hex
         scope["octavo.request_id"] = request_id
         if scope["method"] != "POST" or scope["path"] not in COUNTED_PATHS:
             started_s = time.monotonic()
@@ -56,7 +58,9 @@ class RequestBoundary:
             if self._log_requests:
                 self._log(scope, request_id, status, time.monotonic() - started_s)
             return
-        record = RequestRecord(request_id, scope["path"], _traceparent(headers))
+        record = RequestRecord(
+            request_id, scope["path"], _header(headers, b"traceparent", _TRACEPARENT)
+        )
         scope["octavo.record"] = record
         number = self._ledger.enter(record)
         try:
@@ -94,7 +98,7 @@ class RequestBoundary:
 
         try:
             if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
-                await _headers_too_large().to_response()(scope, receive, send_with_id)
+                await headers_too_large().to_response()(scope, receive, send_with_id)
             else:
                 await self._app(scope, receive, send_with_id)
         except Exception:
@@ -139,28 +143,11 @@ def _told(record: RequestRecord) -> dict[str, Any]:
     return fields
 
 
-def _headers_too_large() -> ApiError:
-    return ApiError(
-        431,
-        f"The request headers are larger than {MAX_HEADER_BYTES} bytes; send fewer.",
-        code="headers_too_large",
-        headers={"Connection": "close"},
-    )
-
-
-def _incoming_id(headers: list[tuple[bytes, bytes]]) -> str | None:
+def _header(
+    headers: list[tuple[bytes, bytes]], wanted: bytes, usable: re.Pattern[bytes]
+) -> str | None:
+    """The first of that name that can be used; any other is as good as nothing."""
     for name, value in headers:
-        if name == b"x-request-id" and _USABLE_ID.fullmatch(value):
-            return bytes(value).decode("ascii")
-    return None
-
-
-_TRACEPARENT = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-
-
-def _traceparent(headers: list[tuple[bytes, bytes]]) -> str | None:
-    """W3C Trace Context, version 00; anything else is as good as nothing."""
-    for name, value in headers:
-        if name == b"traceparent" and _TRACEPARENT.fullmatch(value):
+        if name == wanted and usable.fullmatch(value):
             return bytes(value).decode("ascii")
     return None

@@ -26,6 +26,7 @@ from octavo.errors import (
     SourceUnreachableError,
     UnknownModelError,
 )
+from octavo.server.limits import MAX_HEADER_BYTES
 
 _UNREACHABLE_RETRY_S = 10
 _TYPES = {
@@ -100,11 +101,10 @@ def translate(error: Exception) -> ApiError | None:
         case InvalidRequestError():
             return ApiError(400, str(error), code="invalid_value", param=error.param)
         case QueueFullError():
-            seconds = str(max(1, math.ceil(error.retry_after_s)))
-            return ApiError(429, str(error), code="queue_full", headers={"Retry-After": seconds})
+            headers = _retry_after(error.retry_after_s)
+            return ApiError(429, str(error), code="queue_full", headers=headers)
         case AdapterNotReadyError():
-            seconds = str(max(1, math.ceil(error.retry_after_s)))
-            headers = {"Retry-After": seconds}
+            headers = _retry_after(error.retry_after_s)
             return ApiError(503, str(error), code="adapter_not_ready", headers=headers)
         case AdapterChangedError():
             return ApiError(409, str(error), code="adapter_changed", param="digest")
@@ -113,7 +113,7 @@ def translate(error: Exception) -> ApiError | None:
         case SourceForbiddenError():
             return ApiError(403, str(error), code="adapter_forbidden", param="lora_path")
         case SourceUnreachableError():
-            headers = {"Retry-After": str(_UNREACHABLE_RETRY_S)}
+            headers = _retry_after(_UNREACHABLE_RETRY_S)
             return ApiError(
                 503, str(error), code="adapter_unreachable", param="lora_path", headers=headers
             )
@@ -125,6 +125,16 @@ def translate(error: Exception) -> ApiError | None:
             return None
 
 
+def headers_too_large() -> ApiError:
+    """The answer to more headers than are taken, whoever notices it."""
+    return ApiError(
+        431,
+        f"The request headers are larger than {MAX_HEADER_BYTES} bytes; send fewer.",
+        code="headers_too_large",
+        headers={"Connection": "close"},
+    )
+
+
 def internal_error() -> ApiError:
     """What a client is told of an error that is our fault."""
     return ApiError(
@@ -133,3 +143,7 @@ def internal_error() -> ApiError:
         "under the id in the X-Request-Id header.",
         code="internal_error",
     )
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}

@@ -11,15 +11,13 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from octavo.server.errors import headers_too_large
 from octavo.server.limits import HEADER_TIMEOUT_S, MAX_HEADER_BYTES
 
+_BODY = headers_too_large().to_json()
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
-    b"connection: close\r\ncontent-length: %d\r\n\r\n%s"
-)
-_BODY = (
-    b'{"error":{"message":"The request headers are larger than %d bytes; send fewer.",'
-    b'"type":"invalid_request_error","param":null,"code":"headers_too_large"}}' % MAX_HEADER_BYTES
+    b"connection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
 )
 
 
@@ -50,7 +48,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().data_received(data)
         if not self._is_in_body and self._num_header_bytes > MAX_HEADER_BYTES:
             if not self.transport.is_closing():
-                self.transport.write(_TOO_LARGE % (len(_BODY), _BODY))
+                self.transport.write(_TOO_LARGE)
             self.transport.close()
 
     def on_message_begin(self) -> None:
