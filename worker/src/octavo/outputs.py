@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -27,6 +28,15 @@ class RequestTimings(msgspec.Struct, frozen=True, array_like=True):
     """From then until its first token."""
     decode_s: float
     """From its first token to its last."""
+
+    def rounded(self) -> dict[str, float]:
+        """By name, for people to read."""
+        return {name: round(value, 4) for name, value in msgspec.structs.asdict(self).items()}
+
+    @classmethod
+    def longest(cls, several: Iterable[RequestTimings]) -> RequestTimings:
+        """Of each phase, over the choices of one request."""
+        return cls(*map(max, zip(*map(msgspec.structs.astuple, several), strict=True)))
 
 
 class RequestState(msgspec.Struct, frozen=True, array_like=True):

@@ -135,9 +135,7 @@ def _told(record: RequestRecord) -> dict[str, Any]:
         fields["prompt_tokens"] = record.usage.prompt_tokens
         fields["completion_tokens"] = record.usage.completion_tokens
     if record.timings is not None:
-        fields["queue_s"] = round(record.timings.queue_s, 4)
-        fields["prefill_s"] = round(record.timings.prefill_s, 4)
-        fields["decode_s"] = round(record.timings.decode_s, 4)
+        fields |= record.timings.rounded()
     if record.traceparent is not None:
         fields["traceparent"] = record.traceparent
     return fields

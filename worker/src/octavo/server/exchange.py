@@ -8,12 +8,12 @@ from typing import Any, Generic, TypeVar
 
 from octavo.outputs import GenerationEvent, TokenLogprobs
 from octavo.server.generation import Generation, GenerationJob
+from octavo.server.logprobs import LEAST_LOGPROB, finite
 from octavo.server.protocol.fields import EngineBody
 from octavo.version import __version__
 
 SYSTEM_FINGERPRINT = f"octavo-{__version__}"
 """Changes when the same request with the same seed may get another answer."""
-_LEAST_LOGPROB = -9999.0
 Body = TypeVar("Body", bound=EngineBody)
 
 
@@ -78,8 +78,8 @@ class GatheredChoice:
     @property
     def likelihood(self) -> float:
         """The mean log probability of its tokens: what best_of ranks by."""
-        scores = [max(token.logprob, _LEAST_LOGPROB) for token in self.logprobs]
-        return sum(scores) / len(scores) if scores else _LEAST_LOGPROB
+        scores = [finite(token.logprob) for token in self.logprobs]
+        return sum(scores) / len(scores) if scores else LEAST_LOGPROB
 
     @property
     def text(self) -> str:

@@ -20,7 +20,7 @@ from octavo.server.protocol.answers import (
 )
 from octavo.tokenization.detokenizer import Detokenizer
 
-_LEAST_LOGPROB = -9999.0
+LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say (OpenAI's value)."""
 
 
@@ -105,10 +105,10 @@ class LogprobWriter:
         for score in scores:
             top = zip(score.top_token_ids[:num_top], score.top_logprobs, strict=False)
             entry = {
-                id_: PromptLogprob(_finite(value), rank, self._text(id_))
+                id_: PromptLogprob(finite(value), rank, self._text(id_))
                 for rank, (id_, value) in enumerate(top, start=1)
             }
-            own = PromptLogprob(_finite(score.logprob), score.rank, self._text(score.token_id))
+            own = PromptLogprob(finite(score.logprob), score.rank, self._text(score.token_id))
             entry[score.token_id] = own
             written.append(entry)
         return written
@@ -122,18 +122,18 @@ class LogprobWriter:
     ) -> None:
         top = zip(token.top_token_ids[:num_top], token.top_logprobs, strict=False)
         written.tokens.append(self._text(token.token_id))
-        written.token_logprobs.append(_finite(token.logprob))
-        written.top_logprobs.append({self._text(id_): _finite(value) for id_, value in top})
+        written.token_logprobs.append(finite(token.logprob))
+        written.top_logprobs.append({self._text(id_): finite(value) for id_, value in top})
         written.text_offset.append(offsets.next(token.token_id))
 
     def _chat_token(self, token: TokenLogprobs) -> ChatLogprob:
         top = zip(token.top_token_ids, token.top_logprobs, strict=True)
         return ChatLogprob(
             self._text(token.token_id),
-            _finite(token.logprob),
+            finite(token.logprob),
             list(self._bytes_of(token.token_id)),
             [
-                TopLogprob(self._text(id_), _finite(value), list(self._bytes_of(id_)))
+                TopLogprob(self._text(id_), finite(value), list(self._bytes_of(id_)))
                 for id_, value in top
             ],
         )
@@ -151,5 +151,6 @@ class LogprobWriter:
         return b"" if self._tokenizer is None else self._tokenizer.token_bytes(token_id)
 
 
-def _finite(logprob: float) -> float:
-    return max(logprob, _LEAST_LOGPROB)
+def finite(logprob: float) -> float:
+    """As JSON can say it."""
+    return max(logprob, LEAST_LOGPROB)

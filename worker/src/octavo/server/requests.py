@@ -138,12 +138,7 @@ class RequestRecord:
         """One of its choices ended, with a :class:`octavo.request.FinishReason` value."""
         self.finish_reasons.append(reason)
         if timings is not None:
-            known = self.timings or timings
-            self.timings = RequestTimings(
-                max(known.queue_s, timings.queue_s),
-                max(known.prefill_s, timings.prefill_s),
-                max(known.decode_s, timings.decode_s),
-            )
+            self.timings = RequestTimings.longest([self.timings or timings, timings])
 
     def end_answered(self) -> None:
         """Its answer left as it should."""

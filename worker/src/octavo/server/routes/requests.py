@@ -13,7 +13,7 @@ import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from octavo.outputs import RequestState
+from octavo.outputs import RequestState, RequestTimings
 from octavo.server.context import ServerContext
 from octavo.server.errors import ApiError
 from octavo.server.json_response import json_response
@@ -96,9 +96,7 @@ def _open(record: RequestRecord, states: Mapping[str, RequestState]) -> dict[str
     shown = _facts(record) | {"state": state}
     if own:
         shown |= {
-            "queue_s": round(max(each.timings.queue_s for each in own), 4),
-            "prefill_s": round(max(each.timings.prefill_s for each in own), 4),
-            "decode_s": round(max(each.timings.decode_s for each in own), 4),
+            **RequestTimings.longest(each.timings for each in own).rounded(),
             "num_kv_blocks": sum(each.num_blocks for each in own),
             "num_preemptions": sum(each.num_preemptions for each in own),
         }
@@ -119,11 +117,7 @@ def _ended(record: RequestRecord) -> dict[str, Any]:
         "finish_reasons": record.finish_reasons,
     }
     if record.timings is not None:
-        shown |= {
-            "queue_s": round(record.timings.queue_s, 4),
-            "prefill_s": round(record.timings.prefill_s, 4),
-            "decode_s": round(record.timings.decode_s, 4),
-        }
+        shown |= record.timings.rounded()
     return shown
 
 
