@@ -12,7 +12,6 @@ import re
 from pathlib import Path
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_CHUNK_BYTES = 1 << 22
 
 
 def damaged_blobs(snapshot: Path, memory: Path) -> list[Path]:
@@ -38,8 +37,5 @@ def damaged_blobs(snapshot: Path, memory: Path) -> list[Path]:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

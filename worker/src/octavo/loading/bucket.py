@@ -14,12 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from octavo.errors import ModelLoadError, SourceUnreachableError
-from octavo.loading.bucket_store import (
-    CHUNK_BYTES,
-    BucketModel,
-    BucketObject,
-    BucketStore,
-)
+from octavo.loading.bucket_store import BucketModel, BucketObject, BucketStore
 from octavo.loading.cache_folder import cache_folder
 from octavo.loading.folder_lock import folder_lock
 from octavo.loading.needed_files import NeededFiles
@@ -133,15 +128,12 @@ def _fetch_object(store: BucketStore, item: BucketObject, folder: Path) -> None:
 def _check(model: BucketModel, item: BucketObject, path: Path, sha256: str | None) -> None:
     """Size, and the strongest digest the store gives: SHA-256, or MD5 for an object in one part."""
     size_bytes = path.stat().st_size
-    is_md5 = sha256 is None and _MD5_ETAG.fullmatch(item.etag) is not None
-    digest = hashlib.sha256() if sha256 is not None else hashlib.md5(usedforsecurity=False)
-    if sha256 is not None or is_md5:
+    is_right = size_bytes == item.size_bytes
+    if is_right and (sha256 is not None or _MD5_ETAG.fullmatch(item.etag)):
+        digest = hashlib.md5(usedforsecurity=False) if sha256 is None else hashlib.sha256()
         with path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
-    is_right = size_bytes == item.size_bytes and (
-        digest.hexdigest() == (sha256 or item.etag) if sha256 is not None or is_md5 else True
-    )
+            hashlib.file_digest(file, lambda: digest)
+        is_right = digest.hexdigest() == (sha256 or item.etag)
     if not is_right:
         path.unlink()
         raise ModelLoadError(

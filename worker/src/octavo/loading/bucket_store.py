@@ -29,7 +29,7 @@ from octavo.errors import ModelLoadError, SourceForbiddenError, SourceUnreachabl
 from octavo.loading.bucket_signature import Credentials, canonical_query, signed_headers
 
 SCHEME = "s3://"
-CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
 _WANTED = re.compile(r"[^/]+\.(safetensors|gguf|json|jinja)")
 """Files beside each other; folders hold other forms of a model, and pickles are never read."""
 _TIMEOUT_S = 60
@@ -111,7 +111,7 @@ class BucketStore:
         with self._get(f"/{quote(item.key, safe='/-_.~')}", {}, headers) as answer:
             is_rest = answer.status == 206
             with partial.open("ab" if is_rest else "wb") as file:
-                while chunk := answer.read(CHUNK_BYTES):
+                while chunk := answer.read(_CHUNK_BYTES):
                     file.write(chunk)
             whole = answer.headers.get("x-amz-checksum-sha256", "")
         if partial.stat().st_size < item.size_bytes:
