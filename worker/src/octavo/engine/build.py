@@ -23,6 +23,7 @@ from octavo.engine.messages import FilesFound
 from octavo.engine.model_info import model_info
 from octavo.engine.phases import Phases, Report
 from octavo.engine.resolution import (
+    dtype_name,
     resolve_device,
     resolve_dtype,
     resolve_max_model_len,
@@ -174,9 +175,8 @@ def _compile_task(
     """What this card needs compiled; None where it runs none of Triton's programs."""
     if config.kernels not in ("auto", "triton"):
         return None
-    name = str(dtype).removeprefix("torch.")
     capability = torch.cuda.get_device_capability()
-    return CompileTask(config, checkpoint.hf_config, name, max_model_len, capability)
+    return CompileTask(config, checkpoint.hf_config, dtype_name(dtype), max_model_len, capability)
 
 
 def _load_model(

@@ -32,11 +32,17 @@ from octavo.config import EngineConfig
 from octavo.engine.compiler_process import CompileTask, marker_of, use_kernel_cache
 from octavo.engine.head_start import HeadStart, learn_compiler
 from octavo.engine.model_shape import open_configuration
-from octavo.engine.resolution import DTYPES, resolve_dtype, resolve_max_model_len, step_limits
+from octavo.engine.resolution import (
+    dtype_name,
+    resolve_dtype,
+    resolve_max_model_len,
+    step_limits,
+)
 from octavo.engine.runner_builder import adapter_stack, make_runner
 from octavo.errors import ConfigError, OctavoError
 from octavo.kernels.select import select_absent_kernels
 from octavo.loading.absent_weights import META, AbsentWeights
+from octavo.loading.checkpoint import DTYPES
 from octavo.logs import configure_logging
 from octavo.models import registry
 from octavo.runner.cgroup import num_usable_cpus
@@ -88,7 +94,7 @@ def warm_kernels(config: EngineConfig, capability: tuple[int, int]) -> tuple[int
     task = CompileTask(
         config,
         checkpoint.hf_config,
-        str(resolve_dtype(config, checkpoint, _CUDA)).removeprefix("torch."),
+        dtype_name(resolve_dtype(config, checkpoint, _CUDA)),
         resolve_max_model_len(config, registry.resolve(checkpoint.hf_config)),
         capability,
     )

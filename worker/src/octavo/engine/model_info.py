@@ -10,6 +10,7 @@ import torch
 
 from octavo.config import EngineConfig, SchedulerConfig
 from octavo.engine.interface import ModelInfo
+from octavo.engine.resolution import dtype_name
 from octavo.errors import InvalidRequestError
 from octavo.kernels.interface import Kernels
 from octavo.loading.checkpoint import Checkpoint
@@ -44,7 +45,7 @@ def model_info(
         created=int(time.time()),
         sampling_defaults=_sampling_defaults(checkpoint),
         architecture=_architecture(checkpoint),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype),
         device=device.type,
         kernels=kernels.name,
         block_size=limits.block_size,

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from octavo.config import EngineConfig
-from octavo.engine.resolution import resolve_dtype
+from octavo.engine.resolution import dtype_name, resolve_dtype
 from octavo.kernels.select import select_kernels
 from octavo.loading.absent_weights import META, AbsentWeights
 from octavo.loading.checkpoint import Checkpoint, open_checkpoint
@@ -91,7 +91,7 @@ def read_model_shape(config: EngineConfig) -> ModelShape:
         vocab_size=model.vocab_size,
         context_len=shape.context_len,
         is_tied=shape.is_tied,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype),
         weights_bytes=model.weights_size_bytes,
         table_bytes=model.vocab_size * shape.hidden_size * dtype.itemsize,
         kv_bytes_per_token=block_size_bytes(model, 1, dtype),

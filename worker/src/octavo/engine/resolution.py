@@ -9,14 +9,8 @@ import torch
 
 from octavo.config import EngineConfig, SchedulerConfig
 from octavo.errors import ConfigError
-from octavo.loading.checkpoint import Checkpoint
+from octavo.loading.checkpoint import DTYPES, Checkpoint
 from octavo.models.family import ModelFamily
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 def resolve_device(config: EngineConfig) -> torch.device:
@@ -40,6 +34,11 @@ def resolve_dtype(
         return torch.float32
     # float32 checkpoints are training artefacts: served in bfloat16, as everywhere.
     return torch.bfloat16 if checkpoint.dtype is torch.float32 else checkpoint.dtype
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As options and configurations write it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def resolve_max_model_len(config: EngineConfig, family: ModelFamily) -> int:

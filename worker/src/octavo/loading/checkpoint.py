@@ -26,7 +26,7 @@ from octavo.loading.needed_files import NeededFiles
 from octavo.loading.safetensors_source import SafetensorsSource
 from octavo.models.interface import WeightSource
 
-_DTYPES = {
+DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -179,12 +179,12 @@ def _overridden(config: Mapping[str, object], overrides: Mapping[str, object]) -
 
 def _dtype(config: Mapping[str, object], path: Path) -> torch.dtype:
     name = _nested(config, "dtype") or _nested(config, "torch_dtype") or "bfloat16"
-    if name not in _DTYPES:
+    if name not in DTYPES:
         raise ModelLoadError(
             f"The dtype of {path} is {name!r}, which is not supported; supported: "
-            f"{', '.join(_DTYPES)}. Choose one with --dtype."
+            f"{', '.join(DTYPES)}. Choose one with --dtype."
         )
-    return _DTYPES[str(name)]
+    return DTYPES[str(name)]
 
 
 def _nested(config: Mapping[str, object], key: str) -> object:
