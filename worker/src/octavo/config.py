@@ -114,12 +114,16 @@ class EngineConfig:
             "max_num_batched_tokens",
             "max_num_batched_tokens_while_decoding",
             "num_threads",
+            "max_num_waiting",
+            "max_queue_tokens",
+            "kv_cache_memory_bytes",
+            "max_loras",
         ):
-            self._check_at_least_one(name, getattr(self, name))
-        self._check_at_least_one("max_num_waiting", self.max_num_waiting)
-        self._check_at_least_one("max_queue_tokens", self.max_queue_tokens)
-        self._check_at_least_one("kv_cache_memory_bytes", self.kv_cache_memory_bytes)
-        self._check_at_least_one("max_loras", self.max_loras)
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(
+                    f"{name} is {value}; it must be at least 1 (leave it out for auto)."
+                )
         self._check_adapters()
         if self.block_size not in (8, 16, 32, 64, 128):
             raise ConfigError(
@@ -157,11 +161,6 @@ class EngineConfig:
     def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         if value not in choices:
             raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
-
-    @staticmethod
-    def _check_at_least_one(name: str, value: int | None) -> None:
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value}; it must be at least 1 (leave it out for auto).")
 
 
 @dataclass(frozen=True, slots=True)
