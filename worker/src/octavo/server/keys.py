@@ -73,11 +73,12 @@ class KeyRing:
         ]
         self._paths = [Path(path) for path in paths]
         self._signature = self._sign()
-        from_files = [key for path in self._paths for key in _keys_in(path)]
+        self._keys = list(self._fixed)
         for path in self._paths:
-            if not _keys_in(path):
+            from_file = _keys_in(path)
+            if not from_file:
                 raise ConfigError(f"--api-key-file {path} holds no key; write one a line.")
-        self._keys = self._fixed + from_files
+            self._keys += from_file
         self._budgets: dict[str, TokenBudget] = {}
 
     @property
