@@ -16,6 +16,7 @@ from octavo.server.errors import ApiError
 from octavo.server.keys import KeyRing
 from octavo.server.requests import RequestLedger
 from octavo.server.tracing import RequestTracer
+from octavo.tools.formats import MessageFormat
 
 _LOADING_RETRY_S = 5
 _MAX_NAMES_SHOWN = 20
@@ -61,6 +62,14 @@ class ServerContext:
         }.get(state, "The model is still being loaded; retry when /health/ready answers 200.")
         raise ApiError(
             503, reason, code=f"engine_{state}", headers={"Retry-After": str(_LOADING_RETRY_S)}
+        )
+
+    def message_format(self) -> MessageFormat:
+        """How the model writes its messages."""
+        return MessageFormat.of(
+            self.engine.chat_template_source,
+            self.config.tool_call_parser,
+            self.config.reasoning_parser,
         )
 
     def resolve_model(self, asked: str | None) -> str:

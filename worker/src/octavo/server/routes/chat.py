@@ -23,7 +23,6 @@ from octavo.server.openapi import describe
 from octavo.server.protocol.answers import ChatChoice, ChatCompletion, ChatMessage, UsageInfo
 from octavo.server.protocol.chat import ChatCompletionRequest
 from octavo.server.streaming import GenerationAnswer
-from octavo.tools.formats import MessageFormat
 
 
 def build_router(context: ServerContext) -> APIRouter:
@@ -55,24 +54,18 @@ class ChatAnswer(GenerationAnswer[ChatCompletionRequest]):
 
     async def _job(self, body: ChatCompletionRequest, info: ModelInfo) -> GenerationJob:
         params = body.to_sampling_params(info.sampling_defaults)
-        prompt = await render_conversation(self._context.engine, body, body.usable_tools())
+        engine = self._context.engine
+        prompt = await render_conversation(engine, body, body.usable_tools())
         truncation = body.truncation(info.max_model_len, params.max_tokens)
         if truncation is not None:
             prompt = truncation.cut(prompt)
-        plan = MessagePlan.of(
-            body, params, self._message_format(), prompt, self._context.engine.tokenizer
-        )
+        message_format = self._context.message_format()
+        plan = MessagePlan.of(body, params, message_format, prompt, engine.tokenizer)
         if not plan.is_plain:
             self._reader = MessageReader(
                 plan, plan.params.n, tells_reasoning=body.include_reasoning
             )
         return GenerationJob([prompt], plan.params, plan.options(body.cache_salt))
-
-    def _message_format(self) -> MessageFormat:
-        config, engine = self._context.config, self._context.engine
-        return MessageFormat.of(
-            engine.chat_template_source, config.tool_call_parser, config.reasoning_parser
-        )
 
     def _chunks(self, exchange: Exchange[ChatCompletionRequest]) -> ChatChunks:
         body, options = exchange.body, exchange.body.stream_options

@@ -34,7 +34,6 @@ from octavo.server.protocol.responses import ResponseRequest
 from octavo.server.protocol.tools import AllowedToolChoice, ChatTool, NamedToolChoice
 from octavo.server.response_events import ResponseEvents, items_of
 from octavo.server.streaming import GenerationAnswer
-from octavo.tools.formats import MessageFormat
 
 _INCOMPLETE = {"length": "max_output_tokens"}
 
@@ -66,12 +65,10 @@ class ResponseOfModel(GenerationAnswer[ResponseRequest]):
         self._is_opened = False
 
     async def _job(self, body: ResponseRequest, info: ModelInfo) -> GenerationJob:
-        engine, config = self._context.engine, self._context.config
+        engine = self._context.engine
         params = body.to_sampling_params(info.sampling_defaults)
         prompt = await render_conversation(engine, body.conversation(), body.usable_tools())
-        message_format = MessageFormat.of(
-            engine.chat_template_source, config.tool_call_parser, config.reasoning_parser
-        )
+        message_format = self._context.message_format()
         plan = MessagePlan.of(body, params, message_format, prompt, engine.tokenizer)
         if not plan.is_plain:
             self._reader = MessageReader(plan, 1, tells_reasoning=body.include_reasoning)
