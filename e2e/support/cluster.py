@@ -48,17 +48,11 @@ class NeverHappenedError(AssertionError):
 
 
 class Cluster:
-    """Calls as the user of a context, or as somebody that this user may impersonate."""
+    """Calls as the user of a context."""
 
-    def __init__(self, context: str, impersonate: str | None = None) -> None:
+    def __init__(self, context: str) -> None:
         self.context = context
         self._api = config.new_client_from_config(context=context)
-        if impersonate is not None:
-            self._api.set_default_header("Impersonate-User", impersonate)
-
-    def impersonating(self, user: str) -> Cluster:
-        """The same cluster, seen with the rights of `user`."""
-        return Cluster(self.context, user)
 
     def call(
         self,

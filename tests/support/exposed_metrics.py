@@ -17,9 +17,6 @@ from octavo_operator.cluster.work_queue import WorkQueue
 from octavo_operator.errors import ConflictError
 from octavo_operator.handlers.metrics import OperatorMetrics
 
-FROM_PROMETHEUS = frozenset({"up"})
-"""Series that a scrape makes by itself."""
-
 _WORDS = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _METRIC = re.compile(r"(?:vllm:|octavo_|process_|up\b)[a-zA-Z0-9_:]*")
 _STRINGS = re.compile(r'"[^"]*"')
