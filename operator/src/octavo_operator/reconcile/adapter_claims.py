@@ -10,7 +10,7 @@ from octavo_operator.reconcile.adapter_status import Verdict
 from octavo_operator.reconcile.adapter_world import AdapterWorld
 from octavo_operator.reconcile.live_object import LiveObject, is_going
 from octavo_operator.resources.inference_service import InferenceService, parse_inference_service
-from octavo_operator.resources.lora_adapter import LoRAAdapter, parse_lora_adapter
+from octavo_operator.resources.lora_adapter import LoRAAdapter, parse_lora_adapter, served_name_of
 
 REFUSALS: Final = frozenset({"InvalidSpec", "DuplicateName", "LoRANotEnabled", "ServiceInvalid"})
 """Reasons that only a user can do away with."""
@@ -49,7 +49,7 @@ def read_claims(world: AdapterWorld) -> Claims:
         except ResourceError as error:
             refused.append((resource, Verdict("InvalidSpec", str(error))))
             # A slip in an edit must not take away what is served.
-            kept.add(str((resource.get("spec") or {}).get("servedName")))
+            kept.add(served_name_of(resource))
             continue
         own = f"LoRAAdapter {adapter.name}"
         holder = taken.setdefault(adapter.served_name, own)

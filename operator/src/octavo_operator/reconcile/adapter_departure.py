@@ -13,6 +13,7 @@ from octavo_operator.reconcile.adapter_status import Verdict, unloaded_status
 from octavo_operator.reconcile.adapter_world import AdapterWorld
 from octavo_operator.reconcile.live_object import LiveObject, is_going
 from octavo_operator.reconcile.worker_pod import WorkerPod
+from octavo_operator.resources.lora_adapter import served_name_of
 
 UNLOAD_LIMIT_S: Final = 60.0
 """How long a deleted LoRAAdapter is held while pods unload it."""
@@ -55,7 +56,7 @@ def _depart(
     able: tuple[WorkerPod, ...],
     kept: frozenset[str],
 ) -> Departure:
-    name = str((resource.get("spec") or {}).get("servedName") or resource["metadata"]["name"])
+    name = served_name_of(resource)
     remaining = [pod for pod in able if _may_have(resource, name, pod, world)]
     if name in kept or not remaining:
         return Departure(resource, None)

@@ -7,6 +7,7 @@ from typing import Any
 
 from octavo_operator.reconcile.conditions import READY
 from octavo_operator.reconcile.live_object import LiveObject
+from octavo_operator.resources.lora_adapter import served_name_of
 
 
 def summary_status(
@@ -32,7 +33,7 @@ def _entry(resource: LiveObject, status: Mapping[str, Any]) -> dict[str, Any]:
     ready = found[READY]
     return {
         "name": resource["metadata"]["name"],
-        "servedName": str((resource.get("spec") or {}).get("servedName", "")),
+        "servedName": served_name_of(resource),
         "ready": ready["status"] == "True",
         "reason": ready["reason"],
         "digest": str(status.get("resolvedDigest", "")),

@@ -30,6 +30,7 @@ from octavo_operator.reconcile.conditions import READY
 from octavo_operator.reconcile.live_object import LiveObject, conditions_of, is_going
 from octavo_operator.reconcile.status import is_same_status
 from octavo_operator.reconcile.worker_pod import WorkerPod
+from octavo_operator.resources.lora_adapter import served_name_of
 
 HELD_POD_S: Final = 5.0
 """When a pod that takes no traffic yet is asked again: it gives up waiting for an operator that
@@ -194,7 +195,7 @@ def _unloads(
     world: AdapterWorld, able: tuple[WorkerPod, ...], claims: Claims, placed: list[Placed]
 ) -> tuple[Unload, ...]:
     wanted = {(each.pod.uid, one.adapter.served_name) for one in placed for each in one.everywhere}
-    going = {_served_name(item) for item in world.adapters if is_going(item)}
+    going = {served_name_of(item) for item in world.adapters if is_going(item)}
     found = []
     for pod in able:
         for name, listed in sorted(world.listings.get(pod.uid, {}).items()):
@@ -260,7 +261,3 @@ def _look_again_s(
     if is_holding:
         times.append(HELD_POD_S)
     return max(min(times), 0.1) if times else None
-
-
-def _served_name(resource: LiveObject) -> str:
-    return str((resource.get("spec") or {}).get("servedName", ""))

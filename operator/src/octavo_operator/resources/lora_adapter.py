@@ -72,6 +72,11 @@ def parse_lora_adapter(resource: Mapping[str, Any]) -> LoRAAdapter:
     )
 
 
+def served_name_of(resource: Mapping[str, Any]) -> str:
+    """As :func:`parse_lora_adapter` reads it, also of a resource that has something wrong."""
+    return str((resource.get("spec") or {}).get("servedName") or resource["metadata"]["name"])
+
+
 def _parse_source(fields: Fields, uri: str) -> ModelSource:
     source = parse_model_uri(fields.path_of("uri"), uri)
     if isinstance(source, DemoModel):
