@@ -13,9 +13,9 @@ import msgspec
 
 from octavo.engine.core import EngineCore
 from octavo.engine.core_process import EngineLoop
+from octavo.engine.engine_channel import EngineChannel
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import (
-    EngineChannel,
     FrameSplitter,
     FromEngine,
     StepReport,

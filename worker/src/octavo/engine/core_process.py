@@ -24,6 +24,7 @@ from octavo.config import EngineConfig
 from octavo.engine.carried_errors import to_load_failure, to_refusal
 from octavo.engine.compiler_process import CompilerProcess
 from octavo.engine.core import EngineCore
+from octavo.engine.engine_channel import EngineChannel, ServerGoneError
 from octavo.engine.head_start import HeadStart, may_use_gpu, open_card
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import (
@@ -31,14 +32,12 @@ from octavo.engine.messages import (
     Abort,
     AdapterFailed,
     CloseAdapter,
-    EngineChannel,
     Inspect,
     Inspected,
     OpenAdapter,
     PhaseFinished,
     PhaseStarted,
     Ready,
-    ServerGoneError,
     Shutdown,
     StepReport,
     Submit,
