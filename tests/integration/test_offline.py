@@ -45,6 +45,18 @@ def llm(opened: LLM) -> Iterator[LLM]:
     assert (stats.num_running, stats.num_waiting, stats.num_owned_blocks) == (0, 0, 0)
 
 
+@pytest.fixture(scope="module")
+def cramped(model: Path) -> Iterator[LLM]:
+    """Its cache holds one request of full length and a little more, so that others give way."""
+    config = tiny_config("llama")
+    num_heads = config["num_hidden_layers"] * config["num_key_value_heads"]
+    block_bytes = 2 * num_heads * config["head_dim"] * 4 * 8
+    llm = LLM(str(model), **LIMITS, block_size=8, kv_cache_memory_bytes=17 * block_bytes)
+    assert llm.info.num_blocks == 17
+    yield llm
+    llm.close()
+
+
 def texts(llm: LLM, prompts: Any, params: Any = GREEDY) -> list[str]:
     outputs = llm.generate(prompts, params, use_tqdm=False)
     return [choice.text for output in outputs for choice in output.outputs]
@@ -93,6 +105,28 @@ def test_choices_and_seeds(llm: LLM) -> None:
     first = texts(llm, "hello", params)
     assert len(set(first)) == 3
     assert texts(llm, ["other", "hello", "third"], params)[3:6] == first
+
+
+def test_choices_of_one_prompt_that_are_preempted_go_on_with_their_own_blocks(
+    llm: LLM, cramped: LLM
+) -> None:
+    params = SamplingParams(n=4, seed=4, max_tokens=60, ignore_eos=True)
+    prompt = "hello, this is a prompt"
+    assert texts(cramped, prompt, params) == texts(llm, prompt, params)
+    assert cramped.stats().num_preemptions
+
+
+def test_what_choices_of_one_prompt_leave_in_the_cache_is_what_they_said(
+    model: Path, llm: LLM
+) -> None:
+    prompt = list(b"hello, this is a prompt")
+    params = SamplingParams(n=3, seed=4, max_tokens=60, ignore_eos=True)
+    (output,) = llm.generate({"prompt_token_ids": prompt}, params, use_tqdm=False)
+    longer = [{"prompt_token_ids": prompt + choice.token_ids} for choice in output.outputs]
+    cached = llm.generate(longer, GREEDY, use_tqdm=False)
+    assert all(output.num_cached_tokens == 80 for output in cached)
+    llm.reset_prefix_cache()
+    assert texts(llm, longer) == [output.outputs[0].text for output in cached]
 
 
 def test_a_stop_string_cuts_the_text_and_frees_the_request(llm: LLM) -> None:
