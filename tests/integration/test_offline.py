@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -187,22 +189,72 @@ def test_bad_prompts_are_refused_before_anything_runs(
     assert llm.stats().num_steps == before
 
 
-def test_a_call_that_is_interrupted_leaves_the_next_one_alone(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
+class _Failing:
+    """A runner, or a step's handle, that does something else when its turn has come."""
+
+    def __init__(self, inner: Any, at: int, fail: Callable[[], None]) -> None:
+        self._inner, self._left, self._fail = inner, at, fail
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def _count(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._fail()
+
+
+class _FailingAtLaunch(_Failing):
+    def execute(self, plan: Any) -> Any:
+        self._count()
+        return self._inner.execute(plan)
+
+
+class _FailingAtResult(_Failing):
+    def execute(self, plan: Any) -> Any:
+        handle = self._inner.execute(plan)
+        return SimpleNamespace(draw=handle.draw, result=lambda: self._count() or handle.result())
+
+
+def _fail() -> None:
+    raise RuntimeError("no memory")
+
+
+def _press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _press_ctrl_c_twice() -> None:
+    _press_ctrl_c()
+    _press_ctrl_c()
+
+
+@pytest.mark.parametrize("at", [1, 5])
+@pytest.mark.parametrize("runner", [_FailingAtLaunch, _FailingAtResult])
+@pytest.mark.parametrize(
+    ("fail", "error"),
+    [
+        (_fail, RuntimeError),
+        (_press_ctrl_c, KeyboardInterrupt),
+        (_press_ctrl_c_twice, KeyboardInterrupt),
+    ],
+)
+def test_a_call_that_ends_within_a_step_leaves_the_next_one_alone(
+    llm: LLM,
+    monkeypatch: pytest.MonkeyPatch,
+    runner: type[_Failing],
+    at: int,
+    fail: Callable[[], None],
+    error: type[BaseException],
 ) -> None:
     (expected,) = texts(llm, "hello")
     core = llm._engine.core
-    step, steps = core.step, itertools.count()
-
-    def interrupted() -> Any:
-        if next(steps) == 5:
-            raise KeyboardInterrupt
-        return step()
-
     with monkeypatch.context() as patch:
-        patch.setattr(core, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(core, "_runner", runner(core._runner, at, fail))
+        with pytest.raises(error):
             llm.generate(["hello"] * 6, GREEDY, use_tqdm=False)
+    assert not core.has_work
+    assert not core.inspect()
     assert texts(llm, "hello") == [expected]
 
 

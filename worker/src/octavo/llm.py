@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from octavo.config import EngineConfig
 from octavo.engine.build import build_engine
+from octavo.engine.held_interrupt import HeldInterrupt
 from octavo.engine.intake import Intake
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import RequestSpec
@@ -104,8 +105,8 @@ class LLM:
         the base model). Adapters are loaded when first named, side by side (``enable_lora=True``);
         a name given with another path than before is loaded anew. Raises InvalidRequestError before
         anything runs when one of them cannot be served, AdapterError or ModelLoadError for an
-        adapter. Whatever ends it early (Ctrl-C too) ends all its requests; the next call starts
-        from nothing.
+        adapter. Whatever ends it early ends all its requests, and the next call starts from
+        nothing; Ctrl-C does when the step under way has ended, and a second one at once.
         """
         if isinstance(prompts, str | Mapping):
             prompts = [prompts]
@@ -188,20 +189,22 @@ class _OfflineBatch:
     def run(self, use_tqdm: bool) -> list[RequestOutput]:
         """Step until every request has ended."""
         try:
-            if use_tqdm:
-                with tqdm(total=len(self._choices), desc="Generating", unit="seq") as bar:
-                    self._run(bar)
-            else:
-                self._run(None)
+            with HeldInterrupt() as interrupt:
+                if use_tqdm:
+                    with tqdm(total=len(self._choices), desc="Generating", unit="seq") as bar:
+                        self._run(bar, interrupt)
+                else:
+                    self._run(None, interrupt)
         except BaseException:
-            self._core.abort(list(self._choices))
+            self._core.give_up()
             raise
         return self._outputs
 
-    def _run(self, bar: tqdm[Any] | None) -> None:
+    def _run(self, bar: tqdm[Any] | None, interrupt: HeldInterrupt) -> None:
         pending = deque(sorted(self._specs, key=_adapter_of))
         num_tokens = 0
         while pending or self._core.has_work:
+            interrupt.check()
             self._submit(pending)
             updates = self._core.step()
             self._core.take_adapter_events()  # the ends of requests tell the same

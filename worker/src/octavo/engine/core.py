@@ -87,6 +87,16 @@ class EngineCore:
             self._scheduler.abort(request_id)
         self._aborted += self._scheduler.take_updates()
 
+    def give_up(self) -> None:
+        """End all requests, of which nothing more is told, and forget the steps under way: for
+        whoever goes on after an exception, of which a step may be half done."""
+        self._planned = None
+        self._under_way.clear()
+        self._scheduler.fail_all("A step was given up.")
+        self._scheduler.take_updates()
+        self._aborted.clear()
+        self._open.clear()
+
     def open_adapter(
         self, adapter_id: int, source: AdapterSource, known_digest: str | None = None
     ) -> None:
