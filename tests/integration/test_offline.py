@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from octavo import LLM, SamplingParams
 from octavo.errors import (
     ConfigError,
+    EngineDeadError,
     InvalidRequestError,
     ModelLoadError,
     PromptTooLongError,
@@ -256,6 +258,20 @@ def test_a_call_that_ends_within_a_step_leaves_the_next_one_alone(
     assert not core.has_work
     assert not core.inspect()
     assert texts(llm, "hello") == [expected]
+
+
+def test_threads_that_call_at_once_get_each_what_they_asked_for(llm: LLM) -> None:
+    prompts = [[f"{number} of thread {thread}" for number in range(5)] for thread in range(3)]
+    expected = [texts(llm, own) for own in prompts]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        assert list(pool.map(lambda own: texts(llm, own), prompts)) == expected
+
+
+def test_one_that_is_closed_says_so(model: Path) -> None:
+    llm = LLM(str(model), **LIMITS)
+    llm.close()
+    with pytest.raises(EngineDeadError, match="closed; open another"):
+        llm.generate("hello", GREEDY, use_tqdm=False)
 
 
 def test_a_conversation_is_rendered_by_the_models_template(llm: LLM) -> None:

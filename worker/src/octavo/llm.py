@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import itertools
 import sys
+import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from octavo.config import EngineConfig
 from octavo.engine.build import build_engine
+from octavo.engine.core import EngineCore
 from octavo.engine.held_interrupt import HeldInterrupt
 from octavo.engine.intake import Intake
 from octavo.engine.interface import ModelInfo
@@ -28,7 +31,12 @@ from octavo.engine.messages import RequestSpec
 from octavo.engine.offline_adapters import OfflineAdapters
 from octavo.engine.request_options import RequestOptions
 from octavo.engine.text import ChoiceText
-from octavo.errors import InvalidRequestError, QueueFullError, RequestFailedError
+from octavo.errors import (
+    EngineDeadError,
+    InvalidRequestError,
+    QueueFullError,
+    RequestFailedError,
+)
 from octavo.grammar import Vocabulary
 from octavo.lora.request import LoRARequest
 from octavo.outputs import CompletionOutput, EngineStats, RequestOutput, RequestUpdate
@@ -51,6 +59,7 @@ class LLM:
     ``options`` are the fields of :class:`octavo.config.EngineConfig` (``load_format``,
     ``max_model_len``, ``dtype``, ``skip_tokenizer_init``, ...), the same names as the flags of
     ``octavo serve``. One default differs: steps in which requests decode are as long as others.
+    Threads that call it at the same time take turns: pass many prompts to one call instead.
     """
 
     def __init__(self, model: str, *, vocabulary: Vocabulary | None = None, **options: Any) -> None:
@@ -62,6 +71,8 @@ class LLM:
         self._chat_template: ChatTemplate | None = None
         self._ids = itertools.count()
         self._adapters = OfflineAdapters(self._engine.core)
+        self._lock = threading.Lock()
+        self._is_closed = False
 
     @property
     def info(self) -> ModelInfo:
@@ -79,12 +90,14 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix, for measurements that must not profit from it."""
-        self._engine.core.reset_prefix_cache()
+        with self._turn() as core:
+            core.reset_prefix_cache()
 
     def prepare(self) -> None:
         """Capture all the usual steps now, which a server does when idle; for measurements."""
-        while self._engine.core.prepare_next():
-            pass
+        with self._turn() as core:
+            while core.prepare_next():
+                pass
 
     def check_integrity(self) -> None:
         """Assert that no block, row or request was lost; for tests."""
@@ -115,19 +128,21 @@ class LLM:
         params = _one_each(sampling_params, len(prompts), "sampling_params", "sampling parameters")
         requests = _one_each(lora_request, len(prompts), "lora_request", "adapters")
         named = [request for request in requests if request is not None]
-        loaded = iter(self._adapters.load(named, use_tqdm))
-        adapters = [None if request is None else next(loaded) for request in requests]
-        batch = _OfflineBatch(self, prompts, params, adapters)
-        return batch.run(use_tqdm)
+        with self._turn():
+            loaded = iter(self._adapters.load(named, use_tqdm))
+            adapters = [None if request is None else next(loaded) for request in requests]
+            return _OfflineBatch(self, prompts, params, adapters).run(use_tqdm)
 
     def load_lora(self, request: LoRARequest) -> AdapterGeneration:
         """Load an adapter, unless it is; raises AdapterError or ModelLoadError."""
-        (adapter,) = self._adapters.load([request])
+        with self._turn():
+            (adapter,) = self._adapters.load([request])
         return adapter
 
     def unload_lora(self, name: str) -> None:
         """Forget an adapter; names that are not loaded are ignored."""
-        self._adapters.unload(name)
+        with self._turn():
+            self._adapters.unload(name)
 
     def chat(
         self,
@@ -148,7 +163,17 @@ class LLM:
 
     def close(self) -> None:
         """Release the model's memory; the object cannot be used afterwards."""
-        self._engine.core.close()
+        with self._lock:
+            self._is_closed = True
+            self._engine.core.close()
+
+    @contextmanager
+    def _turn(self) -> Iterator[EngineCore]:
+        """The core, for one thread at a time; raises EngineDeadError once closed."""
+        with self._lock:
+            if self._is_closed:
+                raise EngineDeadError("This LLM has been closed; open another one.")
+            yield self._engine.core
 
     def _open_chat_template(self) -> ChatTemplate | None:
         if self._chat_template is None and self._tokenizer is not None:
