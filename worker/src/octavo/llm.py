@@ -48,9 +48,13 @@ from octavo.tokenization.tokenizer import Tokenizer
 Prompt = str | Mapping[str, Any]
 """A text, or ``{"prompt_token_ids": [...]}``."""
 
-_NOBODY_WAITS: dict[str, Any] = {"max_num_batched_tokens_while_decoding": sys.maxsize}
+_NOBODY_WAITS: dict[str, Any] = {
+    "max_num_batched_tokens_while_decoding": sys.maxsize,
+    "lora_wait_s": None,
+}
 """For a step in which others decode, so prompts need not be cut small; few long steps read
-adapters less often than many short ones."""
+adapters less often than many short ones. Nor for a slot, which those of other adapters may hold
+for as long as their prompts take."""
 
 
 class LLM:
@@ -58,7 +62,8 @@ class LLM:
 
     ``options`` are the fields of :class:`octavo.config.EngineConfig` (``load_format``,
     ``max_model_len``, ``dtype``, ``skip_tokenizer_init``, ...), the same names as the flags of
-    ``octavo serve``. One default differs: steps in which requests decode are as long as others.
+    ``octavo serve``. Two defaults differ: steps in which requests decode are as long as others,
+    and requests wait for a slot for their adapter as long as it takes.
     Threads that call it at the same time take turns: pass many prompts to one call instead.
     """
 
