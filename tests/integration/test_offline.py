@@ -22,6 +22,7 @@ from octavo.errors import (
     PromptTooLongError,
     UnsupportedModelError,
 )
+from octavo.grammar import StructuredOutputs
 from tiny_models import make_tiny_model, tiny_config
 
 LIMITS: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": 4, "num_threads": 1}
@@ -272,6 +273,26 @@ def test_one_that_is_closed_says_so(model: Path) -> None:
     llm.close()
     with pytest.raises(EngineDeadError, match="closed; open another"):
         llm.generate("hello", GREEDY, use_tqdm=False)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [
+        (StructuredOutputs(regex="("), "unclosed group"),
+        (StructuredOutputs(json={"type": "integer", "minimum": 5, "maximum": 3}), "no value"),
+        (StructuredOutputs(grammar="start: foo"), "unknown name"),
+    ],
+)
+def test_a_grammar_that_cannot_be_compiled_is_refused_before_anything_runs(
+    llm: LLM, outputs: StructuredOutputs, words: str
+) -> None:
+    before = llm.stats().num_steps
+    good = SamplingParams(max_tokens=3, structured_outputs=StructuredOutputs(regex="a{3}"))
+    bad = SamplingParams(max_tokens=3, structured_outputs=outputs)
+    with pytest.raises(InvalidRequestError, match=rf"structured_outputs of prompt 2: .*{words}"):
+        llm.generate(["a", "b", "c"], [GREEDY, good, bad], use_tqdm=False)
+    assert llm.stats().num_steps == before
+    assert texts(llm, "b", good) == ["aaa"]
 
 
 def test_a_conversation_is_rendered_by_the_models_template(llm: LLM) -> None:

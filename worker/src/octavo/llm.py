@@ -56,6 +56,9 @@ _NOBODY_WAITS: dict[str, Any] = {
 adapters less often than many short ones. Nor for a slot, which those of other adapters may hold
 for as long as their prompts take."""
 
+_GRAMMARS_AT_ONCE = 64
+"""That are compiled before anything runs: each takes memory."""
+
 
 class LLM:
     """An engine in this process, for batches.
@@ -215,6 +218,7 @@ class _OfflineBatch:
                 output.outputs.append(choice)
                 text_state = ChoiceText(self._tokenizer, one, ids)
                 self._choices[spec.id] = (output, choice, text_state)
+        self._check_grammars(params)
 
     def run(self, use_tqdm: bool) -> list[RequestOutput]:
         """Step until every request has ended."""
@@ -244,6 +248,20 @@ class _OfflineBatch:
                     bar.update()
                     rate = num_tokens / max(bar.format_dict["elapsed"], 1e-9)
                     bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
+
+    def _check_grammars(self, params: Sequence[SamplingParams]) -> None:
+        """Raise InvalidRequestError for one that cannot be compiled, before anything runs."""
+        asked = {
+            specs[0].grammar: (number, one.structured_outputs)
+            for number, (specs, one) in enumerate(zip(self._specs, params, strict=True))
+        }
+        grammars = [grammar for grammar in asked if grammar is not None]
+        for first in range(0, len(grammars), _GRAMMARS_AT_ONCE):
+            faults = self._core.grammar_faults(grammars[first : first + _GRAMMARS_AT_ONCE])
+            for grammar, fault in faults.items():
+                number, outputs = asked[grammar]
+                asked_by = None if outputs is None else outputs.asked_by
+                raise InvalidRequestError(f"{asked_by} of prompt {number}: {fault}", asked_by)
 
     def _submit(self, pending: deque[list[RequestSpec]]) -> None:
         """As many prompts as the engine's queue takes."""
