@@ -178,12 +178,15 @@ def test_the_progress_bar_is_shown_unless_turned_off(
         ({"prompt_token_ids": [272]}, GREEDY, InvalidRequestError, "272.*271"),
         ({"prompt_token_ids": ["a"]}, GREEDY, InvalidRequestError, "must be integers"),
         ({"prompt": "x"}, GREEDY, InvalidRequestError, "prompt_token_ids"),
+        ({"prompt_token_ids": 5}, GREEDY, InvalidRequestError, r"is \{'prompt_token_ids': 5\}"),
+        ("x", {"n": 1}, InvalidRequestError, r"is \{'n': 1\}; pass one SamplingParams for all"),
+        ("x", [GREEDY, None], InvalidRequestError, "pass one SamplingParams for all"),
         ([5], GREEDY, InvalidRequestError, "A prompt is 5; pass a text"),
         ("x", SamplingParams(max_tokens=128), PromptTooLongError, "128.* leaves 124"),
     ],
 )
 def test_bad_prompts_are_refused_before_anything_runs(
-    llm: LLM, prompt: Any, params: SamplingParams, kind: type[Exception], words: str
+    llm: LLM, prompt: Any, params: Any, kind: type[Exception], words: str
 ) -> None:
     before = llm.stats().num_steps
     prompts = prompt if isinstance(prompt, list) else ["fine", prompt]

@@ -15,7 +15,7 @@ import itertools
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -133,8 +133,13 @@ class LLM:
             prompts = [prompts]
         if sampling_params is None:
             sampling_params = SamplingParams()
-        params = _one_each(sampling_params, len(prompts), "sampling_params", "sampling parameters")
-        requests = _one_each(lora_request, len(prompts), "lora_request", "adapters")
+        count = len(prompts)
+        params = _one_each(
+            sampling_params, count, "sampling_params", "sampling parameters", SamplingParams
+        )
+        requests = _one_each(
+            lora_request, count, "lora_request", "adapters", LoRARequest, type(None)
+        )
         named = [request for request in requests if request is not None]
         with self._turn():
             loaded = iter(self._adapters.load(named, use_tqdm))
@@ -282,12 +287,13 @@ class _OfflineBatch:
                 )
             return prompt, self._tokenizer.encode(prompt)
         unchecked: Any = prompt
-        if not isinstance(unchecked, Mapping) or "prompt_token_ids" not in unchecked:
+        ids = unchecked.get("prompt_token_ids") if isinstance(unchecked, Mapping) else None
+        if not isinstance(ids, Iterable):
             raise InvalidRequestError(
                 f'A prompt is {unchecked!r:.120}; pass a text or {{"prompt_token_ids": [...]}}.',
                 "prompts",
             )
-        return None, list(prompt["prompt_token_ids"])
+        return None, list(ids)
 
     def _apply(self, update: RequestUpdate) -> bool:
         """Add to its choice; returns whether that ended it."""
@@ -321,12 +327,23 @@ def _adapter_of(specs: Sequence[RequestSpec]) -> int:
 _One = TypeVar("_One")
 
 
-def _one_each(values: _One | Sequence[_One], count: int, name: str, what: str) -> Sequence[_One]:
-    if not isinstance(values, Sequence):
-        return [values] * count
-    if len(values) != count:
+def _one_each(
+    values: _One | Sequence[_One], count: int, name: str, what: str, *kinds: type
+) -> Sequence[_One]:
+    """``values``, or one for each of ``count`` prompts; each is of one of ``kinds``."""
+    given: Any = values
+    if isinstance(given, kinds):
+        one: Any = given
+        return [one] * count
+    if not isinstance(given, Sequence) or not all(isinstance(each, kinds) for each in given):
         raise InvalidRequestError(
-            f"{len(values)} {what} for {count} prompts; pass one, or one for each.",
+            f"{name} is {given!r:.120}; pass one {kinds[0].__name__} for all prompts, or a list "
+            "of one for each.",
             name,
         )
-    return values
+    if len(given) != count:
+        raise InvalidRequestError(
+            f"{len(given)} {what} for {count} prompts; pass one, or one for each.",
+            name,
+        )
+    return given
