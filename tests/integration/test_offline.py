@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +16,13 @@ import pytest
 from octavo import LLM, SamplingParams
 from octavo.errors import (
     ConfigError,
+    EngineDeadError,
     InvalidRequestError,
     ModelLoadError,
     PromptTooLongError,
     UnsupportedModelError,
 )
+from octavo.grammar import StructuredOutputs
 from tiny_models import make_tiny_model, tiny_config
 
 LIMITS: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": 4, "num_threads": 1}
@@ -43,6 +48,18 @@ def llm(opened: LLM) -> Iterator[LLM]:
     opened.check_integrity()
     stats = opened.stats()
     assert (stats.num_running, stats.num_waiting, stats.num_owned_blocks) == (0, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def cramped(model: Path) -> Iterator[LLM]:
+    """Its cache holds one request of full length and a little more, so that others give way."""
+    config = tiny_config("llama")
+    num_heads = config["num_hidden_layers"] * config["num_key_value_heads"]
+    block_bytes = 2 * num_heads * config["head_dim"] * 4 * 8
+    llm = LLM(str(model), **LIMITS, block_size=8, kv_cache_memory_bytes=17 * block_bytes)
+    assert llm.info.num_blocks == 17
+    yield llm
+    llm.close()
 
 
 def texts(llm: LLM, prompts: Any, params: Any = GREEDY) -> list[str]:
@@ -95,6 +112,28 @@ def test_choices_and_seeds(llm: LLM) -> None:
     assert texts(llm, ["other", "hello", "third"], params)[3:6] == first
 
 
+def test_choices_of_one_prompt_that_are_preempted_go_on_with_their_own_blocks(
+    llm: LLM, cramped: LLM
+) -> None:
+    params = SamplingParams(n=4, seed=4, max_tokens=60, ignore_eos=True)
+    prompt = "hello, this is a prompt"
+    assert texts(cramped, prompt, params) == texts(llm, prompt, params)
+    assert cramped.stats().num_preemptions
+
+
+def test_what_choices_of_one_prompt_leave_in_the_cache_is_what_they_said(
+    model: Path, llm: LLM
+) -> None:
+    prompt = list(b"hello, this is a prompt")
+    params = SamplingParams(n=3, seed=4, max_tokens=60, ignore_eos=True)
+    (output,) = llm.generate({"prompt_token_ids": prompt}, params, use_tqdm=False)
+    longer = [{"prompt_token_ids": prompt + choice.token_ids} for choice in output.outputs]
+    cached = llm.generate(longer, GREEDY, use_tqdm=False)
+    assert all(output.num_cached_tokens == 80 for output in cached)
+    llm.reset_prefix_cache()
+    assert texts(llm, longer) == [output.outputs[0].text for output in cached]
+
+
 def test_a_stop_string_cuts_the_text_and_frees_the_request(llm: LLM) -> None:
     (text,) = texts(llm, "hello")
     stop = text[8:10]
@@ -139,12 +178,15 @@ def test_the_progress_bar_is_shown_unless_turned_off(
         ({"prompt_token_ids": [272]}, GREEDY, InvalidRequestError, "272.*271"),
         ({"prompt_token_ids": ["a"]}, GREEDY, InvalidRequestError, "must be integers"),
         ({"prompt": "x"}, GREEDY, InvalidRequestError, "prompt_token_ids"),
+        ({"prompt_token_ids": 5}, GREEDY, InvalidRequestError, r"is \{'prompt_token_ids': 5\}"),
+        ("x", {"n": 1}, InvalidRequestError, r"is \{'n': 1\}; pass one SamplingParams for all"),
+        ("x", [GREEDY, None], InvalidRequestError, "pass one SamplingParams for all"),
         ([5], GREEDY, InvalidRequestError, "A prompt is 5; pass a text"),
         ("x", SamplingParams(max_tokens=128), PromptTooLongError, "128.* leaves 124"),
     ],
 )
 def test_bad_prompts_are_refused_before_anything_runs(
-    llm: LLM, prompt: Any, params: SamplingParams, kind: type[Exception], words: str
+    llm: LLM, prompt: Any, params: Any, kind: type[Exception], words: str
 ) -> None:
     before = llm.stats().num_steps
     prompts = prompt if isinstance(prompt, list) else ["fine", prompt]
@@ -153,23 +195,107 @@ def test_bad_prompts_are_refused_before_anything_runs(
     assert llm.stats().num_steps == before
 
 
-def test_a_call_that_is_interrupted_leaves_the_next_one_alone(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
+class _Failing:
+    """A runner, or a step's handle, that does something else when its turn has come."""
+
+    def __init__(self, inner: Any, at: int, fail: Callable[[], None]) -> None:
+        self._inner, self._left, self._fail = inner, at, fail
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def _count(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._fail()
+
+
+class _FailingAtLaunch(_Failing):
+    def execute(self, plan: Any) -> Any:
+        self._count()
+        return self._inner.execute(plan)
+
+
+class _FailingAtResult(_Failing):
+    def execute(self, plan: Any) -> Any:
+        handle = self._inner.execute(plan)
+        return SimpleNamespace(draw=handle.draw, result=lambda: self._count() or handle.result())
+
+
+def _fail() -> None:
+    raise RuntimeError("no memory")
+
+
+def _press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _press_ctrl_c_twice() -> None:
+    _press_ctrl_c()
+    _press_ctrl_c()
+
+
+@pytest.mark.parametrize("at", [1, 5])
+@pytest.mark.parametrize("runner", [_FailingAtLaunch, _FailingAtResult])
+@pytest.mark.parametrize(
+    ("fail", "error"),
+    [
+        (_fail, RuntimeError),
+        (_press_ctrl_c, KeyboardInterrupt),
+        (_press_ctrl_c_twice, KeyboardInterrupt),
+    ],
+)
+def test_a_call_that_ends_within_a_step_leaves_the_next_one_alone(
+    llm: LLM,
+    monkeypatch: pytest.MonkeyPatch,
+    runner: type[_Failing],
+    at: int,
+    fail: Callable[[], None],
+    error: type[BaseException],
 ) -> None:
     (expected,) = texts(llm, "hello")
     core = llm._engine.core
-    step, steps = core.step, itertools.count()
-
-    def interrupted() -> Any:
-        if next(steps) == 5:
-            raise KeyboardInterrupt
-        return step()
-
     with monkeypatch.context() as patch:
-        patch.setattr(core, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(core, "_runner", runner(core._runner, at, fail))
+        with pytest.raises(error):
             llm.generate(["hello"] * 6, GREEDY, use_tqdm=False)
+    assert not core.has_work
+    assert not core.inspect()
     assert texts(llm, "hello") == [expected]
+
+
+def test_threads_that_call_at_once_get_each_what_they_asked_for(llm: LLM) -> None:
+    prompts = [[f"{number} of thread {thread}" for number in range(5)] for thread in range(3)]
+    expected = [texts(llm, own) for own in prompts]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        assert list(pool.map(lambda own: texts(llm, own), prompts)) == expected
+
+
+def test_one_that_is_closed_says_so(model: Path) -> None:
+    llm = LLM(str(model), **LIMITS)
+    llm.close()
+    with pytest.raises(EngineDeadError, match="closed; open another"):
+        llm.generate("hello", GREEDY, use_tqdm=False)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [
+        (StructuredOutputs(regex="("), "unclosed group"),
+        (StructuredOutputs(json={"type": "integer", "minimum": 5, "maximum": 3}), "no value"),
+        (StructuredOutputs(grammar="start: foo"), "unknown name"),
+    ],
+)
+def test_a_grammar_that_cannot_be_compiled_is_refused_before_anything_runs(
+    llm: LLM, outputs: StructuredOutputs, words: str
+) -> None:
+    before = llm.stats().num_steps
+    good = SamplingParams(max_tokens=3, structured_outputs=StructuredOutputs(regex="a{3}"))
+    bad = SamplingParams(max_tokens=3, structured_outputs=outputs)
+    with pytest.raises(InvalidRequestError, match=rf"structured_outputs of prompt 2: .*{words}"):
+        llm.generate(["a", "b", "c"], [GREEDY, good, bad], use_tqdm=False)
+    assert llm.stats().num_steps == before
+    assert texts(llm, "b", good) == ["aaa"]
 
 
 def test_a_conversation_is_rendered_by_the_models_template(llm: LLM) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,18 @@ WISHES: list[dict[str, Any]] = [
     {"logit_bias": {7: 5.0}},
     {"min_tokens": 6},
 ]
+
+
+def test_nobody_waits_too_long_for_a_slot(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = adapters(tmp_path, 7)  # there are four slots
+    expected = [tokens(llm, [request])[0] for request in requests]
+    control = llm._engine.core._adapters
+    assert control is not None
+    minutes = itertools.count(1)
+    monkeypatch.setattr(control, "_clock", lambda: time.monotonic() + 60.0 * next(minutes))
+    assert tokens(llm, requests * 3) == expected * 3
 
 
 def test_adapters_and_wishes_beside_each_other_in_captured_steps(

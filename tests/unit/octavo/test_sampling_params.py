@@ -28,14 +28,22 @@ def test_defaults_are_vllms() -> None:
         pytest.param({"n": 0}, "n", "between 1 and 128", id="n-zero"),
         pytest.param({"n": 129}, "n", "between 1 and 128", id="n-too-large"),
         pytest.param({"n": True}, "n", "an integer", id="n-bool"),
-        pytest.param({"temperature": -0.1}, "temperature", "at least 0", id="temperature"),
+        pytest.param({"temperature": -0.1}, "temperature", "between 0.0", id="temperature"),
+        pytest.param(
+            {"temperature": 1e300}, "temperature", "and 1000000.0", id="temperature-large"
+        ),
+        pytest.param({"temperature": 10**400}, "temperature", "finite", id="temperature-integer"),
         pytest.param({"temperature": float("nan")}, "temperature", "finite", id="nan"),
         pytest.param({"temperature": "hot"}, "temperature", "finite number", id="string"),
         pytest.param({"top_p": 0.0}, "top_p", "above 0", id="top_p-zero"),
         pytest.param({"top_p": 1.1}, "top_p", "between 0.0 and 1.0", id="top_p-large"),
         pytest.param({"top_k": -2}, "top_k", "at least -1", id="top_k"),
         pytest.param({"min_p": 2.0}, "min_p", "between 0.0 and 1.0", id="min_p"),
-        pytest.param({"repetition_penalty": 0.0}, "repetition_penalty", "above 0", id="rep"),
+        pytest.param({"repetition_penalty": 0.0}, "repetition_penalty", "1e-05", id="rep"),
+        pytest.param({"repetition_penalty": 1e-38}, "repetition_penalty", "1e-05", id="rep-small"),
+        pytest.param(
+            {"repetition_penalty": 1e300}, "repetition_penalty", "1000000", id="rep-large"
+        ),
         pytest.param({"presence_penalty": 2.5}, "presence_penalty", "and 2.0", id="presence"),
         pytest.param({"frequency_penalty": -3}, "frequency_penalty", "-2.0", id="frequency"),
         pytest.param({"seed": 2**63}, "seed", str(2**63 - 1), id="seed"),

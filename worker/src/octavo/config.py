@@ -100,8 +100,9 @@ class EngineConfig:
     lora_wanted: str | None = None
     """A file of the same form, written by others: what a new server, one whose lora_state is not
     there yet, shall have. It is ready when told that nothing is missing, or when nobody asks."""
-    lora_wait_s: float = 30.0
-    """How long a request waits for an adapter that is not loaded yet; then HTTP 503."""
+    lora_wait_s: float | None = 30.0
+    """How long a request waits for an adapter that is not loaded yet, or for a slot; then HTTP 503.
+    None: as long as it takes."""
 
     def __post_init__(self) -> None:
         self._check_choice("load_format", self.load_format, LOAD_FORMATS)
@@ -151,7 +152,7 @@ class EngineConfig:
                 f"max_cpu_loras is {self.max_cpu_loras}, fewer than max_loras, which is "
                 f"{self.max_loras}; raise it, or leave it out for twice max_loras."
             )
-        if not 0 < self.lora_wait_s <= MAX_LORA_WAIT_S:
+        if self.lora_wait_s is not None and not 0 < self.lora_wait_s <= MAX_LORA_WAIT_S:
             raise ConfigError(
                 f"lora_wait_s is {self.lora_wait_s}; it is seconds, above 0 and at most "
                 f"{MAX_LORA_WAIT_S:.0f}."

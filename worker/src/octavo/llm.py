@@ -13,21 +13,30 @@ from __future__ import annotations
 
 import itertools
 import sys
+import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from octavo.config import EngineConfig
 from octavo.engine.build import build_engine
+from octavo.engine.core import EngineCore
+from octavo.engine.held_interrupt import HeldInterrupt
 from octavo.engine.intake import Intake
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import RequestSpec
 from octavo.engine.offline_adapters import OfflineAdapters
 from octavo.engine.request_options import RequestOptions
 from octavo.engine.text import ChoiceText
-from octavo.errors import InvalidRequestError, QueueFullError, RequestFailedError
+from octavo.errors import (
+    EngineDeadError,
+    InvalidRequestError,
+    QueueFullError,
+    RequestFailedError,
+)
 from octavo.grammar import Vocabulary
 from octavo.lora.request import LoRARequest
 from octavo.outputs import CompletionOutput, EngineStats, RequestOutput, RequestUpdate
@@ -39,9 +48,16 @@ from octavo.tokenization.tokenizer import Tokenizer
 Prompt = str | Mapping[str, Any]
 """A text, or ``{"prompt_token_ids": [...]}``."""
 
-_NOBODY_WAITS: dict[str, Any] = {"max_num_batched_tokens_while_decoding": sys.maxsize}
+_NOBODY_WAITS: dict[str, Any] = {
+    "max_num_batched_tokens_while_decoding": sys.maxsize,
+    "lora_wait_s": None,
+}
 """For a step in which others decode, so prompts need not be cut small; few long steps read
-adapters less often than many short ones."""
+adapters less often than many short ones. Nor for a slot, which those of other adapters may hold
+for as long as their prompts take."""
+
+_GRAMMARS_AT_ONCE = 64
+"""That are compiled before anything runs: each takes memory."""
 
 
 class LLM:
@@ -49,7 +65,9 @@ class LLM:
 
     ``options`` are the fields of :class:`octavo.config.EngineConfig` (``load_format``,
     ``max_model_len``, ``dtype``, ``skip_tokenizer_init``, ...), the same names as the flags of
-    ``octavo serve``. One default differs: steps in which requests decode are as long as others.
+    ``octavo serve``. Two defaults differ: steps in which requests decode are as long as others,
+    and requests wait for a slot for their adapter as long as it takes.
+    Threads that call it at the same time take turns: pass many prompts to one call instead.
     """
 
     def __init__(self, model: str, *, vocabulary: Vocabulary | None = None, **options: Any) -> None:
@@ -61,6 +79,8 @@ class LLM:
         self._chat_template: ChatTemplate | None = None
         self._ids = itertools.count()
         self._adapters = OfflineAdapters(self._engine.core)
+        self._lock = threading.Lock()
+        self._is_closed = False
 
     @property
     def info(self) -> ModelInfo:
@@ -78,12 +98,14 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix, for measurements that must not profit from it."""
-        self._engine.core.reset_prefix_cache()
+        with self._turn() as core:
+            core.reset_prefix_cache()
 
     def prepare(self) -> None:
         """Capture all the usual steps now, which a server does when idle; for measurements."""
-        while self._engine.core.prepare_next():
-            pass
+        with self._turn() as core:
+            while core.prepare_next():
+                pass
 
     def check_integrity(self) -> None:
         """Assert that no block, row or request was lost; for tests."""
@@ -104,29 +126,36 @@ class LLM:
         the base model). Adapters are loaded when first named, side by side (``enable_lora=True``);
         a name given with another path than before is loaded anew. Raises InvalidRequestError before
         anything runs when one of them cannot be served, AdapterError or ModelLoadError for an
-        adapter. Whatever ends it early (Ctrl-C too) ends all its requests; the next call starts
-        from nothing.
+        adapter. Whatever ends it early ends all its requests, and the next call starts from
+        nothing; Ctrl-C does when the step under way has ended, and a second one at once.
         """
         if isinstance(prompts, str | Mapping):
             prompts = [prompts]
         if sampling_params is None:
             sampling_params = SamplingParams()
-        params = _one_each(sampling_params, len(prompts), "sampling_params", "sampling parameters")
-        requests = _one_each(lora_request, len(prompts), "lora_request", "adapters")
+        count = len(prompts)
+        params = _one_each(
+            sampling_params, count, "sampling_params", "sampling parameters", SamplingParams
+        )
+        requests = _one_each(
+            lora_request, count, "lora_request", "adapters", LoRARequest, type(None)
+        )
         named = [request for request in requests if request is not None]
-        loaded = iter(self._adapters.load(named, use_tqdm))
-        adapters = [None if request is None else next(loaded) for request in requests]
-        batch = _OfflineBatch(self, prompts, params, adapters)
-        return batch.run(use_tqdm)
+        with self._turn():
+            loaded = iter(self._adapters.load(named, use_tqdm))
+            adapters = [None if request is None else next(loaded) for request in requests]
+            return _OfflineBatch(self, prompts, params, adapters).run(use_tqdm)
 
     def load_lora(self, request: LoRARequest) -> AdapterGeneration:
         """Load an adapter, unless it is; raises AdapterError or ModelLoadError."""
-        (adapter,) = self._adapters.load([request])
+        with self._turn():
+            (adapter,) = self._adapters.load([request])
         return adapter
 
     def unload_lora(self, name: str) -> None:
         """Forget an adapter; names that are not loaded are ignored."""
-        self._adapters.unload(name)
+        with self._turn():
+            self._adapters.unload(name)
 
     def chat(
         self,
@@ -147,7 +176,17 @@ class LLM:
 
     def close(self) -> None:
         """Release the model's memory; the object cannot be used afterwards."""
-        self._engine.core.close()
+        with self._lock:
+            self._is_closed = True
+            self._engine.core.close()
+
+    @contextmanager
+    def _turn(self) -> Iterator[EngineCore]:
+        """The core, for one thread at a time; raises EngineDeadError once closed."""
+        with self._lock:
+            if self._is_closed:
+                raise EngineDeadError("This LLM has been closed; open another one.")
+            yield self._engine.core
 
     def _open_chat_template(self) -> ChatTemplate | None:
         if self._chat_template is None and self._tokenizer is not None:
@@ -184,24 +223,27 @@ class _OfflineBatch:
                 output.outputs.append(choice)
                 text_state = ChoiceText(self._tokenizer, one, ids)
                 self._choices[spec.id] = (output, choice, text_state)
+        self._check_grammars(params)
 
     def run(self, use_tqdm: bool) -> list[RequestOutput]:
         """Step until every request has ended."""
         try:
-            if use_tqdm:
-                with tqdm(total=len(self._choices), desc="Generating", unit="seq") as bar:
-                    self._run(bar)
-            else:
-                self._run(None)
+            with HeldInterrupt() as interrupt:
+                if use_tqdm:
+                    with tqdm(total=len(self._choices), desc="Generating", unit="seq") as bar:
+                        self._run(bar, interrupt)
+                else:
+                    self._run(None, interrupt)
         except BaseException:
-            self._core.abort(list(self._choices))
+            self._core.give_up()
             raise
         return self._outputs
 
-    def _run(self, bar: tqdm[Any] | None) -> None:
+    def _run(self, bar: tqdm[Any] | None, interrupt: HeldInterrupt) -> None:
         pending = deque(sorted(self._specs, key=_adapter_of))
         num_tokens = 0
         while pending or self._core.has_work:
+            interrupt.check()
             self._submit(pending)
             updates = self._core.step()
             self._core.take_adapter_events()  # the ends of requests tell the same
@@ -211,6 +253,20 @@ class _OfflineBatch:
                     bar.update()
                     rate = num_tokens / max(bar.format_dict["elapsed"], 1e-9)
                     bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
+
+    def _check_grammars(self, params: Sequence[SamplingParams]) -> None:
+        """Raise InvalidRequestError for one that cannot be compiled, before anything runs."""
+        asked = {
+            specs[0].grammar: (number, one.structured_outputs)
+            for number, (specs, one) in enumerate(zip(self._specs, params, strict=True))
+        }
+        grammars = [grammar for grammar in asked if grammar is not None]
+        for first in range(0, len(grammars), _GRAMMARS_AT_ONCE):
+            faults = self._core.grammar_faults(grammars[first : first + _GRAMMARS_AT_ONCE])
+            for grammar, fault in faults.items():
+                number, outputs = asked[grammar]
+                asked_by = None if outputs is None else outputs.asked_by
+                raise InvalidRequestError(f"{asked_by} of prompt {number}: {fault}", asked_by)
 
     def _submit(self, pending: deque[list[RequestSpec]]) -> None:
         """As many prompts as the engine's queue takes."""
@@ -231,12 +287,13 @@ class _OfflineBatch:
                 )
             return prompt, self._tokenizer.encode(prompt)
         unchecked: Any = prompt
-        if not isinstance(unchecked, Mapping) or "prompt_token_ids" not in unchecked:
+        ids = unchecked.get("prompt_token_ids") if isinstance(unchecked, Mapping) else None
+        if not isinstance(ids, Iterable):
             raise InvalidRequestError(
                 f'A prompt is {unchecked!r:.120}; pass a text or {{"prompt_token_ids": [...]}}.',
                 "prompts",
             )
-        return None, list(prompt["prompt_token_ids"])
+        return None, list(ids)
 
     def _apply(self, update: RequestUpdate) -> bool:
         """Add to its choice; returns whether that ended it."""
@@ -270,12 +327,23 @@ def _adapter_of(specs: Sequence[RequestSpec]) -> int:
 _One = TypeVar("_One")
 
 
-def _one_each(values: _One | Sequence[_One], count: int, name: str, what: str) -> Sequence[_One]:
-    if not isinstance(values, Sequence):
-        return [values] * count
-    if len(values) != count:
+def _one_each(
+    values: _One | Sequence[_One], count: int, name: str, what: str, *kinds: type
+) -> Sequence[_One]:
+    """``values``, or one for each of ``count`` prompts; each is of one of ``kinds``."""
+    given: Any = values
+    if isinstance(given, kinds):
+        one: Any = given
+        return [one] * count
+    if not isinstance(given, Sequence) or not all(isinstance(each, kinds) for each in given):
         raise InvalidRequestError(
-            f"{len(values)} {what} for {count} prompts; pass one, or one for each.",
+            f"{name} is {given!r:.120}; pass one {kinds[0].__name__} for all prompts, or a list "
+            "of one for each.",
             name,
         )
-    return values
+    if len(given) != count:
+        raise InvalidRequestError(
+            f"{len(given)} {what} for {count} prompts; pass one, or one for each.",
+            name,
+        )
+    return given

@@ -171,8 +171,9 @@ class Request:
         """On the engine's monotonic clock; None: no deadline."""
         self.cache_key = cache_key
         """Key of the prefix hashes (tenant salt, adapter); None: blocks are not shared."""
-        self.block_hashes = block_hashes if block_hashes is not None else []
-        """Hash of each full block known so far; the prompt's come with the request."""
+        self.block_hashes = list(block_hashes or ())
+        """Hash of each full block known so far; the prompt's come with the request. Its own, as it
+        grows by what the request generates."""
         self.grammar = grammar
         """What its output must follow; let go of when it ends."""
         self.leader = leader

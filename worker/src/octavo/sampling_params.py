@@ -7,7 +7,7 @@ far as its own fields go; token ids are checked against a vocabulary at intake.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -20,8 +20,10 @@ MAX_N = 128
 MAX_LOGPROBS = 20
 """Alternatives listed per token; OpenAI's limit for chat."""
 MAX_ABS_LOGIT_BIAS = 100.0
-_MIN_TEMPERATURE = 1e-5
-"""Below it a division by the temperature overflows float32: the draw is greedy anyway."""
+_MIN_DIVISOR, _MAX_DIVISOR = 1e-5, 1e6
+"""Of logits, which are float32 when they are divided by a temperature or a repetition penalty: the
+least keeps the quotient finite, with the most hardly any difference is left. A draw at a lower
+temperature is greedy anyway."""
 
 _SWITCHES = ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "detokenize")
 
@@ -97,7 +99,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     @property
     def is_greedy(self) -> bool:
         """Whether the most likely token is taken each time."""
-        return self.temperature < _MIN_TEMPERATURE
+        return self.temperature < _MIN_DIVISOR
 
     @property
     def has_filter(self) -> bool:
@@ -132,7 +134,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             )
 
     def _check_distribution(self) -> None:
-        _check_number("temperature", self.temperature, 0.0, None, "use 0 for greedy decoding")
+        _check_number(
+            "temperature", self.temperature, 0.0, _MAX_DIVISOR, "use 0 for greedy decoding"
+        )
         _check_number("top_p", self.top_p, 0.0, 1.0, "use 1 to keep every token")
         if self.top_p == 0.0:
             raise InvalidRequestError(
@@ -148,12 +152,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def _check_penalties(self) -> None:
         for name in ("presence_penalty", "frequency_penalty"):
             _check_number(name, getattr(self, name), -2.0, 2.0, "use 0 for none")
-        _check_number("repetition_penalty", self.repetition_penalty, 0.0, None, "use 1 for none")
-        if self.repetition_penalty == 0.0:
-            raise InvalidRequestError(
-                "repetition_penalty is 0; it must be above 0. Use 1 for none.",
-                "repetition_penalty",
-            )
+        _check_number(
+            "repetition_penalty",
+            self.repetition_penalty,
+            _MIN_DIVISOR,
+            _MAX_DIVISOR,
+            "use 1 for none",
+        )
 
     def _check_lengths(self) -> None:
         if self.max_tokens is not None:
@@ -234,13 +239,16 @@ def _check_integer(
         raise InvalidRequestError(_out_of_range(param, value, lowest, highest, remedy), param)
 
 
-def _check_number(
-    param: str, value: object, lowest: float, highest: float | None, remedy: str
-) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+def _check_number(param: str, value: object, lowest: float, highest: float, remedy: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_float(value):
         raise InvalidRequestError(f"{param} is {value!r}; it must be a finite number.", param)
-    if value < lowest or (highest is not None and value > highest):
+    if not lowest <= value <= highest:
         raise InvalidRequestError(_out_of_range(param, value, lowest, highest, remedy), param)
+
+
+def _is_float(value: float) -> bool:
+    """Neither NaN nor infinite, nor an integer that no float holds."""
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 def _out_of_range(

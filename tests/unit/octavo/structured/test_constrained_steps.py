@@ -213,6 +213,19 @@ def test_ignoring_the_end_of_text_ends_only_where_nothing_else_can_follow(
     jsonschema.validate(json.loads(text_of(updates, "json")), SCHEMA)
 
 
+@pytest.mark.parametrize(
+    "params",
+    [SamplingParams(max_tokens=9, min_tokens=3), SamplingParams(max_tokens=9, ignore_eos=True)],
+)
+def test_a_grammar_of_the_empty_text_alone_ends_at_once(
+    engine: TinyEngine, params: SamplingParams
+) -> None:
+    core = make_core(engine, MODES["plain"])
+    submit(core, "r", params, translate(StructuredOutputs(regex="")))
+    updates = run_to_end(core)
+    assert (text_of(updates, "r"), end_of(updates, "r").finish_reason) == ("", "stop")
+
+
 def test_a_grammar_waits_for_the_thoughts_to_end(engine: TinyEngine) -> None:
     core = make_core(engine, MODES["one step ahead"])
     # A bias makes the tiny model think of semicolons only: they end its thoughts here.

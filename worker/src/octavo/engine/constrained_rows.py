@@ -5,14 +5,20 @@ Knows followers of grammars and where the device reads masks; knows nothing of w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 
 from octavo.batch import BatchPlan, Runner, StepHandle
 from octavo.engine.messages import RequestSpec
+from octavo.engine.waker import Waker
 from octavo.errors import InvalidRequestError
+from octavo.grammar import Grammar
 from octavo.structured.compiler import GrammarCompiler
 from octavo.structured.follower import GrammarFollower, Phase
 from octavo.structured.masks import MaskFiller
+
+_LONGEST_SLEEP_S = 1.0
+"""Where nobody wakes us, as when a grammar is known already."""
 
 
 class ConstrainedRows:
@@ -40,6 +46,20 @@ class ConstrainedRows:
                 "This engine has no vocabulary to match a grammar against; leave it out."
             )
         return self._grammars.follow(spec.grammar, spec.eos_token_ids, spec.params.min_tokens)
+
+    def faults(self, grammars: Sequence[Grammar], waker: Waker) -> dict[Grammar, str]:
+        """Which of them cannot be compiled, and why. They are compiled side by side; ``waker``:
+        what compiling wakes."""
+        assert self._grammars is not None, "somebody wants to follow a grammar"
+        followers = [self._grammars.follow(grammar, (), 0) for grammar in grammars]
+        try:
+            while not all(follower.is_ready for follower in followers):
+                waker.wait(_LONGEST_SLEEP_S)
+            pairs = zip(grammars, followers, strict=True)
+            return {grammar: each.error for grammar, each in pairs if each.error is not None}
+        finally:
+            for follower in followers:
+                follower.release()
 
     def take_in(self, plan: BatchPlan, token_ids: list[int]) -> None:
         """Let the matchers consume what a step drew, side by side, before the scheduler asks each

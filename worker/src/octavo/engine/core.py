@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from octavo.batch import BatchPlan, Runner, StepHandle
 from octavo.engine.adapter_control import AdapterControl
@@ -14,6 +15,7 @@ from octavo.engine.step_accounts import StepAccounts
 from octavo.engine.step_pace import SHORTEST_LIMIT_S, StepPace
 from octavo.engine.waker import Waker
 from octavo.errors import AdapterError
+from octavo.grammar import Grammar
 from octavo.lora.adapter_source import AdapterSource
 from octavo.outputs import EngineStats, RequestState, RequestUpdate
 from octavo.request import Request
@@ -86,6 +88,21 @@ class EngineCore:
         for request_id in request_ids:
             self._scheduler.abort(request_id)
         self._aborted += self._scheduler.take_updates()
+
+    def grammar_faults(self, grammars: Sequence[Grammar]) -> dict[Grammar, str]:
+        """Which of these grammars cannot be compiled, and why; waits until that is known. Those
+        that can are kept for requests to come, as far as there is room."""
+        return self._constrained.faults(grammars, self.waker)
+
+    def give_up(self) -> None:
+        """End all requests, of which nothing more is told, and forget the steps under way: for
+        whoever goes on after an exception, of which a step may be half done."""
+        self._planned = None
+        self._under_way.clear()
+        self._scheduler.fail_all("A step was given up.")
+        self._scheduler.take_updates()
+        self._aborted.clear()
+        self._open.clear()
 
     def open_adapter(
         self, adapter_id: int, source: AdapterSource, known_digest: str | None = None

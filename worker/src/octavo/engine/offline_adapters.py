@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from octavo.engine.carried_errors import from_adapter_failure
 from octavo.engine.core import EngineCore
+from octavo.engine.held_interrupt import HeldInterrupt
 from octavo.engine.messages import AdapterFailed, AdapterOpened, Refused
 from octavo.errors import InvalidRequestError, OctavoError
 from octavo.lora.adapter_source import AdapterSource
@@ -64,30 +65,34 @@ class OfflineAdapters:
         errors: dict[str, OctavoError] = {}
         reading: dict[int, LoRARequest] = {}
         try:
-            for request in requests:
-                id_ = next(self._ids)
-                self._core.open_adapter(id_, AdapterSource(request.path))
-                reading[id_] = request
-            for event in tqdm(
-                self._events_of(reading),
-                desc="Loading adapters",
-                total=len(requests),
-                disable=not use_tqdm or len(requests) < 2,
-                leave=False,
-            ):
-                request = reading.pop(event.adapter_id)
-                if isinstance(event, AdapterFailed):
-                    errors[request.lora_name] = from_adapter_failure(event)
-                else:
-                    self._put(request, AdapterGeneration(event.adapter_id, event.digest))
+            with HeldInterrupt() as interrupt:
+                for request in requests:
+                    id_ = next(self._ids)
+                    self._core.open_adapter(id_, AdapterSource(request.path))
+                    reading[id_] = request
+                for event in tqdm(
+                    self._events_of(reading, interrupt),
+                    desc="Loading adapters",
+                    total=len(requests),
+                    disable=not use_tqdm or len(requests) < 2,
+                    leave=False,
+                ):
+                    request = reading.pop(event.adapter_id)
+                    if isinstance(event, AdapterFailed):
+                        errors[request.lora_name] = from_adapter_failure(event)
+                    else:
+                        self._put(request, AdapterGeneration(event.adapter_id, event.digest))
         finally:
             for id_ in reading:  # left early
                 self._core.close_adapter(id_)
         return errors
 
-    def _events_of(self, reading: Mapping[int, object]) -> Iterator[AdapterOpened | AdapterFailed]:
+    def _events_of(
+        self, reading: Mapping[int, object], interrupt: HeldInterrupt
+    ) -> Iterator[AdapterOpened | AdapterFailed]:
         """Of those whose numbers are there, until none is."""
         while reading:
+            interrupt.check()
             for event in self._core.take_adapter_events():
                 if not isinstance(event, Refused) and event.adapter_id in reading:
                     yield event

@@ -148,14 +148,10 @@ class GrammarFollower:
             return (self._begin_id,)
         return ()
 
-    def barred_ends(self, ends: Sequence[int], num_other: int) -> tuple[int, ...]:
+    def barred_ends(self, ends: Sequence[int]) -> tuple[int, ...]:
         """Of the model's end-of-text tokens, which the grammar allows at its end, those this
-        request may not draw now: the ones it ignores, and all of them before ``min_tokens``.
-
-        ``num_other``: other tokens that are allowed; with none, ending is all there is to do.
-        """
-        if not num_other:
-            return ()
+        request may not draw while it may go on: the ones it ignores, and all of them before
+        ``min_tokens``."""
         if self._num_tokens < self._min_tokens or self.phase is Phase.THINKING:
             return tuple(ends)
         return tuple(end for end in ends if end not in self._eos_token_ids)

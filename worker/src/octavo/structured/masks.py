@@ -70,7 +70,7 @@ class MaskFiller:
         return sorted(found)
 
     def _settle_ends(self, index: int, follower: GrammarFollower) -> None:
-        """Bar the ends that this request may not draw now.
+        """Bar the ends that this request may not draw now; where nothing else is allowed, it may.
 
         A matcher that fails allows an end and nothing else; if others have filled its automaton,
         it gets one of its own.
@@ -78,8 +78,13 @@ class MaskFiller:
         is_thinking = follower.phase is Phase.THINKING
         if not is_thinking and follower.is_full and follower.renew():
             follower.matcher.unsafe_compute_mask_ptr(self._pointer(index), self._mask_bytes)
-        words = self._words
-        ends = [end for end in self._ends if words[self._word(index, end)] >> (end % 32) & 1]
-        num_other = 0 if not is_thinking and follower.matcher.is_stopped() else 1
-        for end in follower.barred_ends(ends, num_other):
-            words[self._word(index, end)] &= ~(1 << (end % 32)) & _ALL
+        ends = [end for end in self._ends if self._allows(index, end)]
+        for end in ends:
+            self._words[self._word(index, end)] &= ~(1 << (end % 32)) & _ALL
+        first = self._word(index, 0)
+        has_others = any(self._words[first : first + self._memory.num_words])
+        for end in set(ends) - set(follower.barred_ends(ends) if has_others else ()):
+            self._words[self._word(index, end)] |= 1 << (end % 32)
+
+    def _allows(self, index: int, token_id: int) -> bool:
+        return bool(self._words[self._word(index, token_id)] >> (token_id % 32) & 1)
