@@ -418,6 +418,21 @@ def test_preempted_request_gets_the_token_in_flight_before_it_comes_back() -> No
     world.run()
 
 
+def test_all_goes_on_after_fail_all() -> None:
+    world = SchedulerWorld(max_tokens_in_flight=1)
+    world.add(make_request("a"))
+    world.add(make_request("b", 30))
+    world.plan()
+    world.plan()
+    world.scheduler.fail_all("the device was lost")
+    world.under_way.clear()
+    assert world.plan() is None
+    assert {end.error for end in world.ends.values()} == {"the device was lost"}
+    assert not world.scheduler.has_work()
+    world.add(make_request("c"))
+    world.run()
+
+
 # ---- Ends ----------------------------------------------------------------------------------
 
 

@@ -86,6 +86,13 @@ class Scheduler:
         """End one request with an error; False if there is no such request (any more)."""
         return self._requests.end(request_id, FinishReason.ERROR, message)
 
+    def fail_all(self, message: str) -> None:
+        """End every request with an error and forget the steps under way: they are not to be
+        committed any more."""
+        for request in list(self._requests):
+            self._requests.end(request.id, FinishReason.ERROR, message)
+        self._in_flight.clear()
+
     def waiting_for(self, adapter_ids: Container[int | None]) -> list[Request]:
         """The requests of these adapters that have no row."""
         return [r for r in self._requests if r.adapter_id in adapter_ids and r.row is None]
