@@ -199,6 +199,33 @@ async def test_stopping_pod_is_no_problem() -> None:
     assert conditions(service)["Ready"] == ("False", "PodsStarting")
 
 
+def _named(pod: LiveObject, name: str, created: str) -> LiveObject:
+    return {**pod, "metadata": {**pod["metadata"], "name": name, "creationTimestamp": created}}
+
+
+@pytest.mark.parametrize(
+    ("evicted_at", "reason"),
+    [("2026-01-01T00:00:00Z", "AllPodsReady"), ("2026-01-01T02:00:00Z", "PodFailed")],
+    ids=["before", "after"],
+)
+async def test_evicted_pod_is_a_problem_until_a_younger_one_serves(
+    evicted_at: str, reason: str
+) -> None:
+    """Kubernetes leaves evicted pods where they are until somebody deletes them."""
+    world = World(inference_service())
+    await world.settle()
+    await world.all_ready()
+    ready = broken_pod(phase="Running", conditions=[{"type": "Ready", "status": "True"}])
+    evicted = broken_pod(phase="Failed", reason="Evicted")
+    world.pods = (
+        _named(evicted, "chat-1", evicted_at),
+        _named(ready, "chat-2", "2026-01-01T01:00:00Z"),
+    )
+    service = await world.settle()
+    assert conditions(service)["WorkloadReady"][1] == reason
+    assert conditions(service)["Ready"] == ("True", "Serving")
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [

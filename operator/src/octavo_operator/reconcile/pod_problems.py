@@ -49,14 +49,35 @@ def pod_problems(
 ) -> tuple[PodProblem, ...]:
     """The problems among `pods`, gravest first; none when all are well or simply starting.
 
-    Equals go by pod name, so that the first does not flap.
+    Equals go by pod name, so that the first does not flap. A pod that has failed for good (evicted,
+    say) stays in the list until somebody deletes it; once a younger one serves, it is history.
     """
     found = []
-    for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"])):
+    ordered = sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))
+    proved_at = max((_created_at(pod) for pod in ordered if _is_ready(pod)), default="")
+    for pod in ordered:
+        if _has_failed(pod) and _created_at(pod) < proved_at:
+            continue
         problem = _problem(service, pod)
         if problem is not None:
             found.append(problem)
     return tuple(sorted(found, key=lambda problem: _SEVERITY.index(problem.reason)))
+
+
+def _created_at(pod: Mapping[str, Any]) -> str:
+    return str(pod["metadata"].get("creationTimestamp") or "")
+
+
+def _has_failed(pod: Mapping[str, Any]) -> bool:
+    return (pod.get("status") or {}).get("phase") == "Failed"
+
+
+def _is_ready(pod: Mapping[str, Any]) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    is_told = any(
+        item.get("type") == "Ready" and item.get("status") == "True" for item in conditions
+    )
+    return is_told and not pod["metadata"].get("deletionTimestamp")
 
 
 def _problem(service: InferenceService, pod: Mapping[str, Any]) -> PodProblem | None:
@@ -64,7 +85,7 @@ def _problem(service: InferenceService, pod: Mapping[str, Any]) -> PodProblem | 
         return None
     status = pod.get("status") or {}
     name = pod["metadata"]["name"]
-    if status.get("phase") == "Failed":
+    if _has_failed(pod):
         detail = status.get("message") or status.get("reason") or "no reason given"
         return PodProblem("PodFailed", f"pod {name} failed: {_sentence(detail)}")
     for condition in status.get("conditions") or ():
