@@ -130,6 +130,21 @@ async def _change_to_bad(world: ControlledWorld) -> LiveObject:
     return await world.come_to_rest()
 
 
+async def test_change_is_not_refused_for_the_deadline_of_the_one_before() -> None:
+    """What the Deployment says is of its spec before until its controller has seen the new one."""
+    world = await serving(replicas=2)
+    world.resource["spec"]["model"] = {"uri": BAD}
+    await world.turn()
+    world.is_past_deadline = True
+    await world.turn()
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    await world.step()
+    await world.step()
+    live = await world.deployment()
+    assert ANNOTATION_REFUSED_TEMPLATE not in live["metadata"]["annotations"]
+    assert worker_of(live)["command"][2] == "org/better"
+
+
 async def test_bad_change_is_rolled_back_and_the_old_pods_stay() -> None:
     world = await serving(replicas=2)
     service = await _change_to_bad(world)

@@ -66,17 +66,20 @@ def read_workload(service: InferenceService | None, live: Mapping[str, Any] | No
     conditions = {item.get("type"): item for item in status.get("conditions") or ()}
     if live.get("kind") == LEADER_WORKER_SET.kind:
         return _read_groups(fixed, status, spec, generation, conditions)
-    progressing, failure = conditions.get("Progressing"), conditions.get("ReplicaFailure")
+    is_current = (status.get("observedGeneration") or 0) >= generation
+    # What is said of an earlier spec must not be held against this one.
+    complaints = conditions if is_current else {}
+    progressing = conditions.get("Progressing")
     return Workload(
         exists=True,
-        is_current=(status.get("observedGeneration") or 0) >= generation,
+        is_current=is_current,
         wanted=fixed if fixed is not None else spec.get("replicas", 1),
         total=status.get("replicas") or 0,
         ready=status.get("readyReplicas") or 0,
         updated=status.get("updatedReplicas") or 0,
         available=status.get("availableReplicas") or 0,
-        deadline_message=_message(progressing, "False"),
-        create_failure=_message(failure, "True"),
+        deadline_message=_message(complaints.get("Progressing"), "False"),
+        create_failure=_message(complaints.get("ReplicaFailure"), "True"),
         was_completed=(progressing or {}).get("reason") == "NewReplicaSetAvailable",
     )
 
