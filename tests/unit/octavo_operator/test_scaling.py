@@ -306,6 +306,28 @@ async def test_next_look_is_when_the_cooldown_may_be_over() -> None:
     assert (todo.is_empty, todo.look_again_s) == (True, 15.0)
 
 
+@pytest.mark.parametrize(
+    ("demand", "total"),
+    [
+        (Demand(idle_s=1e4, activator=None), 1),
+        (Demand(idle_s=1e4, activator=ACTIVATOR), 2),
+        (Demand(idle_s=1e4, num_held=1, activator=ACTIVATOR), 1),
+    ],
+    ids=["nobody-holds-calls", "rollout-without-room", "held-call"],
+)
+async def test_idle_pods_that_must_stay_are_not_looked_at_all_the_time(
+    demand: Demand, total: int
+) -> None:
+    """Each look asks every pod how long it has been idle."""
+    world = ScaledWorld({"minReplicas": 0, "maxReplicas": 4, "cooldown": "60s"})
+    await world.settle()
+    await world.report_pods(replicas=total, updatedReplicas=1, readyReplicas=1)
+    world.demand = demand
+    await world.settle()
+    todo = plan(await world.observe(), IMAGE, NOW)
+    assert (todo.is_empty, todo.look_again_s) == (True, 30.0)
+
+
 _DEMANDS = st.builds(
     Demand,
     num_held=st.integers(0, 2),
