@@ -350,6 +350,31 @@ async def test_secrets_of_the_file_reach_the_worker(tmp_path: Path) -> None:
     assert seen["environment"]["HF_TOKEN"] == "hf_123"
 
 
+async def test_secret_that_an_edit_brings_reaches_the_pods_that_need_it(tmp_path: Path) -> None:
+    service = inference_service()
+    path = write(tmp_path, service)
+    log = io.StringIO()
+    async with (
+        serving(options(path, tmp_path), log) as session,
+        httpx.AsyncClient() as client,
+    ):
+        secret = {"kind": "Secret", "metadata": {"name": "keys"}, "stringData": {"one": "sesame"}}
+        service["spec"]["auth"] = {"apiKeySecretRefs": [{"name": "keys"}]}
+        before = path.stat().st_mtime_ns
+        write(tmp_path, service, secret)
+        os.utime(path, ns=(before + 1, before + 1))
+
+        async def has_the_key() -> bool:
+            argv = (await client.get(f"{session.base_url}/")).json()["argv"]
+            if "--api-key-file" not in argv:
+                return False
+            return (Path(argv[argv.index("--api-key-file") + 1]) / "one").read_text() == "sesame"
+
+        while not await has_the_key():
+            assert "is not known" not in log.getvalue()
+            await asyncio.sleep(0.05)
+
+
 @pytest.mark.parametrize(
     ("address", "admin_port"),
     [(Address("127.42.0.1", 8000), "8001"), (Address("127.0.0.1", 4711), "0")],
