@@ -1,0 +1,70 @@
+"""What an informer holds when answers and events overtake each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from eventually import eventually
+from inference_services import inference_service
+from octavo_operator.cluster.informer import Informer, ServiceKey
+from octavo_operator.cluster.object_store import ObjectStore
+from octavo_operator.manifests.kinds import SERVICE
+from octavo_operator.manifests.metadata import sealed
+from octavo_operator.manifests.service import service_manifest
+from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.resources.inference_service import parse_inference_service
+
+KEY: ServiceKey = ("models", "chat")
+
+
+@asynccontextmanager
+async def informer(store: ObjectStore) -> AsyncIterator[Informer]:
+    found = Informer(store, SERVICE, None, {}, lambda service: None)
+    running = asyncio.create_task(found.run())
+    await found.listed.wait()
+    try:
+        yield found
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def applied(store: ObjectStore) -> LiveObject:
+    manifest = service_manifest(parse_inference_service(inference_service()))
+    return await store.apply(sealed(manifest))
+
+
+async def test_answer_to_a_write_brings_no_deleted_object_back() -> None:
+    """No event would ever take it away again."""
+    store = ObjectStore()
+    async with informer(store) as found:
+        written = await applied(store)
+        await eventually(lambda: len(found.objects_of(KEY)) == 1)
+        await store.delete(SERVICE, "models", "chat")
+        await eventually(lambda: found.objects_of(KEY) == ())
+        found.remember(written)
+        assert found.objects_of(KEY) == ()
+
+
+async def test_write_is_known_before_the_watch_tells_of_it() -> None:
+    store = ObjectStore()
+    async with informer(store) as found:
+        found.remember(await applied(store))
+        assert len(found.objects_of(KEY)) == 1
+
+
+async def test_event_that_is_older_than_a_write_takes_nothing_of_it_back() -> None:
+    store = ObjectStore()
+    async with informer(store) as found:
+        await applied(store)
+        patch = {"metadata": {"annotations": {"late": "yes"}}}
+        newest = await store.merge(SERVICE, "models", "chat", patch)
+        found.remember(newest)
+        seen: list[str] = []
+        found._on_change = lambda service: seen.append(
+            found.objects_of(KEY)[0]["metadata"]["resourceVersion"]
+        )
+        await eventually(lambda: len(seen) == 2)
+        assert set(seen) == {newest["metadata"]["resourceVersion"]}
