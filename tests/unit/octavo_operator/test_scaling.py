@@ -18,6 +18,7 @@ from eventually import eventually
 from inference_services import condition_message, conditions, inference_service
 from octavo_operator.address import Address
 from octavo_operator.cluster.activator import Activator
+from octavo_operator.errors import RejectedError
 from octavo_operator.holding_proxy import HoldingProxy
 from octavo_operator.manifests.horizontal_pod_autoscaler import METRIC_NAMES
 from octavo_operator.manifests.kinds import (
@@ -115,6 +116,29 @@ async def test_keda_takes_the_place_of_the_autoscaler_where_it_is() -> None:
     ]
     assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (1, 8)
     assert (await world.store.list_objects(HORIZONTAL_POD_AUTOSCALER, "models", {})).items == ()
+
+
+async def test_former_autoscaler_goes_before_keda_is_asked_to_take_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """KEDA's webhook: the workload is already managed by the hpa."""
+    world = ScaledWorld({"maxReplicas": 8}, kinds=frozenset({SCALED_OBJECT}))
+    await world.settle()
+    await world.scale(5)
+    world.prometheus_url = "http://prometheus:9090"
+    apply = world.store.apply
+
+    async def admit(manifest: Any, *rest: Any) -> LiveObject:
+        if manifest["kind"] == "ScaledObject":
+            others = await world.store.list_objects(HORIZONTAL_POD_AUTOSCALER, "models", {})
+            if others.items:
+                raise RejectedError("the workload 'chat' is already managed by the hpa 'chat'")
+        return await apply(manifest, *rest)
+
+    monkeypatch.setattr(world.store, "apply", admit)
+    await world.settle()
+    assert await world.store.get(SCALED_OBJECT, "models", "chat")
+    assert await world.replicas() == 5
 
 
 async def test_operator_never_fights_the_autoscaler() -> None:
