@@ -280,3 +280,27 @@ def test_summary_of_very_many_adapters_fits_an_object_and_lists_what_is_wrong() 
     assert names == sorted(names)
     assert sum(not entry["ready"] for entry in summary["adapters"]) == 100
     assert len(json.dumps(summary)) < 300_000
+
+
+async def test_metrics_are_of_the_status_that_was_written_last() -> None:
+    """Which brings no other pass, so that they would lag until something else happens."""
+    async with adapter_stage() as stage:
+
+        async def shown() -> list[int]:
+            assert [one["status"] for one in stage.follower.adapters.all_adapters()] == [
+                (await stage.adapter())["status"]
+            ]
+            (one,) = stage.follower.adapters.all_adapters()
+            return [one["status"][state] for state in ("desired", "loaded", "failed")]
+
+        stage.put(SQL, "v1")
+        (pod,) = await stage.serve(1)
+        await stage.apply(lora_adapter())
+        await stage.settled()
+        assert await shown() == [1, 1, 0]
+        await stage.remove_pod(pod)
+        await stage.settled()
+        assert await shown() == [0, 0, 0]
+        await stage.delete()
+        await stage.settled()
+        assert stage.follower.adapters.all_adapters() == ()
