@@ -472,6 +472,30 @@ async def test_each_service_has_a_port_of_its_own_that_stays() -> None:
     await activator.close_all()
 
 
+async def test_calls_go_on_when_their_service_no_longer_scales_to_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A user who raises minReplicas cuts nobody off: neither who waits nor who is answered."""
+    worker, service = OneWorker(), ("models", "chat")
+    monkeypatch.setattr("octavo_operator.cluster.activator.WORKER_PORT", worker.address.port)
+    status = {"podIP": worker.address.host, "conditions": [{"type": "Ready", "status": "True"}]}
+    ready: list[LiveObject] = []
+    activator = Activator(
+        "127.0.0.1", range(0), 60.0, pods=lambda key: tuple(ready), on_call=lambda key: None
+    )
+    place = await activator.open(service)
+    assert place is not None
+    async with httpx.AsyncClient(timeout=60) as client:
+        asking = asyncio.create_task(client.get(f"http://{place.host}:{place.port}/v1/models"))
+        await eventually(lambda: activator.num_held(service) == 1)
+        await activator.close(service)
+        await worker.start()
+        ready.append({"metadata": {}, "status": status})
+        assert (await asking).text == "hi"
+    await activator.close_all()
+    await worker.stop()
+
+
 async def test_activator_without_a_free_port_is_no_activator() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
