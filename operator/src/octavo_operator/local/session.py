@@ -111,7 +111,7 @@ class LocalSession:
 
     @property
     def base_url(self) -> str:
-        return f"http://{self._options.host}:{self._proxy.port}"
+        return Address(self._options.host, self._proxy.port).url
 
     async def run(self) -> None:
         """Until stopped; raises OctavoOperatorError when it cannot start, with all cleaned up."""

@@ -481,6 +481,17 @@ def test_command_refuses_a_wrong_file(
     assert len(errors.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [
+        (Address("127.0.0.1", 80), "http://127.0.0.1:80"),
+        (Address("::1", 80), "http://[::1]:80"),
+    ],
+)
+def test_url_of_an_address_is_one_that_clients_read(address: Address, url: str) -> None:
+    assert address.url == url
+
+
 def test_help_shows_a_file_with_an_adapter_that_is_one(
     tmp_path: Path, run_command: RunCommand
 ) -> None:
