@@ -7,10 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from eventually import eventually
+from faulty_cluster import FaultyCluster
 from inference_services import inference_service
+from octavo_operator.cluster.failures import response_error
 from octavo_operator.cluster.informer import Informer, ServiceKey
+from octavo_operator.cluster.interface import Cluster
 from octavo_operator.cluster.object_store import ObjectStore
-from octavo_operator.manifests.kinds import SERVICE
+from octavo_operator.labels import LABEL_SERVICE
+from octavo_operator.manifests.kinds import LEADER_WORKER_SET, SERVICE, Kind
 from octavo_operator.manifests.metadata import sealed
 from octavo_operator.manifests.service import service_manifest
 from octavo_operator.reconcile.observed import LiveObject
@@ -20,8 +24,8 @@ KEY: ServiceKey = ("models", "chat")
 
 
 @asynccontextmanager
-async def informer(store: ObjectStore) -> AsyncIterator[Informer]:
-    found = Informer(store, SERVICE, None, {}, lambda service: None)
+async def informer(cluster: Cluster, kind: Kind = SERVICE) -> AsyncIterator[Informer]:
+    found = Informer(cluster, kind, None, {}, lambda service: None)
     running = asyncio.create_task(found.run())
     await found.listed.wait()
     try:
@@ -68,3 +72,23 @@ async def test_event_that_is_older_than_a_write_takes_nothing_of_it_back() -> No
         )
         await eventually(lambda: len(seen) == 2)
         assert set(seen) == {newest["metadata"]["resourceVersion"]}
+
+
+async def test_token_that_is_not_accepted_for_a_moment_makes_no_object_forgotten() -> None:
+    """Kinds that a cluster may lack are given up where a right is missing. A workload among them
+    that is forgotten would be made anew, by a newer operator from a newer template."""
+    store = ObjectStore(optional_kinds={LEADER_WORKER_SET})
+    cluster = FaultyCluster(store)
+    labels = {"app.kubernetes.io/managed-by": "octavo-operator", LABEL_SERVICE: "chat"}
+    await store.create(
+        {
+            "apiVersion": LEADER_WORKER_SET.api_version,
+            "kind": LEADER_WORKER_SET.kind,
+            "metadata": {"name": "chat", "namespace": "models", "labels": labels},
+        }
+    )
+    cluster.faults = [None, response_error("watch leaderworkersets", 401, {}, b"Unauthorized")]
+    async with informer(cluster, LEADER_WORKER_SET) as found:
+        await eventually(lambda: cluster.calls["watch leaderworkersets"] == 1)
+        await asyncio.sleep(0)
+        assert len(found.objects_of(KEY)) == 1
