@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
 from eventually import eventually
 from faulty_cluster import FaultyCluster
 from inference_services import inference_service
 from octavo_operator.cluster.failures import response_error
-from octavo_operator.cluster.informer import Informer, ServiceKey
+from octavo_operator.cluster.informer import FIRST_PAUSE_S, Informer, ServiceKey
 from octavo_operator.cluster.interface import Cluster
 from octavo_operator.cluster.object_store import ObjectStore
+from octavo_operator.errors import GoneError
 from octavo_operator.labels import LABEL_SERVICE
 from octavo_operator.manifests.kinds import LEADER_WORKER_SET, SERVICE, Kind
 from octavo_operator.manifests.metadata import sealed
@@ -92,3 +95,23 @@ async def test_token_that_is_not_accepted_for_a_moment_makes_no_object_forgotten
         await eventually(lambda: cluster.calls["watch leaderworkersets"] == 1)
         await asyncio.sleep(0)
         assert len(found.objects_of(KEY)) == 1
+
+
+async def test_server_that_knows_no_version_is_not_asked_without_a_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    cluster = FaultyCluster(ObjectStore())
+    cluster.faults = [None, GoneError("too old")] * 5
+    with monkeypatch.context() as patched:
+        patched.setattr("octavo_operator.cluster.informer.asyncio.sleep", note)
+        async with informer(cluster):
+            while cluster.calls["list services"] < 6:
+                await sleep(0)
+    assert pauses[:5] == [FIRST_PAUSE_S] * 5

@@ -103,6 +103,8 @@ class Informer:
                 await asyncio.sleep(ABSENT_KIND_PAUSE_S)
             except GoneError as error:
                 logger.info("%s; listing again", error)
+                # A server that says so to every list must not be asked without a pause.
+                await asyncio.sleep(FIRST_PAUSE_S)
             except ClusterError as error:
                 await self._pause(error, pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
