@@ -37,8 +37,13 @@ class Workload:
 
     @property
     def has_completed(self) -> bool:
-        """Whether the latest template once served in all pods, however they are now."""
+        """Whether the latest template was once fully rolled out, however its pods are now."""
         return self.is_rolled_out or (self.is_current and self.was_completed)
+
+    @property
+    def serves_in_full(self) -> bool:
+        """Whether the latest template serves now, in all pods and one at least."""
+        return self.is_rolled_out and self.wanted > 0
 
     @property
     def has_old_pods(self) -> bool:
