@@ -95,6 +95,14 @@ async def test_scaling_renders_an_autoscaler_on_the_workers_metric() -> None:
     }
 
 
+async def test_cooldown_that_no_autoscaler_waits_for_is_said() -> None:
+    world = ScaledWorld({"maxReplicas": 8, "cooldown": "2h"})
+    service = await world.settle()
+    behavior = (await world.autoscaler())["spec"]["behavior"]
+    assert behavior["scaleDown"]["stabilizationWindowSeconds"] == 3600
+    assert "an autoscaler waits 1h at most" in condition_message(service, "FeaturesReady")
+
+
 async def test_keda_takes_the_place_of_the_autoscaler_where_it_is() -> None:
     world = ScaledWorld({"maxReplicas": 8}, kinds=frozenset({SCALED_OBJECT}))
     await world.settle()
