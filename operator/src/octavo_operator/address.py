@@ -11,3 +11,9 @@ class Address:
 
     host: str
     port: int
+
+    @property
+    def url(self) -> str:
+        """Of HTTP there, without a path."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"

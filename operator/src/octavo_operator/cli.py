@@ -121,8 +121,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_retire(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--namespace", required=True, help="namespace of the operator itself")
-    parser.add_argument("--deployment", required=True, help="name of the operator's Deployment")
+    parser.add_argument("--namespace", help="namespace of the operator itself, which is stopped")
+    parser.add_argument("--deployment", help="name of its Deployment; without both it goes on")
     parser.add_argument(
         "--namespaces", help="namespaces it watches, separated by commas (OCTAVO_NAMESPACES)"
     )
@@ -180,6 +180,13 @@ def _retire(options: argparse.Namespace) -> int:
     from octavo_operator.settings import operator_settings
 
     settings = operator_settings(os.environ, {"namespaces": options.namespaces})
+    if (options.namespace is None) != (options.deployment is None):
+        raise SettingsError("--namespace and --deployment name one operator; give both, or neither")
+    if options.namespace is None and not settings.namespaces:
+        raise SettingsError(
+            "retire is to stop no operator and release every namespace, which a running operator "
+            "would hold again; give --namespace and --deployment, or --namespaces that it has left"
+        )
     _set_up_logging(settings.log_level, settings.log_format)
     return asyncio.run(_let_go(options, settings))
 
@@ -190,7 +197,8 @@ async def _let_go(options: argparse.Namespace, settings: Any) -> int:
 
     connecting = KubernetesApi.connect(settings.request_timeout_s, is_in_cluster=_is_in_cluster())
     async with await connecting as cluster:
-        await stop_operator(cluster, options.namespace, options.deployment)
+        if options.namespace is not None:
+            await stop_operator(cluster, options.namespace, options.deployment)
         count = await release_resources(cluster, settings.namespaces)
     print(f"{count} resources were held by the operator and are released")
     return 0

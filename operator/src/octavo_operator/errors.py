@@ -13,8 +13,8 @@ where they enter (`cluster/`, `local/`), and into kopf's own at the handler edge
     │   ├── ConflictError        409: somebody else wrote first; read again
     │   ├── GoneError            410: a watch fell behind; list again
     │   ├── ThrottledError       429: the server says when to come back
-    │   ├── UnavailableError     5xx, timeouts, broken connections; try again later
-    │   ├── ForbiddenError       401, 403: a right is missing, or a quota is used up
+    │   ├── UnavailableError     401, 5xx, timeouts, broken connections; try again later
+    │   ├── ForbiddenError       403: a right is missing, or a quota is used up
     │   └── RejectedError        400, 422: the object is invalid; trying again is useless
     ├── LeaseLostError           another operator leads by now, or may
     ├── WorkerUnreachableError   a worker does not answer, or not as it should
@@ -73,11 +73,14 @@ class ThrottledError(ClusterError):
 
 
 class UnavailableError(ClusterError):
-    """The server failed, timed out, or could not be reached (5xx, network)."""
+    """The server failed, timed out, or could not be reached (5xx, network).
+
+    Or it does not know who asks (401): a token is renewed, and says nothing of rights.
+    """
 
 
 class ForbiddenError(ClusterError):
-    """A right is missing or a quota is used up (401, 403)."""
+    """A right is missing or a quota is used up (403)."""
 
 
 class RejectedError(ClusterError):

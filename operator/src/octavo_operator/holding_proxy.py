@@ -77,6 +77,10 @@ class HoldingProxy:
         assert self._server is not None
         return int(self._server.sockets[0].getsockname()[1])
 
+    @property
+    def has_connections(self) -> bool:
+        return bool(self._connections)
+
     def close(self) -> None:
         """Take no more connections; those there are go on."""
         if self._server is not None:

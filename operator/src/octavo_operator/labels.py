@@ -72,6 +72,9 @@ ANNOTATION_UPGRADED_BY: Final = f"{GROUP}/upgraded-by"
 ANNOTATION_GOOD_TEMPLATE: Final = f"{GROUP}/good-template"
 """On the Deployment: the last pod template whose rollout completed before the present one."""
 
+ANNOTATION_SERVED_TEMPLATE: Final = f"{GROUP}/served-template"
+"""On the Deployment: digest of the last pod template that served in all pods, one at least."""
+
 ANNOTATION_REFUSED_TEMPLATE: Final = f"{GROUP}/refused-template"
 """On the Deployment: digest of the template that was rolled back, and why."""
 

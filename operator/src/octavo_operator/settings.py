@@ -77,7 +77,7 @@ def operator_settings(
     `flags` maps a setting's name to its text, None where the flag was not given.
     """
     values = _Values(environment, flags or {})
-    return OperatorSettings(
+    settings = OperatorSettings(
         namespaces=values.namespaces("namespaces"),
         worker_image=values.text("worker_image"),
         worker_peers=values.peers("worker_peers"),
@@ -87,16 +87,22 @@ def operator_settings(
         pod_namespace=values.text("pod_namespace"),
         lease_name=values.text("lease_name"),
         admin_key_secret=values.text("admin_key_secret"),
-        activator_port=int(values.number("activator_port", 1024, 64_000)),
+        activator_port=values.integer("activator_port", 1024, 64_000),
         activator_hold_s=values.number("activator_hold_s", 1.0, 3600.0),
         resync_s=values.number("resync_s", 10.0, 86_400.0),
         request_timeout_s=values.number("request_timeout_s", 1.0, 300.0),
-        probe_port=int(values.number("probe_port", 0, 65_535)),
-        metrics_port=int(values.number("metrics_port", 0, 65_535)),
+        probe_port=values.integer("probe_port", 0, 65_535),
+        metrics_port=values.integer("metrics_port", 0, 65_535),
         log_level=values.choice("log_level", LOG_LEVELS),
         log_format=values.choice("log_format", LOG_FORMATS),
         exit_timeout_s=values.number("exit_timeout_s", 1.0, 600.0),
     )
+    if settings.metrics_port and settings.metrics_port == settings.probe_port:
+        raise SettingsError(
+            f"--metrics-port and --probe-port are both {settings.probe_port}; choose two, or 0 for "
+            f"none"
+        )
+    return settings
 
 
 def variable_name(setting: str) -> str:
@@ -126,6 +132,12 @@ class _Values:
         if not minimum <= number <= maximum:
             raise self._error(setting, text, f"give a number from {minimum:g} to {maximum:g}")
         return number
+
+    def integer(self, setting: str, minimum: int, maximum: int) -> int:
+        number = self.number(setting, minimum, maximum)
+        if not number.is_integer():
+            raise self._error(setting, self.text(setting), "give a whole number")
+        return int(number)
 
     def choice(self, setting: str, choices: tuple[str, ...]) -> str:
         text = self.text(setting)

@@ -34,7 +34,7 @@ KEY = ("models", "chat")
         (429, {"Retry-After": "7"}, ThrottledError, 7.0),
         (429, {"Retry-After": "Mon, 01 Jan 2026"}, ThrottledError, 5.0),
         (429, {"Retry-After": "999999"}, ThrottledError, 300.0),
-        (401, {}, ForbiddenError, 60.0),
+        (401, {}, UnavailableError, 10.0),
         (403, {}, ForbiddenError, 60.0),
         (400, {}, RejectedError, None),
         (422, {}, RejectedError, None),

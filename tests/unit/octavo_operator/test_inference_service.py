@@ -294,6 +294,7 @@ def test_unknown_fields_are_found_at_every_level_with_a_guess() -> None:
         ("pvc://claim", VolumeModel("claim", "")),
         ("oci://reg.io:5000/a/b:v1", ImageModel("reg.io:5000/a/b:v1")),
         ("s3://bucket/a", BucketModel("bucket", "a")),
+        ("oci://Registry.example.com/a:v1", ImageModel("Registry.example.com/a:v1")),
         ("file:///models/a", FileModel("/models/a")),
         ("demo://smollm2-135m-instruct", DemoModel("smollm2-135m-instruct")),
     ],

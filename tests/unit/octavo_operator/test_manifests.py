@@ -233,6 +233,11 @@ def test_overlay(base: dict[str, Any], overlay: dict[str, Any], merged: dict[str
     assert json.dumps(base) == before
 
 
+def worker_alone(**fields: Any) -> dict[str, Any]:
+    """An overlay that puts a container of the user's in the place of ours."""
+    return {"spec": {"containers": [{"$patch": "replace"}, {"name": "worker", **fields}]}}
+
+
 @pytest.mark.parametrize(
     ("template", "field"),
     [
@@ -242,6 +247,31 @@ def test_overlay(base: dict[str, Any], overlay: dict[str, Any], merged: dict[str
         ({"spec": {"containers": [{"image": "a"}]}}, "spec.template.spec.containers[0]"),
         ({"spec": {"containers": ["a"]}}, "spec.template.spec.containers[0]"),
         ({"spec": {"$patch": "merge"}}, "spec.template.spec.$patch"),
+        ({"metadata": None}, "spec.template.metadata"),
+        ({"spec": None}, "spec.template.spec"),
+        ({"spec": {"$patch": "replace", "containers": 1}}, "spec.template.spec.containers"),
+        (worker_alone(), "spec.template.spec.containers[worker].image"),
+        (worker_alone(image="a"), "spec.template.spec.containers[worker].command"),
+        (
+            worker_alone(image="a", command="octavo"),
+            "spec.template.spec.containers[worker].command",
+        ),
+        (
+            worker_alone(image="a", command=["octavo"], volumeMounts=[{"mountPath": "/x"}]),
+            "spec.template.spec.containers[worker].volumeMounts[0]",
+        ),
+        (
+            {
+                "spec": {
+                    "containers": [{"$patch": "replace"}, {"name": "worker"}, {"name": "worker"}]
+                }
+            },
+            "spec.template.spec.containers",
+        ),
+        (
+            {"spec": {"volumes": [{"$patch": "replace"}, {"emptyDir": {}}]}},
+            "spec.template.spec.volumes[0]",
+        ),
         (
             {"spec": {"containers": [{"name": "worker", "$patch": "delete"}]}},
             "spec.template.spec.containers",

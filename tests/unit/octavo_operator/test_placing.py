@@ -104,6 +104,18 @@ async def test_what_was_found_is_kept_in_the_status_and_looked_at_once() -> None
     assert (await gpus_of(world))[0] == "2"
 
 
+async def test_container_that_somebody_puts_beside_the_inspection_says_nothing_of_the_model() -> (
+    None
+):
+    world = world_of(auto(), LLAMA_70B)
+    (pod,) = world.companions
+    proxy = {"name": "istio-proxy", "state": {"terminated": {"exitCode": 0, "message": "bye"}}}
+    statuses = [proxy, *pod["status"]["containerStatuses"]]
+    world.companions = ({**pod, "status": {**pod["status"], "containerStatuses": statuses}},)
+    await world.settle()
+    assert await gpus_of(world) == ("2", {"nvidia.com/gpu.product": H100})
+
+
 async def test_what_was_found_is_not_let_go_before_the_status_has_it() -> None:
     """The write of the status may fail after the pods have been made."""
     world = world_of(auto())

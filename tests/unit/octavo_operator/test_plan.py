@@ -191,6 +191,16 @@ async def test_no_spare_gpu_during_an_update_says_how_to_go_on() -> None:
     assert "rollout.maxUnavailable: 1" in condition_message(service, "WorkloadReady")
 
 
+async def test_service_that_is_yet_to_be_placed_is_not_called_asleep() -> None:
+    """Its pods are wanted; that an earlier spec had none must not look like health (gitops/)."""
+    world = World(inference_service(replicas=0))
+    assert conditions(await world.settle())["Ready"] == ("False", "ScaledToZero")
+    world.resource = inference_service(
+        replicas=None, scaling={"maxReplicas": 4}, parallelism={"tensor": "Auto"}
+    )
+    assert conditions(await world.settle())["Ready"] == ("False", "Inspecting")
+
+
 async def test_stopping_pod_is_no_problem() -> None:
     world = World(inference_service())
     pod = copy.deepcopy(dict(waiting("CrashLoopBackOff")))
@@ -198,6 +208,33 @@ async def test_stopping_pod_is_no_problem() -> None:
     world.pods = (pod,)
     service = await world.settle()
     assert conditions(service)["Ready"] == ("False", "PodsStarting")
+
+
+def _named(pod: LiveObject, name: str, created: str) -> LiveObject:
+    return {**pod, "metadata": {**pod["metadata"], "name": name, "creationTimestamp": created}}
+
+
+@pytest.mark.parametrize(
+    ("evicted_at", "reason"),
+    [("2026-01-01T00:00:00Z", "AllPodsReady"), ("2026-01-01T02:00:00Z", "PodFailed")],
+    ids=["before", "after"],
+)
+async def test_evicted_pod_is_a_problem_until_a_younger_one_serves(
+    evicted_at: str, reason: str
+) -> None:
+    """Kubernetes leaves evicted pods where they are until somebody deletes them."""
+    world = World(inference_service())
+    await world.settle()
+    await world.all_ready()
+    ready = broken_pod(phase="Running", conditions=[{"type": "Ready", "status": "True"}])
+    evicted = broken_pod(phase="Failed", reason="Evicted")
+    world.pods = (
+        _named(evicted, "chat-1", evicted_at),
+        _named(ready, "chat-2", "2026-01-01T01:00:00Z"),
+    )
+    service = await world.settle()
+    assert conditions(service)["WorkloadReady"][1] == reason
+    assert conditions(service)["Ready"] == ("True", "Serving")
 
 
 @pytest.mark.parametrize(
@@ -537,10 +574,10 @@ async def test_plan_comes_to_an_end_from_anywhere(
     service = await world.settle(image="worker:2", now=LATER)
     assert len(conditions(service)) == 7
     found = conditions(service)
-    if found["Ready"][1] in ("InvalidSpec", "NotImplementedYet", "NameConflict"):
+    unplanned = {"InvalidSpec", "NotImplementedYet", "NameConflict", "Inspecting"}
+    # Pods of an earlier spec may serve while this one is looked at.
+    if unplanned & {found[name][1] for name in ("Ready", "Progressing", "ModelReady")}:
         return
-    if found["ModelReady"][1] == "Inspecting":
-        return  # until the model is known nothing of the earlier spec is touched
     names = {kind_of(child).kind for child in (await world.observe()).children}
     wants_monitor = second["monitoring"].get("podMonitor", True)
     assert ("PodMonitor" in names) == wants_monitor

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from octavo_operator.cli import main
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.cluster.retirement import release_resources, stop_operator
-from octavo_operator.errors import ConflictError, NotFoundError
+from octavo_operator.errors import ConflictError, NotFoundError, RejectedError
 from octavo_operator.labels import API_VERSION
 from octavo_operator.manifests.kinds import DEPLOYMENT, INFERENCE_SERVICE, LORA_ADAPTER, POD
 
@@ -89,6 +90,44 @@ async def test_endless_conflict_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(store, "merge", refuse)
     with pytest.raises(ConflictError):
         await release_resources(store, ())
+
+
+async def test_resource_that_cannot_be_released_holds_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = ObjectStore(seed=1)
+    for namespace in ("a", "b"):
+        await store.create(held("LoRAAdapter", namespace, OURS))
+    merge = store.merge
+
+    async def refuse_the_first(kind: Any, namespace: str, *rest: Any) -> Any:
+        if namespace == "a":
+            raise RejectedError("spec.source.uri: Invalid value")
+        return await merge(kind, namespace, *rest)
+
+    monkeypatch.setattr(store, "merge", refuse_the_first)
+    with pytest.raises(RejectedError):
+        await release_resources(store, ())
+    assert (await store.get(LORA_ADAPTER, "b", "x"))["metadata"]["finalizers"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ([], "retire is to stop no operator and release every namespace"),
+        (["--namespace", "octavo-system"], "give both, or neither"),
+        (["--deployment", "octavo-operator"], "give both, or neither"),
+    ],
+)
+def test_retire_says_what_it_lacks(
+    words: list[str],
+    problem: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OCTAVO_NAMESPACES", raising=False)
+    assert main(["retire", *words]) == 2
+    assert problem in capsys.readouterr().err
 
 
 async def test_operator_is_stopped_before_anything_else() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -128,6 +129,38 @@ async def _change_to_bad(world: ControlledWorld) -> LiveObject:
     await world.turn()
     world.is_past_deadline = False
     return await world.come_to_rest()
+
+
+async def test_template_that_never_served_is_not_what_is_put_back() -> None:
+    """With no pods every rollout is complete at once, and stays so when the first one is woken."""
+    world = await serving(replicas=1)
+    world.resource["spec"]["replicas"] = 0
+    await world.come_to_rest()
+    world.resource["spec"]["model"] = {"uri": BAD}
+    await world.come_to_rest()
+    world.resource["spec"]["replicas"] = 1
+    await world.come_to_rest()
+    world.resource["spec"]["model"] = {"uri": "hf://org/other"}
+    await world.step()
+    good = json.loads(
+        (await world.deployment())["metadata"]["annotations"][ANNOTATION_GOOD_TEMPLATE]
+    )
+    assert models(({"spec": good["spec"]},)) == ["org/name"]
+
+
+async def test_change_is_not_refused_for_the_deadline_of_the_one_before() -> None:
+    """What the Deployment says is of its spec before until its controller has seen the new one."""
+    world = await serving(replicas=2)
+    world.resource["spec"]["model"] = {"uri": BAD}
+    await world.turn()
+    world.is_past_deadline = True
+    await world.turn()
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    await world.step()
+    await world.step()
+    live = await world.deployment()
+    assert ANNOTATION_REFUSED_TEMPLATE not in live["metadata"]["annotations"]
+    assert worker_of(live)["command"][2] == "org/better"
 
 
 async def test_bad_change_is_rolled_back_and_the_old_pods_stay() -> None:

@@ -18,6 +18,7 @@ from eventually import eventually
 from inference_services import condition_message, conditions, inference_service
 from octavo_operator.address import Address
 from octavo_operator.cluster.activator import Activator
+from octavo_operator.errors import RejectedError
 from octavo_operator.holding_proxy import HoldingProxy
 from octavo_operator.manifests.horizontal_pod_autoscaler import METRIC_NAMES
 from octavo_operator.manifests.kinds import (
@@ -95,6 +96,14 @@ async def test_scaling_renders_an_autoscaler_on_the_workers_metric() -> None:
     }
 
 
+async def test_cooldown_that_no_autoscaler_waits_for_is_said() -> None:
+    world = ScaledWorld({"maxReplicas": 8, "cooldown": "2h"})
+    service = await world.settle()
+    behavior = (await world.autoscaler())["spec"]["behavior"]
+    assert behavior["scaleDown"]["stabilizationWindowSeconds"] == 3600
+    assert "an autoscaler waits 1h at most" in condition_message(service, "FeaturesReady")
+
+
 async def test_keda_takes_the_place_of_the_autoscaler_where_it_is() -> None:
     world = ScaledWorld({"maxReplicas": 8}, kinds=frozenset({SCALED_OBJECT}))
     await world.settle()
@@ -116,6 +125,29 @@ async def test_keda_takes_the_place_of_the_autoscaler_where_it_is() -> None:
     ]
     assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (1, 8)
     assert (await world.store.list_objects(HORIZONTAL_POD_AUTOSCALER, "models", {})).items == ()
+
+
+async def test_former_autoscaler_goes_before_keda_is_asked_to_take_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """KEDA's webhook: the workload is already managed by the hpa."""
+    world = ScaledWorld({"maxReplicas": 8}, kinds=frozenset({SCALED_OBJECT}))
+    await world.settle()
+    await world.scale(5)
+    world.prometheus_url = "http://prometheus:9090"
+    apply = world.store.apply
+
+    async def admit(manifest: Any, *rest: Any) -> LiveObject:
+        if manifest["kind"] == "ScaledObject":
+            others = await world.store.list_objects(HORIZONTAL_POD_AUTOSCALER, "models", {})
+            if others.items:
+                raise RejectedError("the workload 'chat' is already managed by the hpa 'chat'")
+        return await apply(manifest, *rest)
+
+    monkeypatch.setattr(world.store, "apply", admit)
+    await world.settle()
+    assert await world.store.get(SCALED_OBJECT, "models", "chat")
+    assert await world.replicas() == 5
 
 
 async def test_operator_never_fights_the_autoscaler() -> None:
@@ -307,6 +339,28 @@ async def test_next_look_is_when_the_cooldown_may_be_over() -> None:
     assert (todo.is_empty, todo.look_again_s) == (True, 15.0)
 
 
+@pytest.mark.parametrize(
+    ("demand", "total"),
+    [
+        (Demand(idle_s=1e4, activator=None), 1),
+        (Demand(idle_s=1e4, activator=ACTIVATOR), 2),
+        (Demand(idle_s=1e4, num_held=1, activator=ACTIVATOR), 1),
+    ],
+    ids=["nobody-holds-calls", "rollout-without-room", "held-call"],
+)
+async def test_idle_pods_that_must_stay_are_not_looked_at_all_the_time(
+    demand: Demand, total: int
+) -> None:
+    """Each look asks every pod how long it has been idle."""
+    world = ScaledWorld({"minReplicas": 0, "maxReplicas": 4, "cooldown": "60s"})
+    await world.settle()
+    await world.report_pods(replicas=total, updatedReplicas=1, readyReplicas=1)
+    world.demand = demand
+    await world.settle()
+    todo = plan(await world.observe(), IMAGE, NOW)
+    assert (todo.is_empty, todo.look_again_s) == (True, 30.0)
+
+
 _DEMANDS = st.builds(
     Demand,
     num_held=st.integers(0, 2),
@@ -425,6 +479,30 @@ async def test_each_service_has_a_port_of_its_own_that_stays() -> None:
     await activator.close(two)
     assert activator.num_held(two) == 0
     await activator.close_all()
+
+
+async def test_calls_go_on_when_their_service_no_longer_scales_to_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A user who raises minReplicas cuts nobody off: neither who waits nor who is answered."""
+    worker, service = OneWorker(), ("models", "chat")
+    monkeypatch.setattr("octavo_operator.cluster.activator.WORKER_PORT", worker.address.port)
+    status = {"podIP": worker.address.host, "conditions": [{"type": "Ready", "status": "True"}]}
+    ready: list[LiveObject] = []
+    activator = Activator(
+        "127.0.0.1", range(0), 60.0, pods=lambda key: tuple(ready), on_call=lambda key: None
+    )
+    place = await activator.open(service)
+    assert place is not None
+    async with httpx.AsyncClient(timeout=60) as client:
+        asking = asyncio.create_task(client.get(f"http://{place.host}:{place.port}/v1/models"))
+        await eventually(lambda: activator.num_held(service) == 1)
+        await activator.close(service)
+        await worker.start()
+        ready.append({"metadata": {}, "status": status})
+        assert (await asking).text == "hi"
+    await activator.close_all()
+    await worker.stop()
 
 
 async def test_activator_without_a_free_port_is_no_activator() -> None:

@@ -34,6 +34,30 @@ def test_variables_are_those_of_the_chart_and_flags_win() -> None:
     assert (settings.metrics_port, settings.probe_port) == (9000, 0)
 
 
+def test_ports_that_are_off_may_be_the_same() -> None:
+    settings = operator_settings({"OCTAVO_METRICS_PORT": "0", "OCTAVO_PROBE_PORT": "0"})
+    assert (settings.metrics_port, settings.probe_port) == (0, 0)
+
+
+@pytest.mark.parametrize("content", ["x: [", None], ids=["no-yaml", "a-folder"])
+def test_kubeconfig_that_cannot_be_read_is_one_sentence(
+    tmp_path: Path,
+    content: str | None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "config"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    assert main(["retire", "--namespaces", "a"]) == 2
+    told = capsys.readouterr().err
+    assert told.splitlines()[-1].startswith("octavo-operator: no way to a cluster: ")
+    assert "Traceback" not in told
+
+
 def test_peers_of_workers_are_network_policy_peers() -> None:
     peer = {"namespaceSelector": {"matchLabels": {"team": "web"}}}
     told = operator_settings({"OCTAVO_WORKER_PEERS": json.dumps({"api": [peer]})})
@@ -66,6 +90,8 @@ def test_what_is_no_peer_is_refused(text: str) -> None:
         ({"resync_s": "1"}, "give a number from 10 to 86400"),
         ({"namespaces": "A"}, "is 'A'; give names of namespaces"),
         ({"log_level": "LOUD"}, "give one of DEBUG, INFO, WARNING, ERROR"),
+        ({"probe_port": "8081.5"}, "is '8081.5'; give a whole number"),
+        ({"metrics_port": "8081"}, "--metrics-port and --probe-port are both 8081; choose two"),
     ],
 )
 def test_wrong_setting_is_named(flags: dict[str, str], sentence: str) -> None:

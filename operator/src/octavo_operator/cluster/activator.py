@@ -28,11 +28,11 @@ class CallHolder(Protocol):
         ...
 
     async def close(self, service: ServiceKey) -> None:
-        """Hold no more calls for `service`; those there are dropped."""
+        """Hold no more calls for `service`; those there go on to the end."""
         ...
 
     async def close_all(self) -> None:
-        """Hold no calls any more."""
+        """Hold no calls any more; those there are dropped."""
         ...
 
     def num_held(self, service: ServiceKey) -> int:
@@ -61,6 +61,8 @@ class Activator:
         self._pods = pods
         self._on_call = on_call
         self._proxies: dict[ServiceKey, HoldingProxy] = {}
+        self._closed: list[HoldingProxy] = []
+        """Those that take no more connections, and still have some."""
 
     async def open(self, service: ServiceKey) -> Address | None:
         proxy = self._proxies.get(service) or await self._listen(service)
@@ -74,11 +76,15 @@ class Activator:
         proxy = self._proxies.pop(service, None)
         if proxy is not None:
             proxy.close()
-            await proxy.finish()
+            self._closed.append(proxy)
+        self._closed = [one for one in self._closed if one.has_connections]
 
     async def close_all(self) -> None:
         for service in list(self._proxies):
             await self.close(service)
+        for proxy in self._closed:
+            await proxy.finish()
+        self._closed.clear()
 
     def num_held(self, service: ServiceKey) -> int:
         proxy = self._proxies.get(service)

@@ -153,6 +153,7 @@ class AdapterKeeper:
             list_=self._lists.present(service, uid),
         )
         plan = plan_adapters(world)
+        self._show(service, plan)
         ledger.keep_only(attempts_in_use(world), {pod.uid for pod in pods})
         await self._carry_out(service, plan, ledger, endpoints)
         if plan.look_again_s is not None:
@@ -260,6 +261,17 @@ class AdapterKeeper:
         self._seen.pop(service, None)
         if not self.concerns(service) and not self._ledger(service).busy:
             del self._ledgers[service], self._going[service]
+
+    def _show(self, service: ServiceKey, plan: AdapterPlan) -> None:
+        """To the metrics, what statuses are to say: our own writes bring no other pass."""
+        due = {str(one.resource["metadata"]["uid"]): one.status for one in plan.reports}
+        if service in self._seen:
+            self._seen[service] = tuple(
+                {**item, "status": {**(item.get("status") or {}), **due[uid]}}
+                if (uid := str(item["metadata"]["uid"])) in due
+                else item
+                for item in self._seen[service]
+            )
 
 
 def _service_name(adapter: LiveObject) -> str:

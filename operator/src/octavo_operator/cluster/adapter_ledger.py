@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from octavo_operator.errors import AdapterCallError
 from octavo_operator.reconcile.adapter_facts import (
@@ -18,6 +18,7 @@ from octavo_operator.reconcile.adapter_facts import (
     AttemptKey,
     Failure,
     failed_attempt,
+    succeeded_attempt,
 )
 from octavo_operator.reconcile.adapter_standing import Load
 from octavo_operator.reconcile.adapter_world import Place
@@ -35,6 +36,9 @@ DRAIN_S: Final = 30.0
 
 CALLS_PER_POD: Final = 8
 """So many that a few slow sources do not hold the others up."""
+
+Found: TypeAlias = tuple[str | None, str | None]
+"""Digest and revision of what was loaded, as far as the worker told."""
 
 OnLoad = Callable[[float, str | None], None]
 """Told the seconds of each load, and the reason why it failed, None for success."""
@@ -72,8 +76,7 @@ class AdapterLedger:
 
     def start_unload(self, unload: Unload, worker: WorkerEndpoint) -> None:
         """Begin, unless something is under way for that name in that container."""
-        work = unload_adapter(self._workers, worker, unload.key.name, DRAIN_S)
-        self._start(unload.key, work)
+        self._start(unload.key, self._unload(unload, worker))
 
     def keep_only(self, keys: Collection[AttemptKey], pod_uids: Collection[str]) -> None:
         """Forget attempts other than those of `keys`, and all that concerns pods that are gone."""
@@ -91,7 +94,7 @@ class AdapterLedger:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start(self, key: AttemptKey, work: Coroutine[Any, Any, Any]) -> None:
+    def _start(self, key: AttemptKey, work: Coroutine[Any, Any, Found]) -> None:
         place = (key.pod_uid, key.container_id, key.name)
         if place in self._tasks:
             work.close()
@@ -104,12 +107,13 @@ class AdapterLedger:
         del self._tasks[place]
         self._on_done()
 
-    async def _run(self, key: AttemptKey, work: Coroutine[Any, Any, Attempt | None]) -> None:
+    async def _run(self, key: AttemptKey, work: Coroutine[Any, Any, Found]) -> None:
         pod_limit = self._pod_limits.setdefault(key.pod_uid, asyncio.Semaphore(CALLS_PER_POD))
         try:
             async with pod_limit, self._limit:
-                done = await work
-            self._attempts[key] = done or Attempt(1, None)
+                digest, revision = await work
+            before, now_s = self._attempts.get(key), time.monotonic()
+            self._attempts[key] = succeeded_attempt(before, now_s, digest, revision)
         except AdapterCallError as error:
             failure = Failure(error.reason, str(error))
             now_s = time.monotonic()
@@ -118,12 +122,16 @@ class AdapterLedger:
         finally:
             work.close()
 
-    async def _load(self, load: Load, worker: WorkerEndpoint) -> Attempt:
+    async def _load(self, load: Load, worker: WorkerEndpoint) -> Found:
         started_s = time.monotonic()
         try:
-            digest, revision = await load_adapter(self._workers, worker, load, LOAD_LIMIT_S)
+            found = await load_adapter(self._workers, worker, load, LOAD_LIMIT_S)
         except AdapterCallError as error:
             self._on_load(time.monotonic() - started_s, error.reason)
             raise
         self._on_load(time.monotonic() - started_s, None)
-        return Attempt(1, None, digest=digest, revision=revision)
+        return found
+
+    async def _unload(self, unload: Unload, worker: WorkerEndpoint) -> Found:
+        await unload_adapter(self._workers, worker, unload.key.name, DRAIN_S)
+        return None, None

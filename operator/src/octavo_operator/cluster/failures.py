@@ -40,7 +40,7 @@ def response_error(
         return GoneError(message)
     if status == 429:
         return ThrottledError(message, retry_after_s=_retry_after_s(headers, DEFAULT_THROTTLE_S))
-    if status in (401, 403):
+    if status == 403:
         return ForbiddenError(message, retry_after_s=60.0)
     if status in (400, 405, 413, 415, 422) or _UNTYPED in message:
         return RejectedError(message)

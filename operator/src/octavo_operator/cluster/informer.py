@@ -45,6 +45,9 @@ class Informer:
         self._labels = labels
         self._on_change = on_change
         self._objects: dict[ServiceKey, dict[str, LiveObject]] = {}
+        self._told_of = 0
+        """The version up to which the server has told of everything."""
+
         self.last_contact = time.monotonic()
         """When the server was last heard of."""
 
@@ -66,10 +69,13 @@ class Informer:
         )
 
     def remember(self, live: LiveObject) -> None:
-        """Take note of an object just written, before the watch tells of it."""
-        known = self._objects.get(service_of(live), {}).get(live["metadata"]["name"])
-        if known is None or _version(known) <= _version(live):
-            self._keep(live)
+        """Take note of an object just written, before the watch tells of it.
+
+        One that the watch has been past and that is not there has been deleted since.
+        """
+        is_past = 0 < _version(live) <= self._told_of
+        if self._known_version(live) or not is_past:
+            self._keep_newer(live)
 
     async def run(self) -> None:
         """List and watch until cancelled; failures are waited out, with growing pauses."""
@@ -83,6 +89,8 @@ class Informer:
                 await self._do_without()
             except GoneError as error:
                 logger.info("%s; listing again", error)
+                # A server that says so to every list must not be asked without a pause.
+                await asyncio.sleep(FIRST_PAUSE_S)
             except ClusterError as error:
                 if isinstance(error, ForbiddenError) and self.kind in OPTIONAL_KINDS:
                     # A cluster that has the kind, and a role made before it came.
@@ -107,6 +115,7 @@ class Informer:
     async def _list(self) -> str:
         listed = await self._cluster.list_objects(self.kind, self._namespace, self._labels)
         self.last_contact = time.monotonic()
+        self._told_of = _number(listed.resource_version)
         before = self._versions()
         self._objects.clear()
         for live in listed.items:
@@ -123,17 +132,28 @@ class Informer:
                 self.kind, self._namespace, self._labels, version
             ):
                 version = event.resource_version
+                self._told_of = _number(version)
                 self.last_contact = time.monotonic()
                 if event.type is EventType.BOOKMARK:
                     continue
                 if event.type is EventType.DELETED:
                     self._drop(event.object)
                 else:
-                    self._keep(event.object)
+                    # An event may be older than what was written meanwhile.
+                    self._keep_newer(event.object)
                 self._on_change(service_of(event.object))
             self.last_contact = time.monotonic()
             # The server ends a watch every few minutes; a pause keeps a broken one from spinning.
             await asyncio.sleep(0.1)
+
+    def _keep_newer(self, live: LiveObject) -> None:
+        if self._known_version(live) <= _version(live):
+            self._keep(live)
+
+    def _known_version(self, live: LiveObject) -> int:
+        """Of the object as it is known; 0 where it is not."""
+        known = self._objects.get(service_of(live), {}).get(live["metadata"]["name"])
+        return _version(known) if known is not None else 0
 
     def _keep(self, live: LiveObject) -> None:
         metadata = {
@@ -155,6 +175,7 @@ class Informer:
             self._objects.pop(service, None)
 
     def _forget_all(self) -> None:
+        self._told_of = 0
         services = list(self._objects)
         self._objects.clear()
         for service in services:
@@ -175,5 +196,8 @@ def service_of(live: LiveObject) -> ServiceKey:
 
 def _version(live: LiveObject) -> int:
     """Resource versions of one kind may be compared as integers (guaranteed since 1.35)."""
-    text = str(live["metadata"].get("resourceVersion", ""))
-    return int(text) if text.isdecimal() else 0
+    return _number(str(live["metadata"].get("resourceVersion", "")))
+
+
+def _number(version: str) -> int:
+    return int(version) if version.isdecimal() else 0

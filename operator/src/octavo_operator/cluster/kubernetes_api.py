@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 from urllib.parse import urlencode
 
 import aiohttp
+import yaml
 from kubernetes.aio import config as client_config
 from kubernetes.aio.client import ApiClient, Configuration
 
@@ -63,9 +64,10 @@ class KubernetesApi:
                 client_config.load_incluster_config(client_configuration=configuration)
             else:
                 await client_config.load_kube_config(client_configuration=configuration)
-        except client_config.ConfigException as error:
+        except (client_config.ConfigException, yaml.YAMLError, OSError) as error:
             raise SettingsError(
-                f"no way to a cluster: {error}; set KUBECONFIG, or run inside a pod"
+                f"no way to a cluster: {' '.join(str(error).split())}; set KUBECONFIG, or run "
+                f"inside a pod"
             ) from error
         return cls(configuration, request_timeout_s, on_call)
 

@@ -8,12 +8,13 @@ operator went without it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Final
 
 from octavo_operator.cluster.interface import Cluster
-from octavo_operator.errors import ConflictError, NotFoundError
+from octavo_operator.errors import ClusterError, ConflictError, NotFoundError
 from octavo_operator.labels import GROUP
 from octavo_operator.manifests.kinds import (
     DEPLOYMENT,
@@ -54,9 +55,10 @@ async def stop_operator(cluster: Cluster, namespace: str, deployment: str) -> No
 async def release_resources(cluster: Cluster, namespaces: Sequence[str]) -> int:
     """Take the operator's finalizers off every resource in `namespaces` (empty: all of them).
 
-    Returns how many resources were held. Kinds that are not served hold nothing.
+    Returns how many resources were held. Kinds that are not served hold nothing. One that cannot be
+    let go keeps no other from it; its error is raised at the end.
     """
-    count = 0
+    count, failures = 0, []
     for kind in (LORA_ADAPTER, INFERENCE_SERVICE):
         for scope in namespaces or (None,):
             try:
@@ -64,12 +66,29 @@ async def release_resources(cluster: Cluster, namespaces: Sequence[str]) -> int:
             except NotFoundError:
                 continue
             for resource in listed.items:
-                count += await _release(cluster, kind, resource)
+                try:
+                    count += await _release(cluster, kind, resource)
+                except ClusterError as error:
+                    logger.error("%s is not released: %s", _named(kind, resource), error)
+                    failures.append(error)
+    if failures:
+        raise failures[0]
     return count
+
+
+def _named(kind: Kind, resource: LiveObject) -> str:
+    metadata = resource["metadata"]
+    return f"{kind.kind} {metadata['namespace']}/{metadata['name']}"
 
 
 async def _release(cluster: Cluster, kind: Kind, resource: LiveObject) -> bool:
     """Whether `resource` was held by us; others' finalizers stay."""
+    with contextlib.suppress(NotFoundError):
+        return await _release_present(cluster, kind, resource)
+    return True
+
+
+async def _release_present(cluster: Cluster, kind: Kind, resource: LiveObject) -> bool:
     for attempt in range(1, _MAX_ATTEMPTS + 1):
         metadata = resource["metadata"]
         finalizers = metadata.get("finalizers") or []
@@ -81,13 +100,10 @@ async def _release(cluster: Cluster, kind: Kind, resource: LiveObject) -> bool:
         patch = {"metadata": {"finalizers": kept, "resourceVersion": metadata["resourceVersion"]}}
         try:
             await cluster.merge(kind, namespace, name, patch)
-        except NotFoundError:
+            logger.info("%s is released", _named(kind, resource))
             return True
         except ConflictError:
             if attempt == _MAX_ATTEMPTS:
                 raise
             resource = await cluster.get(kind, namespace, name)
-        else:
-            logger.info("%s %s/%s is released", kind.kind, namespace, name)
-            return True
     raise AssertionError("the last attempt returns or raises")

@@ -90,17 +90,23 @@ class PodProcess:
             (folder / "tmp").mkdir()
             while not self._stopping.is_set():
                 self._report("Running", {"running": {"startedAt": timestamp(datetime.now(UTC))}})
-                await self._run_container(folder)
+                reason = await self._run_container_or_say_why(folder)
                 if not self._stopping.is_set():
-                    await self._back_off()
-        except LocalError as error:
-            failure = error if isinstance(error, WorkerFailedError) else None
-            self._events.failed(self.name, failure or WorkerFailedError(str(error)))
-            await self._stopping.wait()
+                    await self._back_off(*reason)
         finally:
             self._addresses.give_back(self.address)
             self.address = None
             shutil.rmtree(folder, ignore_errors=True)
+
+    async def _run_container_or_say_why(self, folder: Path) -> tuple[str, str]:
+        """Why it is not running any more: a reason of kubelet's, and what more is known."""
+        try:
+            await self._run_container(folder)
+        except LocalError as error:
+            failure = error if isinstance(error, WorkerFailedError) else None
+            self._events.failed(self.name, failure or WorkerFailedError(str(error)))
+            return "CreateContainerConfigError", str(error)
+        return "CrashLoopBackOff", ""
 
     async def _run_container(self, folder: Path) -> None:
         assert self.address is not None
@@ -191,11 +197,11 @@ class PodProcess:
             self.name, WorkerFailedError(f"the worker of pod {self.name} {what}", lines)
         )
 
-    async def _back_off(self) -> None:
-        delay_s = min(FIRST_BACKOFF_S * 2**self._restarts, LONGEST_BACKOFF_S)
+    async def _back_off(self, reason: str, detail: str) -> None:
+        delay_s = min(FIRST_BACKOFF_S * 2 ** min(self._restarts, 10), LONGEST_BACKOFF_S)
         self._restarts += 1
-        waiting = {"reason": "CrashLoopBackOff", "message": f"restarting in {delay_s:.0f} s"}
-        self._report("Running", {"waiting": waiting})
+        message = detail or f"restarting in {delay_s:.0f} s"
+        self._report("Running", {"waiting": {"reason": reason, "message": message}})
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait({stopping}, timeout=delay_s)
         stopping.cancel()

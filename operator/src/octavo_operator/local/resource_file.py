@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, Final
 
 from octavo_operator.errors import LocalError, ResourceError
-from octavo_operator.resources.inference_service import KIND, parse_inference_service
+from octavo_operator.local.resource_yaml import parse_documents
+from octavo_operator.resources.inference_service import (
+    KIND,
+    InferenceService,
+    parse_inference_service,
+)
 from octavo_operator.resources.lora_adapter import KIND as ADAPTER_KIND
 from octavo_operator.resources.lora_adapter import parse_lora_adapter
+
+_SECRET: Final = "Secret"
+_SECRET_KEY: Final = re.compile(r"[-._A-Za-z0-9]{1,253}")
 
 Secrets = Mapping[str, Mapping[str, str]]
 """Values by name of the Secret and key."""
@@ -36,7 +43,7 @@ def read_resource_file(path: Path) -> ResourceFile:
     Unknown fields are refused here: no schema stands behind the file that would point them out.
     """
     documents = _documents(path)
-    services = [document for document in documents if document.get("kind") == KIND]
+    services = [document for document in documents if document["kind"] == KIND]
     if len(services) != 1:
         raise LocalError(
             f"{path} holds {len(services)} InferenceServices; local mode runs exactly one"
@@ -47,20 +54,22 @@ def read_resource_file(path: Path) -> ResourceFile:
         raise ResourceError(
             service.unknown_fields[0], "is not a field of InferenceService", "correct or remove it"
         )
+    known = (KIND, ADAPTER_KIND, _SECRET)
+    _refuse_namesakes(path, [document for document in documents if document["kind"] in known])
     adapters = tuple(
-        _read_adapter(path, document, service.name)
+        _read_adapter(path, document, service)
         for document in documents
         if document["kind"] == ADAPTER_KIND
     )
     secrets = {
-        document["metadata"]["name"]: _secret_values(path, document)
+        _name(document): _secret_values(path, document)
         for document in documents
-        if document.get("kind") == "Secret"
+        if document["kind"] == _SECRET
     }
     ignored = [
-        f"{document['kind']} {(document.get('metadata') or {}).get('name', '')}"
+        f"{document['kind']} {_name(document)}".rstrip()
         for document in documents
-        if document.get("kind") not in (KIND, ADAPTER_KIND, "Secret")
+        if document["kind"] not in known
     ]
     return ResourceFile(resource, adapters, secrets, tuple(ignored))
 
@@ -70,17 +79,40 @@ def explain_ignored(entry: str) -> str:
     return f"{entry} is ignored: local mode knows InferenceService, LoRAAdapter and Secret only"
 
 
-def _read_adapter(path: Path, document: Mapping[str, Any], service: str) -> Mapping[str, Any]:
+def _refuse_namesakes(path: Path, documents: list[dict[str, Any]]) -> None:
+    """Of two resources of a name the second would replace the first."""
+    counts = Counter((document["kind"], _name(document)) for document in documents)
+    for (kind, name), count in counts.items():
+        if not name:
+            raise LocalError(f"{path} holds a {kind} without metadata.name; name it")
+        if count > 1:
+            raise LocalError(f"{path} holds {count} {kind}s named {name}; rename all but one")
+
+
+def _name(document: Mapping[str, Any]) -> str:
+    """Empty where there is none."""
+    metadata = document.get("metadata")
+    return str(metadata.get("name") or "") if isinstance(metadata, Mapping) else ""
+
+
+def _read_adapter(
+    path: Path, document: Mapping[str, Any], service: InferenceService
+) -> Mapping[str, Any]:
     resource = _with_namespace(document)
     adapter = parse_lora_adapter(resource)
     if adapter.unknown_fields:
         raise ResourceError(
             adapter.unknown_fields[0], "is not a field of LoRAAdapter", "correct or remove it"
         )
-    if adapter.service != service:
+    if adapter.service != service.name:
         raise LocalError(
             f"{path}: LoRAAdapter {adapter.name} is for {adapter.service}, but the service of this "
-            f"file is {service}; correct its spec.serviceRef.name"
+            f"file is {service.name}; correct its spec.serviceRef.name"
+        )
+    if adapter.namespace != service.namespace:
+        raise LocalError(
+            f"{path}: LoRAAdapter {adapter.name} is in namespace {adapter.namespace}, but the "
+            f"service of this file is in {service.namespace}; give both one metadata.namespace"
         )
     return resource
 
@@ -92,9 +124,9 @@ def _documents(path: Path) -> list[dict[str, Any]]:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise LocalError(f"{path} cannot be read: {reason}") from error
     try:
-        documents = [document for document in yaml.safe_load_all(text) if document is not None]
-    except yaml.YAMLError as error:
-        raise LocalError(f"{path} is not valid YAML: {_one_line(error)}") from error
+        documents = parse_documents(text)
+    except ValueError as problem:
+        raise LocalError(f"{path} is not valid YAML: {problem}") from problem
     for document in documents:
         if not isinstance(document, dict) or not isinstance(document.get("kind"), str):
             raise LocalError(f"{path} holds a document without a kind; give Kubernetes resources")
@@ -105,26 +137,35 @@ def _with_namespace(resource: Mapping[str, Any]) -> Mapping[str, Any]:
     metadata = resource.get("metadata")
     if not isinstance(metadata, Mapping):
         raise ResourceError("metadata", "is missing", "name the resource")
-    return {**resource, "metadata": {**metadata, "namespace": metadata.get("namespace", "default")}}
+    return {
+        **resource,
+        "metadata": {**metadata, "namespace": metadata.get("namespace") or "default"},
+    }
 
 
 def _secret_values(path: Path, document: Mapping[str, Any]) -> dict[str, str]:
-    values = {}
+    where = f"{path}: Secret {_name(document)}"
     try:
-        for key, encoded in (document.get("data") or {}).items():
-            values[str(key)] = base64.b64decode(encoded, validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError, TypeError, ValueError) as error:
+        values = {
+            key: base64.b64decode(encoded, validate=True).decode()
+            for key, encoded in _texts(where, document, "data").items()
+        }
+    except ValueError as error:
         raise LocalError(
-            f"{path}: a value of Secret {document['metadata']['name']} is not base64; "
-            f"use stringData for plain text"
+            f"{where}: a value of its data is not base64; use stringData for plain text"
         ) from error
-    values.update(
-        {str(key): str(value) for key, value in (document.get("stringData") or {}).items()}
-    )
-    return values
+    return {**values, **_texts(where, document, "stringData")}
 
 
-def _one_line(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"{problem} at line {mark.line + 1}" if mark is not None else str(problem)
+def _texts(where: str, document: Mapping[str, Any], field: str) -> Mapping[str, str]:
+    found = document.get(field) or {}
+    if not isinstance(found, Mapping):
+        raise LocalError(f"{where}: {field} is no mapping; give keys with their values")
+    for key, value in found.items():
+        if not _SECRET_KEY.fullmatch(key):
+            raise LocalError(
+                f"{where}: {key!r} cannot be a key; use letters, digits, '-', '_', '.'"
+            )
+        if not isinstance(value, str):
+            raise LocalError(f"{where}: {field}.{key} is no text; quote its value")
+    return found

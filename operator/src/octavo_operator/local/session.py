@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,6 +68,7 @@ class LocalSession:
         self._options = options
         self._progress = progress
         self._on_ready = on_ready
+        self._secrets = dict(options.content.secrets)
         self._store = ObjectStore()
         self._follower = Follower(
             self._store,
@@ -80,7 +81,7 @@ class LocalSession:
         )
         self._runtime = PodRuntime(
             self._store,
-            options.machine,
+            replace(options.machine, secrets=self._secrets),
             on_line=self._on_line,
             on_failed=self._on_failed,
             num_devices=options.num_devices,
@@ -111,7 +112,7 @@ class LocalSession:
 
     @property
     def base_url(self) -> str:
-        return f"http://{self._options.host}:{self._proxy.port}"
+        return Address(self._options.host, self._proxy.port).url
 
     async def run(self) -> None:
         """Until stopped; raises OctavoOperatorError when it cannot start, with all cleaned up."""
@@ -223,6 +224,9 @@ class LocalSession:
                 metadata = content.resource["metadata"]
                 if (metadata["namespace"], metadata["name"]) != self._service:
                     raise LocalError("the resource's name has changed; start again to serve it")
+                # Pods that start from now on have them; those that run keep theirs.
+                self._secrets.clear()
+                self._secrets.update(content.secrets)
                 await self.apply(content.resource, content.adapters)
             except OctavoOperatorError as error:
                 self._progress.event(f"{error} (what was there before keeps serving)")

@@ -18,7 +18,7 @@ METRIC_NAMES: Final = {
     "RunningRequests": "octavo_running_requests",
     "KVCacheUsage": "octavo_kv_cache_usage_percent",
 }
-_LONGEST_WINDOW_S: Final = 3600
+LONGEST_WINDOW_S: Final = 3600
 """The API's own limit."""
 
 
@@ -64,7 +64,5 @@ def scaling_behavior(scaling: Scaling) -> dict[str, Any]:
     """Up at once, down only when demand was low for the whole cooldown."""
     return {
         "scaleUp": {"stabilizationWindowSeconds": 0},
-        "scaleDown": {
-            "stabilizationWindowSeconds": min(int(scaling.cooldown_s), _LONGEST_WINDOW_S)
-        },
+        "scaleDown": {"stabilizationWindowSeconds": min(int(scaling.cooldown_s), LONGEST_WINDOW_S)},
     }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo_operator.errors import ResourceError
 from octavo_operator.labels import (
     ADMIN_PORT_NAME,
     FETCH_CONTAINER,
@@ -21,6 +20,7 @@ from octavo_operator.labels import (
 )
 from octavo_operator.manifests.leader_worker_set import with_follower
 from octavo_operator.manifests.overlay import merge_overlay
+from octavo_operator.manifests.overlay_check import check_overlaid
 from octavo_operator.manifests.probes import worker_probes
 from octavo_operator.manifests.volumes import cache_mounts, pod_volumes, worker_mounts
 from octavo_operator.manifests.worker_command import (
@@ -59,7 +59,7 @@ def pod_template(service: InferenceService, image: str, admin_key_sha256: str) -
     spec = _pod_spec(service, image, admin_key_sha256)
     rendered = {"metadata": {"labels": labels}, "spec": spec}
     template = merge_overlay(rendered, service.template, "spec.template")
-    _check_overlay(service, template)
+    check_overlaid(template, selector_labels(service.name))
     return with_follower(template) if service.parallelism.nodes > 1 else template
 
 
@@ -243,21 +243,3 @@ def _spread(service_name: str) -> list[dict[str, Any]]:
         }
         for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
     ]
-
-
-def _check_overlay(service: InferenceService, template: dict[str, Any]) -> None:
-    labels = template.get("metadata", {}).get("labels", {})
-    for key, value in selector_labels(service.name).items():
-        if labels.get(key) != value:
-            raise ResourceError(
-                f"spec.template.metadata.labels[{key}]",
-                f"is {labels.get(key)!r}, but the Deployment finds its pods by {value!r}",
-                "remove it from the overlay",
-            )
-    containers = template.get("spec", {}).get("containers", [])
-    if WORKER_CONTAINER not in [container.get("name") for container in containers]:
-        raise ResourceError(
-            "spec.template.spec.containers",
-            f"takes away the container {WORKER_CONTAINER!r}",
-            "keep it; it is the one that serves the model",
-        )

@@ -78,7 +78,8 @@ class AttemptKey:
 class Attempt:
     """How the latest of `count` attempts ended. failure is None after success.
 
-    retry_at_s: when to try again, by the monotonic clock. digest, revision: what was loaded.
+    retry_at_s: not to be tried again before, by the monotonic clock; after a success, too, for a
+    pod that does not list what it says it has loaded. digest, revision: what was loaded.
     """
 
     count: int
@@ -89,13 +90,24 @@ class Attempt:
 
     def is_due(self, now_s: float) -> bool:
         """Whether to try again, where the pod does not list what it should."""
-        if self.failure is None:
-            return True
-        return not self.failure.is_permanent and self.retry_at_s <= now_s
+        is_hopeless = self.failure is not None and self.failure.is_permanent
+        return not is_hopeless and self.retry_at_s <= now_s
 
 
 def failed_attempt(before: Attempt | None, failure: Failure, now_s: float) -> Attempt:
     """The attempt after `before` has failed; pauses grow, and there is no last attempt."""
     count = (before.count if before is not None and before.failure is not None else 0) + 1
-    pause_s = min(FIRST_RETRY_S * 2 ** min(count - 1, 16), LONGEST_RETRY_S)
-    return Attempt(count, failure, now_s + pause_s)
+    return Attempt(count, failure, now_s + _pause_s(count))
+
+
+def succeeded_attempt(
+    before: Attempt | None, now_s: float, digest: str | None = None, revision: str | None = None
+) -> Attempt:
+    """The attempt after `before` has succeeded."""
+    count = (before.count if before is not None and before.failure is None else 0) + 1
+    return Attempt(count, None, now_s + _pause_s(count), digest, revision)
+
+
+def _pause_s(count: int) -> float:
+    pause_s: float = min(FIRST_RETRY_S * 2 ** min(count - 1, 16), LONGEST_RETRY_S)
+    return pause_s

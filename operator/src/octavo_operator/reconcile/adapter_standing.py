@@ -157,14 +157,23 @@ def _toward(
 
     A load that has failed counts as failed until one succeeds, so that retries are no news.
     """
-    failure = attempt.failure if attempt is not None else None
+    failure = _what_is_wrong(attempt, load, is_loaded=is_loaded)
     state = PodState.LOADING if failure is None else PodState.FAILED
     if world.busy_with(pod, load.key.name) is not None:
         return Standing(pod, state, digest, is_loaded, failure)
     if attempt is None or attempt.is_due(world.now_s):
         return Standing(pod, state, digest, is_loaded, failure, load)
-    retry_at_s = None if failure is None or failure.is_permanent else attempt.retry_at_s
+    retry_at_s = None if failure is not None and failure.is_permanent else attempt.retry_at_s
     return Standing(pod, state, digest, is_loaded, failure, retry_at_s=retry_at_s)
+
+
+def _what_is_wrong(attempt: Attempt | None, load: Load, *, is_loaded: bool) -> Failure | None:
+    if attempt is None:
+        return None
+    if attempt.failure is None and attempt.count > 1 and not is_loaded:
+        said = f"pod {load.pod.name} says that it has loaded {load.key.name}, and does not list it"
+        return Failure("LoadFailed", said)
+    return attempt.failure
 
 
 def _load(

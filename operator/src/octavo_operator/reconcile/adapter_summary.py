@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from octavo_operator.reconcile.conditions import READY
 from octavo_operator.reconcile.live_object import LiveObject
 from octavo_operator.resources.lora_adapter import served_name_of
 
+MOST_ENTRIES: Final = 500
+"""Some 200 KB, with the API server's notes on them; an object holds 1.5 MB, and is sent whole with
+every event. LoRAAdapters have their own status."""
+
 
 def summary_status(
     reports: Iterable[tuple[LiveObject, Mapping[str, Any]]],
 ) -> dict[str, Any]:
-    """The fields of `status`, from each LoRAAdapter that stays and its status as it will be."""
+    """The fields of `status`, from each LoRAAdapter that stays and its status as it will be.
+
+    All are counted; where they are too many to be listed, those that are not ready come first.
+    """
     entries = [_entry(resource, status) for resource, status in reports]
-    entries.sort(key=lambda entry: str(entry["name"]))
+    entries.sort(key=lambda entry: (entry["ready"], str(entry["name"])))
     num_ready = sum(entry["ready"] for entry in entries)
-    return {"adapters": entries, "summary": {"adapters": f"{num_ready}/{len(entries)}"}}
+    listed = sorted(entries[:MOST_ENTRIES], key=lambda entry: str(entry["name"]))
+    return {"adapters": listed, "summary": {"adapters": f"{num_ready}/{len(entries)}"}}
 
 
 def is_same_summary(current: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:

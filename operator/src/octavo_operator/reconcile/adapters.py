@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from octavo_operator.reconcile.adapter_claims import Claims, read_claims
 from octavo_operator.reconcile.adapter_departure import Departure, departures, is_held
-from octavo_operator.reconcile.adapter_facts import UNLOAD, AttemptKey
+from octavo_operator.reconcile.adapter_facts import UNLOAD, Attempt, AttemptKey
 from octavo_operator.reconcile.adapter_placement import Placed, place_adapter
 from octavo_operator.reconcile.adapter_resolution import (
     lookup_key,
@@ -157,10 +157,15 @@ def attempts_in_use(world: AdapterWorld) -> frozenset[AttemptKey]:
         for key, attempt in world.attempts.items()
         if (key.pod_uid, key.container_id) in containers
         and (
-            (key.source == UNLOAD and attempt.failure is not None)
+            (key.source == UNLOAD and _still_counts(attempt, world))
             or (key.name, key.source) in wanted
         )
     )
+
+
+def _still_counts(unload: Attempt, world: AdapterWorld) -> bool:
+    """Of an unload that has worked nothing is kept, but that it is not to be repeated at once."""
+    return unload.failure is not None or unload.retry_at_s > world.now_s
 
 
 def _statuses(
@@ -250,7 +255,7 @@ def _look_again_s(
         if each.retry_at_s is not None
     ]
     for attempt_key, attempt in world.attempts.items():
-        if attempt_key.source == UNLOAD and attempt.failure is not None:
+        if attempt_key.source == UNLOAD and _still_counts(attempt, world):
             times.append(attempt.retry_at_s - world.now_s)
     if not all(world.has_answered(pod) for pod in able):
         times.append(SILENT_POD_S)

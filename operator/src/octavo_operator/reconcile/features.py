@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from octavo_operator.address import Address
-from octavo_operator.manifests.horizontal_pod_autoscaler import METRIC_NAMES
+from octavo_operator.manifests.horizontal_pod_autoscaler import LONGEST_WINDOW_S, METRIC_NAMES
 from octavo_operator.manifests.kinds import INFERENCE_POOL, POD_MONITOR, PROMETHEUS_RULE, Kind
 from octavo_operator.reconcile.live_object import LiveObject, conditions_of
 from octavo_operator.reconcile.replicas import scales_to_zero
@@ -141,6 +141,10 @@ def _metric_lack(name: str, said: str) -> Lack:
 
 def _notes(service: InferenceService, served_kinds: frozenset[Kind]) -> tuple[str, ...]:
     notes = []
+    if service.scaling is not None and service.scaling.cooldown_s > LONGEST_WINDOW_S:
+        notes.append(
+            "an autoscaler waits 1h at most, so a longer cooldown is for the last pod only"
+        )
     if service.monitoring.pod_monitor and POD_MONITOR not in served_kinds:
         notes.append("this cluster has no PodMonitor kind, so none is created")
     if service.monitoring.alerts and PROMETHEUS_RULE not in served_kinds:

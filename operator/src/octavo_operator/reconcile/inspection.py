@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from octavo_operator.labels import ANNOTATION_INSPECTS
+from octavo_operator.labels import ANNOTATION_INSPECTS, WORKER_CONTAINER
 from octavo_operator.manifests.digest import manifest_digest
 from octavo_operator.manifests.inspection_job import INSPECTION_FLAGS
 from octavo_operator.manifests.kinds import JOB, kind_of
@@ -62,7 +62,10 @@ def _inspects(live: LiveObject) -> str:
 
 
 def _ended(pod: LiveObject) -> Mapping[str, Any]:
+    """How our container has ended; others may have been put beside it (a service mesh's, say)."""
     for container in (pod.get("status") or {}).get("containerStatuses") or ():
+        if container.get("name") != WORKER_CONTAINER:
+            continue
         ended = (container.get("state") or {}).get("terminated")
         if ended:
             return dict(ended)

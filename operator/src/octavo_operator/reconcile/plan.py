@@ -17,6 +17,7 @@ from octavo_operator.manifests.kinds import (
     DEPLOYMENT,
     HORIZONTAL_POD_AUTOSCALER,
     JOB,
+    SCALED_OBJECT,
     Kind,
     kind_of,
 )
@@ -59,6 +60,8 @@ from octavo_operator.resources.inference_service import InferenceService, parse_
 
 HANDOVER_MANAGER: Final = f"{FIELD_MANAGER}-handover"
 """Second field manager, used once per hand-over of `replicas` to an autoscaler."""
+
+_AUTOSCALERS: Final = (HORIZONTAL_POD_AUTOSCALER, SCALED_OBJECT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +171,14 @@ def plan(
         wanted += [child for child in inspection if child not in wanted]
         if lacks_room and service.rollout.replaces_in_place:
             former = ()
+        deletes = _leftovers(wanted, observed, (*former, *reports))
         writes = Plan(
             applies=(
                 *_handover(service, live),
                 *_switch(service, live, workload, observed.demand),
-                *_due(wanted, observed),
+                *_one_autoscaler_at_a_time(_due(wanted, observed), deletes),
             ),
-            deletes=_leftovers(wanted, observed, (*former, *reports)),
+            deletes=deletes,
             look_again_s=next_look_s(service, workload, observed.demand),
         )
     writes = replace(writes, wants_nodes=placed.wants_nodes)
@@ -238,6 +242,16 @@ def _leftovers(
                 Delete(kind_of(child), metadata["namespace"], metadata["name"], metadata["uid"])
             )
     return tuple(leftovers)
+
+
+def _one_autoscaler_at_a_time(
+    applies: tuple[Apply, ...], deletes: tuple[Delete, ...]
+) -> tuple[Apply, ...]:
+    """One that takes another's place is made in the next pass: KEDA refuses a workload that an
+    autoscaler still has, and a refused apply ends the pass before anything is deleted."""
+    if not any(delete.kind in _AUTOSCALERS for delete in deletes):
+        return applies
+    return tuple(apply for apply in applies if kind_of(apply.manifest) not in _AUTOSCALERS)
 
 
 def _namesake(observed: Observed, service: InferenceService) -> Obstacle | None:

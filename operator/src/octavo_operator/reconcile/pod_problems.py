@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from octavo_operator.labels import WORKER_CONTAINER
-from octavo_operator.reconcile.live_object import LiveObject, conditions_of, is_going
+from octavo_operator.reconcile.live_object import LiveObject, conditions_of, is_going, is_ready_pod
 from octavo_operator.resources.inference_service import InferenceService
 
 _IMAGE_REASONS: Final = frozenset(
@@ -48,14 +48,27 @@ class PodProblem:
 def pod_problems(service: InferenceService, pods: Iterable[LiveObject]) -> tuple[PodProblem, ...]:
     """The problems among `pods`, gravest first; none when all are well or simply starting.
 
-    Equals go by pod name, so that the first does not flap.
+    Equals go by pod name, so that the first does not flap. A pod that has failed for good (evicted,
+    say) stays in the list until somebody deletes it; once a younger one serves, it is history.
     """
     found = []
-    for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"])):
+    ordered = sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))
+    proved_at = max((_created_at(pod) for pod in ordered if is_ready_pod(pod)), default="")
+    for pod in ordered:
+        if _has_failed(pod) and _created_at(pod) < proved_at:
+            continue
         problem = _problem(service, pod)
         if problem is not None:
             found.append(problem)
     return tuple(sorted(found, key=lambda problem: _SEVERITY.index(problem.reason)))
+
+
+def _created_at(pod: LiveObject) -> str:
+    return str(pod["metadata"].get("creationTimestamp") or "")
+
+
+def _has_failed(pod: LiveObject) -> bool:
+    return (pod.get("status") or {}).get("phase") == "Failed"
 
 
 def _problem(service: InferenceService, pod: LiveObject) -> PodProblem | None:
@@ -63,7 +76,7 @@ def _problem(service: InferenceService, pod: LiveObject) -> PodProblem | None:
         return None
     status = pod.get("status") or {}
     name = pod["metadata"]["name"]
-    if status.get("phase") == "Failed":
+    if _has_failed(pod):
         detail = status.get("message") or status.get("reason") or "no reason given"
         return PodProblem("PodFailed", f"pod {name} failed: {_sentence(detail)}")
     scheduled = conditions_of(pod).get("PodScheduled", {})

@@ -22,6 +22,8 @@ SWITCH_MANAGER: Final = f"{FIELD_MANAGER}-switch"
 """Field manager of `replicas` on the way to and from zero; the number is not kept in force."""
 
 _SOONEST_LOOK_S: Final = 1.0
+_WAITING_LOOK_S: Final = 30.0
+"""When something else than callers keeps the pods, whose end makes an event most often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def next_look_s(service: InferenceService, workload: Workload, demand: Demand) -
     if not scales_to_zero(service) or service.scaling is None or workload.ready == 0:
         return None
     remaining_s = service.scaling.cooldown_s - (demand.idle_s or 0.0)
-    return max(remaining_s, _SOONEST_LOOK_S)
+    return max(remaining_s, _SOONEST_LOOK_S if remaining_s > 0 else _WAITING_LOOK_S)
 
 
 def _is_idle(scaling: Scaling, workload: Workload, demand: Demand) -> bool:

@@ -17,6 +17,7 @@ from octavo_operator.labels import (
     ANNOTATION_GOOD_TEMPLATE,
     ANNOTATION_POD_TEMPLATE,
     ANNOTATION_REFUSED_TEMPLATE,
+    ANNOTATION_SERVED_TEMPLATE,
     ANNOTATION_UPGRADED_BY,
 )
 from octavo_operator.manifests.digest import manifest_digest
@@ -61,7 +62,7 @@ def choose_revision(
     is_new = before is None or manifest_digest(before) != asked
     is_retry = pinned.annotations.get(ANNOTATION_UPGRADED_BY) != memory.get(ANNOTATION_UPGRADED_BY)
     if is_new or is_retry:
-        if is_new and workload.has_completed and refused is None and before is not None:
+        if is_new and refused is None and before is not None and _served(before, memory, workload):
             good = memory[ANNOTATION_POD_TEMPLATE]
         refused = None
     elif refused is None and failure is not None and _is_other(good, asked):
@@ -69,11 +70,32 @@ def choose_revision(
     annotations = dict(pinned.annotations)
     if good is not None:
         annotations[ANNOTATION_GOOD_TEMPLATE] = good
+    served = _served_digest(before, memory, workload)
+    if served is not None:
+        annotations[ANNOTATION_SERVED_TEMPLATE] = served
     fallback = remembered_template(good)
     if refused is None or refused.get("template") != asked or fallback is None:
         return Revision(pinned.template, annotations, None)
     annotations[ANNOTATION_REFUSED_TEMPLATE] = json.dumps(refused, sort_keys=True)
     return Revision(fallback, annotations, str(refused.get("because")))
+
+
+def _served(before: Mapping[str, Any], memory: Mapping[str, str], workload: Workload) -> bool:
+    """Whether the template `before` has ever served: a Deployment counts as complete with no pod,
+    too, and goes on to when one is woken. Operators of before kept no note of that."""
+    if ANNOTATION_SERVED_TEMPLATE in memory:
+        is_noted = memory[ANNOTATION_SERVED_TEMPLATE] == manifest_digest(before)
+        return is_noted or workload.serves_in_full
+    return workload.has_completed and workload.wanted > 0
+
+
+def _served_digest(
+    before: Mapping[str, Any] | None, memory: Mapping[str, str], workload: Workload
+) -> str | None:
+    """What is to be noted: while a refused template is not in force, nothing new."""
+    if before is None or not workload.serves_in_full or ANNOTATION_REFUSED_TEMPLATE in memory:
+        return memory.get(ANNOTATION_SERVED_TEMPLATE)
+    return manifest_digest(before)
 
 
 def _is_other(good: str | None, asked: str) -> bool:

@@ -227,7 +227,10 @@ def _ready(findings: Findings) -> Condition:
             "Serving",
             f"{workload.ready} of {workload.wanted} pods answer requests",
         )
-    if findings.obstacle is None and workload.exists and workload.wanted == 0:
+    # What an autoscaler left at zero is no wish of the user's that a placement could stand behind.
+    is_held_back = findings.placed.is_blocked and findings.service.replicas != 0
+    is_free = findings.obstacle is None and not is_held_back
+    if is_free and workload.exists and workload.wanted == 0:
         if findings.service.scaling is not None and findings.has_activator:
             message = "no pod runs, since nobody has called; the next request starts one"
             return Condition(READY, "False", "Sleeping", message)

@@ -43,8 +43,13 @@ class Workload:
 
     @property
     def has_completed(self) -> bool:
-        """Whether the latest template once served in all pods, however they are now."""
+        """Whether the latest template was once fully rolled out, however its pods are now."""
         return self.is_rolled_out or (self.is_current and self.was_completed)
+
+    @property
+    def serves_in_full(self) -> bool:
+        """Whether the latest template serves now, in all pods and one at least."""
+        return self.is_rolled_out and self.wanted > 0
 
     @property
     def has_old_pods(self) -> bool:
@@ -71,17 +76,19 @@ def read_workload(service: InferenceService | None, live: LiveObject | None) -> 
     wanted = fixed if fixed is not None else (live.get("spec") or {}).get("replicas", 1)
     if live.get("kind") == LEADER_WORKER_SET.kind:
         return _read_groups(live, status, generation, wanted)
+    is_current = (status.get("observedGeneration") or 0) >= generation
     progressing = conditions_of(live).get("Progressing", {})
     return Workload(
         exists=True,
-        is_current=(status.get("observedGeneration") or 0) >= generation,
+        is_current=is_current,
         wanted=wanted,
         total=status.get("replicas") or 0,
         ready=status.get("readyReplicas") or 0,
         updated=status.get("updatedReplicas") or 0,
         available=status.get("availableReplicas") or 0,
-        deadline_message=message_when(live, "Progressing", "False"),
-        create_failure=message_when(live, "ReplicaFailure", "True"),
+        # What is said of an earlier spec must not be held against this one.
+        deadline_message=message_when(live, "Progressing", "False") if is_current else None,
+        create_failure=message_when(live, "ReplicaFailure", "True") if is_current else None,
         was_completed=progressing.get("reason") == "NewReplicaSetAvailable",
     )
 

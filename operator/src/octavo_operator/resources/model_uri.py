@@ -18,7 +18,10 @@ DEMO_MODELS: Final = ("smollm2-135m-instruct",)
 _HUB_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _HUB_REPOSITORY = re.compile(rf"{_HUB_PART}/{_HUB_PART}")
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
-_IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._:/-]*(@sha256:[0-9a-f]{64})?")
+_IMAGE = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?/[a-z0-9._/-]+"
+    r"(:[A-Za-z0-9_][A-Za-z0-9._-]*)?(@sha256:[0-9a-f]{64})?"
+)
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -116,7 +119,7 @@ def _parse_volume(field: str, uri: str, rest: str) -> VolumeModel:
 
 
 def _parse_image(field: str, uri: str, rest: str) -> ImageModel:
-    if "/" not in rest or not _IMAGE.fullmatch(rest):
+    if not _IMAGE.fullmatch(rest):
         raise ResourceError(
             field,
             f"is {uri!r}, which names no image",

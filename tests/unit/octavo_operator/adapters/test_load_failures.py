@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 from adapter_stage import (
@@ -13,7 +16,7 @@ from adapter_stage import (
     states,
 )
 from eventually import eventually
-from fake_adapter_table import REFUSALS
+from fake_adapter_table import REFUSALS, AdapterTable, Answer
 from inference_services import condition_message, conditions
 from octavo_operator.labels import ANNOTATION_RESOLVE
 
@@ -139,3 +142,37 @@ async def test_glitch_of_a_pod_that_is_well_is_no_news() -> None:
         stage.workers.silent.add(host_of(pod))
         await stage.look()
         assert await stage.adapter() == before
+
+
+async def test_pod_that_does_not_list_what_it_loads_is_asked_less_and_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each success had the next look, and so the next load, follow at once."""
+    monkeypatch.setattr("octavo_operator.reconcile.adapter_facts.FIRST_RETRY_S", 0.05)
+    async with adapter_stage() as stage:
+        (pod,) = await stage.serve()
+        stage.put(SQL, "v1")
+        table = stage.workers.table(host_of(pod))
+
+        def load(body: Mapping[str, Any]) -> Answer:
+            answer = AdapterTable.load(table, body)
+            table.entries.clear()
+            return answer
+
+        table.load = load  # type: ignore[method-assign]
+        await stage.apply(lora_adapter())
+        await eventually(lambda: len(stage.workers.loads) > 2)
+        await stage.settled()
+        assert await stage.ready() == ("False", "LoadFailed")
+        assert "does not list it" in condition_message(await stage.adapter(), "Ready")
+
+
+async def test_pod_that_lists_what_it_unloads_is_not_asked_without_a_pause() -> None:
+    async with adapter_stage() as stage:
+        (pod,) = await stage.serve()
+        table = stage.workers.table(host_of(pod))
+        table.want({"name": "stray", "path": SQL, "lazy": True})
+        table.unload = lambda body: (200, {})  # type: ignore[method-assign]
+        await stage.look()
+        await stage.look()
+        assert stage.workers.calls["POST /v1/unload_lora_adapter"] == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -18,9 +20,12 @@ from adapter_stage import (
 from crd_rules import admission_errors
 from crd_schema import crd_of_kind
 from eventually import eventually
+from fake_adapter_table import digest_of
 from inference_services import condition_message, conditions, inference_service
 from octavo_operator.labels import ANNOTATION_RESOLVE
 from octavo_operator.manifests.kinds import EVENT, INFERENCE_SERVICE, LORA_ADAPTER
+from octavo_operator.reconcile.adapter_summary import summary_status
+from octavo_operator.reconcile.observed import LiveObject
 
 
 async def test_service_tells_of_its_adapters() -> None:
@@ -259,3 +264,43 @@ async def test_every_status_fits_its_schema() -> None:
                 assert admission_errors(crd_of_kind(kind.kind), live) == []
                 checked.append(live["metadata"]["name"])
         assert sorted(checked) == ["chat", "claim", "down", "lazy", "none", "same", "sql"]
+
+
+def test_summary_of_very_many_adapters_fits_an_object_and_lists_what_is_wrong() -> None:
+    def report(number: int) -> tuple[LiveObject, Mapping[str, Any]]:
+        name = f"{'a' * 120}-{number:05}"
+        status = "False" if number >= 9_900 else "True"
+        ready = {"type": "Ready", "status": status, "reason": "SourceUnreachable"}
+        told = {"conditions": [ready], "resolvedDigest": digest_of(name), "desired": 9, "loaded": 9}
+        return lora_adapter(name), told
+
+    summary = summary_status(map(report, range(10_000)))
+    assert summary["summary"] == {"adapters": "9900/10000"}
+    names = [entry["name"] for entry in summary["adapters"]]
+    assert names == sorted(names)
+    assert sum(not entry["ready"] for entry in summary["adapters"]) == 100
+    assert len(json.dumps(summary)) < 300_000
+
+
+async def test_metrics_are_of_the_status_that_was_written_last() -> None:
+    """Which brings no other pass, so that they would lag until something else happens."""
+    async with adapter_stage() as stage:
+
+        async def shown() -> list[int]:
+            assert [one["status"] for one in stage.follower.adapters.all_adapters()] == [
+                (await stage.adapter())["status"]
+            ]
+            (one,) = stage.follower.adapters.all_adapters()
+            return [one["status"][state] for state in ("desired", "loaded", "failed")]
+
+        stage.put(SQL, "v1")
+        (pod,) = await stage.serve(1)
+        await stage.apply(lora_adapter())
+        await stage.settled()
+        assert await shown() == [1, 1, 0]
+        await stage.remove_pod(pod)
+        await stage.settled()
+        assert await shown() == [0, 0, 0]
+        await stage.delete()
+        await stage.settled()
+        assert stage.follower.adapters.all_adapters() == ()

@@ -350,6 +350,32 @@ async def test_secrets_of_the_file_reach_the_worker(tmp_path: Path) -> None:
     assert seen["environment"]["HF_TOKEN"] == "hf_123"
 
 
+async def test_secret_that_an_edit_brings_reaches_the_pods_that_need_it(tmp_path: Path) -> None:
+    """Even where it comes later than what needs it."""
+    service = inference_service()
+    secret = {"kind": "Secret", "metadata": {"name": "keys"}, "stringData": {"one": "sesame"}}
+    path, log = write(tmp_path, service), io.StringIO()
+    async with serving(options(path, tmp_path), log) as session, httpx.AsyncClient() as client:
+
+        def edit(*documents: dict[str, Any]) -> None:
+            before = path.stat().st_mtime_ns
+            write(tmp_path, *documents)
+            os.utime(path, ns=(before + 1, before + 1))
+
+        async def argv() -> list[str]:
+            return list((await client.get(f"{session.base_url}/")).json()["argv"])
+
+        service["spec"]["auth"] = {"apiKeySecretRefs": [{"name": "keys"}]}
+        edit(service)
+        await eventually(lambda: "Secret keys is not known" in log.getvalue())
+        edit(service, secret)
+        async with asyncio.timeout(60):
+            while "--api-key-file" not in (words := await argv()):
+                await asyncio.sleep(0.05)
+        folder = Path(words[words.index("--api-key-file") + 1])
+        assert (folder / "one").read_text() == "sesame"
+
+
 @pytest.mark.parametrize(
     ("address", "admin_port"),
     [(Address("127.42.0.1", 8000), "8001"), (Address("127.0.0.1", 4711), "0")],
@@ -453,6 +479,17 @@ def test_command_refuses_a_wrong_file(
     assert (command.returncode, output) == (code, "")
     assert sentence in errors
     assert len(errors.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [
+        (Address("127.0.0.1", 80), "http://127.0.0.1:80"),
+        (Address("::1", 80), "http://[::1]:80"),
+    ],
+)
+def test_url_of_an_address_is_one_that_clients_read(address: Address, url: str) -> None:
+    assert address.url == url
 
 
 def test_help_shows_a_file_with_an_adapter_that_is_one(
