@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import SupportsIndex
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from octavo.tools.hermes import HermesCalls
 from octavo.tools.llama_json import LlamaCalls
 from octavo.tools.message import CallText, MessageParser
 from octavo.tools.mistral import MistralCalls
-from octavo.tools.pythonic import PythonicCalls
+from octavo.tools.pythonic import ArgumentEnd, PythonicCalls
 
 NAMES = ["get_weather", "get_time", "f"]
 THINK = ("<think>", "</think>")
@@ -163,6 +164,15 @@ CASES: dict[str, tuple[str, str, str, list[tuple[str, str]]]] = {
     ),
     "pythonic with JSON's words": ("pythonic", '[f(a=true, b={"c": 1})]', "", [
         ("f", '{"a": true, "b": {"c": 1}}')]),
+    "pythonic with texts of several lines": (
+        "pythonic",
+        "[f(a=\'\'\'it's, (\'quoted\') \n\'\'\', b=\"\"\"\"x\\\"\"\"\", c=\'\'), f(\"\")]",
+        "",
+        [
+            ("f", json.dumps({"a": "it's, ('quoted') \n", "b": '"x"', "c": ""})),
+            ("f", '{"arg0": ""}'),
+        ],
+    ),
     "a list that is the answer": ("pythonic", "[1, 2, 3]", "[1, 2, 3]", []),
     "pythonic text": ("pythonic", "I cannot do that.", "I cannot do that.", []),
 }  # fmt: skip
@@ -175,6 +185,26 @@ def test_calls_are_read_alike_at_every_cut(
     expected = Read("", content, [list(call) for call in calls])
     for pieces in cuts(text):
         assert read(pieces, parser_of(kind)) == expected, pieces
+
+
+class WatchedText(str):
+    """Counts the characters that are looked at."""
+
+    num_seen = 0
+
+    def __getitem__(self, key: SupportsIndex | slice) -> str:
+        found = super().__getitem__(key)
+        WatchedText.num_seen += len(found)
+        return found
+
+
+def test_a_long_argument_is_read_once_however_many_pieces_it_comes_in() -> None:
+    argument = '"' + 500 * "ab, " + '"'
+    end = ArgumentEnd()
+    for size in range(1, len(argument) + 1):
+        assert end.find(WatchedText(argument[:size])) is None
+    assert end.find(WatchedText(argument + ")")) == len(argument)
+    assert WatchedText.num_seen < 10 * len(argument)
 
 
 @pytest.mark.parametrize(

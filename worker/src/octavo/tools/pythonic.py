@@ -26,6 +26,7 @@ class PythonicCalls(CallText):
         super().__init__(sorted(names, key=len, reverse=True), is_single=is_single)
         self._is_content = self._is_in_list = self._is_in_call = False
         self._num_arguments = 0
+        self._end_of_argument = ArgumentEnd()
 
     def _advance(self, delta: MessageDelta) -> bool:
         if self._is_content:
@@ -79,9 +80,10 @@ class PythonicCalls(CallText):
 
     def _argument(self, delta: MessageDelta) -> bool:
         """The next argument, once its end is there."""
-        end = _end_of_argument(self._text)
+        end = self._end_of_argument.find(self._text)
         if end is None:
             return False
+        self._end_of_argument = ArgumentEnd()
         source, mark = self._text[:end], self._text[end]
         self._text = self._text[end + 1 :]
         if source.strip():
@@ -99,28 +101,50 @@ class PythonicCalls(CallText):
             super()._end(delta)
 
 
-def _end_of_argument(text: str) -> int | None:
-    """Where the comma or bracket stands that ends an argument."""
-    depth: list[str] = []
-    quote = ""
-    at = 0
-    while at < len(text):
-        character = text[at]
-        if quote:
-            if character == "\\":
-                at += 1
-            elif character == quote:
-                quote = ""
-        elif character in "\"'":
-            quote = character
-        elif character in _PAIRS:
-            depth.append(_PAIRS[character])
-        elif depth and character == depth[-1]:
-            depth.pop()
-        elif not depth and character in ",)":
-            return at
-        at += 1
-    return None
+class ArgumentEnd:
+    """Finds the comma or bracket that ends an argument, looking at each character once."""
+
+    def __init__(self) -> None:
+        self._at = 0
+        self._depth: list[str] = []
+        self._quote = ""
+
+    def find(self, text: str) -> int | None:
+        """Where it stands; None while it is not there. ``text`` begins with that of the call
+        before."""
+        while self._at < len(text):
+            character = text[self._at]
+            if self._quote or character in "\"'":
+                size = self._in_string(text)
+                if not size:
+                    return None
+                self._at += size
+                continue
+            if not self._depth and character in ",)":
+                return self._at
+            if character in _PAIRS:
+                self._depth.append(_PAIRS[character])
+            elif self._depth and character == self._depth[-1]:
+                self._depth.pop()
+            self._at += 1
+        return None
+
+    def _in_string(self, text: str) -> int:
+        """How many characters are read together; 0 where the next ones decide that."""
+        three, quote = text[self._at : self._at + 3], self._quote
+        if three[0] == "\\" and quote:
+            return 2 if len(three) > 1 else 0
+        mark = quote or three[0]
+        if mark[0] != three[0]:
+            return 1
+        if len(quote) != 1 and len(three) < 3 and three == mark[0] * len(three):
+            return 0  # may become one of three
+        if quote and not three.startswith(quote):
+            return 1
+        if not quote and three == mark * 3:
+            mark = three
+        self._quote = "" if quote else mark
+        return len(mark)
 
 
 def _as_json(source: str, position: int) -> str:
