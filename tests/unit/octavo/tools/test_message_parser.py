@@ -208,6 +208,39 @@ def test_a_long_argument_is_read_once_however_many_pieces_it_comes_in() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "text", "call"),
+    [
+        ("hermes", r'<tool_call>{"name": "\ud800", "arguments": {}}</tool_call>', ["\ufffd", "{}"]),
+        (
+            "hermes",
+            r'<tool_call>{"name": "f", "arguments": "{\"a\": \"\ud83d\"}"}</tool_call>',
+            ["f", '{"a": "\ufffd"}'],
+        ),
+        (
+            "pythonic",
+            r"[f(a='\ud83d\ude00', b='\ud83d')]",
+            ["f", '{"a": "\U0001f600", "b": "\ufffd"}'],
+        ),
+    ],
+)
+def test_half_a_surrogate_pair_is_no_character(kind: str, text: str, call: list[str]) -> None:
+    (found,) = read([text], parser_of(kind)).calls
+    assert found == call
+    found[1].encode()
+
+
+@pytest.mark.parametrize("source", ["NaN", "-Infinity", "1e999", "[NaN]", "[" * 5000 + "]" * 5000])
+def test_what_json_cannot_hold_is_told_as_its_text(source: str) -> None:
+    (call,) = read([f"[f(a={source})]"], parser_of("pythonic")).calls
+    assert call[1] == json.dumps({"a": source})
+
+
+def test_a_name_that_is_nested_too_deeply_to_be_read_is_content() -> None:
+    text = f'<tool_call>{{"name": {"[" * 5000 + "]" * 5000}, "arguments": {{}}}}</tool_call>'
+    assert read([text], parser_of("hermes")) == Read("", text, [])
+
+
+@pytest.mark.parametrize(
     ("text", "is_thinking", "reasoning", "content"),
     [
         ("<think>\nHm, 1 < 2.\n</think>\n\nYes.", False, "Hm, 1 < 2.", "Yes."),

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from octavo.tools.json_scan import whole_characters
 from octavo.tools.message import CallText, MessageDelta
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*\s*\(")
@@ -150,19 +151,25 @@ class ArgumentEnd:
 def _as_json(source: str, position: int) -> str:
     found = _KEY.match(source)
     key, value = (found[1], source[found.end() :]) if found else (f"arg{position}", source)
-    return f"{json.dumps(key)}: {json.dumps(_literal(value.strip()), ensure_ascii=False)}"
+    return f"{json.dumps(key)}: {_value(value.strip())}"
+
+
+def _value(source: str) -> str:
+    """A Python literal, or a JSON value, as JSON; anything else as its text."""
+    try:
+        return _written(_literal(source))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return _written(source)
 
 
 def _literal(source: str) -> object:
-    """A Python literal, or a JSON value; anything else as its text."""
     if source in _JSON_WORDS:
         return _JSON_WORDS[source]
     try:
-        value = json.loads(source)
+        return json.loads(source)
     except ValueError:
-        try:
-            value = ast.literal_eval(source)
-            json.dumps(value)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            return source
-    return value
+        return ast.literal_eval(source)
+
+
+def _written(value: object) -> str:
+    return whole_characters(json.dumps(value, ensure_ascii=False, allow_nan=False))
