@@ -11,6 +11,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from octavo.server.http_parser import HttpParser
 from octavo.server.limits import HEADER_TIMEOUT_S, MAX_HEADER_BYTES
 
 _TOO_LARGE = (
@@ -28,6 +29,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.parser = HttpParser(self)  # type: ignore[assignment]
         self._num_header_bytes = 0
         """Received since the last request ended, of one whose headers are not complete."""
         self._num_field_bytes = 0
