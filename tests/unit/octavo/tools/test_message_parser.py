@@ -18,7 +18,7 @@ from octavo.tools.message import CallText, MessageParser
 from octavo.tools.mistral import MistralCalls
 from octavo.tools.pythonic import ArgumentEnd, PythonicCalls
 
-NAMES = ["get_weather", "get_time", "f"]
+NAMES = ["get_weather", "get_time", "f", "get-weather"]
 THINK = ("<think>", "</think>")
 FORMATS: dict[str, Callable[[list[str]], CallText]] = {
     "hermes": HermesCalls,
@@ -171,6 +171,15 @@ CASES: dict[str, tuple[str, str, str, list[tuple[str, str]]]] = {
         [
             ("f", json.dumps({"a": "it's, ('quoted') \n", "b": '"x"', "c": ""})),
             ("f", '{"arg0": ""}'),
+        ],
+    ),
+    "pythonic with names that Python does not take": (
+        "pythonic",
+        '[get-weather(user-id=1, 2fa="a=b", $ref = "x"), 2-factor.auth("x=1", 1==2)]',
+        "",
+        [
+            ("get-weather", '{"user-id": 1, "2fa": "a=b", "$ref": "x"}'),
+            ("2-factor.auth", '{"arg0": "x=1", "arg1": "1==2"}'),
         ],
     ),
     "a list that is the answer": ("pythonic", "[1, 2, 3]", "[1, 2, 3]", []),

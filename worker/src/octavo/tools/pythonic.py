@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from octavo.tools.json_scan import whole_characters
 from octavo.tools.message import CallText, MessageDelta
 
-_NAME = re.compile(r"[A-Za-z_][\w.]*\s*\(")
-_KEY = re.compile(r"\s*([A-Za-z_]\w*)\s*=", re.DOTALL)
+_BEGUN_NAME = re.compile(r"[\w.-]+\s*")
+"""Names are the request's own: OpenAI allows some that Python does not, such as get-weather."""
+_NAME = re.compile(_BEGUN_NAME.pattern + r"\(")
+_KEY = re.compile(r"""\s*([^\s"'()\[\]{},=]+)\s*=(?!=)""")
 _JSON_WORDS = {"true": True, "false": False, "null": None}
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
@@ -71,7 +73,7 @@ class PythonicCalls(CallText):
             return bool(self._text)
         found = _NAME.match(stripped)
         if found is None:
-            if self._is_over or not re.fullmatch(r"[A-Za-z_][\w.]*\s*", stripped):
+            if self._is_over or not _BEGUN_NAME.fullmatch(stripped):
                 self._text, self._is_content = stripped, True
                 return True
             return False
