@@ -9,7 +9,8 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from octavo.tools.json_scan import whole_characters
 from octavo.tools.message import CallText, MessageDelta
@@ -17,9 +18,38 @@ from octavo.tools.message import CallText, MessageDelta
 _BEGUN_NAME = re.compile(r"[\w.-]+\s*")
 """Names are the request's own: OpenAI allows some that Python does not, such as get-weather."""
 _NAME = re.compile(_BEGUN_NAME.pattern + r"\(")
-_KEY = re.compile(r"""\s*([^\s"'()\[\]{},=]+)\s*=(?!=)""")
+_KEYWORD = re.compile(r"""[^\s"'()\[\]{},=]+""")
+_KEY = re.compile(rf"\s*({_KEYWORD.pattern})\s*=(?!=)")
 _JSON_WORDS = {"true": True, "false": False, "null": None}
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
+_OF_THE_WHOLE = frozenset(
+    str.split(
+        "$ref $dynamicRef allOf anyOf oneOf not if then else const enum minProperties "
+        "maxProperties patternProperties propertyNames dependentRequired dependentSchemas "
+        "dependencies unevaluatedProperties"
+    )
+)
+"""What a schema may ask of an object beside its properties, one by one."""
+
+
+def why_not(schema: Mapping[str, Any]) -> str | None:
+    """Why keywords cannot be made to follow a schema of arguments; None where they can."""
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    if schema.get("type", "object") != "object":
+        return "arguments are an object, and its type is not 'object'"
+    for keyword in schema.keys() & _OF_THE_WHOLE:
+        return f"{keyword!r} is about all arguments together; ask it of each of its properties"
+    if not isinstance(properties, Mapping):
+        return "properties must be an object"
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        return "required must be a list of names"
+    for name in required:
+        if name not in properties:
+            return f"{name!r} is required and none of its properties; add it to them"
+    for name in properties:
+        if not _KEYWORD.fullmatch(name):
+            return f"{name!r} cannot be the keyword in name(keyword=value); give it another name"
+    return None
 
 
 class PythonicCalls(CallText):
