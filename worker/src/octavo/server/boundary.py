@@ -6,6 +6,7 @@ Knows HTTP only. A pure ASGI layer, so that streamed chunks pass through without
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -97,6 +98,13 @@ class RequestBoundary:
                 await _headers_too_large().to_response()(scope, receive, send_with_id)
             else:
                 await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            # A server that ends cancels what it cannot wait for any longer.
+            if status != 0 or not self._context.is_leaving:
+                raise
+            if record is not None:
+                record.end_in_error(503, "engine_draining")
+            await _left_behind().to_response()(scope, receive, send_with_id)
         except Exception:
             _logger.exception("request failed id=%s path=%s", request_id, scope["path"])
             if record is not None:
@@ -137,6 +145,15 @@ def _told(record: RequestRecord) -> dict[str, Any]:
     if record.traceparent is not None:
         fields["traceparent"] = record.traceparent
     return fields
+
+
+def _left_behind() -> ApiError:
+    return ApiError(
+        503,
+        "The server shut down before the request was answered; ask another replica.",
+        code="engine_draining",
+        headers={"Connection": "close"},
+    )
 
 
 def _headers_too_large() -> ApiError:
