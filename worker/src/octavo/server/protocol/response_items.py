@@ -31,7 +31,7 @@ class InputText(StrictModel):
 
 
 _Content = Annotated[
-    str | Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS)],
+    str | Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)],
     BeforeValidator(refuse_media, json_schema_input_type=str | list[InputText]),
 ]
 
