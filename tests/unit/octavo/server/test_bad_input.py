@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from fake_engine import MAX_MODEL_LEN, FakeEngine
 from octavo.config import ServerConfig
 from octavo.server.app import create_app
+from puppet_engine import puppet_engine
+from tiny_models import save_byte_tokenizer
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -144,7 +147,7 @@ BAD: list[tuple[tuple[str, dict[str, Any]], str | None, list[str]]] = [
     ),
     (chat(truncation_side="left"), None, ["truncation_side", "truncate_prompt_tokens"]),
     (chat(truncate_prompt_tokens=-2), "truncate_prompt_tokens", ["-2", "at least -1"]),
-    (chat(truncate_prompt_tokens=0), "prompt", ["no tokens"]),
+    (chat(truncate_prompt_tokens=0), "messages", ["no tokens"]),
     (chat(prompt_logprobs=1, stream=True), None, ["prompt_logprobs is 1", "stream"]),
     (chat(prompt_logprobs=21), "prompt_logprobs", ["21", "20"]),
     (chat(allowed_token_ids=[]), "allowed_token_ids", ["empty", "at least 1"]),
@@ -203,7 +206,7 @@ async def test_bad_field_is_named_with_its_limit(
     assert (
         param is None
         or param.rpartition(".")[2].partition("[")[0] in error["message"]
-        or (param == "prompt")
+        or "The prompt has" in error["message"]
     )
     for word in words:
         assert word in error["message"], error["message"]
@@ -290,6 +293,37 @@ async def test_unknown_route_and_method_have_openais_shape(client: httpx.AsyncCl
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert "POST" in wrong.json()["error"]["message"]
     assert (model.status_code, model.json()["error"]["code"]) == (404, "model_not_found")
+
+
+LONG = "a" * (MAX_MODEL_LEN + 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (TEXT, {"prompt": LONG}, "prompt"),
+        (CHAT, {"messages": [{"role": "user", "content": LONG}]}, "messages"),
+        ("/v1/responses", {"input": LONG}, "input"),
+        ("/v1/embeddings", {"input": LONG}, "input"),
+        (TEXT, {"prompt": "a", "max_tokens": 10_000}, "max_tokens"),
+        (CHAT, {"messages": HELLO, "max_tokens": 10_000}, "max_tokens"),
+        (CHAT, {"messages": HELLO, "max_completion_tokens": 10_000}, "max_completion_tokens"),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 10_000}, "max_output_tokens"),
+    ],
+)
+async def test_what_the_engine_refuses_is_told_by_the_bodys_field(
+    tmp_path: Path, path: str, body: dict[str, Any], param: str
+) -> None:
+    save_byte_tokenizer(tmp_path)
+    async with puppet_engine(tmp_path) as engine:
+        app = create_app(engine, ServerConfig())
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            response = await client.post(path, json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param)
+    others = {"max_tokens", "max_completion_tokens", "max_output_tokens"} - {param}
+    assert not any(name in error["message"] for name in others)
 
 
 json_values = st.recursive(

@@ -52,6 +52,27 @@ async def test_disconnect_aborts(stream: bool, is_queued: bool, prompt: Any) -> 
         assert (await client.post("/v1/completions", json=BODY)).status_code == 200
 
 
+async def test_a_client_that_leaves_with_a_second_request_waiting_aborts_the_first() -> None:
+    engine = FakeEngine(step_s=0.005)
+    async with running_server(engine) as server:
+        await server.listener.is_ready.wait()
+        where = httpx.URL(server.url)
+        reader, writer = await asyncio.open_connection(where.host, where.port)
+        body = json.dumps(BODY | {"stream": True}).encode()
+        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        writer.write(2 * request)
+        await reader.readuntil(b"data: ")
+        writer.transport.abort()
+        await until(lambda: not engine.open_ids)
+        assert len(engine.aborted_ids) == 1
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            page = (await client.get("/metrics")).text
+        labels = 'engine="0",model_name="toy/bytes",outcome='
+        assert f'octavo_requests_total{{{labels}"aborted"}} 1.0' in page
+        assert f'octavo_requests_total{{{labels}"failed"}} 0.0' in page
+
+
 async def test_many_aborted_requests_leave_no_task_no_request_and_no_file() -> None:
     engine = FakeEngine(step_s=0.001)
     async with running_server(engine) as server, httpx.AsyncClient(base_url=server.url) as client:

@@ -18,6 +18,7 @@ from fake_engine import FakeEngine, expected_text
 from octavo.config import ServerConfig
 from octavo.engine.interface import EngineState
 from octavo.errors import ConfigError, ModelLoadError
+from octavo.server import lifecycle
 from octavo.server.app import create_app
 from octavo.server.context import ServerContext
 from octavo.server.errors import ApiError
@@ -203,6 +204,30 @@ async def test_drain_ends_what_takes_too_long() -> None:
         response = await stream
     assert '"finish_reason":"abort"' in response.text
     assert response.text.endswith("data: [DONE]\n\n")
+
+
+async def test_a_request_that_is_not_complete_when_the_server_ends_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lifecycle, "_FLUSH_LIMIT_S", 1.0)
+    async with running_server(FakeEngine()) as server:
+        await server.listener.is_ready.wait()
+        where = httpx.URL(server.url)
+        reader, writer = await asyncio.open_connection(where.host, where.port)
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b'Content-Length: 100\r\n\r\n{"prompt":'
+        )
+        context = server.lifecycle._context
+        await until(lambda: bool(list(context.ledger.open)))
+        assert await server.stop() == 0
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"connection: close" in head
+    assert json.loads(body)["error"]["code"] == "engine_draining"
+    assert context.ledger.outcomes["refused"] == 1
+    assert "Exception in ASGI application" not in caplog.text
 
 
 async def test_death_of_the_engine_is_told_to_open_requests_and_ends_the_server() -> None:

@@ -9,12 +9,19 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from fake_engine import FakeEngine
 from octavo.config import ServerConfig
 from octavo.server import http_protocol
 from octavo.server.app import create_app
+from octavo.server.body import validate
+from octavo.server.errors import ApiError
 from octavo.server.limits import MAX_HEADER_BYTES, MAX_JSON_DEPTH, json_depth
+from octavo.server.protocol.chat import ChatCompletionRequest
+from octavo.server.protocol.completion import CompletionRequest
+from octavo.server.protocol.fields import RequestBody
+from octavo.server.protocol.responses import ResponseRequest
 from running_server import running_server
 
 FREE_TEXTS = {
@@ -99,6 +106,30 @@ async def test_value_past_its_bound_never_reaches_the_engine(
     assert response.status_code == 400
     assert len(response.content) < 2_000
     assert engine.seen == []
+
+
+MANY = {f"x{number}": "1" for number in range(5_000)}
+WRONG_PART = {"type": "text", "text": 1}
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        (CompletionRequest, {"prompt": "a", "logit_bias": MANY}),
+        (CompletionRequest, {"prompt": "a", "metadata": dict.fromkeys(MANY, 1)}),
+        (ChatCompletionRequest, {"messages": [{"role": "user", "content": 1}] * 1000}),
+        (ChatCompletionRequest, {"messages": [{"role": "user", "content": [WRONG_PART] * 1000}]}),
+        (ResponseRequest, {"input": [{"role": "user", "content": 1}] * 1000}),
+        (ResponseRequest, {"input": [{"role": "user", "content": [WRONG_PART] * 1000}]}),
+        (CompletionRequest, {"prompt": "a", **MANY}),
+    ],
+    ids=["biases", "metadata", "messages", "parts", "items", "items' parts", "fields"],
+)
+def test_of_many_faults_few_are_looked_for(model: type[RequestBody], body: dict[str, Any]) -> None:
+    with pytest.raises(ApiError) as refused:
+        validate(body, model)
+    found = refused.value.__context__
+    assert not isinstance(found, ValidationError) or found.error_count() < 20
 
 
 @pytest.mark.parametrize("depth", [MAX_JSON_DEPTH + 1, 500, 100_000])

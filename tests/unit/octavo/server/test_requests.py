@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -194,6 +195,32 @@ async def test_requests_that_share_an_id_are_cancelled_together() -> None:
             assert response.status_code == 503
             assert response.json()["error"]["code"] == "request_aborted"
     assert outcomes_of(app) == {"aborted": 2}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "id"),
+    [
+        ("/v1/completions", {"prompt": "ab"}, "cmpl-a/b?c"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "a"}]},
+            "chatcmpl-a/b?c",
+        ),
+        ("/v1/responses", {"input": "ab"}, "resp_a/b?c"),
+        ("/v1/embeddings", {"input": "ab"}, "embd-a/b?c"),
+    ],
+)
+async def test_the_id_of_any_answer_names_its_request(
+    path: str, body: dict[str, Any], id: str
+) -> None:
+    engine = FakeEngine()
+    engine.gate.clear()
+    async with client_of(create_app(engine, ServerConfig())) as client:
+        asking = asyncio.create_task(client.post(path, json=body | {"request_id": "a/b?c"}))
+        await until(lambda: len(engine.open_ids) == 1)
+        answer = await client.post(f"/v1/requests/{quote(id, safe='')}/cancel")
+        assert answer.json() == {"id": id, "num_cancelled": 1, "object": "request.cancelled"}
+        assert (await asking).status_code == 503
 
 
 ADMIN_ROUTES = [("GET", "/v1/requests"), ("POST", "/v1/requests/x/cancel")]

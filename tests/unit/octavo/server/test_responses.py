@@ -116,7 +116,8 @@ async def test_a_failure_in_a_stream_is_an_event(
 
 
 async def test_items_become_messages(client: httpx.AsyncClient, engine: FakeEngine) -> None:
-    first = (await post(client, input="Hi")).json()
+    first = (await post(client, input="Hi", include=[LOGPROBS], top_logprobs=1)).json()
+    assert first["output"][0]["content"][0]["logprobs"]
     items = [
         {"role": "user", "content": "Hi"},
         *first["output"],
@@ -149,11 +150,12 @@ TOOL = {
 async def test_calls_and_their_outputs_become_the_chats_messages(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
+    sunny = {"type": "input_text", "text": "Sunny", "prompt_cache_breakpoint": None}
     items = [
         {"role": "user", "content": "Weather?"},
         {"type": "reasoning", "id": "rs_1", "summary": [], "content": []},
         {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "f", "arguments": "{}"},
-        {"type": "function_call_output", "call_id": "c", "output": "Sunny"},
+        {"type": "function_call_output", "call_id": "c", "output": [sunny]},
     ]
     answer = await post(client, input=items, tools=[TOOL], tool_choice="none")
     assert answer.status_code == 200, answer.text

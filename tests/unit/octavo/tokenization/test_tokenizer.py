@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,26 @@ def test_text_that_is_no_unicode_is_the_requests_fault(folder: Path) -> None:
     text = json.loads('"ab\\ud83c"')
     with pytest.raises(InvalidRequestError, match=r"character 2 is half of .*, '\\ud83c'; send"):
         Tokenizer.open(folder).encode(text)
+
+
+def test_other_threads_run_while_a_long_text_is_encoded(folder: Path) -> None:
+    tokenizer = Tokenizer.open(folder)
+    ticks, is_over = list[float](), threading.Event()
+
+    def tick() -> None:
+        while not is_over.is_set():
+            ticks.append(time.monotonic())
+            time.sleep(0.001)
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    begin = time.monotonic()
+    tokenizer.encode("one word after another " * 50_000)
+    end = time.monotonic()
+    is_over.set()
+    ticking.join()
+    quarter = (end - begin) / 4
+    assert any(begin + quarter < at < end - quarter for at in ticks)
 
 
 def test_bytes_of_tokens(folder: Path) -> None:

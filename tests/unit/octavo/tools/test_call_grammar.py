@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from fake_engine import ByteTokenizer
+from octavo.errors import InvalidRequestError
 from octavo.grammar import Grammar, StructuredOutputs
 from octavo.sampling_params import SamplingParams
 from octavo.server.message_plan import MessagePlan
@@ -129,6 +131,42 @@ def test_at_most_one_call_asks_for_no_grammar(kind: CallFormat) -> None:
     """So any schema is taken, and all that is refused beside a grammar."""
     plan = plan_of(kind, **SINGLE, properties=FREE_FORMS)
     assert plan.params.structured_outputs is None
+
+
+INTEGER = {"type": "integer"}
+UNWRITABLE: dict[str, dict[str, Any]] = {
+    "$ref": {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object"}}},
+    "anyOf": {"anyOf": [{"required": ["a"]}], "properties": {"a": INTEGER}},
+    "minProperties": {"minProperties": 1, "properties": {"a": INTEGER}},
+    "'a' is required": {"required": ["a"]},
+    "'a b' cannot be": {"properties": {"a b": INTEGER}},
+    "'' cannot be": {"properties": {"": INTEGER}},
+    "type is not": {"type": "string"},
+    "properties must be": {"properties": ["a"]},
+    "required must be": {"properties": {"a": INTEGER}, "required": [["a"]]},
+}
+
+
+@pytest.mark.parametrize("fields", [NAMED, REQUIRED, {}], ids=["named", "required", "strict"])
+@pytest.mark.parametrize(("words", "schema"), UNWRITABLE.items(), ids=UNWRITABLE.keys())
+def test_a_schema_that_keywords_cannot_follow_is_refused(
+    words: str, schema: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    function = {"name": "f", "parameters": schema, "strict": not fields}
+    body = ToolsBody.model_validate(
+        {"tools": [{"type": "function", "function": function}], **fields}
+    )
+    written = MessageFormat(CallFormat.PYTHONIC, None)
+    with pytest.raises(InvalidRequestError, match=re.escape(words)) as refused:
+        MessagePlan.of(body, SamplingParams(), written, [], None)
+    assert refused.value.param == "tools[0].function.parameters"
+
+
+def test_an_argument_that_is_required_twice_is_written_once() -> None:
+    schema = {"type": "object", "properties": {"a": INTEGER}, "required": ["a", "a"]}
+    lark = CallFormat.PYTHONIC.grammar([Tool("f", None, schema)], json_rule, MARKS.get)
+    assert follows(Grammar(lark), b"[f(a=1)]")
+    assert not follows(Grammar(lark), b"[f(a=1, a=1)]")
 
 
 BROKEN = {

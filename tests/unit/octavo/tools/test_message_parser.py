@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import SupportsIndex
 
 import pytest
 from hypothesis import given, settings
@@ -15,9 +16,9 @@ from octavo.tools.hermes import HermesCalls
 from octavo.tools.llama_json import LlamaCalls
 from octavo.tools.message import CallText, MessageParser
 from octavo.tools.mistral import MistralCalls
-from octavo.tools.pythonic import PythonicCalls
+from octavo.tools.pythonic import ArgumentEnd, PythonicCalls
 
-NAMES = ["get_weather", "get_time", "f"]
+NAMES = ["get_weather", "get_time", "f", "get-weather"]
 THINK = ("<think>", "</think>")
 FORMATS: dict[str, Callable[[list[str]], CallText]] = {
     "hermes": HermesCalls,
@@ -163,6 +164,24 @@ CASES: dict[str, tuple[str, str, str, list[tuple[str, str]]]] = {
     ),
     "pythonic with JSON's words": ("pythonic", '[f(a=true, b={"c": 1})]', "", [
         ("f", '{"a": true, "b": {"c": 1}}')]),
+    "pythonic with texts of several lines": (
+        "pythonic",
+        "[f(a=\'\'\'it's, (\'quoted\') \n\'\'\', b=\"\"\"\"x\\\"\"\"\", c=\'\'), f(\"\")]",
+        "",
+        [
+            ("f", json.dumps({"a": "it's, ('quoted') \n", "b": '"x"', "c": ""})),
+            ("f", '{"arg0": ""}'),
+        ],
+    ),
+    "pythonic with names that Python does not take": (
+        "pythonic",
+        '[get-weather(user-id=1, 2fa="a=b", $ref = "x"), 2-factor.auth("x=1", 1==2)]',
+        "",
+        [
+            ("get-weather", '{"user-id": 1, "2fa": "a=b", "$ref": "x"}'),
+            ("2-factor.auth", '{"arg0": "x=1", "arg1": "1==2"}'),
+        ],
+    ),
     "a list that is the answer": ("pythonic", "[1, 2, 3]", "[1, 2, 3]", []),
     "pythonic text": ("pythonic", "I cannot do that.", "I cannot do that.", []),
 }  # fmt: skip
@@ -175,6 +194,59 @@ def test_calls_are_read_alike_at_every_cut(
     expected = Read("", content, [list(call) for call in calls])
     for pieces in cuts(text):
         assert read(pieces, parser_of(kind)) == expected, pieces
+
+
+class WatchedText(str):
+    """Counts the characters that are looked at."""
+
+    num_seen = 0
+
+    def __getitem__(self, key: SupportsIndex | slice) -> str:
+        found = super().__getitem__(key)
+        WatchedText.num_seen += len(found)
+        return found
+
+
+def test_a_long_argument_is_read_once_however_many_pieces_it_comes_in() -> None:
+    argument = '"' + 500 * "ab, " + '"'
+    end = ArgumentEnd()
+    for size in range(1, len(argument) + 1):
+        assert end.find(WatchedText(argument[:size])) is None
+    assert end.find(WatchedText(argument + ")")) == len(argument)
+    assert WatchedText.num_seen < 10 * len(argument)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "call"),
+    [
+        ("hermes", r'<tool_call>{"name": "\ud800", "arguments": {}}</tool_call>', ["\ufffd", "{}"]),
+        (
+            "hermes",
+            r'<tool_call>{"name": "f", "arguments": "{\"a\": \"\ud83d\"}"}</tool_call>',
+            ["f", '{"a": "\ufffd"}'],
+        ),
+        (
+            "pythonic",
+            r"[f(a='\ud83d\ude00', b='\ud83d')]",
+            ["f", '{"a": "\U0001f600", "b": "\ufffd"}'],
+        ),
+    ],
+)
+def test_half_a_surrogate_pair_is_no_character(kind: str, text: str, call: list[str]) -> None:
+    (found,) = read([text], parser_of(kind)).calls
+    assert found == call
+    found[1].encode()
+
+
+@pytest.mark.parametrize("source", ["NaN", "-Infinity", "1e999", "[NaN]", "[" * 5000 + "]" * 5000])
+def test_what_json_cannot_hold_is_told_as_its_text(source: str) -> None:
+    (call,) = read([f"[f(a={source})]"], parser_of("pythonic")).calls
+    assert call[1] == json.dumps({"a": source})
+
+
+def test_a_name_that_is_nested_too_deeply_to_be_read_is_content() -> None:
+    text = f'<tool_call>{{"name": {"[" * 5000 + "]" * 5000}, "arguments": {{}}}}</tool_call>'
+    assert read([text], parser_of("hermes")) == Read("", text, [])
 
 
 @pytest.mark.parametrize(

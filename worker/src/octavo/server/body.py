@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from octavo.server.disconnect import ClientGoneError
 from octavo.server.errors import ApiError, bad_request
-from octavo.server.limits import BODY_TIMEOUT_S, MAX_JSON_DEPTH, json_depth
+from octavo.server.limits import BODY_TIMEOUT_S, MAX_FIELDS, MAX_JSON_DEPTH, json_depth
 from octavo.server.protocol.fields import RequestBody
 from octavo.server.validation import explain
 
@@ -37,6 +37,12 @@ async def read_model(
 
 def validate(document: dict[str, Any], model: type[Body]) -> Body:
     """A JSON object as ``model``; see :func:`read_model`."""
+    if len(document) > MAX_FIELDS:
+        raise bad_request(
+            f"The request body has {len(document)} fields; at most {MAX_FIELDS} are allowed. "
+            "Leave out those that are not this route's.",
+            code="unknown_field",
+        )
     model.settle_unsupported(document)
     try:
         return model.model_validate(document)

@@ -7,6 +7,8 @@ anything of our insides: what is not an error of ours is "internal error" and a 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -59,6 +61,16 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.headers = headers or {}
+
+    def in_words_of(self, names: Mapping[str, str]) -> ApiError:
+        """The same of a body whose fields have other ``names`` than the engine's parameters."""
+        name = names.get(self.param or "")
+        if name is None or self.param is None:
+            return self
+        told = self.message
+        if "_" in self.param:  # else it is a word of the sentence: "The prompt has ..."
+            told = re.sub(rf"\b{re.escape(self.param)}\b", name, told)
+        return ApiError(self.status, told, code=self.code, param=name, headers=self.headers)
 
     def to_json(self) -> bytes:
         """The body: ``{"error": {message, type, param, code}}``."""

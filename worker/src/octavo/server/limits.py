@@ -15,6 +15,8 @@ BODY_TIMEOUT_S = 120.0
 """Until its body is."""
 MAX_JSON_DEPTH = 64
 """Objects and lists inside each other."""
+MAX_FIELDS = 256
+"""Of a body, known or not: each that is not known would be looked at."""
 MAX_TIMEOUT_S = 24 * 3600.0
 """Longest deadline that can be asked for."""
 _CONTAINERS = (dict, list)

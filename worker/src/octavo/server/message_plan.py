@@ -6,20 +6,20 @@ the engine is told (a grammar, thoughts before it, special tokens to show) and h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from octavo.engine.interface import TokenReader
 from octavo.engine.request_options import RequestOptions, TextEnd
-from octavo.grammar import ReasoningSpan, StructuredOutputs
+from octavo.grammar import ReasoningSpan, StructuredOutputs, cannot_be_honoured
 from octavo.sampling_params import SamplingParams
 from octavo.server.errors import bad_request
 from octavo.server.protocol.tools import ToolsBody
 from octavo.structured.json_schema import check_schema
 from octavo.structured.translate import answer_rule, json_rule
-from octavo.tools.formats import MessageFormat, Tool
+from octavo.tools.formats import CallFormat, MessageFormat, Tool
 from octavo.tools.message import CallEnd, MessageParser
 
 _PROMPT_TAIL = 32
@@ -113,6 +113,13 @@ def _thinks(
     return tail.endswith(begin)
 
 
+def _check_writable(calls: CallFormat, tools: Sequence[Tool], fields: Mapping[str, str]) -> None:
+    for tool in tools:
+        reason = calls.why_not(tool)
+        if reason is not None:
+            raise cannot_be_honoured(fields[tool.name], f"this model writes keywords, and {reason}")
+
+
 def _call_grammar(
     body: ToolsBody,
     message_format: MessageFormat,
@@ -140,10 +147,13 @@ def _call_grammar(
     calls = message_format.calls
     if body.is_call_forced:
         forced = body.forced_tools()
+        _check_writable(calls, forced, body.schema_fields())
         return follow(calls.grammar(forced, json_rule, mark), forced)
     if not tools:
         return None
     asked = params.structured_outputs
+    if asked is not None or any(tool.is_strict for tool in tools):
+        _check_writable(calls, tools, body.schema_fields())
     if asked is not None:
         if asked.kind not in ("json", "json_object"):
             raise bad_request(

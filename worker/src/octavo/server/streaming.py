@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from octavo.engine.interface import ModelInfo
+from octavo.errors import OctavoError
 from octavo.logs import log_event
 from octavo.outputs import GenerationEvent
 from octavo.server.auth import key_of
@@ -54,6 +55,8 @@ class GenerationAnswer(Response, Generic[Body]):
         self._context = context
         self._is_started = False
         self._is_stream = False
+        self._names: dict[str, str] = {}
+        """What the body's fields are called, where it is not what the engine's parameters are."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read, generate, send; whatever happens ends as an answer."""
@@ -153,6 +156,8 @@ class GenerationAnswer(Response, Generic[Body]):
         if answer is None:
             _logger.error("generation failed id=%s", request_id_of(scope), exc_info=error)
             answer = internal_error()
+        if isinstance(error, OctavoError):
+            answer = answer.in_words_of(self._names)
         record_of(scope).end_in_error(answer.status, answer.code)
         if not self._is_started:
             await answer.to_response()(scope, receive, send)

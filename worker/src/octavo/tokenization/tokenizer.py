@@ -123,7 +123,9 @@ class Tokenizer:
         pair, which no UTF-8 text can hold.
         """
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            # The one call that lets other threads run meanwhile, as a server's event loop.
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
+            ids: list[int] = encoding.ids
         except TypeError as exc:
             raise InvalidRequestError(
                 f"The text cannot be encoded: {_surrogate(text)}; send valid Unicode."

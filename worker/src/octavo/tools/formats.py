@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.tools import hermes, llama_json, mistral
+from octavo.tools import hermes, llama_json, mistral, pythonic
 from octavo.tools.hermes import HermesCalls
 from octavo.tools.llama_json import LlamaCalls
 from octavo.tools.message import CallParser, CallText, MessageParser
@@ -72,6 +72,11 @@ class CallFormat(enum.Enum):
     def marks(self) -> tuple[str, ...]:
         """Texts that may be special tokens and have to be seen all the same."""
         return _MARKS[self]
+
+    def why_not(self, tool: Tool) -> str | None:
+        """Why calls of a tool cannot be made to follow its schema, whatever the schema's parts;
+        None where they can."""
+        return pythonic.why_not(tool.parameters) if self is CallFormat.PYTHONIC else None
 
     def new_id(self) -> str:
         """An id for a call; Mistral's templates take nine letters and digits only."""
@@ -170,7 +175,7 @@ def _keywords(tool: Tool, rule: Rule) -> str:
     shared = {
         key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters
     }
-    required = [name for name in tool.parameters.get("required") or () if name in properties]
+    required = list(dict.fromkeys(tool.parameters.get("required") or ()))
     optional = [name for name in properties if name not in required]
 
     def keyword(name: str) -> str:

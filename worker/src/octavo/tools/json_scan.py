@@ -180,9 +180,14 @@ class CallObject:
         return 1
 
 
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs: JSON can spell them, UTF-8 cannot."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _decoded(text: str, otherwise: str) -> str:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return otherwise
-    return value if isinstance(value, str) else otherwise
+    return whole_characters(value) if isinstance(value, str) else otherwise

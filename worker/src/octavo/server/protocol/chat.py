@@ -78,7 +78,9 @@ class Message(StrictModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
-        str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)] | None,
+        str
+        | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
+        | None,
         BeforeValidator(refuse_media, json_schema_input_type=str | list[TextPart] | None),
     ] = None
     name: str | None = Field(None, max_length=256, description="Given to the chat template.")
@@ -141,7 +143,7 @@ def check_template_kwargs(variables: dict[str, Any] | None) -> None:
 class Conversation(RequestBody):
     """Messages, and how the model's chat template makes a prompt of them."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     add_generation_prompt: bool = Field(
         True, description="Let the prompt end where the assistant begins to speak."
     )

@@ -7,6 +7,7 @@ default, as in OpenAI's API.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -38,6 +39,13 @@ def _null_as_empty(value: object) -> object:
     return [] if value is None else value
 
 
+def _at_most(most: int, value: object) -> object:
+    """Counted before the members are looked at: each one that is wrong would be reported."""
+    if isinstance(value, dict) and len(value) > most:
+        raise ValueError(f"it has {len(value)} members; at most {most} are allowed. Send fewer.")
+    return value
+
+
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 BadWord = Annotated[str, Field(pattern=r"\S", max_length=MAX_BAD_WORD_CHARS)]
@@ -45,6 +53,7 @@ BadWords = Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS)]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
     Field(max_length=MAX_METADATA),
+    BeforeValidator(partial(_at_most, MAX_METADATA)),
 ]
 StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
 StopTokenIds = Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)]
@@ -149,6 +158,7 @@ class SamplingBody(EngineBody):
                 Annotated[float, Field(ge=-100, le=100)],
             ],
             Field(max_length=MAX_LOGIT_BIASES),
+            BeforeValidator(partial(_at_most, MAX_LOGIT_BIASES)),
         ]
         | None
     ) = None

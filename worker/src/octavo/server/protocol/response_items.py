@@ -14,6 +14,7 @@ from octavo.server.protocol.unsupported import RESPONSE_ITEM, RESPONSE_PART, set
 from octavo.structured.json_schema import MAX_SCHEMA_CHARS
 
 _Status = Literal["in_progress", "completed", "incomplete"]
+_MAX_LOGPROBS = 1 << 20
 _NOT_USED = "Taken, and not used."
 _ItemId = Annotated[str | None, Field(max_length=256, description=_NOT_USED)]
 
@@ -23,10 +24,14 @@ class InputText(StrictModel):
 
     type: Literal["input_text", "output_text"]
     text: str
+    logprobs: Annotated[
+        list[dict[str, Any]] | None,
+        Field(max_length=_MAX_LOGPROBS, description="Of an earlier answer. Taken, and not used."),
+    ] = None
 
 
 _Content = Annotated[
-    str | Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS)],
+    str | Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)],
     BeforeValidator(refuse_media, json_schema_input_type=str | list[InputText]),
 ]
 
@@ -107,10 +112,11 @@ def as_items(value: object) -> object:
 def settle_item(item: dict[str, Any], path: str) -> None:
     """Drop from an item what asks for nothing; raise ApiError for what cannot be honoured."""
     settle(item, RESPONSE_ITEM, path)
-    parts = item.get("content")
-    for index, part in enumerate(parts if isinstance(parts, list) else ()):
-        if isinstance(part, dict):
-            settle(part, RESPONSE_PART, f"{path}content[{index}].")
+    for field in ("content", "output"):
+        parts = item.get(field)
+        for index, part in enumerate(parts if isinstance(parts, list) else ()):
+            if isinstance(part, dict):
+                settle(part, RESPONSE_PART, f"{path}{field}[{index}].")
 
 
 def to_messages(items: Sequence[InputItem]) -> list[Message]:

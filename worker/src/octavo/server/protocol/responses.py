@@ -100,7 +100,7 @@ class ResponseRequest(ToolsBody, SamplingBody):
     input: Annotated[
         Annotated[
             list[Annotated[InputItem, Field(discriminator="type")]],
-            Field(min_length=1, max_length=MAX_MESSAGES),
+            Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
         ],
         BeforeValidator(as_items, json_schema_input_type=str | list[InputItem]),
     ]

@@ -138,7 +138,6 @@ RESPONSE_ITEM: Mapping[str, Unsupported] = {
 
 RESPONSE_PART: Mapping[str, Unsupported] = {
     "annotations": Unsupported("they are not shown to the model", ([],)),
-    "logprobs": Unsupported("they are not shown to the model", ([],)),
     "prompt_cache_breakpoint": Unsupported("prompts are cached by blocks, wherever they end"),
 }
 

@@ -47,12 +47,15 @@ class ChatAnswer(GenerationAnswer[ChatCompletionRequest]):
 
     def __init__(self, context: ServerContext) -> None:
         super().__init__(context)
+        self._names["prompt"] = "messages"
         self._prompt = AskedPrompt()
         self._has_roles = False
         self._reader: MessageReader | None = None
         """None: the text is the message."""
 
     async def _job(self, body: ChatCompletionRequest, info: ModelInfo) -> GenerationJob:
+        if body.max_completion_tokens is not None:
+            self._names["max_tokens"] = "max_completion_tokens"
         params = body.to_sampling_params(info.sampling_defaults)
         engine = self._context.engine
         prompt = await render_conversation(engine, body, body.usable_tools())

@@ -47,6 +47,10 @@ class EmbeddingAnswer(GenerationAnswer[EmbeddingRequest]):
 
     body_type = EmbeddingRequest
 
+    def __init__(self, context: ServerContext) -> None:
+        super().__init__(context)
+        self._names["prompt"] = "input"
+
     async def _job(self, body: EmbeddingRequest, info: ModelInfo) -> GenerationJob:
         check_prompts(body.input, info, "input")
         _check_dimensions(body.dimensions, info)

@@ -58,7 +58,7 @@ def build_router(context: ServerContext) -> APIRouter:
 
     cancelled = describe_answer(RequestCancelled, 404)
 
-    @router.post("/v1/requests/{request_id}/cancel", **cancelled)
+    @router.post("/v1/requests/{request_id:path}/cancel", **cancelled)
     async def cancel_request(request_id: str) -> Response:
         """End every open request of this id. Its client gets what was generated."""
         found = [record for record in context.ledger.open if _is_named(record, request_id)]
@@ -78,7 +78,7 @@ def build_router(context: ServerContext) -> APIRouter:
 
 def _is_named(record: RequestRecord, request_id: str) -> bool:
     """By its X-Request-Id, or by the id in its answer."""
-    kinds = ("", "chatcmpl-", "cmpl-", "resp_")
+    kinds = ("", "chatcmpl-", "cmpl-", "resp_", "embd-")
     return request_id == record.id or request_id in (kind + record.answer_id for kind in kinds)
 
 

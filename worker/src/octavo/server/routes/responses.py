@@ -35,6 +35,7 @@ from octavo.server.protocol.tools import AllowedToolChoice, ChatTool, NamedToolC
 from octavo.server.response_events import ResponseEvents, items_of
 from octavo.server.streaming import GenerationAnswer
 
+_NAMES = {"prompt": "input", "messages": "input", "max_tokens": "max_output_tokens"}
 _INCOMPLETE = {"length": "max_output_tokens"}
 
 
@@ -59,6 +60,7 @@ class ResponseOfModel(GenerationAnswer[ResponseRequest]):
 
     def __init__(self, context: ServerContext) -> None:
         super().__init__(context)
+        self._names |= _NAMES
         self._events: ResponseEvents | None = None
         self._reader: MessageReader | None = None
         """None: the text is the message."""
