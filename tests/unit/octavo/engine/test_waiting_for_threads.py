@@ -139,6 +139,26 @@ def test_the_loop_sleeps_and_prepares_while_a_source_does_not_answer(
         assert loop.status() == 0
 
 
+def test_nothing_is_prepared_while_an_adapter_is_read(
+    counted: CountedEngine, gate: Gate, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for as long as its turn lasts: a file system may not answer."""
+    read = adapter_store.read_adapter
+    monkeypatch.setattr(adapter_store, "read_adapter", gate.before(read))
+    turns = counted.core._adapters._store._turns  # type: ignore[union-attr]
+    monkeypatch.setattr(turns, "_limit_s", FOREVER_S)
+    monkeypatch.setattr(core_process, "_QUIET_S", 0.5)  # for its thread to begin
+    asked = OpenAdapter(1, AdapterSource(str(folder / "first")))
+    with running_loop(counted.core, counted.info, asked) as loop:
+        assert gate.is_reached.wait(60)
+        assert not counted.is_prepared.wait(0.7)
+        gate.open()
+        assert counted.is_prepared.wait(60)
+        loop.listen(lambda: opened(loop, 1))
+        loop.say(Shutdown())
+        assert loop.status() == 0
+
+
 def test_requests_that_wait_for_files_end_in_time_and_start_when_they_are_read(
     counted: CountedEngine, gate: Gate, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,11 @@ class AdapterControl:
         threads read files."""
         return self._store.is_busy or bool(self._events)
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether threads read files that are there, or convert them."""
+        return self._store.is_reading
+
     def open(self, adapter_id: int, source: AdapterSource, known_digest: str | None) -> None:
         """Begin to read an adapter."""
         self._open[adapter_id] = ""

@@ -224,6 +224,11 @@ class EngineCore:
         self._has_stopped = not has_steps and not updates
         return updates
 
+    @property
+    def is_reading_adapters(self) -> bool:
+        """Whether threads read adapters' files that are there, or convert them."""
+        return self._adapters is not None and self._adapters.is_reading
+
     def prepare_next(self) -> bool:
         """Use an idle moment to prepare for later steps, for no longer than a request may wait.
 

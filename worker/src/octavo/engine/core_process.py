@@ -54,7 +54,8 @@ _IDLE_REPORT_S = 1.0
 """An idle engine says this often that it lives."""
 _QUIET_S = 0.05
 """How long nothing has to happen before the engine prepares for later steps: a client that asks
-again as soon as it is answered must not wait for that each time."""
+again as soon as it is answered must not wait for that each time, nor may threads that convert
+adapters, which need the interpreter, too."""
 _STATS_S = 0.1
 """How old the statistics may be that a busy engine has told: nobody reads them at every step."""
 _MAX_HOST_THREADS = 4
@@ -152,7 +153,9 @@ class EngineLoop:
                 if limit_s > SHORTEST_LIMIT_S:  # say so before nothing more can be said
                     self._channel.send(StepReport([], limit_s=limit_s))
                 updates, quiet_s = core.advance(), _QUIET_S
-            elif not is_prepared and not messages:
+            elif messages or core.is_reading_adapters:
+                quiet_s = _QUIET_S
+            elif not is_prepared:
                 is_prepared, quiet_s = not core.prepare_next(), 0.0
             self._tell_of_adapters()
             now = time.monotonic()

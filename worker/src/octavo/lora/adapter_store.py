@@ -130,6 +130,12 @@ class AdapterStore:
         read files, which may take as long as a source likes."""
         return bool(self._read or self._outcomes or self._copies)
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether threads read files or convert them: not those that wait for a network, nor for
+        a file system that does not answer."""
+        return self._turns.are_taken
+
     def open(self, adapter_id: int, source: AdapterSource, known_digest: str | None = None) -> None:
         """Begin to read an adapter; ends with :class:`Opened` or :class:`OpenFailed`.
 

@@ -41,6 +41,12 @@ class ReadingTurns:
         self._reading: list[_Turn] = []
         """From the one that began first."""
 
+    @property
+    def are_taken(self) -> bool:
+        """Whether anybody who is counted has one."""
+        with self._changed:
+            return bool(self._counted(time.monotonic()))
+
     @contextlib.contextmanager
     def turn(self, num_bytes: int) -> Iterator[None]:
         """Wait for a turn, and have it until the end of the block or of the limit."""
@@ -65,8 +71,11 @@ class ReadingTurns:
         if self._waiting[0] is not turn:
             return self._limit_s  # or when the one ahead begins, which is told
         now_s = time.monotonic()
-        counted = [one for one in self._reading if one.end_s > now_s]
+        counted = self._counted(now_s)
         total = sum(one.num_bytes for one in counted)
         if not counted or total + turn.num_bytes <= self._limit_bytes:
             return 0.0
         return counted[0].end_s - now_s
+
+    def _counted(self, now_s: float) -> list[_Turn]:
+        return [turn for turn in self._reading if turn.end_s > now_s]
