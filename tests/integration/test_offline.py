@@ -298,6 +298,23 @@ def test_a_grammar_that_cannot_be_compiled_is_refused_before_anything_runs(
     assert texts(llm, "b", good) == ["aaa"]
 
 
+def test_a_request_that_fails_as_it_runs_ends_alone(
+    llm: LLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    (alone,) = texts(llm, "hello")
+    dead_end = StructuredOutputs(grammar='start: "ab" NEITHER\nNEITHER: /a/ & /b/')
+    failing = SamplingParams(max_tokens=9, logprobs=1, structured_outputs=dead_end)
+    outputs = llm.generate(["hello"] * 6, [GREEDY, failing] * 3, use_tqdm=False)
+    assert [output.outputs[0].finish_reason for output in outputs] == ["length", "error"] * 3
+    assert [output.outputs[0].text for output in outputs] == [alone, "ab"] * 3
+    good, failed = outputs[0].outputs[0], outputs[1].outputs[0]
+    assert failed.token_ids == list(b"ab")
+    assert [each.token_id for each in failed.logprobs or []] == list(b"ab")
+    assert "No token could follow the grammar after 2 tokens" in (failed.error or "")
+    assert good.error is None
+    assert "3 of 6 requests failed, the first one so: No token" in caplog.text
+
+
 def test_a_conversation_is_rendered_by_the_models_template(llm: LLM) -> None:
     (output,) = llm.chat([{"role": "user", "content": "hi"}], GREEDY)
     prompt = [256, 258, *b"user\nhi", 259, *b"\n", 258, *b"assistant\n"]

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import sys
 import threading
 from collections import deque
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import msgspec
 from tqdm import tqdm
 
 from octavo.config import EngineConfig
@@ -35,7 +37,6 @@ from octavo.errors import (
     EngineDeadError,
     InvalidRequestError,
     QueueFullError,
-    RequestFailedError,
 )
 from octavo.grammar import Vocabulary
 from octavo.lora.request import LoRARequest
@@ -44,6 +45,8 @@ from octavo.request import AdapterGeneration
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.chat_template import ChatTemplate
 from octavo.tokenization.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 Prompt = str | Mapping[str, Any]
 """A text, or ``{"prompt_token_ids": [...]}``."""
@@ -126,8 +129,11 @@ class LLM:
         the base model). Adapters are loaded when first named, side by side (``enable_lora=True``);
         a name given with another path than before is loaded anew. Raises InvalidRequestError before
         anything runs when one of them cannot be served, AdapterError or ModelLoadError for an
-        adapter. Whatever ends it early ends all its requests, and the next call starts from
-        nothing; Ctrl-C does when the step under way has ended, and a second one at once.
+        adapter. A request that fails while it runs (no token can follow its grammar, its adapter
+        cannot be copied) ends alone: ``finish_reason`` of its output is ``error`` and ``error``
+        tells why, after what it had said before, and a warning is logged. Whatever ends the call
+        early ends all its requests, and the next call starts from nothing; Ctrl-C does when the
+        step under way has ended, and a second one at once.
         """
         if isinstance(prompts, str | Mapping):
             prompts = [prompts]
@@ -237,7 +243,19 @@ class _OfflineBatch:
         except BaseException:
             self._core.give_up()
             raise
+        self._warn_of_failures()
         return self._outputs
+
+    def _warn_of_failures(self) -> None:
+        failed = [c for _, c, _ in self._choices.values() if c.finish_reason == "error"]
+        if failed:
+            _log.warning(
+                "%d of %d requests failed, the first one so: %s See finish_reason and error of "
+                "their outputs.",
+                len(failed),
+                len(self._choices),
+                failed[0].error,
+            )
 
     def _run(self, bar: tqdm[Any] | None, interrupt: HeldInterrupt) -> None:
         pending = deque(sorted(self._specs, key=_adapter_of))
@@ -304,7 +322,8 @@ class _OfflineBatch:
         if choice.finish_reason is not None:
             return False  # a stop string ended it; the engine's own last word comes after
         if update.finish_reason == "error":
-            raise RequestFailedError(f"Request {update.request_id} failed: {update.error}")
+            # The token that came with it is none of the answer's.
+            update = msgspec.structs.replace(update, new_token_ids=[], logprobs=None)
         piece = text.feed(update)
         choice.text += piece.text
         choice.token_ids += piece.token_ids
@@ -314,6 +333,8 @@ class _OfflineBatch:
             output.prompt_logprobs = [None, *piece.prompt_logprobs]
         output.num_cached_tokens = max(output.num_cached_tokens, update.num_cached_tokens)
         choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
+        if piece.finish_reason == "error":
+            choice.error = update.error or "The engine gave no reason."
         if piece.finish_reason is not None and update.finish_reason is None:
             self._core.abort([update.request_id])
         return piece.finish_reason is not None
