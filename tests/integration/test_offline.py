@@ -322,6 +322,37 @@ def test_a_conversation_is_rendered_by_the_models_template(llm: LLM) -> None:
     assert output.outputs[0].text == texts(llm, {"prompt_token_ids": prompt})[0]
 
 
+def test_a_list_of_conversations_is_answered_one_by_one(llm: LLM) -> None:
+    hi, yo = [[{"role": "user", "content": word}] for word in ("hi", "yo")]
+    expected = [llm.chat(each, GREEDY)[0].outputs[0].text for each in (hi, yo)]
+    both = llm.chat([hi, yo], GREEDY)
+    assert [output.outputs[0].text for output in both] == expected
+    short = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    unequal = llm.chat(iter([hi, yo]), [GREEDY, short])
+    assert [len(output.outputs[0].token_ids) for output in unequal] == [20, 3]
+    assert llm.chat([], GREEDY) == []
+
+
+@pytest.mark.parametrize(
+    "messages", ["text", "", None, {"role": "user", "content": "hi"}, ["hi"], [[]], [5], [["hi"]]]
+)
+def test_what_is_no_conversation_is_refused_by_name(llm: LLM, messages: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=r"messages is .*; pass a conversation"):
+        llm.chat(messages, GREEDY)
+
+
+def test_prompts_may_come_from_any_iterable(llm: LLM) -> None:
+    words = ["hello", "other"]
+    assert texts(llm, (word for word in words)) == texts(llm, words)
+    assert texts(llm, dict.fromkeys(words).keys()) == texts(llm, words)
+
+
+@pytest.mark.parametrize("prompts", [None, 5])
+def test_what_is_no_prompts_is_refused_by_name(llm: LLM, prompts: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=rf"prompts is {prompts}; pass a text"):
+        llm.generate(prompts, GREEDY)
+
+
 def test_dummy_weights_need_nothing_but_a_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(tiny_config("qwen3")))
     llm = LLM(str(tmp_path), load_format="dummy", skip_tokenizer_init=True, **LIMITS)

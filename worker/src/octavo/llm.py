@@ -116,7 +116,7 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Iterable[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
@@ -135,8 +135,7 @@ class LLM:
         early ends all its requests, and the next call starts from nothing; Ctrl-C does when the
         step under way has ended, and a second one at once.
         """
-        if isinstance(prompts, str | Mapping):
-            prompts = [prompts]
+        prompts = _listed(prompts)
         if sampling_params is None:
             sampling_params = SamplingParams()
         count = len(prompts)
@@ -165,20 +164,27 @@ class LLM:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        sampling_params: SamplingParams | None = None,
+        messages: Sequence[Mapping[str, Any]] | Iterable[Sequence[Mapping[str, Any]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
-        """Complete one conversation, rendered with the model's chat template."""
+        """Complete one conversation, or each of several, rendered with the model's chat template.
+
+        ``sampling_params`` and results as of :meth:`generate`.
+        """
+        conversations = _conversations(messages)
         template = self._open_chat_template()
         if template is None or self._tokenizer is None:
             raise InvalidRequestError(
                 "This model has no chat template; use generate() with a plain prompt.", "messages"
             )
-        text = template.render(list(messages), add_generation_prompt=True)
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
-        return self.generate({"prompt_token_ids": ids}, sampling_params, use_tqdm=use_tqdm)
+        texts = [template.render(each, add_generation_prompt=True) for each in conversations]
+        prompts: list[Prompt] = [
+            {"prompt_token_ids": self._tokenizer.encode(text, add_special_tokens=False)}
+            for text in texts
+        ]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def close(self) -> None:
         """Release the model's memory; the object cannot be used afterwards."""
@@ -343,6 +349,44 @@ class _OfflineBatch:
 def _adapter_of(specs: Sequence[RequestSpec]) -> int:
     """Of the choices of one prompt; below all adapters' ids where there is none."""
     return specs[0].adapter_id or 0
+
+
+def _listed(prompts: Prompt | Iterable[Prompt]) -> Sequence[Prompt]:
+    """One prompt, or all that an iterable gives; what each is, is checked later."""
+    given: Any = prompts
+    if isinstance(given, str | Mapping):
+        return [given]
+    if not isinstance(given, Iterable):
+        raise InvalidRequestError(
+            f'prompts is {given!r:.120}; pass a text, {{"prompt_token_ids": [...]}}, or several '
+            "of them.",
+            "prompts",
+        )
+    return list(given)
+
+
+def _conversations(messages: object) -> list[list[Mapping[str, Any]]]:
+    """The one, or those, that ``messages`` hold; none where they are empty."""
+    given: list[Any] = [None]
+    if isinstance(messages, Iterable) and not isinstance(messages, str | Mapping):
+        given = list(messages)
+    if given and all(isinstance(each, Mapping) for each in given):
+        return [given]
+    if all(map(_is_conversation, given)):
+        return [list(each) for each in given]
+    raise InvalidRequestError(
+        f"messages is {messages!r:.120}; pass a conversation, such as "
+        '[{"role": "user", "content": "..."}], or a list of conversations.',
+        "messages",
+    )
+
+
+def _is_conversation(given: object) -> bool:
+    return (
+        isinstance(given, Sequence)
+        and len(given) > 0
+        and all(isinstance(message, Mapping) for message in given)
+    )
 
 
 _One = TypeVar("_One")
