@@ -23,6 +23,7 @@ from octavo.errors import (
     UnsupportedModelError,
 )
 from octavo.grammar import StructuredOutputs
+from octavo.structured import compiler
 from tiny_models import make_tiny_model, tiny_config
 
 LIMITS: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": 4, "num_threads": 1}
@@ -296,6 +297,20 @@ def test_a_grammar_that_cannot_be_compiled_is_refused_before_anything_runs(
         llm.generate(["a", "b", "c"], [GREEDY, good, bad], use_tqdm=False)
     assert llm.stats().num_steps == before
     assert texts(llm, "b", good) == ["aaa"]
+
+
+def test_of_more_grammars_than_are_kept_those_that_are_are_compiled_once(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "MAX_CACHED", 4)
+    grammars = llm._engine.core._constrained._grammars
+    assert grammars is not None
+    before = grammars.num_compiled
+    words = [f"word{number}" for number in range(6)]
+    outputs = [StructuredOutputs(choice=[word]) for word in words]
+    params = [SamplingParams(max_tokens=9, structured_outputs=each) for each in outputs]
+    assert texts(llm, ["x"] * 6, params) == words
+    assert grammars.num_compiled - before == 6 + 2, "two are more than are kept"
 
 
 def test_a_request_that_fails_as_it_runs_ends_alone(

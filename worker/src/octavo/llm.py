@@ -284,7 +284,8 @@ class _OfflineBatch:
             specs[0].grammar: (number, one.structured_outputs)
             for number, (specs, one) in enumerate(zip(self._specs, params, strict=True))
         }
-        grammars = [grammar for grammar in asked if grammar is not None]
+        # The last first: of more than are kept compiled, those that begin soonest are.
+        grammars = [grammar for grammar in reversed(asked) if grammar is not None]
         for first in range(0, len(grammars), _GRAMMARS_AT_ONCE):
             faults = self._core.grammar_faults(grammars[first : first + _GRAMMARS_AT_ONCE])
             for grammar, fault in faults.items():
