@@ -23,6 +23,7 @@ from octavo.errors import (
     UnsupportedModelError,
 )
 from octavo.grammar import StructuredOutputs
+from octavo.structured import compiler
 from tiny_models import make_tiny_model, tiny_config
 
 LIMITS: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": 4, "num_threads": 1}
@@ -298,11 +299,73 @@ def test_a_grammar_that_cannot_be_compiled_is_refused_before_anything_runs(
     assert texts(llm, "b", good) == ["aaa"]
 
 
+def test_of_more_grammars_than_are_kept_those_that_are_are_compiled_once(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "MAX_CACHED", 4)
+    grammars = llm._engine.core._constrained._grammars
+    assert grammars is not None
+    before = grammars.num_compiled
+    words = [f"word{number}" for number in range(6)]
+    outputs = [StructuredOutputs(choice=[word]) for word in words]
+    params = [SamplingParams(max_tokens=9, structured_outputs=each) for each in outputs]
+    assert texts(llm, ["x"] * 6, params) == words
+    assert grammars.num_compiled - before == 6 + 2, "two are more than are kept"
+
+
+def test_a_request_that_fails_as_it_runs_ends_alone(
+    llm: LLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    (alone,) = texts(llm, "hello")
+    dead_end = StructuredOutputs(grammar='start: "ab" NEITHER\nNEITHER: /a/ & /b/')
+    failing = SamplingParams(max_tokens=9, logprobs=1, structured_outputs=dead_end)
+    outputs = llm.generate(["hello"] * 6, [GREEDY, failing] * 3, use_tqdm=False)
+    assert [output.outputs[0].finish_reason for output in outputs] == ["length", "error"] * 3
+    assert [output.outputs[0].text for output in outputs] == [alone, "ab"] * 3
+    good, failed = outputs[0].outputs[0], outputs[1].outputs[0]
+    assert failed.token_ids == list(b"ab")
+    assert [each.token_id for each in failed.logprobs or []] == list(b"ab")
+    assert "No token could follow the grammar after 2 tokens" in (failed.error or "")
+    assert good.error is None
+    assert "3 of 6 requests failed, the first one so: No token" in caplog.text
+
+
 def test_a_conversation_is_rendered_by_the_models_template(llm: LLM) -> None:
     (output,) = llm.chat([{"role": "user", "content": "hi"}], GREEDY)
     prompt = [256, 258, *b"user\nhi", 259, *b"\n", 258, *b"assistant\n"]
     assert output.prompt_token_ids == prompt
     assert output.outputs[0].text == texts(llm, {"prompt_token_ids": prompt})[0]
+
+
+def test_a_list_of_conversations_is_answered_one_by_one(llm: LLM) -> None:
+    hi, yo = [[{"role": "user", "content": word}] for word in ("hi", "yo")]
+    expected = [llm.chat(each, GREEDY)[0].outputs[0].text for each in (hi, yo)]
+    both = llm.chat([hi, yo], GREEDY)
+    assert [output.outputs[0].text for output in both] == expected
+    short = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    unequal = llm.chat(iter([hi, yo]), [GREEDY, short])
+    assert [len(output.outputs[0].token_ids) for output in unequal] == [20, 3]
+    assert llm.chat([], GREEDY) == []
+
+
+@pytest.mark.parametrize(
+    "messages", ["text", "", None, {"role": "user", "content": "hi"}, ["hi"], [[]], [5], [["hi"]]]
+)
+def test_what_is_no_conversation_is_refused_by_name(llm: LLM, messages: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=r"messages is .*; pass a conversation"):
+        llm.chat(messages, GREEDY)
+
+
+def test_prompts_may_come_from_any_iterable(llm: LLM) -> None:
+    words = ["hello", "other"]
+    assert texts(llm, (word for word in words)) == texts(llm, words)
+    assert texts(llm, dict.fromkeys(words).keys()) == texts(llm, words)
+
+
+@pytest.mark.parametrize("prompts", [None, 5])
+def test_what_is_no_prompts_is_refused_by_name(llm: LLM, prompts: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=rf"prompts is {prompts}; pass a text"):
+        llm.generate(prompts, GREEDY)
 
 
 def test_dummy_weights_need_nothing_but_a_config(tmp_path: Path) -> None:

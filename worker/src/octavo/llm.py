@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import sys
 import threading
 from collections import deque
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import msgspec
 from tqdm import tqdm
 
 from octavo.config import EngineConfig
@@ -35,7 +37,6 @@ from octavo.errors import (
     EngineDeadError,
     InvalidRequestError,
     QueueFullError,
-    RequestFailedError,
 )
 from octavo.grammar import Vocabulary
 from octavo.lora.request import LoRARequest
@@ -44,6 +45,8 @@ from octavo.request import AdapterGeneration
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.chat_template import ChatTemplate
 from octavo.tokenization.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 Prompt = str | Mapping[str, Any]
 """A text, or ``{"prompt_token_ids": [...]}``."""
@@ -113,7 +116,7 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Iterable[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
@@ -126,11 +129,13 @@ class LLM:
         the base model). Adapters are loaded when first named, side by side (``enable_lora=True``);
         a name given with another path than before is loaded anew. Raises InvalidRequestError before
         anything runs when one of them cannot be served, AdapterError or ModelLoadError for an
-        adapter. Whatever ends it early ends all its requests, and the next call starts from
-        nothing; Ctrl-C does when the step under way has ended, and a second one at once.
+        adapter. A request that fails while it runs (no token can follow its grammar, its adapter
+        cannot be copied) ends alone: ``finish_reason`` of its output is ``error`` and ``error``
+        tells why, after what it had said before, and a warning is logged. Whatever ends the call
+        early ends all its requests, and the next call starts from nothing; Ctrl-C does when the
+        step under way has ended, and a second one at once.
         """
-        if isinstance(prompts, str | Mapping):
-            prompts = [prompts]
+        prompts = _listed(prompts)
         if sampling_params is None:
             sampling_params = SamplingParams()
         count = len(prompts)
@@ -159,20 +164,27 @@ class LLM:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        sampling_params: SamplingParams | None = None,
+        messages: Sequence[Mapping[str, Any]] | Iterable[Sequence[Mapping[str, Any]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
-        """Complete one conversation, rendered with the model's chat template."""
+        """Complete one conversation, or each of several, rendered with the model's chat template.
+
+        ``sampling_params`` and results as of :meth:`generate`.
+        """
+        conversations = _conversations(messages)
         template = self._open_chat_template()
         if template is None or self._tokenizer is None:
             raise InvalidRequestError(
                 "This model has no chat template; use generate() with a plain prompt.", "messages"
             )
-        text = template.render(list(messages), add_generation_prompt=True)
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
-        return self.generate({"prompt_token_ids": ids}, sampling_params, use_tqdm=use_tqdm)
+        texts = [template.render(each, add_generation_prompt=True) for each in conversations]
+        prompts: list[Prompt] = [
+            {"prompt_token_ids": self._tokenizer.encode(text, add_special_tokens=False)}
+            for text in texts
+        ]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def close(self) -> None:
         """Release the model's memory; the object cannot be used afterwards."""
@@ -237,7 +249,19 @@ class _OfflineBatch:
         except BaseException:
             self._core.give_up()
             raise
+        self._warn_of_failures()
         return self._outputs
+
+    def _warn_of_failures(self) -> None:
+        failed = [c for _, c, _ in self._choices.values() if c.finish_reason == "error"]
+        if failed:
+            _log.warning(
+                "%d of %d requests failed, the first one so: %s See finish_reason and error of "
+                "their outputs.",
+                len(failed),
+                len(self._choices),
+                failed[0].error,
+            )
 
     def _run(self, bar: tqdm[Any] | None, interrupt: HeldInterrupt) -> None:
         pending = deque(sorted(self._specs, key=_adapter_of))
@@ -260,7 +284,8 @@ class _OfflineBatch:
             specs[0].grammar: (number, one.structured_outputs)
             for number, (specs, one) in enumerate(zip(self._specs, params, strict=True))
         }
-        grammars = [grammar for grammar in asked if grammar is not None]
+        # The last first: of more than are kept compiled, those that begin soonest are.
+        grammars = [grammar for grammar in reversed(asked) if grammar is not None]
         for first in range(0, len(grammars), _GRAMMARS_AT_ONCE):
             faults = self._core.grammar_faults(grammars[first : first + _GRAMMARS_AT_ONCE])
             for grammar, fault in faults.items():
@@ -304,7 +329,8 @@ class _OfflineBatch:
         if choice.finish_reason is not None:
             return False  # a stop string ended it; the engine's own last word comes after
         if update.finish_reason == "error":
-            raise RequestFailedError(f"Request {update.request_id} failed: {update.error}")
+            # The token that came with it is none of the answer's.
+            update = msgspec.structs.replace(update, new_token_ids=[], logprobs=None)
         piece = text.feed(update)
         choice.text += piece.text
         choice.token_ids += piece.token_ids
@@ -314,6 +340,8 @@ class _OfflineBatch:
             output.prompt_logprobs = [None, *piece.prompt_logprobs]
         output.num_cached_tokens = max(output.num_cached_tokens, update.num_cached_tokens)
         choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
+        if piece.finish_reason == "error":
+            choice.error = update.error or "The engine gave no reason."
         if piece.finish_reason is not None and update.finish_reason is None:
             self._core.abort([update.request_id])
         return piece.finish_reason is not None
@@ -322,6 +350,44 @@ class _OfflineBatch:
 def _adapter_of(specs: Sequence[RequestSpec]) -> int:
     """Of the choices of one prompt; below all adapters' ids where there is none."""
     return specs[0].adapter_id or 0
+
+
+def _listed(prompts: Prompt | Iterable[Prompt]) -> Sequence[Prompt]:
+    """One prompt, or all that an iterable gives; what each is, is checked later."""
+    given: Any = prompts
+    if isinstance(given, str | Mapping):
+        return [given]
+    if not isinstance(given, Iterable):
+        raise InvalidRequestError(
+            f'prompts is {given!r:.120}; pass a text, {{"prompt_token_ids": [...]}}, or several '
+            "of them.",
+            "prompts",
+        )
+    return list(given)
+
+
+def _conversations(messages: object) -> list[list[Mapping[str, Any]]]:
+    """The one, or those, that ``messages`` hold; none where they are empty."""
+    given: list[Any] = [None]
+    if isinstance(messages, Iterable) and not isinstance(messages, str | Mapping):
+        given = list(messages)
+    if given and all(isinstance(each, Mapping) for each in given):
+        return [given]
+    if all(map(_is_conversation, given)):
+        return [list(each) for each in given]
+    raise InvalidRequestError(
+        f"messages is {messages!r:.120}; pass a conversation, such as "
+        '[{"role": "user", "content": "..."}], or a list of conversations.',
+        "messages",
+    )
+
+
+def _is_conversation(given: object) -> bool:
+    return (
+        isinstance(given, Sequence)
+        and len(given) > 0
+        and all(isinstance(message, Mapping) for message in given)
+    )
 
 
 _One = TypeVar("_One")

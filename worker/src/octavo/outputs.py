@@ -197,7 +197,7 @@ class GenerationEvent:
 
 @dataclass(slots=True)
 class CompletionOutput:
-    """One finished choice (vLLM's name and fields)."""
+    """One finished choice (vLLM's name and fields, and ``error``)."""
 
     index: int
     text: str
@@ -205,6 +205,8 @@ class CompletionOutput:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     logprobs: list[TokenLogprobs] | None = None
+    error: str | None = None
+    """With finish_reason ``error``: what went wrong."""
 
 
 @dataclass(slots=True)

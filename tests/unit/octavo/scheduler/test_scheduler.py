@@ -236,6 +236,40 @@ def test_better_priority_takes_blocks_from_a_worse_one() -> None:
     world.run()
 
 
+def test_who_was_blocked_preempts_a_worse_one_that_started_while_its_adapter_was_away() -> None:
+    world = SchedulerWorld(num_blocks=20, max_num_batched_tokens=64, num_adapter_slots=1)
+    adapters = world.scheduler.adapters
+
+    def step() -> None:
+        world.step()
+        for fill in adapters.take_fills():
+            adapters.filled(*fill)
+
+    for adapter_id in (1, 2):
+        adapters.add(adapter_id)
+    world.add(make_request("first", 40, max_tokens=20))
+    blocked = world.add(make_request("blocked", 48, adapter_id=1))
+    for _ in range(3):
+        step()
+    world.add(make_request("other adapter", 4, max_tokens=8, priority=-1, adapter_id=2))
+    step()
+    step()
+    assert adapters.resident() == {2: 0}
+    world.end("first", "abort")
+    worse = world.add(make_request("worse", 40, max_tokens=24, priority=1))
+    step()
+    assert worse.row is not None
+    while "other adapter" not in world.ends:
+        step()
+    for _ in range(3):
+        step()
+    assert blocked.row is not None, "it waits for one of worse priority"
+    assert worse.num_preemptions == 1
+    while "blocked" not in world.ends:
+        step()
+    world.run()
+
+
 @pytest.mark.parametrize("scarce", [{"max_num_seqs": 1}, {"num_blocks": 6}], ids=["rows", "blocks"])
 def test_equal_priority_waits_for_its_turn(scarce: dict[str, int]) -> None:
     world = SchedulerWorld(**scarce)

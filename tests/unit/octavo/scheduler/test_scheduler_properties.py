@@ -143,7 +143,9 @@ class Traffic(RuleBasedStateMachine):
             self.world.run()
 
 
-TestTraffic = Traffic.TestCase
+# Hypothesis looks for a smaller failure for up to 300 s, which is the limit of a test elsewhere:
+# the failure would never be told.
+TestTraffic = pytest.mark.timeout(600)(Traffic.TestCase)
 TestTraffic.settings = settings(
     max_examples=60,
     stateful_step_count=40,

@@ -199,6 +199,27 @@ def test_min_tokens_keeps_a_text_going_where_the_grammar_lets_it(engine: TinyEng
     assert end_of(updates, "short").finish_reason == "stop", "nothing else could follow"
 
 
+def test_no_stop_token_is_drawn_before_min_tokens_where_the_grammar_lets_others_follow(
+    engine: TinyEngine,
+) -> None:
+    core = make_core(engine, MODES["plain"])
+    stops = list(b"012345678")
+    early = SamplingParams(max_tokens=40, min_tokens=30, stop_token_ids=stops)
+    submit(core, "digits", early, translate(StructuredOutputs(regex="[0-9]*")))
+    submit(core, "zeros", early, translate(StructuredOutputs(regex="0{35}")))
+    ends_too = SamplingParams(max_tokens=40, min_tokens=30, stop_token_ids=[EOS_TOKEN_ID])
+    submit(core, "short", ends_too, translate(StructuredOutputs(choice=["ab"])))
+    thinking = SamplingParams(max_tokens=30, min_tokens=30, stop_token_ids=list(range(100)))
+    thoughts = ReasoningSpan("<think>", "</think>", is_open=True)
+    submit(core, "thoughts", thinking, Grammar(translate(JSON).text, thoughts))
+    updates = run_to_end(core)
+    assert text_of(updates, "digits")[:30] == "9" * 30
+    assert text_of(updates, "zeros") == "0" * 30, "it stops at the first that may"
+    assert text_of(updates, "short") == "ab"
+    assert {end_of(updates, id).finish_reason for id in ("zeros", "short")} == {"stop"}
+    assert min(tokens_of(updates, "thoughts")) >= 100
+
+
 def test_ignoring_the_end_of_text_ends_only_where_nothing_else_can_follow(
     engine: TinyEngine,
 ) -> None:

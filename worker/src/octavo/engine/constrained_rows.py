@@ -45,7 +45,9 @@ class ConstrainedRows:
             raise InvalidRequestError(
                 "This engine has no vocabulary to match a grammar against; leave it out."
             )
-        return self._grammars.follow(spec.grammar, spec.eos_token_ids, spec.params.min_tokens)
+        return self._grammars.follow(
+            spec.grammar, spec.eos_token_ids, spec.params.min_tokens, spec.stop_token_ids
+        )
 
     def faults(self, grammars: Sequence[Grammar], waker: Waker) -> dict[Grammar, str]:
         """Which of them cannot be compiled, and why. They are compiled side by side; ``waker``:

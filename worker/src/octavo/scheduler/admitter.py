@@ -30,9 +30,9 @@ class Admitter:
         self._watermark = max(1, requests.config.num_blocks // 100)
         self._blocked: tuple[Request, int] | None = None
         """The waiting request that had a row but too few blocks, with nobody of worse priority to
-        preempt, and how many blocks were free. It is not looked up again before more are: as
-        long as it stands first nobody of worse priority can start. A longer prefix that turns
-        up meanwhile is found then."""
+        preempt, and how many blocks were free. It is not looked up again before more are, or one
+        of worse priority starts, as can happen while it is passed over. A longer prefix that
+        turns up meanwhile is found then."""
 
     def admit(self, draft: StepDraft, now_s: float, below_priority: float = math.inf) -> None:
         """Give rows and blocks to waiting requests in order, while there is budget.
@@ -47,6 +47,8 @@ class Admitter:
             if prefix is None:
                 return
             self._requests.start(request, prefix, now_s)
+            if self._blocked is not None and self._blocked[0].priority < request.priority:
+                self._blocked = None
             draft.admit(request)
             if not draft.budget:
                 return

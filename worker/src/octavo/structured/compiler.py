@@ -69,16 +69,26 @@ class GrammarCompiler:
         return self._library
 
     def follow(
-        self, grammar: Grammar, eos_token_ids: Sequence[int], min_tokens: int
+        self,
+        grammar: Grammar,
+        eos_token_ids: Sequence[int],
+        min_tokens: int,
+        stop_token_ids: Sequence[int] = (),
     ) -> GrammarFollower:
         """A follower at the beginning of a grammar, which may still be compiling.
 
         ``eos_token_ids``: those that may end this request; none with ``ignore_eos``.
+        ``stop_token_ids``: others that end it, from ``min_tokens`` on.
         """
         self.num_open += 1
         compiled = self._compiled(grammar.text)
         return GrammarFollower(
-            compiled, self, grammar.reasoning, eos_token_ids, min_tokens=min_tokens
+            compiled,
+            self,
+            grammar.reasoning,
+            eos_token_ids,
+            min_tokens=min_tokens,
+            stop_token_ids=stop_token_ids,
         )
 
     def consume(self, drawn: Sequence[tuple[GrammarFollower, int]]) -> None:

@@ -48,7 +48,9 @@ class GrammarFollower:
         eos_token_ids: Sequence[int],
         *,
         min_tokens: int,
+        stop_token_ids: Sequence[int] = (),
     ) -> None:
+        self._stop_token_ids = tuple(stop_token_ids)
         self._grammar = grammar
         grammar.num_open += 1
         self._automaton: Automaton | None = None
@@ -155,6 +157,12 @@ class GrammarFollower:
         if self._num_tokens < self._min_tokens or self.phase is Phase.THINKING:
             return tuple(ends)
         return tuple(end for end in ends if end not in self._eos_token_ids)
+
+    @property
+    def barred_stops(self) -> tuple[int, ...]:
+        """The request's own stop tokens, which it may not draw before ``min_tokens`` while it may
+        draw anything else."""
+        return self._stop_token_ids if self._num_tokens < self._min_tokens else ()
 
     def release(self) -> None:
         """The request has ended; may be called twice."""

@@ -47,7 +47,10 @@ class MaskFiller:
         for follower, index in asked:
             if follower.phase is Phase.UNDECIDED:
                 for token_id in follower.allowed_besides():
-                    self._words[self._word(index, token_id)] |= 1 << (token_id % 32)
+                    self._allow(index, token_id)
+        for index, follower in enumerate(followers):
+            if follower.barred_stops:
+                self._bar_stops(index, follower.barred_stops)
 
     @property
     def _mask_bytes(self) -> int:
@@ -80,11 +83,28 @@ class MaskFiller:
             follower.matcher.unsafe_compute_mask_ptr(self._pointer(index), self._mask_bytes)
         ends = [end for end in self._ends if self._allows(index, end)]
         for end in ends:
-            self._words[self._word(index, end)] &= ~(1 << (end % 32)) & _ALL
+            self._bar(index, end)
+        for end in set(ends) - set(follower.barred_ends(ends) if self._has_any(index) else ()):
+            self._allow(index, end)
+
+    def _bar_stops(self, index: int, stops: Sequence[int]) -> None:
+        """Bar these, unless nothing else is allowed."""
+        barred = [stop for stop in stops if self._allows(index, stop)]
+        for stop in barred:
+            self._bar(index, stop)
+        if not self._has_any(index):
+            for stop in barred:
+                self._allow(index, stop)
+
+    def _has_any(self, index: int) -> bool:
         first = self._word(index, 0)
-        has_others = any(self._words[first : first + self._memory.num_words])
-        for end in set(ends) - set(follower.barred_ends(ends) if has_others else ()):
-            self._words[self._word(index, end)] |= 1 << (end % 32)
+        return any(self._words[first : first + self._memory.num_words])
+
+    def _allow(self, index: int, token_id: int) -> None:
+        self._words[self._word(index, token_id)] |= 1 << (token_id % 32)
+
+    def _bar(self, index: int, token_id: int) -> None:
+        self._words[self._word(index, token_id)] &= ~(1 << (token_id % 32)) & _ALL
 
     def _allows(self, index: int, token_id: int) -> bool:
         return bool(self._words[self._word(index, token_id)] >> (token_id % 32) & 1)
