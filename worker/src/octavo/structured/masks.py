@@ -50,7 +50,7 @@ class MaskFiller:
                     self._allow(index, token_id)
         for index, follower in enumerate(followers):
             if follower.barred_stops:
-                self._bar_stops(index, follower.barred_stops)
+                self._bar(index, follower.barred_stops)
 
     @property
     def _mask_bytes(self) -> int:
@@ -81,20 +81,16 @@ class MaskFiller:
         is_thinking = follower.phase is Phase.THINKING
         if not is_thinking and follower.is_full and follower.renew():
             follower.matcher.unsafe_compute_mask_ptr(self._pointer(index), self._mask_bytes)
-        ends = [end for end in self._ends if self._allows(index, end)]
-        for end in ends:
-            self._bar(index, end)
-        for end in set(ends) - set(follower.barred_ends(ends) if self._has_any(index) else ()):
-            self._allow(index, end)
+        self._bar(index, follower.barred_ends([e for e in self._ends if self._allows(index, e)]))
 
-    def _bar_stops(self, index: int, stops: Sequence[int]) -> None:
+    def _bar(self, index: int, token_ids: Sequence[int]) -> None:
         """Bar these, unless nothing else is allowed."""
-        barred = [stop for stop in stops if self._allows(index, stop)]
-        for stop in barred:
-            self._bar(index, stop)
-        if not self._has_any(index):
-            for stop in barred:
-                self._allow(index, stop)
+        barred = [token_id for token_id in token_ids if self._allows(index, token_id)]
+        for token_id in barred:
+            self._words[self._word(index, token_id)] &= ~(1 << (token_id % 32)) & _ALL
+        if barred and not self._has_any(index):
+            for token_id in barred:
+                self._allow(index, token_id)
 
     def _has_any(self, index: int) -> bool:
         first = self._word(index, 0)
@@ -102,9 +98,6 @@ class MaskFiller:
 
     def _allow(self, index: int, token_id: int) -> None:
         self._words[self._word(index, token_id)] |= 1 << (token_id % 32)
-
-    def _bar(self, index: int, token_id: int) -> None:
-        self._words[self._word(index, token_id)] &= ~(1 << (token_id % 32)) & _ALL
 
     def _allows(self, index: int, token_id: int) -> bool:
         return bool(self._words[self._word(index, token_id)] >> (token_id % 32) & 1)
