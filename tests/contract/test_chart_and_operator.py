@@ -158,7 +158,9 @@ def test_crds_define_the_kinds_the_operator_knows() -> None:
     assert defined == {INFERENCE_SERVICE, LORA_ADAPTER}
 
 
-@pytest.mark.parametrize("flag", sorted(OWNED_FLAGS))
+@pytest.mark.parametrize(
+    "flag", sorted(OWNED_FLAGS | {f"--{flag[2:].replace('-', '_')}" for flag in OWNED_FLAGS})
+)
 def test_crd_refuses_the_flags_that_the_operator_writes(flag: str) -> None:
     document = {
         "metadata": {"name": "chat"},

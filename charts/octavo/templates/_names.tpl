@@ -102,3 +102,14 @@ runAsNonRoot: true
 capabilities:
   drop: [ALL]
 {{- end -}}
+
+{{/* Calls that are held come from everywhere; what is on these two ports is not meant for all. */}}
+{{- define "octavo.checkPorts" -}}
+{{- $first := int .Values.activator.port }}
+{{- $last := add $first 999 | int }}
+{{- range $name, $port := dict "metrics.port" .Values.metrics.port "probePort" .Values.probePort }}
+{{- if and $.Values.activator.enabled (ge (int $port) $first) (le (int $port) $last) }}
+{{- fail (printf "%s is %d, among the ports %d to %d on which calls are held; choose another, or another activator.port" $name (int $port) $first $last) }}
+{{- end }}
+{{- end }}
+{{- end }}

@@ -3,7 +3,8 @@
 The Service of local mode, and in a cluster what answers for a service that is scaled to zero. Bytes
 pass untouched, so streams stream. A connection stays with its pod until it ends; a pod that leaves
 gets no new ones. With no pod ready, callers wait for `hold_s` at most; then, or when too many wait
-already, the answer is an HTTP 503 in OpenAI's shape that says when to come back.
+already, the answer is an HTTP 503 in OpenAI's shape that says when to come back. Who closes the
+connection, or its own half of it, is not waited for any longer.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import contextlib
 import errno
 import json
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeAlias
 
 from octavo_operator.address import Address
 from octavo_operator.errors import LocalError, PortInUseError
@@ -23,6 +24,9 @@ _CONNECT_TIMEOUT_S: Final = 2.0
 HELD_POLL_S: Final = 0.1
 MAX_HELD: Final = 1000
 """Connections that wait at a time, each with a file descriptor and little else."""
+
+_MOST_BYTES_AHEAD: Final = 16 * 1024 * 1024
+"""Of all callers that wait. Who has sent what is beyond it is held to the end, there or not."""
 
 RETRY_AFTER_S: Final = 10
 _UNAVAILABLE: Final = json.dumps(
@@ -35,6 +39,8 @@ _UNAVAILABLE: Final = json.dumps(
         }
     }
 ).encode()
+
+Stream: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class HoldingProxy:
@@ -55,6 +61,7 @@ class HoldingProxy:
         self.hold_s = hold_s
         self._on_call = on_call
         self.num_held = 0
+        self._bytes_ahead = 0
         self._turn = 0
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -108,40 +115,57 @@ class HoldingProxy:
                 await writer.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sent = bytearray()
         upstream = await self._connect()
         if upstream is None and self.hold_s > 0 and self.num_held < MAX_HELD:
-            upstream = await self._hold(reader)
+            upstream = await self._hold(reader, sent)
         if upstream is None:
-            await _refuse(reader, writer)
+            await _refuse(reader, writer, has_spoken=bool(sent))
             return
         pod_reader, pod_writer = upstream
         try:
+            pod_writer.write(sent)
             await _relay((reader, pod_writer), (pod_reader, writer))
         finally:
             pod_writer.close()
             with contextlib.suppress(OSError):
                 await pod_writer.wait_closed()
 
-    async def _hold(
-        self, reader: asyncio.StreamReader
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        """Wait for a pod; None when there is none in time, or the caller has gone."""
+    async def _hold(self, reader: asyncio.StreamReader, sent: bytearray) -> Stream | None:
+        """Wait for a pod; None when there is none in time, or the caller has gone.
+
+        What the caller says meanwhile is put into `sent`.
+        """
         self.num_held += 1
         self._on_call()
+        leaving = asyncio.create_task(self._read_ahead(reader, sent))
         try:
             async with asyncio.timeout(self.hold_s):
-                while not reader.at_eof():
+                while not leaving.done():
                     upstream = await self._connect()
                     if upstream is not None:
                         return upstream
-                    await asyncio.sleep(HELD_POLL_S)
+                    await asyncio.wait({leaving}, timeout=HELD_POLL_S)
         except TimeoutError:
             pass
         finally:
             self.num_held -= 1
+            leaving.cancel()
+            self._bytes_ahead -= len(sent)
+            await asyncio.gather(leaving, return_exceptions=True)
         return None
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    async def _read_ahead(self, reader: asyncio.StreamReader, sent: bytearray) -> None:
+        """Until the caller ends what it sends: that it left is behind all that it has said."""
+        while self._bytes_ahead < _MOST_BYTES_AHEAD:
+            data = await reader.read(_CHUNK)
+            if not data:
+                return
+            sent += data
+            self._bytes_ahead += len(data)
+        await asyncio.Event().wait()
+
+    async def _connect(self) -> Stream | None:
         """A connection to the next pod that takes one; nothing is sent yet, so any will do."""
         endpoints = self._endpoints()
         self._turn += 1
@@ -153,10 +177,7 @@ class HoldingProxy:
         return None
 
 
-Way = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-async def _relay(request: Way, response: Way) -> None:
+async def _relay(request: Stream, response: Stream) -> None:
     """Pass bytes both ways until the pod has said all it has to say.
 
     A client may close its half early and still wait for the answer.
@@ -180,11 +201,14 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write_eof()
 
 
-async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(1.0):
-            # Answering before the request is in would look like a reset to the client.
-            await reader.read(_CHUNK)
+async def _refuse(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, has_spoken: bool
+) -> None:
+    if not has_spoken:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                # Answering before the request is in would look like a reset to the client.
+                await reader.read(_CHUNK)
     writer.write(
         b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
         b"Retry-After: %d\r\nConnection: close\r\n"

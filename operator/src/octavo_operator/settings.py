@@ -97,12 +97,26 @@ def operator_settings(
         log_format=values.choice("log_format", LOG_FORMATS),
         exit_timeout_s=values.number("exit_timeout_s", 1.0, 600.0),
     )
+    _check_ports(settings)
+    return settings
+
+
+def _check_ports(settings: OperatorSettings) -> None:
     if settings.metrics_port and settings.metrics_port == settings.probe_port:
         raise SettingsError(
             f"--metrics-port and --probe-port are both {settings.probe_port}; choose two, or 0 for "
             f"none"
         )
-    return settings
+    first, last = settings.activator_port, settings.activator_port + NUM_ACTIVATOR_PORTS - 1
+    for flag, port in (
+        ("--metrics-port", settings.metrics_port),
+        ("--probe-port", settings.probe_port),
+    ):
+        if settings.pod_ip and first <= port <= last:
+            raise SettingsError(
+                f"{flag} is {port}, among the ports {first} to {last} on which calls are held; "
+                f"choose another, or another --activator-port"
+            )
 
 
 def variable_name(setting: str) -> str:

@@ -15,6 +15,10 @@ from octavo_operator.reconcile.adapter_standing import Load
 from octavo_operator.worker_client import WorkerClient, WorkerEndpoint
 
 LIST_LIMIT_S: Final = 5.0
+_LIST_LIMIT_BYTES: Final = 16 * 1024 * 1024
+"""Some 30,000 adapters at half a KiB each. Read, they take several times as much of the operator's
+memory, which has room for little more."""
+
 _MARGIN_S: Final = 5.0
 """What a worker may take to say that the time it was given is over."""
 
@@ -39,7 +43,9 @@ async def list_adapters(
     Raises WorkerUnreachableError. Versions that no name stands for any more, whose requests still
     run, count where nothing else has the name.
     """
-    status, answer = await workers.ask(worker, "GET", "/v1/adapters", timeout_s=LIST_LIMIT_S)
+    status, answer = await workers.ask(
+        worker, "GET", "/v1/adapters", timeout_s=LIST_LIMIT_S, answer_limit=_LIST_LIMIT_BYTES
+    )
     entries = answer.get("data")
     if status != 200 or not isinstance(entries, list):
         raise WorkerUnreachableError(f"GET /v1/adapters: HTTP {status}: {_message(answer)}")

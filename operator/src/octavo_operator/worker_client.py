@@ -17,8 +17,8 @@ from typing import Any, Final
 from octavo_operator.errors import WorkerUnreachableError
 
 TIMEOUT_S: Final = 2.0
-_ANSWER_LIMIT: Final = 4 * 1024 * 1024
-"""A list of a thousand adapters is half a MiB."""
+ANSWER_LIMIT: Final = 1024 * 1024
+"""Bytes of an answer, where the caller expects no list: they have some hundred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +79,15 @@ class WorkerClient:
         *,
         is_open: bool = False,
         timeout_s: float | None = None,
+        answer_limit: int = ANSWER_LIMIT,
     ) -> tuple[int, dict[str, Any]]:
         """Status and JSON object of one call; an open route is not shown the key."""
         key = None if is_open else worker.key
         try:
             async with asyncio.timeout(timeout_s or self._timeout_s):
-                status, data = await call(worker.host, worker.port, method, path, body, key)
+                status, data = await call(
+                    worker.host, worker.port, method, path, body, key, answer_limit
+                )
             answer = json.loads(data)
         except (OSError, TimeoutError, ValueError, RecursionError) as error:
             # RecursionError: how json refuses what is nested too deeply.
@@ -102,8 +105,10 @@ async def call(
     path: str,
     body: Mapping[str, Any] | None = None,
     key: str | None = None,
+    answer_limit: int = ANSWER_LIMIT,
 ) -> tuple[int, bytes]:
-    """Status and body (4 MiB of it) of one request; raises OSError or ValueError."""
+    """Status and body of one request; raises OSError, or ValueError for what is no HTTP or has a
+    body of more than `answer_limit` bytes."""
     content = b"" if body is None else json.dumps(body).encode()
     lines = [f"{method} {path} HTTP/1.0", f"Host: {host}", "Connection: close"]
     if key is not None:
@@ -120,7 +125,7 @@ async def call(
         status = int(status_line.partition(b" ")[2][:3])
         while (await reader.readline()).strip():
             pass
-        return status, await _body(reader)
+        return status, await _body(reader, answer_limit)
     finally:
         writer.close()
         with contextlib.suppress(OSError):
@@ -135,9 +140,11 @@ def _amount(told: object) -> float:
     return float(told)
 
 
-async def _body(reader: asyncio.StreamReader) -> bytes:
-    """Up to the end or the limit; a single read may end with a packet."""
+async def _body(reader: asyncio.StreamReader, limit: int) -> bytes:
+    """Up to the end, over many reads: a single one may end with a packet."""
     body = bytearray()
-    while len(body) < _ANSWER_LIMIT and (part := await reader.read(_ANSWER_LIMIT - len(body))):
+    while part := await reader.read(65_536):
         body += part
+        if len(body) > limit:
+            raise ValueError(f"the answer has more than {limit >> 20} MiB, all that is read of one")
     return bytes(body)

@@ -28,7 +28,7 @@ BRANCHES: dict[str, dict[str, Any]] = {
     "digests": {"image": {"digest": DIGEST}, "workerImage": {"digest": DIGEST}},
     "air_gapped": {"imageRegistry": MIRROR, "imagePullSecrets": [{"name": "mirror"}]},
     "pod_monitor": {
-        "metrics": {"port": 9100, "podMonitor": {"enabled": True, "labels": {"release": "prom"}}}
+        "metrics": {"port": 8090, "podMonitor": {"enabled": True, "labels": {"release": "prom"}}}
     },
     "alerts": {"metrics": {"alerts": {"enabled": True, "labels": {"release": "prom"}}}},
     "nothing_reaches_it": {
@@ -649,3 +649,21 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def test_values_schema_refuses(helm: Helm, values: dict[str, Any]) -> None:
     with pytest.raises(HelmError, match="values don't meet the specifications of the schema"):
         helm.template(CHART, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"metrics": {"port": 9999}}, "metrics.port is 9999, among the ports 9000 to 9999"),
+        ({"activator": {"port": 8081}}, "probePort is 8081, among the ports 8081 to 9080"),
+    ],
+    ids=["metrics", "probes"],
+)
+def test_port_among_those_of_the_activator_is_refused(
+    helm: Helm, values: dict[str, Any], sentence: str
+) -> None:
+    """Callers may reach those from everywhere."""
+    with pytest.raises(HelmError, match=sentence):
+        helm.template(CHART, values)
+    activator = {**values.get("activator", {}), "enabled": False}
+    assert helm.template(CHART, {**values, "activator": activator})

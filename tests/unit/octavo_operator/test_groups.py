@@ -14,7 +14,7 @@ from kubernetes_validate import validate
 from inference_services import condition_message, conditions, inference_service
 from inspections import H100, gpu_node, inspected_pod
 from model_shapes import LLAMA_405B, QWEN_06B
-from octavo_operator.errors import NotFoundError
+from octavo_operator.errors import NotFoundError, ResourceError
 from octavo_operator.labels import (
     ANNOTATION_APPLIED_HASH,
     ANNOTATION_POD_TEMPLATE,
@@ -128,6 +128,21 @@ async def test_every_flag_of_a_group_is_the_operators_own() -> None:
         "--master-addr",
         "$(LWS_LEADER_ADDRESS)",
     ]
+
+
+@pytest.mark.parametrize(("replicas", "longest"), [(1, 50), (9, 50), (10, 49), (1000, 47)], ids=str)
+def test_name_of_groups_leaves_room_for_the_label_of_their_followers(
+    replicas: int, longest: int
+) -> None:
+    """A StatefulSet for each group, and a surge of one: the last group of ten has number 10."""
+    service = spanning(replicas=replicas)
+    service["metadata"]["name"] = "x" * longest
+    assert render_service(service, "worker:1")
+    service["metadata"]["name"] += "x"
+    with pytest.raises(ResourceError, match=f"use at most {longest}, or keep a replica on one"):
+        render_service(service, "worker:1")
+    service["spec"]["parallelism"] = {"tensor": 8}
+    assert render_service(service, "worker:1")
 
 
 async def test_stages_within_a_node_share_one_pod() -> None:

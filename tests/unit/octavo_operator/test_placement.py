@@ -360,10 +360,39 @@ def test_nodes_tell_the_kinds_of_gpu() -> None:
     assert kinds_for(NODES, resource="amd.com/gpu") == []
 
 
-def test_what_may_be_asked_for_counts_more_than_what_is_in_a_node() -> None:
+def test_card_that_may_be_asked_for_more_often_than_it_is_there_is_shared() -> None:
     shared = node(L4, 23034, 1)
     shared["status"] = {"allocatable": {"nvidia.com/gpu": "4"}}
-    assert kinds_for([shared]) == [GpuKind(L4, 23034 << 20, 4, 1)]
+    assert kinds_for([shared]) == [GpuKind(L4, 23034 << 20, 4, 1, is_shared=True)]
+    named = node(f"{L4}-SHARED", 23034, 4)
+    assert kinds_for([named]) == [GpuKind(f"{L4}-SHARED", 23034 << 20, 4, 1, is_shared=True)]
+    assert [kind.is_shared for kind in kinds_for([named], memory="8Gi")] == [True]
+
+
+@pytest.mark.parametrize("part", ["is_slice", "is_shared"])
+def test_model_is_not_split_over_what_may_be_one_card(part: str) -> None:
+    kind = replace(gpus(79.6), **{part: True})
+    assert chosen(decide(service(tensor="Auto"), QWEN_06B, [kind])) == (1, 1, 1)
+    none = decide(service({"maxModelLen": 8192}, tensor="Auto"), LLAMA_70B, [kind])
+    assert (none.split, none.standing, none.reason) == (None, Standing.REFUSED, "DoesNotFit")
+    assert none.message.endswith(
+        "set engine.quantization: fp8 or name a larger accelerator.product"
+    )
+    staged = decide(service(tensor="Auto", pipeline=2), QWEN_06B, [kind])
+    assert (staged.standing, staged.reason) == (Standing.REFUSED, "GPUsNotWhole")
+    given = decide(service({"maxModelLen": 8192}, tensor=2), LLAMA_70B, [kind])
+    assert (given.standing, given.reason) == (Standing.UNPROVED, "GPUsNotWhole")
+    assert "a pod may get the same card twice" in given.message
+    assert chosen(given) == (2, 1, 1)
+
+
+def test_gpu_that_is_shared_comes_after_others_and_is_told() -> None:
+    shared, own = replace(gpus(45.0), is_shared=True), gpus(79.6)
+    assert decide(service(tensor="Auto"), QWEN_06B, [shared, own]).product == own.product
+    for tensor in ("Auto", 1):
+        decision = decide(service(tensor=tensor), QWEN_06B, [shared])
+        assert (decision.standing, decision.reason) == (Standing.FITS, "Fits")
+        assert "what other pods take of its memory is not counted" in decision.message
 
 
 def test_without_nodes_the_product_or_the_spec_tells() -> None:
@@ -378,7 +407,9 @@ def test_mig_slices_have_labels_of_their_own() -> None:
     slice_ = "nvidia.com/mig-3g.40gb"
     labels = {f"{slice_}.memory": "40192", f"{slice_}.product": "P", f"{slice_}.count": "2"}
     nodes = [{"metadata": {"name": "n", "labels": labels}}]
-    assert kinds_for(nodes, resource=slice_) == [GpuKind("P", 40192 << 20, 2, 1)]
+    assert kinds_for(nodes, resource=slice_) == [GpuKind("P", 40192 << 20, 2, 1, is_slice=True)]
+    alike = node("NVIDIA-A100-SXM4-40GB-MIG-3g.20gb", 19968, 16)
+    assert [kind.is_slice for kind in kinds_for([alike])] == [True]
 
 
 def test_room_for_adapters_counts() -> None:

@@ -296,6 +296,20 @@ async def test_pods_that_serve_are_not_doubted() -> None:
     assert await has_deployment(world)
 
 
+async def test_no_pods_at_all_prove_nothing_nor_does_the_first_one_while_it_loads() -> None:
+    """A Deployment counts as rolled out with no pod, and goes on to when one is added."""
+    rolled_out = [{"type": "Progressing", "reason": "NewReplicaSetAvailable"}]
+    world = world_of(number(1), LLAMA_70B, None)
+    for replicas in (0, 1):
+        world.resource["spec"]["replicas"] = replicas
+        await world.settle()
+        await world.report_pods(replicas=replicas, updatedReplicas=replicas, conditions=rolled_out)
+        service = await world.settle()
+        assert conditions(service)["PlacementReady"] == ("Unknown", "GPUMemoryUnknown")
+    await world.all_ready(1)
+    assert conditions(await world.settle())["PlacementReady"] == ("True", "Proved")
+
+
 async def test_one_gpu_whose_memory_nobody_knows_is_not_worth_a_look() -> None:
     world = world_of(inference_service(), None, None)
     service = await world.settle()

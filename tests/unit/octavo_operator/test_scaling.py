@@ -435,6 +435,43 @@ async def test_held_calls_are_answered_by_the_first_pod() -> None:
     await worker.stop()
 
 
+@pytest.mark.parametrize("size", [0, 100, 1_000_000], ids=["silent", "short", "long"])
+async def test_caller_that_has_left_is_not_held_whatever_it_had_sent(size: int) -> None:
+    proxy = HoldingProxy("127.0.0.1", 0, lambda: (), hold_s=3600.0)
+    await proxy.start()
+    _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    await eventually(lambda: proxy.num_held == 1)
+    writer.write(bytes(size))
+    await writer.drain()
+    writer.close()
+    await eventually(lambda: proxy.num_held == 0)
+    proxy.close()
+    await proxy.finish()
+
+
+async def test_pod_gets_all_that_a_caller_sent_while_it_waited() -> None:
+    said, ready = bytes(range(256)) * 4_000, []
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readexactly(len(said)))
+        writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    proxy = HoldingProxy("127.0.0.1", 0, lambda: tuple(ready), hold_s=3600.0)
+    await proxy.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    await eventually(lambda: proxy.num_held == 1)
+    writer.write(said[:600_000])
+    await writer.drain()
+    ready.append(Address("127.0.0.1", server.sockets[0].getsockname()[1]))
+    writer.write(said[600_000:])
+    assert await reader.read() == said
+    writer.close()
+    server.close()
+    proxy.close()
+    await proxy.finish()
+
+
 async def test_call_that_is_held_for_too_long_is_told_when_to_come_back() -> None:
     proxy = HoldingProxy("127.0.0.1", 0, lambda: (), hold_s=0.05)
     await proxy.start()

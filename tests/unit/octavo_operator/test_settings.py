@@ -92,6 +92,14 @@ def test_what_is_no_peer_is_refused(text: str) -> None:
         ({"log_level": "LOUD"}, "give one of DEBUG, INFO, WARNING, ERROR"),
         ({"probe_port": "8081.5"}, "is '8081.5'; give a whole number"),
         ({"metrics_port": "8081"}, "--metrics-port and --probe-port are both 8081; choose two"),
+        (
+            {"pod_ip": "10.0.0.1", "metrics_port": "9999"},
+            "--metrics-port is 9999, among the ports 9000 to 9999 on which calls are held",
+        ),
+        (
+            {"pod_ip": "10.0.0.1", "activator_port": "8081"},
+            "--probe-port is 8081, among the ports 8081 to 9080 on which calls are held",
+        ),
     ],
 )
 def test_wrong_setting_is_named(flags: dict[str, str], sentence: str) -> None:

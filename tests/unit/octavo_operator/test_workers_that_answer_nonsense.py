@@ -136,3 +136,20 @@ async def test_word_of_a_worker_is_cut_to_what_a_status_holds() -> None:
     async with answering(ok({"data": [entry]})) as worker:
         listed, _ = await list_adapters(WorkerClient(), worker)
     assert len(listed["sql"].message) == 1000
+
+
+async def test_list_of_ten_thousand_adapters_is_read_whole() -> None:
+    entry = {"state": "ready", "path": "hf://org/" + "x" * 400, "digest": "0" * 64}
+    entries = [{"name": f"adapter-{number}", **entry} for number in range(10_000)]
+    async with answering(ok({"data": entries})) as worker:
+        listed, _ = await list_adapters(WorkerClient(), worker)
+    assert len(listed) == 10_000
+
+
+async def test_answer_that_is_too_long_is_told_as_one() -> None:
+    workers = WorkerClient(timeout_s=30.0)
+    async with answering(ok('{"data": [' + " " * (17 << 20))) as worker:
+        with pytest.raises(WorkerUnreachableError, match=r"/v1/adapters .* more than 16 MiB"):
+            await list_adapters(workers, worker)
+        with pytest.raises(WorkerUnreachableError, match=r"/health/load .* more than 1 MiB"):
+            await workers.load(worker)

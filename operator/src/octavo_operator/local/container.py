@@ -128,7 +128,12 @@ def _mounted_folders(
     volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", ())}
     mounts: dict[str, Path] = {}
     for mount in container.get("volumeMounts", ()):
-        path, volume = mount["mountPath"], volumes[mount["name"]]
+        path, volume = mount["mountPath"], volumes.get(mount["name"])
+        if volume is None:
+            raise LocalError(
+                f"{path} is a mount of volume {mount['name']!r}, which the pod does not have; name "
+                f"one of spec.template.spec.volumes"
+            )
         if path == _SHARED_MEMORY_MOUNT:
             continue
         place = machine.cache_folder if path == CACHE_MOUNT else folder / volume["name"]
@@ -177,21 +182,32 @@ def _variables(
 ) -> dict[str, str]:
     variables: dict[str, str] = {}
     for source in container.get("envFrom", ()):
-        name = source.get("secretRef", {}).get("name")
+        name = _of_secret(source, "secretRef", "envFrom")["name"]
         # A token that the user has set already serves as well as a Secret.
         if name in machine.secrets or "HF_TOKEN" not in machine.environment:
             variables.update(_secret(machine.secrets, name))
     for entry in container.get("env", ()):
         if entry["name"] == "HOME":
             continue
-        reference = entry.get("valueFrom", {}).get("secretKeyRef")
-        if reference is None:
+        if not entry.get("valueFrom"):
             variables[entry["name"]] = _translated(entry.get("value", ""), mounts)
             continue
+        reference = _of_secret(entry["valueFrom"], "secretKeyRef", f"variable {entry['name']}")
         values = machine.secrets.get(reference["name"], {})
         if reference["key"] in values:
             variables[entry["name"]] = values[reference["key"]]
     return variables
+
+
+def _of_secret(source: Mapping[str, Any], kind: str, what: str) -> Mapping[str, Any]:
+    """Which Secret `what` names; raises LocalError for any other source."""
+    if kind in source:
+        return dict(source[kind])
+    other = next((name for name in source if name != "prefix"), "nothing")
+    raise LocalError(
+        f"{what} is filled from a {other}, which only a cluster has; in local mode give a value or "
+        f"a {kind}"
+    )
 
 
 def _translated(word: str, mounts: Mapping[str, Path]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from octavo_operator.errors import ResourceError
 from octavo_operator.labels import (
     COMPANION_NAME,
     COMPONENT_FOLLOWER,
@@ -29,6 +30,26 @@ FOLLOWER: Final = "follower"
 
 _LEADERS_ALONE: Final = frozenset({"topologySpreadConstraints"})
 _SERVERS_ALONE: Final = frozenset({"ports", "startupProbe", "readinessProbe", "livenessProbe"})
+
+_LONGEST_LABEL: Final = 63
+_REVISION_HASH: Final = len("-4294967295")
+"""What a StatefulSet appends to its name for the label controller-revision-hash of its pods."""
+
+
+def check_group_name(service: InferenceService) -> None:
+    """Followers come from a StatefulSet called after the service and the number of their group, and
+    carry its name in a label; raises ResourceError for one that would be too long for that."""
+    scaling = service.scaling
+    num_groups = scaling.max_replicas if scaling is not None else service.replicas or 1
+    last = str(num_groups + service.rollout.max_surge - 1)
+    limit = _LONGEST_LABEL - _REVISION_HASH - len(f"-{last}")
+    if len(service.name) > limit:
+        raise ResourceError(
+            "metadata.name",
+            f"is {service.name!r}, whose {len(service.name)} characters are too many for labels of "
+            f"pods in groups 0 to {last} of {service.parallelism.nodes} nodes",
+            f"use at most {limit}, or keep a replica on one node",
+        )
 
 
 def with_follower(template: Mapping[str, Any]) -> dict[str, Any]:

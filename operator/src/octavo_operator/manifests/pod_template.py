@@ -18,7 +18,7 @@ from octavo_operator.labels import (
     child_labels,
     selector_labels,
 )
-from octavo_operator.manifests.leader_worker_set import with_follower
+from octavo_operator.manifests.leader_worker_set import check_group_name, with_follower
 from octavo_operator.manifests.overlay import merge_overlay
 from octavo_operator.manifests.overlay_check import check_overlaid
 from octavo_operator.manifests.probes import worker_probes
@@ -48,7 +48,7 @@ _TOKEN_KEY: Final = "token"
 def pod_template(service: InferenceService, image: str, admin_key_sha256: str) -> dict[str, Any]:
     """PodTemplateSpec of the worker; of a group of pods the first one's, with the others' in it.
 
-    Raises ResourceError when the overlay cannot be merged.
+    Raises ResourceError when the overlay cannot be merged, or groups cannot be called so.
     """
     labels = {
         **selector_labels(service.name),
@@ -60,7 +60,10 @@ def pod_template(service: InferenceService, image: str, admin_key_sha256: str) -
     rendered = {"metadata": {"labels": labels}, "spec": spec}
     template = merge_overlay(rendered, service.template, "spec.template")
     check_overlaid(template, selector_labels(service.name))
-    return with_follower(template) if service.parallelism.nodes > 1 else template
+    if service.parallelism.nodes == 1:
+        return template
+    check_group_name(service)
+    return with_follower(template)
 
 
 def _pod_spec(service: InferenceService, image: str, admin_key_sha256: str) -> dict[str, Any]:

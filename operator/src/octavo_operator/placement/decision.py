@@ -19,6 +19,7 @@ from octavo_operator.placement.model_shape import ModelShape
 from octavo_operator.placement.sentences import (
     holds_in_words,
     lack_in_words,
+    parts_in_words,
     splits_in_words,
     sum_in_words,
     unknown_in_words,
@@ -99,6 +100,8 @@ def _check(
     utilization = service.engine.gpu_memory_utilization
     if not kinds:
         return Decision(Standing.UNPROVED, "GPUMemoryUnknown", unknown_in_words(need), split)
+    if split.num_gpus > 1 and not any(kind.is_whole for kind in kinds):
+        return Decision(Standing.UNPROVED, "GPUsNotWhole", parts_in_words(kinds[0]), split)
     most = max(kind.per_node or split.gpus_per_node for kind in kinds)
     if split.gpus_per_node > most:
         return Decision(
@@ -112,7 +115,7 @@ def _check(
         kind for kind in kinds if need.total_bytes <= share_bytes(kind.usable_bytes, utilization)
     ]
     if len(fitting) == len(kinds):
-        kind = min(fitting, key=lambda kind: kind.memory_bytes)
+        kind = min(fitting, key=lambda kind: (not kind.is_shared, kind.memory_bytes))
         return Decision(
             Standing.FITS, "Fits", holds_in_words(service, shape, split, kind, utilization), split
         )
@@ -137,7 +140,8 @@ def _check(
 def _choose(
     service: InferenceService, shape: ModelShape | None, kinds: Sequence[GpuKind], absence: str
 ) -> Decision:
-    """Single nodes before several, then few GPUs before many, then small GPUs before large."""
+    """Single nodes before several, then few GPUs before many, then GPUs of its own before shared
+    ones, then small GPUs before large."""
     if shape is None:
         standing, reason, message = _uninspected(absence)
         return Decision(standing, reason, f"spec.parallelism.tensor is Auto: {message}")
@@ -151,7 +155,7 @@ def _choose(
         )
     utilization = service.engine.gpu_memory_utilization
     found = [
-        (split.nodes, split.num_gpus, kind.memory_bytes, kind.name, split, kind)
+        (split.nodes, split.num_gpus, kind.is_shared, kind.memory_bytes, kind.name, split, kind)
         for kind in kinds
         for split in _splits(service, shape, kind)
         if footprint(shape, service.engine, split).total_bytes
@@ -159,7 +163,7 @@ def _choose(
     ]
     if not found:
         return _nothing_fits(service, shape, kinds)
-    *_, split, kind = min(found, key=lambda item: item[:4])
+    *_, split, kind = min(found, key=lambda item: item[:5])
     is_limit = kind.product is not None and service.accelerator.product is None
     is_labelled = service.accelerator.resource == DEFAULT_RESOURCE
     return Decision(
@@ -174,6 +178,10 @@ def _choose(
 def _splits(service: InferenceService, shape: ModelShape, kind: GpuKind) -> Iterator[Split]:
     """Every split that the model allows on nodes of `kind`; over several, a stage a node."""
     stages = service.parallelism.pipeline
+    if not kind.is_whole:
+        if stages == 1:
+            yield Split()
+        return
     for tensor in range(1, kind.most_per_node // stages + 1):
         split = Split(tensor, stages)
         if split_problem(shape, split) is None:
@@ -192,6 +200,8 @@ def _nothing_fits(
 ) -> Decision:
     utilization = service.engine.gpu_memory_utilization
     attempts = [(split, kind) for kind in kinds for split in _splits(service, shape, kind)]
+    if not attempts and not any(kind.is_whole for kind in kinds):
+        return Decision(Standing.REFUSED, "GPUsNotWhole", parts_in_words(kinds[0]))
     if not attempts:
         most = max(kind.most_per_node for kind in kinds)
         return Decision(

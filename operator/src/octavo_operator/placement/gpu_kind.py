@@ -25,12 +25,21 @@ class GpuKind:
 
     per_node: most GPUs in one node, None when no node was looked at. num_nodes: nodes that have
     so many; 0 when no node was looked at.
+    is_slice: it is a part of a card (MIG). is_shared: other pods may get the same card, whose
+    memory is not divided (time-slicing). Two of either may be one card, which NCCL does not join.
     """
 
     product: str | None
     memory_bytes: int
     per_node: int | None = None
     num_nodes: int = 0
+    is_slice: bool = False
+    is_shared: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a pod that gets several can use them together."""
+        return not (self.is_slice or self.is_shared)
 
     @property
     def usable_bytes(self) -> int:

@@ -1,12 +1,14 @@
 """The kinds of GPU that nodes say they have, read from the labels of GPU feature discovery.
 
 For a resource `nvidia.com/gpu` these are `nvidia.com/gpu.product`, `.memory` (MiB) and `.count`;
-a MIG slice such as `nvidia.com/mig-3g.40gb` has its own of the same form.
+a MIG slice such as `nvidia.com/mig-3g.40gb` has its own of the same form. A card that pods share by
+time-slicing may be asked for more often than it is counted, and its product ends with `-SHARED`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from octavo_operator.placement.gpu_kind import GpuKind
@@ -33,8 +35,9 @@ def gpu_kinds(
         return found
     largest = max(found, key=lambda kind: kind.most_per_node, default=None)
     if largest is None:
-        return (GpuKind(product, memory_bytes),)
-    return (GpuKind(product, memory_bytes, largest.per_node, largest.num_nodes),)
+        is_slice = _is_slice(accelerator.resource, product)
+        return (GpuKind(product, memory_bytes, is_slice=is_slice, is_shared=_is_shared(product)),)
+    return (replace(largest, product=product, memory_bytes=memory_bytes),)
 
 
 def _on_nodes(accelerator: Accelerator, nodes: Iterable[Mapping[str, Any]]) -> tuple[GpuKind, ...]:
@@ -42,7 +45,7 @@ def _on_nodes(accelerator: Accelerator, nodes: Iterable[Mapping[str, Any]]) -> t
     if resource is None:
         return ()
     wanted = accelerator.all_node_labels
-    counts: dict[tuple[str | None, int], list[int]] = {}
+    counts: dict[tuple[str | None, int, bool], list[int]] = {}
     for node in nodes:
         labels = node["metadata"].get("labels") or {}
         memory = str(labels.get(f"{resource}.memory", ""))
@@ -50,11 +53,19 @@ def _on_nodes(accelerator: Accelerator, nodes: Iterable[Mapping[str, Any]]) -> t
             continue
         count = _count(node, resource, labels)
         if count and int(memory):
-            key = labels.get(f"{resource}.product"), int(memory) * _MIB
-            counts.setdefault(key, []).append(count)
+            product = labels.get(f"{resource}.product")
+            is_shared = _is_shared(product) or count > _labelled_count(resource, labels, count)
+            counts.setdefault((product, int(memory) * _MIB, is_shared), []).append(count)
     kinds = [
-        GpuKind(product, memory_bytes, max(found), found.count(max(found)))
-        for (product, memory_bytes), found in counts.items()
+        GpuKind(
+            product,
+            memory_bytes,
+            max(found),
+            found.count(max(found)),
+            is_slice=_is_slice(resource, product),
+            is_shared=is_shared,
+        )
+        for (product, memory_bytes, is_shared), found in counts.items()
     ]
     return tuple(sorted(kinds, key=lambda kind: (kind.memory_bytes, kind.name)))
 
@@ -62,5 +73,20 @@ def _on_nodes(accelerator: Accelerator, nodes: Iterable[Mapping[str, Any]]) -> t
 def _count(node: Mapping[str, Any], resource: str, labels: Mapping[str, str]) -> int:
     """GPUs of a node: those that may be asked for, else those that are in it."""
     allocatable = ((node.get("status") or {}).get("allocatable") or {}).get(resource)
-    text = str(labels.get(f"{resource}.count", "0") if allocatable is None else allocatable)
-    return int(text) if text.isdecimal() else 0
+    if allocatable is None:
+        return _labelled_count(resource, labels, 0)
+    return int(allocatable) if str(allocatable).isdecimal() else 0
+
+
+def _labelled_count(resource: str, labels: Mapping[str, str], default: int) -> int:
+    text = str(labels.get(f"{resource}.count", ""))
+    return int(text) if text.isdecimal() else default
+
+
+def _is_slice(resource: str | None, product: str | None) -> bool:
+    """By the resource, or by the product where all cards of a node are cut alike."""
+    return "/mig-" in (resource or "") or "-MIG-" in (product or "")
+
+
+def _is_shared(product: str | None) -> bool:
+    return (product or "").endswith("-SHARED")

@@ -61,7 +61,16 @@ def holds_in_words(
     count = room // need.kv_bytes
     requests = f"{count} {'request' if count == 1 else 'requests'} of {need.length} tokens"
     what = f"{sum_in_words(need)}, and {share_in_words(kind, utilization)}"
-    return f"{gpus_in_words(split, kind)}: {what}; {requests} at a time"
+    return f"{gpus_in_words(split, kind)}: {what}; {requests} at a time{_sharing_in_words(kind)}"
+
+
+def parts_in_words(kind: GpuKind) -> str:
+    """Why a pod must not get several."""
+    what = "slices of GPUs (MIG)" if kind.is_slice else "GPUs that pods share (time-slicing)"
+    return (
+        f"{kind.name} names {what}: a pod may get the same card twice, over which no model can be "
+        f"split; set parallelism.tensor and pipeline to 1, or name a resource for whole GPUs"
+    )
 
 
 def lack_in_words(
@@ -114,11 +123,16 @@ def _remedy(
     if service.engine.quantization is None:
         remedies.append("set engine.quantization: fp8")
     remedies.append("name a larger accelerator.product")
-    if service.parallelism.tensor is not None:
-        remedies.append("raise parallelism.tensor")
-    else:
-        remedies.append("add GPUs")
-    return f"{', '.join(remedies[:-1])} or {remedies[-1]}"
+    if any(kind.is_whole for kind in kinds):
+        is_number = service.parallelism.tensor is not None
+        remedies.append("raise parallelism.tensor" if is_number else "add GPUs")
+    return " or ".join(filter(None, (", ".join(remedies[:-1]), remedies[-1])))
+
+
+def _sharing_in_words(kind: GpuKind) -> str:
+    if not kind.is_shared:
+        return ""
+    return "; the GPU is shared, and what other pods take of its memory is not counted"
 
 
 def _gib(size_bytes: int) -> str:

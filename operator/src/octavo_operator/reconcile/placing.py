@@ -15,6 +15,7 @@ from typing import Any, Final
 from octavo_operator.labels import (
     ANNOTATION_GOOD_TEMPLATE,
     ANNOTATION_PLACEMENT,
+    ANNOTATION_POD_TEMPLATE,
     ANNOTATION_REFUSED_TEMPLATE,
     ANNOTATION_TEMPLATE_INPUTS,
 )
@@ -27,7 +28,8 @@ from octavo_operator.placement.node_gpus import gpu_kinds
 from octavo_operator.reconcile.inspection import Inspection, inspection_key, read_inspection
 from octavo_operator.reconcile.live_object import LiveObject, annotations_of
 from octavo_operator.reconcile.observed import Observed
-from octavo_operator.reconcile.pinning import template_inputs
+from octavo_operator.reconcile.pinning import remembered_template, template_inputs
+from octavo_operator.reconcile.rollback import has_served
 from octavo_operator.reconcile.workload import read_workload
 from octavo_operator.resources.accelerator import Parallelism
 from octavo_operator.resources.inference_service import InferenceService
@@ -136,10 +138,11 @@ def _recall(said: InferenceService, present: tuple[LiveObject, ...], inputs: str
     memory, workload = annotations_of(live), read_workload(said, live)
     is_same_pod = memory.get(ANNOTATION_TEMPLATE_INPUTS) == pod_inputs
     is_rolled_back = ANNOTATION_REFUSED_TEMPLATE in memory
+    in_force = remembered_template(memory.get(ANNOTATION_POD_TEMPLATE))
     return _Past(
         kept=_remembered(memory, inputs) or _from_before(said, memory, is_same_pod=is_same_pod),
         is_same_pod=is_same_pod,
-        has_served=is_same_pod and workload.has_completed and not is_rolled_back,
+        has_served=(is_same_pod and not is_rolled_back and has_served(in_force, memory, workload)),
         has_fallback=ANNOTATION_GOOD_TEMPLATE in memory,
         is_alone=live is None or is_same_pod,
     )

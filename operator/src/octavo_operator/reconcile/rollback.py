@@ -62,7 +62,7 @@ def choose_revision(
     is_new = before is None or manifest_digest(before) != asked
     is_retry = pinned.annotations.get(ANNOTATION_UPGRADED_BY) != memory.get(ANNOTATION_UPGRADED_BY)
     if is_new or is_retry:
-        if is_new and refused is None and before is not None and _served(before, memory, workload):
+        if is_new and refused is None and has_served(before, memory, workload):
             good = memory[ANNOTATION_POD_TEMPLATE]
         refused = None
     elif refused is None and failure is not None and _is_other(good, asked):
@@ -80,13 +80,17 @@ def choose_revision(
     return Revision(fallback, annotations, str(refused.get("because")))
 
 
-def _served(before: Mapping[str, Any], memory: Mapping[str, str], workload: Workload) -> bool:
+def has_served(
+    before: Mapping[str, Any] | None, memory: Mapping[str, str], workload: Workload
+) -> bool:
     """Whether the template `before` has ever served: a Deployment counts as complete with no pod,
     too, and goes on to when one is woken. Operators of before kept no note of that."""
+    if before is None:
+        return False
     if ANNOTATION_SERVED_TEMPLATE in memory:
         is_noted = memory[ANNOTATION_SERVED_TEMPLATE] == manifest_digest(before)
         return is_noted or workload.serves_in_full
-    return workload.has_completed and workload.wanted > 0
+    return workload.has_completed and workload.available > 0
 
 
 def _served_digest(

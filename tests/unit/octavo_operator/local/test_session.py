@@ -330,6 +330,33 @@ async def test_volume_that_only_a_cluster_has_is_refused(tmp_path: Path) -> None
             pass
 
 
+MOUNT = {"name": "data", "mountPath": "/data"}
+POD_NAME = {"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+
+
+@pytest.mark.parametrize(
+    ("worker", "sentence"),
+    [
+        ({"volumeMounts": [MOUNT]}, "/data is a mount of volume 'data', which the pod does not"),
+        ({"env": [POD_NAME]}, "variable POD is filled from a fieldRef, which only a cluster has"),
+        (
+            {"envFrom": [{"configMapRef": {"name": "settings"}}]},
+            "envFrom is filled from a configMapRef, which only a cluster has",
+        ),
+    ],
+    ids=["mount-without-a-volume", "field", "config-map"],
+)
+def test_template_that_only_a_cluster_can_follow_is_refused_in_words(
+    worker: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    template = {"spec": {"containers": [{"name": "worker", **worker}]}}
+    service = parse_inference_service(inference_service(template=template))
+    pod = {"metadata": {"name": "chat-1"}, **pod_template(service, "worker:1", "0" * 64)}
+    machine = Machine({"octavo": ("octavo",)}, {}, tmp_path, {})
+    with pytest.raises(LocalError, match=sentence):
+        local_container(pod, Address("127.0.0.1", 4711), tmp_path, machine, {})
+
+
 async def test_secrets_of_the_file_reach_the_worker(tmp_path: Path) -> None:
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hub"}}
     secret["stringData"] = {"token": "hf_123"}
