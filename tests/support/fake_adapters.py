@@ -41,6 +41,7 @@ class FakeWorkers(WorkerClient):
         *,
         is_open: bool = False,
         timeout_s: float | None = None,
+        answer_limit: int = 0,
     ) -> Answer:
         host = worker.host
         self.calls[f"{method} {path}"] += 1
