@@ -76,7 +76,11 @@ class CallFormat(enum.Enum):
     def why_not(self, tool: Tool) -> str | None:
         """Why calls of a tool cannot be made to follow its schema, whatever the schema's parts;
         None where they can."""
-        return pythonic.why_not(tool.parameters) if self is CallFormat.PYTHONIC else None
+        kinds = tool.parameters.get("type", "object")
+        if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
+            return f"arguments are an object, and its type is {json.dumps(kinds)}; make it object"
+        reason = pythonic.why_not(tool.parameters) if self is CallFormat.PYTHONIC else None
+        return reason and f"this model writes keywords, and {reason}"
 
     def new_id(self) -> str:
         """An id for a call; Mistral's templates take nine letters and digits only."""
