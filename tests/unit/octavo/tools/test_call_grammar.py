@@ -183,6 +183,31 @@ def test_arguments_that_may_be_an_object_are_followed(kind: CallFormat) -> None:
     assert kind.why_not(tool) is None
 
 
+OBJECTS: dict[str, dict[str, Any]] = {
+    "no type": {"properties": {"a": INTEGER}},
+    "or null": {"type": ["object", "null"], "properties": {"a": INTEGER}},
+    "anyOf": {"anyOf": [{"required": ["a"]}, {"type": "integer"}]},
+    "$ref": {"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"a": INTEGER}}}},
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CallFormat if kind is not CallFormat.PYTHONIC])
+@pytest.mark.parametrize("parameters", OBJECTS.values(), ids=OBJECTS.keys())
+def test_arguments_are_an_object_also_where_their_schema_names_no_type(
+    parameters: dict[str, Any], kind: CallFormat
+) -> None:
+    function = {"name": "f", "parameters": parameters}
+    body = ToolsBody.model_validate(
+        {"tools": [{"type": "function", "function": function}], **REQUIRED}
+    )
+    plan = MessagePlan.of(body, SamplingParams(), MessageFormat(kind, None), [], None)
+    assert plan.params.structured_outputs is not None
+    grammar = translate(plan.params.structured_outputs)
+    assert follows(grammar, ONE[kind].encode())
+    for value in ("5", "null", '"text"'):
+        assert not follows(grammar, ONE[kind].replace('{"a": 1}', value).encode())
+
+
 def test_an_argument_that_is_required_twice_is_written_once() -> None:
     schema = {"type": "object", "properties": {"a": INTEGER}, "required": ["a", "a"]}
     lark = CallFormat.PYTHONIC.grammar([Tool("f", None, schema)], json_rule, MARKS.get)

@@ -170,7 +170,8 @@ def _any(count: int) -> str:
 
 def _object(tool: Tool, key: str, rule: Rule) -> str:
     head = f'{{"name": {json.dumps(tool.name)}, "{key}": '
-    return f"{_text(head)} {rule(dict(tool.parameters))} {_text('}')}"
+    # A schema that names no type takes any value, and arguments are an object.
+    return f"{_text(head)} {rule({**tool.parameters, 'type': 'object'})} {_text('}')}"
 
 
 def _keywords(tool: Tool, rule: Rule) -> str:
