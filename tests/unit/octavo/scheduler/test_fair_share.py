@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from octavo.errors import QueueFullError
+from octavo.errors import InvalidRequestError, QueueFullError
 from octavo.request import Request, Tenant
 from scheduler_world import SchedulerWorld, make_request
 
@@ -139,6 +139,35 @@ def test_tenant_may_queue_as_many_as_it_may_and_no_more() -> None:
     with pytest.raises(QueueFullError, match=r"2 requests of this API key.*may have 2"):
         world.add(*requests_of("limited", 1, max_queued=2))
     world.add(*requests_of("other", 1))
+    world.run()
+
+
+def test_choices_that_may_run_at_once_are_not_among_those_that_wait() -> None:
+    world = SchedulerWorld(max_num_seqs=4)
+    limits = {"max_running": 1, "max_queued": 2}
+    world.add(*requests_of("limited", 3, **limits))
+    world.step()
+    with pytest.raises(QueueFullError, match=r"2 requests of this API key.*may have 2"):
+        world.add(*requests_of("limited", 1, **limits))
+    world.run()
+    world.check_at_rest()
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"max_running": 1, "max_queued": 2}, "1 running and 2 waiting.*max-queued.*at most 3"),
+        ({"max_queued": 3}, "have 3 waiting.*max-queued.*at most 3"),
+    ],
+)
+def test_more_choices_than_a_tenant_may_ever_have_are_no_reason_to_come_back(
+    limits: dict[str, int], words: str
+) -> None:
+    world = SchedulerWorld(max_num_seqs=8)
+    with pytest.raises(InvalidRequestError, match=f"n is 4.*{words}") as refused:
+        world.add(*requests_of("limited", 4, **limits))
+    assert refused.value.param == "n"
+    world.add(*requests_of("limited", 3, **limits))
     world.run()
 
 

@@ -105,6 +105,7 @@ async def test_prompt_fields_shape_the_prompt(
         ({"input": "x", "dimensions": 0}, "dimensions", "at least 1"),
         ({"input": "x", "encoding_format": "hex"}, "encoding_format", "base64"),
         ({"input": "x", "pooling": "cls"}, "pooling", "mean"),
+        ({"input": "x", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "at least 1"),
         ({"input": "x", "truncation_side": "left"}, None, "truncate_prompt_tokens"),
         ({"input": "x", "embed_dtype": "float16"}, "embed_dtype", "float32"),
         ({"input": "x", "messages": [{}]}, "messages", "/tokenize"),

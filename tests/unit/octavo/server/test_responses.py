@@ -378,3 +378,26 @@ async def test_bad_bodies_are_refused(
     response = await post(client, **body)
     assert response.status_code == 400
     assert words in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"reasoning": {"effort": "low"}}, "reasoning.effort"),
+        (
+            {"chat_template_kwargs": {"reasoning_effort": "low"}},
+            "chat_template_kwargs.reasoning_effort",
+        ),
+    ],
+)
+async def test_an_effort_that_the_template_does_not_read_is_refused_by_its_own_name(
+    client: httpx.AsyncClient,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    body: dict[str, Any],
+    param: str,
+) -> None:
+    monkeypatch.setattr(engine, "template_reads", lambda variable: False)
+    error = (await post(client, **body)).json()["error"]
+    assert (error["param"], error["code"]) == (param, "unsupported_field")
+    assert error["message"].startswith(f"{param} is set")

@@ -141,7 +141,6 @@ UNWRITABLE: dict[str, dict[str, Any]] = {
     "'a' is required": {"required": ["a"]},
     "'a b' cannot be": {"properties": {"a b": INTEGER}},
     "'' cannot be": {"properties": {"": INTEGER}},
-    "type is not": {"type": "string"},
     "properties must be": {"properties": ["a"]},
     "required must be": {"properties": {"a": INTEGER}, "required": [["a"]]},
 }
@@ -160,6 +159,53 @@ def test_a_schema_that_keywords_cannot_follow_is_refused(
     with pytest.raises(InvalidRequestError, match=re.escape(words)) as refused:
         MessagePlan.of(body, SamplingParams(), written, [], None)
     assert refused.value.param == "tools[0].function.parameters"
+
+
+@pytest.mark.parametrize("fields", [NAMED, REQUIRED, {}], ids=["named", "required", "strict"])
+@pytest.mark.parametrize("type_", ["string", ["array", "null"]], ids=str)
+@pytest.mark.parametrize("kind", CallFormat)
+def test_a_schema_of_arguments_that_are_no_object_is_refused(
+    kind: CallFormat, type_: Any, fields: dict[str, Any]
+) -> None:
+    function = {"name": "f", "parameters": {"type": type_}, "strict": not fields}
+    body = ToolsBody.model_validate(
+        {"tools": [{"type": "function", "function": function}], **fields}
+    )
+    words = rf"arguments are an object.* is {re.escape(json.dumps(type_))}; make it object"
+    with pytest.raises(InvalidRequestError, match=words) as refused:
+        MessagePlan.of(body, SamplingParams(), MessageFormat(kind, None), [], None)
+    assert refused.value.param == "tools[0].function.parameters"
+
+
+@pytest.mark.parametrize("kind", CallFormat)
+def test_arguments_that_may_be_an_object_are_followed(kind: CallFormat) -> None:
+    tool = Tool("f", None, {"type": ["object", "null"]})
+    assert kind.why_not(tool) is None
+
+
+OBJECTS: dict[str, dict[str, Any]] = {
+    "no type": {"properties": {"a": INTEGER}},
+    "or null": {"type": ["object", "null"], "properties": {"a": INTEGER}},
+    "anyOf": {"anyOf": [{"required": ["a"]}, {"type": "integer"}]},
+    "$ref": {"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"a": INTEGER}}}},
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CallFormat if kind is not CallFormat.PYTHONIC])
+@pytest.mark.parametrize("parameters", OBJECTS.values(), ids=OBJECTS.keys())
+def test_arguments_are_an_object_also_where_their_schema_names_no_type(
+    parameters: dict[str, Any], kind: CallFormat
+) -> None:
+    function = {"name": "f", "parameters": parameters}
+    body = ToolsBody.model_validate(
+        {"tools": [{"type": "function", "function": function}], **REQUIRED}
+    )
+    plan = MessagePlan.of(body, SamplingParams(), MessageFormat(kind, None), [], None)
+    assert plan.params.structured_outputs is not None
+    grammar = translate(plan.params.structured_outputs)
+    assert follows(grammar, ONE[kind].encode())
+    for value in ("5", "null", '"text"'):
+        assert not follows(grammar, ONE[kind].replace('{"a": 1}', value).encode())
 
 
 def test_an_argument_that_is_required_twice_is_written_once() -> None:

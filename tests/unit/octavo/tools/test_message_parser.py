@@ -119,6 +119,50 @@ CASES: dict[str, tuple[str, str, str, list[tuple[str, str]]]] = {
         "a <tool_call>nonsense</tool_call> b",
         [],
     ),
+    "arguments that stand there twice": (
+        "hermes",
+        '<tool_call>{"name": "f", "arguments": {"a": 1}, "parameters": {"b": 2}}</tool_call>'
+        '<tool_call>{"arguments": "{}", "arguments": {"b": 2}, "name": "f"}</tool_call>'
+        '<tool_call>{"name": "f", "arguments": {}, "name": "get_time"}</tool_call>',
+        "",
+        [("f", '{"a": 1}'), ("f", "{}"), ("f", "{}")],
+    ),
+    "two objects of arguments": (
+        "hermes",
+        '<tool_call>{"name": "f", "arguments": {"a": 1}{"b": 2}}</tool_call> done',
+        '{"b": 2}} done',
+        [("f", '{"a": 1}')],
+    ),
+    "no arguments": (
+        "hermes",
+        '<tool_call>{"name": "f", "arguments": null}</tool_call>'
+        '<tool_call>{"arguments": null, "name": "f"}</tool_call>'
+        '<tool_call>{"name": "f", "arguments": "null"}</tool_call>'
+        '<tool_call>{"name": "f", "arguments": ""}</tool_call>'
+        '<tool_call>{"name": "f", "arguments": null, "parameters": {"a": null}}</tool_call>',
+        "",
+        [("f", "{}")] * 4 + [("f", '{"a": null}')],
+    ),
+    "llama, arguments that stand there twice": (
+        "llama",
+        '{"name": "f", "parameters": {"a": 1}, "arguments": {"b": 2}}; '
+        '{"name": "f", "parameters": null}',
+        "",
+        [("f", '{"a": 1}'), ("f", "{}")],
+    ),
+    "llama, two objects of arguments": (
+        "llama",
+        '{"name": "f", "parameters": {"a": 1}{"b": 2}}',
+        '{"b": 2}}',
+        [("f", '{"a": 1}')],
+    ),
+    "mistral, two objects of arguments": (
+        "mistral",
+        '[TOOL_CALLS][{"name": "f", "arguments": {"a": 1}, "arguments": {"b": 2}},'
+        '{"name": "f", "arguments": null}]',
+        "",
+        [("f", '{"a": 1}'), ("f", "{}")],
+    ),
     "half a mark": ("hermes", "x <tool_ca", "x <tool_ca", []),
     "llama": ("llama", f'{{"name": "get_weather", "parameters": {W}}}', "", [("get_weather", W)]),
     "llama, tagged, two": (

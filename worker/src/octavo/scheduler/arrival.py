@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError, PromptTooLongError
-from octavo.request import Request
+from octavo.request import Request, Tenant
 
 
 def check_can_run(request: Request, config: SchedulerConfig) -> None:
@@ -35,12 +35,27 @@ def check_can_run(request: Request, config: SchedulerConfig) -> None:
 
 
 def check_group_size(requests: Sequence[Request], config: SchedulerConfig) -> None:
-    """Raise InvalidRequestError for more choices of one prompt than may ever wait."""
+    """Raise InvalidRequestError for more choices of one prompt than may ever wait, all together or
+    of their tenant's."""
     if len(requests) > config.max_num_waiting:
         raise InvalidRequestError(
             f"n is {len(requests)}, but at most {config.max_num_waiting} requests may "
             "wait (max_num_waiting); ask for fewer choices.",
             param="n",
+        )
+    tenant = requests[0].tenant
+    if tenant.max_queued is not None:
+        _check_fits(tenant, tenant.max_queued, len(requests))
+
+
+def _check_fits(tenant: Tenant, max_queued: int, count: int) -> None:
+    most = max_queued + (tenant.max_running or 0)
+    if count > most:
+        running = "" if tenant.max_running is None else f"{tenant.max_running} running and "
+        raise InvalidRequestError(
+            f"n is {count}, and this API key may have {running}{max_queued} waiting requests "
+            f"(max-queued); ask for at most {most} choices.",
+            "n",
         )
 
 

@@ -152,11 +152,15 @@ class WaitingQueue:
             assert not request.num_computed_tokens, f"{request} waits with computed tokens"
 
     def _check_tenant(self, tenant: Tenant, count: int, now_s: float) -> None:
+        if tenant.max_queued is None:
+            return
         use = self._tenants.get(tenant.name)
-        own = 0 if use is None else use.num_waiting
-        if tenant.max_queued is not None and own + count > tenant.max_queued:
+        own, started = (0, 0) if use is None else (use.num_waiting, use.num_started)
+        # Those that its limit lets run at once do not wait for it.
+        room = tenant.max_queued - own + max(0, (tenant.max_running or 0) - started)
+        if count > room:
             drain = self._drain if use is None else use.drain
-            retry_after_s = drain.retry_after_s(count, now_s, room=tenant.max_queued - own)
+            retry_after_s = drain.retry_after_s(count, now_s, room=room)
             raise QueueFullError(
                 f"{own} requests of this API key are waiting and it may have {tenant.max_queued}; "
                 f"try again in {retry_after_s:.1f} s.",

@@ -33,8 +33,7 @@ async def render_conversation(
     variables = body.template_variables()
     for name in variables:
         if not engine.template_reads(name):
-            is_own = name in (body.chat_template_kwargs or {})
-            param = f"chat_template_kwargs.{name}" if is_own else name
+            param = body.field_of(name)
             raise bad_request(
                 f"{param} is set, and this model's chat template does not read {name!r}; "
                 "leave it out.",

@@ -23,6 +23,7 @@ from octavo.request import EVERYONE, AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.server.requests import RequestRecord
 from octavo.server.service_level import deadline_exceeded
+from octavo.server.thought_counter import ThoughtCounter
 
 _PENDING_EVENTS = 64
 
@@ -49,6 +50,8 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Of the completion's tokens those of thoughts."""
 
 
 class Generation:
@@ -78,6 +81,7 @@ class Generation:
         self._prompt_tokens = [0] * len(job.prompts)
         self._cached_tokens = [0] * len(job.prompts)
         self._longest = [0] * len(job.prompts)
+        self._thoughts = _thought_counters(engine, job)
         self.usage = Usage()
         request.usage, request.engine_id = self.usage, self._id
         request.num_prompts, request.num_choices = len(job.prompts), job.num_choices
@@ -189,6 +193,8 @@ class Generation:
             if not self.usage.completion_tokens:
                 self._request.first_token_s = now_s
             self.usage.completion_tokens += len(event.token_ids)
+            if self._thoughts:
+                self.usage.reasoning_tokens += self._thoughts[event.index].feed(event.token_ids)
             record.tokens(len(event.token_ids), now_s)
         if event.finish_reason is not None:
             self._finish(record, event, prompt)
@@ -218,3 +224,11 @@ class Generation:
             if record is not None and (was_accepted or reason == "abort"):
                 self._metrics.count_end(reason)
         self._records = [None] * len(self._records)
+
+
+def _thought_counters(engine: Engine, job: GenerationJob) -> list[ThoughtCounter]:
+    """One a choice, where choices may think."""
+    tokenizer, span = engine.tokenizer, job.options.reasoning
+    if tokenizer is None or span is None:
+        return []
+    return [ThoughtCounter(tokenizer, span) for _ in range(job.num_choices)]

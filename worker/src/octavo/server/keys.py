@@ -44,7 +44,7 @@ class ApiKey:
     max_running: int | None = None
     """Requests (choices) that run at once; more of them wait."""
     max_queued: int | None = None
-    """Requests that wait; the next one is refused."""
+    """Requests that wait beyond those that may run; the next one is refused."""
     tokens_per_minute: int | None = None
     """Of prompts and answers together."""
     priority: int | None = None

@@ -33,9 +33,13 @@ class TextOffsets:
         before: Sequence[int],
         *,
         skip_special_tokens: bool,
+        echoed: str = "",
+        num_echoed: int = 0,
     ) -> None:
-        """``before``: the token ids that the text continues, not part of it."""
+        """``before``: the token ids that the text continues, not part of it. ``echoed``: a prompt
+        that the text begins with as it was sent, and how many tokens it became."""
         self._offset = 0
+        self._tokenizer, self._echoed, self._num_echoed = tokenizer, echoed, num_echoed
         self._detokenizer: Detokenizer | None = None
         if tokenizer is not None:
             self._detokenizer = Detokenizer(
@@ -45,8 +49,15 @@ class TextOffsets:
     def next(self, token_id: int) -> int:
         """The offset of the next token, in characters; a token within one begins where it does."""
         offset = self._offset
-        if self._detokenizer is not None:
-            self._offset += len(self._detokenizer.feed([token_id]))
+        if self._tokenizer is not None and self._detokenizer is not None:
+            is_sent = self._num_echoed > 0
+            self._num_echoed -= is_sent
+            if is_sent and token_id in self._tokenizer.special_ids:
+                # Spelled in the prompt, or put around it.
+                spelled = self._tokenizer.token_bytes(token_id).decode(errors="replace")
+                self._offset += len(spelled) * self._echoed.startswith(spelled, offset)
+            else:
+                self._offset += len(self._detokenizer.feed([token_id]))
         return offset
 
 

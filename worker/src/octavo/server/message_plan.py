@@ -117,7 +117,7 @@ def _check_writable(calls: CallFormat, tools: Sequence[Tool], fields: Mapping[st
     for tool in tools:
         reason = calls.why_not(tool)
         if reason is not None:
-            raise cannot_be_honoured(fields[tool.name], f"this model writes keywords, and {reason}")
+            raise cannot_be_honoured(fields[tool.name], reason)
 
 
 def _call_grammar(

@@ -76,7 +76,11 @@ class CallFormat(enum.Enum):
     def why_not(self, tool: Tool) -> str | None:
         """Why calls of a tool cannot be made to follow its schema, whatever the schema's parts;
         None where they can."""
-        return pythonic.why_not(tool.parameters) if self is CallFormat.PYTHONIC else None
+        kinds = tool.parameters.get("type", "object")
+        if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
+            return f"arguments are an object, and its type is {json.dumps(kinds)}; make it object"
+        reason = pythonic.why_not(tool.parameters) if self is CallFormat.PYTHONIC else None
+        return reason and f"this model writes keywords, and {reason}"
 
     def new_id(self) -> str:
         """An id for a call; Mistral's templates take nine letters and digits only."""
@@ -166,7 +170,8 @@ def _any(count: int) -> str:
 
 def _object(tool: Tool, key: str, rule: Rule) -> str:
     head = f'{{"name": {json.dumps(tool.name)}, "{key}": '
-    return f"{_text(head)} {rule(dict(tool.parameters))} {_text('}')}"
+    # A schema that names no type takes any value, and arguments are an object.
+    return f"{_text(head)} {rule({**tool.parameters, 'type': 'object'})} {_text('}')}"
 
 
 def _keywords(tool: Tool, rule: Rule) -> str:

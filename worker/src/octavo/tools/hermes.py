@@ -45,7 +45,10 @@ class HermesCalls(CallText):
         rest = self._text[:at] if at >= 0 else self._text
         self._text = self._text[at + len(END) :] if at >= 0 else ""
         if call.has_begun:
-            self._add_arguments(rest.rstrip(), delta)
+            if call.has_arguments:
+                delta.content += rest
+            else:
+                self._add_arguments(rest.rstrip(), delta)
             self._end_call()
         else:
             delta.content += self._raw + rest + END * (at >= 0)

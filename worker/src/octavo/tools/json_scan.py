@@ -66,7 +66,7 @@ class CallObject:
     """A call as an object: ``{"name": ..., "arguments": {...}}``, in any order of keys.
 
     ``keys``: those the arguments may stand under. ``known``: names that are calls; None: any.
-    Arguments before the name wait for it.
+    Arguments before the name wait for it. Of a key that stands there twice, the first counts.
     """
 
     def __init__(self, keys: Set[str], known: Set[str] | None = None) -> None:
@@ -76,7 +76,8 @@ class CallObject:
         self.arguments = ""
         """What came since it was last taken."""
         self.has_begun = self.is_done = self.is_broken = False
-        self._has_arguments = False
+        self.has_arguments = False
+        """Whether they are whole."""
         self._state: Callable[[str], int] = self._open
         self._key = ""
         self._held = ""
@@ -126,7 +127,8 @@ class CallObject:
         if text[0] in _SPACE:
             return 1
         self._scanner, self._held = ValueScanner(), ""
-        is_arguments = self._key in self._keys and text[0] != '"'
+        # Those that are a text are told once it is whole, and null is none.
+        is_arguments = self._awaits_arguments and text[0] not in '"n'
         self._state = self._in_arguments if is_arguments else self._in_value
         return 0
 
@@ -137,26 +139,35 @@ class CallObject:
             self._state = self._key_or_end
             if self._key == "name":
                 self._take_name(_decoded(self._held, ""))
-            elif self._key in self._keys:  # arguments as the text of an object
-                self._tell(_decoded(self._held, "{}"))
+            elif self._awaits_arguments:
+                text_of_object = _decoded(self._held, "")
+                self.has_arguments = text_of_object.strip() not in ("", "null")
+                if self.has_arguments:
+                    self._tell(text_of_object)
         return size
 
     def _in_arguments(self, text: str) -> int:
         size, is_over = self._scanner.scan(text)
         self._tell(text[:size])
         if is_over:
+            self.has_arguments = True
             self._state = self._key_or_end
         return size
 
+    @property
+    def _awaits_arguments(self) -> bool:
+        return self._key in self._keys and not self.has_arguments
+
     def _take_name(self, name: str) -> None:
-        if not name or self.has_begun or (self._known is not None and name not in self._known):
+        if self.has_begun:
+            return
+        if not name or (self._known is not None and name not in self._known):
             self.is_broken = True
             return
         self.has_begun, self.name = True, name
         self.arguments += self._waiting
 
     def _tell(self, text: str) -> None:
-        self._has_arguments = True
         if self.has_begun:
             self.arguments += text
         else:
@@ -166,7 +177,7 @@ class CallObject:
         if not self.has_begun:
             self.is_broken = True
             return
-        if not self._has_arguments:
+        if not self.has_arguments:
             self.arguments += "{}"
         self.is_done = True
 

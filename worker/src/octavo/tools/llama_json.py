@@ -24,7 +24,8 @@ class LlamaCalls(CallText):
         self._call: CallObject | None = None
         self._raw = ""
         self._is_content = self._is_lost = False
-        """Lost: within a call that is no JSON any more; what comes is its arguments."""
+        """Lost: within a call that is no JSON any more before its arguments are whole; what comes
+        is taken for them."""
 
     def _advance(self, delta: MessageDelta) -> bool:
         if self._is_lost:
@@ -44,6 +45,9 @@ class LlamaCalls(CallText):
         self._tell(call, delta)
         if call.is_done:
             self._call = None
+        elif call.is_broken and call.has_arguments and call.has_begun:
+            self._call, self._is_content = None, True
+            self._end_call()
         elif call.is_broken and call.has_begun:
             self._is_lost = True
         elif call.is_broken:

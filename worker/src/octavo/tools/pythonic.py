@@ -35,8 +35,6 @@ _OF_THE_WHOLE = frozenset(
 def why_not(schema: Mapping[str, Any]) -> str | None:
     """Why keywords cannot be made to follow a schema of arguments; None where they can."""
     properties, required = schema.get("properties", {}), schema.get("required", [])
-    if schema.get("type", "object") != "object":
-        return "arguments are an object, and its type is not 'object'"
     for keyword in schema.keys() & _OF_THE_WHOLE:
         return f"{keyword!r} is about all arguments together; ask it of each of its properties"
     if not isinstance(properties, Mapping):

@@ -41,7 +41,7 @@ class UsageInfo(msgspec.Struct):
             usage.completion_tokens,
             usage.prompt_tokens + usage.completion_tokens,
             PromptTokensDetails(usage.cached_tokens),
-            CompletionTokensDetails(),
+            CompletionTokensDetails(usage.reasoning_tokens),
         )
 
 

@@ -169,6 +169,11 @@ class Conversation(RequestBody):
         """What the request gives the template to read beside the messages."""
         return dict(self.chat_template_kwargs or {})
 
+    def field_of(self, variable: str) -> str:
+        """The request's field that gives the template this variable."""
+        is_own = variable in (self.chat_template_kwargs or {})
+        return f"chat_template_kwargs.{variable}" if is_own else variable
+
 
 class ChatCompletionRequest(Conversation, ToolsBody, ConstrainedBody, GenerationBody):
     """A conversation to be continued by the assistant."""

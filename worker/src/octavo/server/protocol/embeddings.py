@@ -9,7 +9,7 @@ import msgspec
 from pydantic import BeforeValidator, Field, model_validator
 
 from octavo.pooling_params import Pooling
-from octavo.server.protocol.fields import MAX_INT32, EngineBody
+from octavo.server.protocol.fields import MAX_INT32, EngineBody, KeptTokens
 from octavo.server.protocol.prompts import Prompts, as_prompts
 from octavo.server.protocol.unsupported import EMBEDDING
 from octavo.tokenization.tokenizer import Truncation
@@ -40,7 +40,7 @@ class EmbeddingRequest(EngineBody):
     add_special_tokens: bool = Field(
         True, description="Whether text is encoded with the special tokens that begin a prompt."
     )
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = Field(
+    truncate_prompt_tokens: KeptTokens | None = Field(
         None, description="Keep so many tokens of each input; -1: as many as fit."
     )
     truncation_side: Literal["left", "right"] | None = Field(

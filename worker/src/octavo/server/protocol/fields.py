@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from octavo.sampling_params import MAX_LOGPROBS, MAX_N, SamplingParams
 from octavo.server.limits import MAX_TIMEOUT_S
@@ -46,6 +46,12 @@ def _at_most(most: int, value: object) -> object:
     return value
 
 
+def _some(value: int) -> int:
+    if not value:
+        raise ValueError("it is 0; keep at least 1 token, or as many as fit with -1.")
+    return value
+
+
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 BadWord = Annotated[str, Field(pattern=r"\S", max_length=MAX_BAD_WORD_CHARS)]
@@ -59,6 +65,8 @@ StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
 StopTokenIds = Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)]
 LogprobCount = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 PositiveCount = Annotated[int, Field(ge=1, le=MAX_INT32)]
+KeptTokens = Annotated[int, Field(ge=-1, le=MAX_INT32), AfterValidator(_some)]
+"""Of a prompt; -1: as many as fit."""
 
 
 class StrictModel(BaseModel):
@@ -243,11 +251,8 @@ class GenerationBody(SamplingBody):
     prompt_logprobs: LogprobCount | None = Field(
         None, description="Tell the log probabilities of the prompt's tokens, so many of each."
     )
-    truncate_prompt_tokens: int | None = Field(
-        None,
-        ge=-1,
-        le=MAX_INT32,
-        description="Keep so many tokens of the prompt; -1: as many as fit.",
+    truncate_prompt_tokens: KeptTokens | None = Field(
+        None, description="Keep so many tokens of the prompt; -1: as many as fit."
     )
     truncation_side: Literal["left", "right"] | None = Field(
         None, description="Where truncate_prompt_tokens leaves tokens out; left if left out."

@@ -94,7 +94,7 @@ class ResponseUsage(msgspec.Struct):
             usage.prompt_tokens,
             InputTokensDetails(usage.cached_tokens),
             usage.completion_tokens,
-            OutputTokensDetails(),
+            OutputTokensDetails(usage.reasoning_tokens),
             usage.prompt_tokens + usage.completion_tokens,
         )
 

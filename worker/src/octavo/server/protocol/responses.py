@@ -53,6 +53,24 @@ class Reasoning(StrictModel):
     )
 
 
+class _ItemConversation(Conversation):
+    """Items as messages, with what the body says of thoughts."""
+
+    reasoning: Reasoning | None = None
+
+    def template_variables(self) -> dict[str, Any]:
+        """See :meth:`Conversation.template_variables`."""
+        variables = super().template_variables()
+        if self.reasoning is not None and self.reasoning.effort is not None:
+            variables["reasoning_effort"] = self.reasoning.effort
+        return variables
+
+    def field_of(self, variable: str) -> str:
+        """See :meth:`Conversation.field_of`."""
+        field = super().field_of(variable)
+        return "reasoning.effort" if field == "reasoning_effort" else field
+
+
 class OutputFormat(StrictModel):
     """What the text must be; the Responses API's way to say it."""
 
@@ -199,12 +217,10 @@ class ResponseRequest(ToolsBody, SamplingBody):
         messages = to_messages(self.input)
         if self.instructions:
             messages.insert(0, Message(role="system", content=self.instructions, name=None))
-        variables = dict(self.chat_template_kwargs or {})
-        if self.reasoning is not None and self.reasoning.effort is not None:
-            variables["reasoning_effort"] = self.reasoning.effort
-        return Conversation(
+        return _ItemConversation(
             messages=messages,
-            chat_template_kwargs=variables,
+            reasoning=self.reasoning,
+            chat_template_kwargs=self.chat_template_kwargs,
             add_generation_prompt=True,
             continue_final_message=False,
             add_special_tokens=False,

@@ -96,7 +96,7 @@ class CompletionAnswer(GenerationAnswer[CompletionRequest]):
         if not body.echo and body.logprobs is None:
             return b""
         writer = cast(CompletionChunks, chunks)
-        offsets = self._offsets(body, prompt)
+        offsets = self._offsets(exchange, index)
         writer.begin(index, offsets)
         if not body.echo:
             return b""
@@ -141,7 +141,7 @@ class CompletionAnswer(GenerationAnswer[CompletionRequest]):
         written = CompletionChoice(
             index,
             echo + choice.text,
-            None if body.logprobs is None else self._logprobs(body, prompt, choice),
+            None if body.logprobs is None else self._logprobs(exchange, index, choice),
             choice.finish_reason,
             choice.stop_reason,
         )
@@ -154,9 +154,10 @@ class CompletionAnswer(GenerationAnswer[CompletionRequest]):
         return written
 
     def _logprobs(
-        self, body: CompletionRequest, prompt: AskedPrompt, choice: GatheredChoice
+        self, exchange: Exchange[CompletionRequest], index: int, choice: GatheredChoice
     ) -> CompletionLogprobs:
-        offsets = self._offsets(body, prompt)
+        body, prompt = exchange.body, self._prompts[index // exchange.job.params.n]
+        offsets = self._offsets(exchange, index)
         echoed = self._echoed(body, prompt, offsets) if body.echo else None
         own = self._logprob_writer(body).completion(choice.logprobs, offsets)
         return own if echoed is None else echoed.followed_by(own)
@@ -169,11 +170,16 @@ class CompletionAnswer(GenerationAnswer[CompletionRequest]):
         writer = self._logprob_writer(body)
         return writer.echo(prompt.token_ids, prompt.scores, body.logprobs, offsets)
 
-    def _offsets(self, body: CompletionRequest, prompt: AskedPrompt) -> TextOffsets:
+    def _offsets(self, exchange: Exchange[CompletionRequest], index: int) -> TextOffsets:
+        body, number = exchange.body, index // exchange.job.params.n
+        sent, token_ids = exchange.job.prompts[number], self._prompts[number].token_ids
+        echoed = sent if body.echo and isinstance(sent, str) else ""
         return TextOffsets(
             self._context.engine.tokenizer,
-            () if body.echo else prompt.token_ids,
+            () if body.echo else token_ids,
             skip_special_tokens=body.skip_special_tokens,
+            echoed=echoed,
+            num_echoed=len(token_ids) if echoed else 0,
         )
 
     def _logprob_writer(self, body: CompletionRequest) -> LogprobWriter:
