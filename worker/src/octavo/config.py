@@ -6,6 +6,7 @@ says *auto* holds ``None`` until the engine resolves it, by returning a new conf
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from octavo.errors import ConfigError
@@ -136,6 +137,11 @@ class EngineConfig:
                 f"gpu_memory_utilization is {self.gpu_memory_utilization}; "
                 "it is a share of the card's memory, above 0 and at most 1."
             )
+
+    @property
+    def longest_lora_wait_s(self) -> float:
+        """:attr:`lora_wait_s` as a number, which JSON cannot write where there is no end."""
+        return math.inf if self.lora_wait_s is None else self.lora_wait_s
 
     def _check_adapters(self) -> None:
         if self.lora_modules and not self.enable_lora:

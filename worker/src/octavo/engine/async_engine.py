@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import socket
 import time
@@ -82,7 +81,7 @@ class AsyncEngine:
         self.adapters = AdapterTable(
             self._send,
             is_enabled=config.enable_lora,
-            wait_s=math.inf if config.lora_wait_s is None else config.lora_wait_s,
+            wait_s=config.longest_lora_wait_s,
             state_file=_adapter_file(config.lora_state),
             wanted_file=_adapter_file(config.lora_wanted),
         )

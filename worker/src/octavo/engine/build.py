@@ -7,7 +7,6 @@ user sees where the time goes.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from dataclasses import dataclass, replace
 
@@ -240,8 +239,7 @@ def _make_adapter_control(
         _check_host_memory(num_host_entries, stack)
     with phases("adapter_memory", f"{num_host_entries} adapters"):
         store = AdapterStore(stack, num_host_entries, config.download_dir)
-    wait_s = math.inf if config.lora_wait_s is None else config.lora_wait_s
-    return AdapterControl(scheduler, store, wait_s)
+    return AdapterControl(scheduler, store, config.longest_lora_wait_s)
 
 
 def _check_host_memory(num_adapters: int, stack: AdapterStack) -> None:
