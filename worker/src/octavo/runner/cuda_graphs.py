@@ -3,9 +3,9 @@
 A step is captured once for each padded shape and kind of draw, and replayed ever after; the
 host uploads the table, nothing else. All graphs share one memory pool, since their steps never
 overlap. A few are captured at start, the usual others whenever the engine has nothing to do, and
-any that is missing at its first use: that step runs eagerly, and the host captures its
-successor while the device works on it. Steps with more tokens run eagerly: there the device
-takes longer than the host needs to launch.
+any that is missing at its first use. To capture a step takes the host as long as to launch it, so
+none is launched first. Steps with more tokens run eagerly: there the device takes longer than the
+host needs to launch.
 """
 
 from __future__ import annotations
@@ -86,15 +86,11 @@ class StepGraphs:
 
     def prepare_next(self) -> bool:
         """Capture one more of the usual shapes; False when all of them are, or as many as leave
-        room for others.
-
-        No step may be under way: its tables are written.
-        """
+        room for others."""
         if len(self._graphs) >= MAX_GRAPHS - _KEPT_FREE:
             return False
         for shape in self._to_prepare:
             if shape not in self._graphs:
-                self.run_padding(shape)
                 self._graphs[shape] = self._capture(shape)
                 return True
         return False
@@ -110,13 +106,10 @@ class StepGraphs:
         Places that do not draw have a meaningless id there. The rows remember the drawn tokens
         already; the tensor is valid until the next run.
         """
-        self._upload(plan, shape)
-        graph = self._graphs.get(shape)
-        if graph is not None:
-            graph.replay()
-        else:
-            self.step(shape)
+        if shape not in self._graphs:
             self._graphs[shape] = self._capture(shape)
+        self._upload(plan, shape)
+        self._graphs[shape].replay()
         return self._drawn[: shape.num_sequences]
 
     def run_until_hidden(self, plan: BatchPlan, shape: StepShape) -> Tensor:
@@ -149,7 +142,7 @@ class StepGraphs:
         write([self._table_of(shape)], list(chain.from_iterable(columns)))
 
     def _capture(self, shape: StepShape) -> torch.cuda.CUDAGraph:
-        """Record a step that has run eagerly once, so that all it needs is compiled.
+        """Record a step. What it needs is compiled, or is compiled and loaded meanwhile.
 
         As ``torch.cuda.graph`` does, but without its wait for the device and its collection of
         garbage: nothing of a capture touches the device, which may be busy with a step.
@@ -186,8 +179,8 @@ class StepGraphs:
             token_ids, self._kv.layers, attention, adapters, is_last_only=True
         )
         if shape.kind is DrawKind.LATER:
-            if self._hidden is None:  # every shape runs eagerly once before it is captured
-                self._hidden = hidden.new_zeros(len(self._drawn), hidden.shape[1])
+            if self._hidden is None:
+                self._hidden = hidden.new_empty(len(self._drawn), hidden.shape[1])
             self._hidden[: shape.num_sequences] = hidden
             return
         logits = self._model.logits(hidden)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.triton.launch import INTERPRETED, Machine, next_power_of_two
+from octavo.kernels.triton.launch import INTERPRETED, Machine, ceil_div, next_power_of_two
 from octavo.kernels.triton.overlap import wait_for_predecessors
 
 _MAX_BLOCK = 1024
@@ -72,7 +72,7 @@ def gated(gate_up: Tensor, is_silu: bool, machine: Machine) -> Tensor:
     if num_tokens == 0:
         return out
     block = min(_MAX_BLOCK, next_power_of_two(size))
-    _gated_program[(num_tokens, triton.cdiv(size, block))](
+    _gated_program[(num_tokens, ceil_div(size, block))](
         gate_up,
         out,
         gate_up.stride(0),

@@ -26,6 +26,7 @@ from octavo.kernels.triton.adapter_operands import (
     rows_of_b,
     tokens_of_tile,
 )
+from octavo.kernels.triton.launch import ceil_div
 from octavo.kernels.triton.overlap import prefetch, wait_for_predecessors
 from octavo.kernels.triton.pages import multiply
 
@@ -266,8 +267,8 @@ class _Shape:
 
     def shares(self, size: int, num_parts: int, operands: Operands) -> tuple[int, int]:
         """Programs for a part's columns, and how many blocks of them each takes."""
-        num_blocks = triton.cdiv(size, self.block_n)
+        num_blocks = ceil_div(size, self.block_n)
         num_programs = num_blocks * num_parts * operands.tiles.likely_tiles
         each = max(1, min(num_programs // _PROGRAMS, _MAX_BLOCKS))
         each = 1 << (each.bit_length() - 1)
-        return triton.cdiv(num_blocks, each), each
+        return ceil_div(num_blocks, each), each

@@ -21,6 +21,7 @@ from octavo.kernels.triton.adapter_operands import (
     locate,
     rows_of_b,
 )
+from octavo.kernels.triton.launch import ceil_div
 from octavo.kernels.triton.overlap import wait_for_predecessors
 
 MAX_RANK_BY_TOKEN = 32
@@ -122,7 +123,7 @@ def expand_by_token(y: Tensor, shrunk: Shrunk, operands: Operands) -> None:
     """Add to ``y: [T, out_features]``, rows contiguous, in place."""
     assert y.stride(1) == 1
     sizes = operands.projection.out_features
-    num_blocks = sum(triton.cdiv(size, _BLOCK_N) for size in sizes)
+    num_blocks = sum(ceil_div(size, _BLOCK_N) for size in sizes)
     _expand_by_token_program[(num_blocks, operands.tiles.num_tiles)](
         y,
         *operands.expand_arguments(shrunk),

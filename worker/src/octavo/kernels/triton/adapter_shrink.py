@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.triton.adapter_operands import Operands, Shrunk, locate, tokens_of_tile
-from octavo.kernels.triton.launch import next_power_of_two
+from octavo.kernels.triton.launch import ceil_div, next_power_of_two
 from octavo.kernels.triton.overlap import prefetch, wait_for_predecessors
 from octavo.kernels.triton.pages import multiply
 
@@ -100,7 +100,7 @@ def shrink(x: Tensor, operands: Operands) -> Shrunk:
     a = operands.stack.a[operands.index]
     num_parts, rank = len(operands.projection.names), operands.storage_rank
     block_r = min(next_power_of_two(num_parts * rank), _MAX_BLOCK_R)
-    num_blocks = triton.cdiv(num_parts * rank, block_r)
+    num_blocks = ceil_div(num_parts * rank, block_r)
     block_k = 256 if operands.tiles.tile_size * block_r <= 512 else 128
     num_splits = _num_splits(operands, num_blocks, block_k)
     shape = (num_splits, operands.num_tokens, num_parts * rank)

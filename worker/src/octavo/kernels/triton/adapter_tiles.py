@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.adapters import tiles_at_most
-from octavo.kernels.triton.launch import next_power_of_two
+from octavo.kernels.triton.launch import ceil_div, next_power_of_two
 
 MIN_TILE, MAX_TILE = 16, 64
 _BLOCK = 32
@@ -159,9 +159,9 @@ def make_tiles(slots: Tensor, num_slots: int, most_used: int, is_uniform: bool =
     order = torch.empty(num_tokens, dtype=torch.int64, device=device)
     counts = torch.empty(num_slots, dtype=torch.int32, device=device)
     table = torch.empty(3, num_tiles, dtype=torch.int64, device=device)
-    num_token_blocks = triton.cdiv(num_tokens, _BLOCK)
+    num_token_blocks = ceil_div(num_tokens, _BLOCK)
     groups = next_power_of_two(num_slots + 1)
-    _tiles_program[(num_token_blocks + triton.cdiv(num_tiles, _BLOCK),)](
+    _tiles_program[(num_token_blocks + ceil_div(num_tiles, _BLOCK),)](
         slots,
         order,
         counts,

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.triton.launch import INTERPRETED
+from octavo.kernels.triton.launch import INTERPRETED, ceil_div
 from octavo.kernels.triton.pages import multiply
 
 _MANY_ROWS = 256
@@ -116,9 +116,7 @@ def fixed_product(
     if num_rows == 0:
         return out
     config = config or product_config(num_rows, num_outputs, x.element_size())
-    num_tiles = triton.cdiv(num_rows, config.block_rows) * triton.cdiv(
-        num_outputs, config.block_outputs
-    )
+    num_tiles = ceil_div(num_rows, config.block_rows) * ceil_div(num_outputs, config.block_outputs)
     _product_program[(num_tiles,)](
         x,
         weight,

@@ -25,7 +25,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.interface import ChosenGroups, WeightPart
 from octavo.kernels.reference import DenseLinear
-from octavo.kernels.triton.launch import INTERPRETED, Machine, next_power_of_two
+from octavo.kernels.triton.launch import INTERPRETED, Machine, ceil_div, next_power_of_two
 from octavo.kernels.triton.overlap import prefetch, wait_for_predecessors
 from octavo.kernels.triton.pages import multiply
 
@@ -234,8 +234,8 @@ class TritonLinear(DenseLinear):
         """
         if not self._is_readable or not 0 < num_tokens <= _MAX_TOKENS:
             return False
-        token_tiles = triton.cdiv(num_tokens, _MAX_TILE_TOKENS)
-        num_tiles = triton.cdiv(num_rows, _TILE_ROWS) * token_tiles
+        token_tiles = ceil_div(num_tokens, _MAX_TILE_TOKENS)
+        num_tiles = ceil_div(num_rows, _TILE_ROWS) * token_tiles
         return num_tokens <= _MAX_TILE_TOKENS or num_tiles <= self._machine.num_multiprocessors
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -263,7 +263,7 @@ def _multiply_one_token(
     num_rows, num_columns = groups.num_upper, weight.shape[1]
     # Several short rows a program where there are many; one where the rows are few or long.
     block_rows = 4 if num_columns <= 4096 <= num_rows else 1
-    num_programs = triton.cdiv(num_rows, block_rows) + triton.cdiv(groups.size, block_rows)
+    num_programs = ceil_div(num_rows, block_rows) + ceil_div(groups.size, block_rows)
     _one_token_program[(num_programs,)](
         x,
         weight,
@@ -294,7 +294,7 @@ def _multiply_few_tokens(
     block_tokens = min(_MAX_TILE_TOKENS, max(_MIN_TILE_TOKENS, next_power_of_two(num_tokens)))
     # As many bytes of weights under way as shared memory holds beside the tokens' values.
     block_columns, num_stages = {16: (256, 5), 32: (256, 4), 64: (128, 6)}[block_tokens]
-    num_tiles = (triton.cdiv(num_tokens, block_tokens), triton.cdiv(num_rows, _TILE_ROWS))
+    num_tiles = (ceil_div(num_tokens, block_tokens), ceil_div(num_rows, _TILE_ROWS))
     _few_tokens_program[num_tiles](
         TensorDescriptor(
             x, [num_tokens, num_columns], [num_columns, 1], [block_tokens, block_columns]

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.interface import AttentionBatch
-from octavo.kernels.triton.launch import Machine, next_power_of_two
+from octavo.kernels.triton.launch import Machine, ceil_div, next_power_of_two
 from octavo.kernels.triton.overlap import wait_for_predecessors
 
 _MAX_HEADS_PER_PROGRAM = 8
@@ -177,7 +177,7 @@ def rope_and_cache(
     rotary_dim = cos_sin.shape[1]
     if num_tokens > 0:
         block_heads = min(_MAX_HEADS_PER_PROGRAM, next_power_of_two(num_kv_heads))
-        num_tiles = triton.cdiv(num_heads, block_heads) + triton.cdiv(num_kv_heads, block_heads)
+        num_tiles = ceil_div(num_heads, block_heads) + ceil_div(num_kv_heads, block_heads)
         block_dim = next_power_of_two(head_dim)
         _rope_and_cache_program[(num_tokens, num_tiles)](
             qkv,

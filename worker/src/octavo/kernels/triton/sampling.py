@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.interface import SamplingBatch
-from octavo.kernels.triton.launch import INTERPRETED, MAX_ARRIVALS, Machine
+from octavo.kernels.triton.launch import INTERPRETED, MAX_ARRIVALS, Machine, ceil_div
 from octavo.kernels.triton.overlap import wait_for_predecessors
 
 _MAX_CHUNKS = 64
@@ -450,7 +450,7 @@ def sample(logits: Tensor, batch: SamplingBatch, machine: Machine) -> Tensor:
 
 def chunks_of(num_rows: int, vocab_size: int, num_multiprocessors: int) -> tuple[int, int]:
     """Blocks of a chunk, and chunks of a row: as few as fill the device, and none empty."""
-    num_blocks = triton.cdiv(vocab_size, _BLOCK)
-    wanted = triton.cdiv(_PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors, num_rows)
-    blocks_per_chunk = triton.cdiv(num_blocks, max(1, min(wanted, num_blocks, _MAX_CHUNKS)))
-    return blocks_per_chunk, triton.cdiv(num_blocks, blocks_per_chunk)
+    num_blocks = ceil_div(vocab_size, _BLOCK)
+    wanted = ceil_div(_PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors, num_rows)
+    blocks_per_chunk = ceil_div(num_blocks, max(1, min(wanted, num_blocks, _MAX_CHUNKS)))
+    return blocks_per_chunk, ceil_div(num_blocks, blocks_per_chunk)

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels.interface import AttentionBatch, SharedPrefix
-from octavo.kernels.triton.launch import INTERPRETED, Machine, next_power_of_two
+from octavo.kernels.triton.launch import INTERPRETED, Machine, ceil_div, next_power_of_two
 from octavo.kernels.triton.overlap import wait_for_predecessors
 from octavo.kernels.triton.pages import load_rows, locate_tokens, multiply, multiply_add
 
@@ -148,7 +148,7 @@ def shared_attention(
     group_size = num_heads // num_kv_heads
     num_rows = num_sequences * group_size
     block_rows, block_tokens, num_warps, num_stages = _tile(head_dim, q.element_size())
-    num_tiles = triton.cdiv(num_rows, block_rows)
+    num_tiles = ceil_div(num_rows, block_rows)
     splits = _num_splits(num_tiles * num_kv_heads, machine.num_multiprocessors)
     shape = (splits, num_sequences, num_heads)
     results = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
