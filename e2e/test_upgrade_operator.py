@@ -51,13 +51,19 @@ def test_upgrade_is_taken_when_asked_for(stage: Stage, restored: Release) -> Non
     stage.cluster.merge(
         "inferenceservices", stage.namespace, NAME, {"metadata": {"annotations": {ANNOTATION: "1"}}}
     )
-    deployment = wait_for(
+    wait_for(
         "the Deployment has the newer image",
         lambda: stage.cluster.get("deployments", stage.namespace, NAME),
         lambda live: live["spec"]["template"]["spec"]["containers"][0]["image"].endswith(newer),
     )
-    assert deployment["metadata"]["generation"] == 2
     stage.wait_condition(NAME, "UpgradeAvailable", "False", "UpToDate")
+    deployment = wait_for(
+        "the controller has seen it",
+        lambda: stage.cluster.get("deployments", stage.namespace, NAME),
+        lambda live: live["status"].get("observedGeneration") == live["metadata"]["generation"],
+    )
+    # Counted by template: the first, and one more.
+    assert deployment["metadata"]["annotations"]["deployment.kubernetes.io/revision"] == "2"
 
 
 def test_operator_killed_in_the_middle_goes_on(stage: Stage, release: Release) -> None:
