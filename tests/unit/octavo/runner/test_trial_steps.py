@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from octavo.kernels.interface import Linear, SamplingBatch
 from octavo.runner.model_runner import ModelRunner
 from octavo.runner.step_shapes import StepShape
 from octavo.runner.trial_steps import try_steps
+from octavo.sampling.logit_edits import EditBatch
 from tiny_engine import TinyEngine, UncapturedGraphs
 
 LIMITS = SchedulerConfig(
@@ -84,11 +86,44 @@ def test_the_largest_steps_run_and_their_memory_is_told_apart(tiny: TinyEngine) 
     assert (use.weights_bytes, use.graphs_bytes, use.step_bytes) == (1000, 600, 3100)
     assert use.us_per_token > 0
     steps = [plan for plan in plans if plan.rows]
-    assert len(steps) == 2  # one for its memory, one for its time
-    for plan in steps:
+    assert len(steps) == 3  # one for its memory, one for its time, one of every wish
+    for plan in steps[:2]:
         assert plan.total_tokens == 50
         assert len(plan.rows) == 6
         assert all(plan.samples)
+
+
+def test_every_wish_is_tried_once(tiny: TinyEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no kernel that only it needs is loaded while others decode."""
+    applied: list[EditBatch] = []
+    apply = EditBatch.apply
+
+    def watched(edits: EditBatch, *rest: Any) -> None:
+        applied.append(edits)
+        apply(edits, *rest)
+
+    monkeypatch.setattr(EditBatch, "apply", watched)
+    plans: list[BatchPlan] = []
+
+    def make_runner() -> ModelRunner:
+        runner = tiny.runner(LIMITS, Unused)
+        runner.__class__ = Watched
+        runner.plans = plans  # type: ignore[attr-defined]
+        return runner
+
+    try_steps(make_runner, LIMITS, Meter([1700, 4100]))
+    (edits,) = applied
+    assert edits.allowed is not None
+    assert edits.bad_words is not None
+    for tensor in (edits.biases, edits.barred_ids, edits.allowed, edits.bad_words.prefixes):
+        assert tensor.numel()
+    (plan,) = (plan for plan in plans if plan.readings)
+    assert plan.admissions[0].params.logprobs
+    assert plan.admissions[0].params.has_penalty
+    (reading,) = plan.readings
+    assert reading.num_scored
+    assert reading.num_top
+    assert reading.pooling is not None
 
 
 def test_a_short_context_bounds_the_trial(tiny: TinyEngine) -> None:

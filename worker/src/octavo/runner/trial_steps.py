@@ -11,8 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from octavo.batch import BatchPlan, RowAdmission, Runner, StepHandle
+import msgspec
+
+from octavo.batch import BatchPlan, PromptReading, RowAdmission, Runner, StepHandle
 from octavo.config import SchedulerConfig
+from octavo.pooling_params import PoolingParams
 from octavo.runner.card_memory import CardMemory, explained_shortage
 from octavo.sampling_params import SamplingParams
 
@@ -23,6 +26,15 @@ _BUDGETS = (256, 512, 768, 1024, 1536, 2048)
 run at full speed by then, and larger steps are not captured."""
 # What costs most memory at each row: filters, penalties and log probabilities.
 _DEMANDING = SamplingParams(temperature=1.0, top_k=50, top_p=0.9, presence_penalty=1.0, logprobs=20)
+# And what has kernels of its own beside.
+_WISHING = msgspec.structs.replace(
+    _DEMANDING,
+    logit_bias={0: 1.0},
+    allowed_token_ids=(0, 1),
+    bad_word_token_ids=((0, 1),),
+    min_tokens=1,
+    stop_token_ids=(1,),
+)
 
 
 class TriedRunner(Runner, Protocol):
@@ -91,6 +103,7 @@ def try_steps(
         launch_s = runner.seconds_to_launch()
         runner.run_products(limits.max_num_batched_tokens, limits.max_num_seqs)
         runner.run_draws()
+        _run(runner, _wishing_plan())
     runner.close()
     us_per_token = 1e6 * elapsed_s / plan.total_tokens
     return CardUse(weights_bytes, step_bytes, graphs_bytes, us_per_token, 1e3 * launch_s)
@@ -118,6 +131,16 @@ def _largest_plan(limits: SchedulerConfig) -> BatchPlan:
     return trial_plan(sorted(counts), _DEMANDING)
 
 
+def _wishing_plan() -> BatchPlan:
+    """A short prompt that is read for its scores and for an embedding, and draws under every wish:
+    kernels that it loads now need not be loaded while others decode."""
+    plan = trial_plan([2], _WISHING)
+    plan.readings = [
+        PromptReading(0, num_scored=1, num_top=1, pooling=PoolingParams(), ends_prompt=True)
+    ]
+    return plan
+
+
 def trial_plan(lengths: Sequence[int], params: SamplingParams) -> BatchPlan:
     """Prompts of so many tokens, those of one token first, that all draw; keys and values go to
     one block."""
@@ -129,7 +152,7 @@ def trial_plan(lengths: Sequence[int], params: SamplingParams) -> BatchPlan:
             num_cached_tokens=0,
             params=params,
             seed=row,
-            stop_token_ids=frozenset(),
+            stop_token_ids=frozenset(params.stop_token_ids),
             block_ids=[0],
         )
         for row, length in enumerate(lengths)
