@@ -2,17 +2,28 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 from octavo.batch import BatchPlan, StepHandle
 from octavo.errors import PromptTooLongError
+from octavo.grammar import Grammar, Vocabulary
 from octavo.outputs import RequestUpdate
 from octavo.runner import cuda_graphs
 from octavo.runner.model_runner import ModelRunner
 from octavo.sampling_params import SamplingParams
-from tiny_engine import TinyEngine, UncapturedGraphs, request_spec, run_to_end, tokens_of
+from octavo.structured.compiler import GrammarCompiler
+from tiny_engine import (
+    TinyEngine,
+    UncapturedGraphs,
+    byte_vocabulary,
+    request_spec,
+    run_to_end,
+    tokens_of,
+)
+from tiny_models import EOS_TOKEN_ID, VOCAB_SIZE
 
 _DRAW = random.Random(0)
 PROMPTS = [[_DRAW.randrange(256) for _ in range(_DRAW.randrange(1, 90))] for _ in range(9)]
@@ -93,6 +104,23 @@ def test_steps_prepared_ahead_serve_requests_and_touch_none(
     assert engine.generate(PROMPTS, GREEDY, core) == alone["greedy"]
     # Decodes beside prompts are captured as they occur.
     assert graphs.num_graphs > num_prepared
+
+
+def test_an_idle_engine_loads_what_grammars_need_before_anyone_asks(engine: TinyEngine) -> None:
+    asked: SimpleQueue[None] = SimpleQueue()
+
+    def vocabulary() -> Vocabulary:
+        asked.put(None)
+        return byte_vocabulary()
+
+    core = engine.core(grammars=GrammarCompiler(vocabulary, VOCAB_SIZE, [EOS_TOKEN_ID]))
+    for _ in range(2):
+        core.prepare_next()
+    asked.get(timeout=60)
+    core.submit([request_spec("a", [1, 2], GREEDY, grammar=Grammar("start: /[ab]*/"))])
+    assert bytes(tokens_of(run_to_end(core), "a")).strip(b"ab") == b""
+    assert asked.empty(), "it was loaded once"
+    core.close()
 
 
 def test_choices_of_one_prompt_share_its_blocks(engine: TinyEngine) -> None:

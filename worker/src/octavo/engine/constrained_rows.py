@@ -29,6 +29,11 @@ class ConstrainedRows:
         self._runner = runner
         self._filler: MaskFiller | None = None
 
+    def prepare(self) -> None:
+        """Begin to load what grammars are compiled with, unless that was begun."""
+        if self._grammars is not None:
+            self._grammars.prepare()
+
     @property
     def num_open(self) -> int:
         """Followers that were not released."""

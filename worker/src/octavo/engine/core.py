@@ -234,6 +234,7 @@ class EngineCore:
 
         False when nothing is left to prepare. Only while there is no work.
         """
+        self._constrained.prepare()
         return self._runner.prepare_next()
 
     def stats(self) -> EngineStats:

@@ -30,9 +30,9 @@ _MAX_COMPILING = 4
 class GrammarCompiler:
     """Gives every request a follower of its grammar.
 
-    ``vocabulary``: asked for once, when the first grammar comes; raises ValueError where there is
-    none. ``num_threads`` make the masks of a step. Not thread-safe but for the work in its own
-    threads.
+    ``vocabulary``: asked for once, when the first grammar comes unless :meth:`prepare` was called;
+    raises ValueError where there is none. ``num_threads`` make the masks of a step. Not thread-safe
+    but for the work in its own threads.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class GrammarCompiler:
         self._cache: OrderedDict[bytes, tuple[CompiledGrammar, int]] = OrderedDict()
         self._library: GrammarLibrary | None = None
         self._loading = threading.Lock()
+        self._is_prepared = False
         self._threads = ThreadPoolExecutor(
             min(num_threads, _MAX_COMPILING), thread_name_prefix="grammar"
         )
@@ -61,6 +62,14 @@ class GrammarCompiler:
     def when_done(self, wake: Callable[[], None]) -> None:
         """Have ``wake`` called, by a thread, when a grammar is compiled or cannot be."""
         self._wake = wake
+
+    def prepare(self) -> None:
+        """Load the library in a thread, at the first call. It reads the tokenizer and sorts its
+        tokens, which holds the interpreter: for 128,000 tokens about a second in all, that requests
+        should not wait for."""
+        if not self._is_prepared:
+            self._is_prepared = True
+            self._threads.submit(self._load)
 
     @property
     def library(self) -> GrammarLibrary:
@@ -151,6 +160,15 @@ class GrammarCompiler:
 
     def _compile(self, text: str) -> Compilation:
         """In a thread, of which the first loads the library."""
+        library = self._load()
+        with self._loading:
+            self.num_compiled += 1
+        started_s = time.thread_time()
+        matcher = library.compile(text)
+        return Compilation(matcher, time.thread_time() - started_s)
+
+    def _load(self) -> GrammarLibrary:
+        """In a thread; others wait for it."""
         with self._loading:
             if self._library is None:
                 self._library = GrammarLibrary(
@@ -159,7 +177,4 @@ class GrammarCompiler:
                     sorted(self.eos_token_ids),
                     self._num_threads,
                 )
-            self.num_compiled += 1
-        started_s = time.thread_time()
-        matcher = self._library.compile(text)
-        return Compilation(matcher, time.thread_time() - started_s)
+            return self._library
