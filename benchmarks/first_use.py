@@ -4,7 +4,7 @@
     python benchmarks/first_use.py --shape 8b --dtype bfloat16 --device cuda
     python benchmarks/first_use.py --shape tiny --max-model-len 4096
 
-A server that has just started, with random weights and a tokenizer of bytes, streams to some
+A server that has just started, with random weights and a tokenizer of its size, streams to some
 clients (--clients), while one request of each kind comes alone: with log probabilities, with
 penalties, under a JSON schema, of a new adapter, one that is refused, and so on. A figure is the
 longest time that any client waited for its next token meanwhile, beside the longest in as long a
@@ -200,16 +200,23 @@ def _ask(url: str, use: Use) -> None:
         raise SystemExit(f"{use.name}: the server answered {status}: {said[:500]!r}")
 
 
-def _write_byte_tokenizer(folder: Path) -> None:
-    """A token for each byte, and one that ends a text."""
+def _write_tokenizer(folder: Path, vocab_size: int) -> int:
+    """As many tokens as the model has: one for each byte, so that the texts here are a token a
+    byte, others of bytes that are not in them, and one that ends a text, which is returned."""
     tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(BPE({token: number for number, token in enumerate(tokens)}, []))
+    others = [token for token in tokens if not token.isascii()]
+    pairs = list(itertools.product(others, repeat=2))
+    triples = itertools.product(map("".join, pairs), others)
+    merges = list(itertools.islice(itertools.chain(pairs, triples), vocab_size - len(tokens) - 1))
+    tokens += map("".join, merges)
+    tokenizer = Tokenizer(BPE({token: number for number, token in enumerate(tokens)}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken("<|end|>", special=True)])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"eos_token": "<|end|>", "chat_template": _TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return len(tokens)
 
 
 def main() -> None:
@@ -219,8 +226,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = json.loads((Path(model_folder(arguments.shape)) / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": 256}))
-        _write_byte_tokenizer(folder)
+        end = _write_tokenizer(folder, config["vocab_size"])
+        (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": end}))
         (adapter,) = make_random_adapters(folder / "adapters", config, 1, 16)
         model = argparse.Namespace(shape=None, model=str(folder))
         extra += ["--load-format", "dummy", "--enable-lora"]
