@@ -24,6 +24,7 @@ from octavo.errors import (
 )
 from octavo.grammar import StructuredOutputs
 from octavo.structured import compiler
+from octavo.tokenization.chat_template import ChatTemplate
 from tiny_models import make_tiny_model, tiny_config
 
 LIMITS: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": 4, "num_threads": 1}
@@ -354,6 +355,17 @@ def test_a_list_of_conversations_is_answered_one_by_one(llm: LLM) -> None:
 def test_what_is_no_conversation_is_refused_by_name(llm: LLM, messages: Any) -> None:
     with pytest.raises(InvalidRequestError, match=r"messages is .*; pass a conversation"):
         llm.chat(messages, GREEDY)
+
+
+def test_a_conversation_that_the_template_refuses_is_named(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "{{ raise_exception('no judges') if messages[0].role == 'judge' }}"
+    monkeypatch.setattr(llm, "_chat_template", ChatTemplate(source, {}))
+    hi, odd = [[{"role": role, "content": "hi"}] for role in ("user", "judge")]
+    with pytest.raises(InvalidRequestError, match=r"^Conversation 1: .*no judges") as refused:
+        llm.chat([hi, odd, hi], GREEDY)
+    assert refused.value.param == "messages"
 
 
 def test_prompts_may_come_from_any_iterable(llm: LLM) -> None:

@@ -179,11 +179,14 @@ class LLM:
             raise InvalidRequestError(
                 "This model has no chat template; use generate() with a plain prompt.", "messages"
             )
-        texts = [template.render(each, add_generation_prompt=True) for each in conversations]
-        prompts: list[Prompt] = [
-            {"prompt_token_ids": self._tokenizer.encode(text, add_special_tokens=False)}
-            for text in texts
-        ]
+        prompts: list[Prompt] = []
+        for number, each in enumerate(conversations):
+            try:
+                text = template.render(each, add_generation_prompt=True)
+            except InvalidRequestError as error:
+                raise InvalidRequestError(f"Conversation {number}: {error}", error.param) from error
+            ids = self._tokenizer.encode(text, add_special_tokens=False)
+            prompts.append({"prompt_token_ids": ids})
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def close(self) -> None:
