@@ -56,7 +56,7 @@ def _check_fits(requests: Sequence[Request], most: int, limits: str) -> None:
     n = len(requests) // num_prompts
     size = f"n is {n}"
     if num_prompts > 1:
-        size = f"the request has {num_prompts} prompts" + (f" with n {n}" if n > 1 else "")
+        size = f"The request has {num_prompts} prompts" + (f" with n {n}" if n > 1 else "")
     raise InvalidRequestError(
         f"{size}, and {limits}; ask for at most {most} choices in one request.",
         "n" if num_prompts == 1 else "prompt",
