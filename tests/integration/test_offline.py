@@ -24,6 +24,7 @@ from octavo.errors import (
 )
 from octavo.grammar import StructuredOutputs
 from octavo.structured import compiler
+from octavo.tokenization.chat_template import ChatTemplate
 from tiny_models import make_tiny_model, tiny_config
 
 LIMITS: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": 4, "num_threads": 1}
@@ -299,7 +300,7 @@ def test_a_grammar_that_cannot_be_compiled_is_refused_before_anything_runs(
     assert texts(llm, "b", good) == ["aaa"]
 
 
-def test_of_more_grammars_than_are_kept_those_that_are_are_compiled_once(
+def test_more_grammars_than_are_kept_are_compiled_once(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiler, "MAX_CACHED", 4)
@@ -310,7 +311,7 @@ def test_of_more_grammars_than_are_kept_those_that_are_are_compiled_once(
     outputs = [StructuredOutputs(choice=[word]) for word in words]
     params = [SamplingParams(max_tokens=9, structured_outputs=each) for each in outputs]
     assert texts(llm, ["x"] * 6, params) == words
-    assert grammars.num_compiled - before == 6 + 2, "two are more than are kept"
+    assert grammars.num_compiled - before == 6
 
 
 def test_a_request_that_fails_as_it_runs_ends_alone(
@@ -354,6 +355,17 @@ def test_a_list_of_conversations_is_answered_one_by_one(llm: LLM) -> None:
 def test_what_is_no_conversation_is_refused_by_name(llm: LLM, messages: Any) -> None:
     with pytest.raises(InvalidRequestError, match=r"messages is .*; pass a conversation"):
         llm.chat(messages, GREEDY)
+
+
+def test_a_conversation_that_the_template_refuses_is_named(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "{{ raise_exception('no judges') if messages[0].role == 'judge' }}"
+    monkeypatch.setattr(llm, "_chat_template", ChatTemplate(source, {}))
+    hi, odd = [[{"role": role, "content": "hi"}] for role in ("user", "judge")]
+    with pytest.raises(InvalidRequestError, match=r"^Conversation 1: .*no judges") as refused:
+        llm.chat([hi, odd, hi], GREEDY)
+    assert refused.value.param == "messages"
 
 
 def test_prompts_may_come_from_any_iterable(llm: LLM) -> None:

@@ -188,30 +188,38 @@ class FakeEngine:
 
     async def generate(
         self,
-        prompt: str | list[int],
+        prompts: list[str | list[int]],
         params: SamplingParams,
         *,
         request_id: str,
         options: RequestOptions = NO_OPTIONS,
     ) -> AsyncGenerator[GenerationEvent, None]:
-        self.seen.append((prompt, params, options))
-        ids = list(prompt.encode()) if isinstance(prompt, str) else prompt
-        self._check(ids, params, request_id)
+        self.seen += [(prompt, params, options) for prompt in prompts]
+        encoded = [list(p.encode()) if isinstance(p, str) else p for p in prompts]
+        for ids in encoded:
+            self._check(ids, params, request_id)
+        if sum(self.num_choices[id_] for id_ in self.open_ids) + len(prompts) > self.max_open:
+            raise QueueFullError("The queue is full; retry later.", 2.3)
         self.open_ids.add(request_id)
-        self.num_choices[request_id] = params.n
+        num_choices = self.num_choices[request_id] = len(prompts) * params.n
         self._empty.clear()
         mailbox = self._mailboxes[request_id] = _Mailbox()
-        worker = asyncio.create_task(self._work(ids, params, options.pooling, mailbox))
+        workers = [
+            asyncio.create_task(
+                self._work(ids, params, options.pooling, _Letterbox(mailbox, number * params.n))
+            )
+            for number, ids in enumerate(encoded)
+        ]
         finished = 0
         try:
-            while finished < params.n:
+            while finished < num_choices:
                 for event in await mailbox.take():
                     yield event
                     finished += event.finish_reason is not None
         finally:
-            if not worker.done():
+            for worker in workers:
                 worker.cancel()
-            if finished < params.n:
+            if finished < num_choices:
                 self.aborted_ids.append(request_id)
             self.open_ids.discard(request_id)
             del self._mailboxes[request_id]
@@ -291,8 +299,6 @@ class FakeEngine:
                 "Shorten it.",
                 "prompt",
             )
-        if len(self.open_ids) >= self.max_open:
-            raise QueueFullError("The queue is full; retry later.", 2.3)
         assert request_id not in self.open_ids, "request ids must be unique"
 
     async def _work(
@@ -300,7 +306,7 @@ class FakeEngine:
         ids: list[int],
         params: SamplingParams,
         pooling: PoolingParams | None,
-        mailbox: _Mailbox,
+        mailbox: _Letterbox,
     ) -> None:
         try:
             await self._generate(ids, params, pooling, mailbox)
@@ -314,7 +320,7 @@ class FakeEngine:
         ids: list[int],
         params: SamplingParams,
         pooling: PoolingParams | None,
-        mailbox: _Mailbox,
+        mailbox: _Letterbox,
     ) -> None:
         await self._pause()
         room = MAX_MODEL_LEN - len(ids)
@@ -357,7 +363,7 @@ class FakeEngine:
 
     def _put_token(
         self,
-        mailbox: _Mailbox,
+        mailbox: _Letterbox,
         params: SamplingParams,
         choice: int,
         token_ids: list[int],
@@ -377,6 +383,19 @@ class FakeEngine:
             event.timings = RequestTimings(0.01, 0.02, 0.03)
         self.events_made += 1
         mailbox.put(event)
+
+
+class _Letterbox:
+    """Of one prompt: its choices are numbered from ``first`` on."""
+
+    def __init__(self, mailbox: _Mailbox, first: int) -> None:
+        self._mailbox = mailbox
+        self._first = first
+        self.fail = mailbox.fail
+
+    def put(self, event: GenerationEvent) -> None:
+        event.index += self._first
+        self._mailbox.put(event)
 
 
 class _Mailbox:

@@ -179,11 +179,14 @@ class LLM:
             raise InvalidRequestError(
                 "This model has no chat template; use generate() with a plain prompt.", "messages"
             )
-        texts = [template.render(each, add_generation_prompt=True) for each in conversations]
-        prompts: list[Prompt] = [
-            {"prompt_token_ids": self._tokenizer.encode(text, add_special_tokens=False)}
-            for text in texts
-        ]
+        prompts: list[Prompt] = []
+        for number, each in enumerate(conversations):
+            try:
+                text = template.render(each, add_generation_prompt=True)
+            except InvalidRequestError as error:
+                raise InvalidRequestError(f"Conversation {number}: {error}", error.param) from error
+            ids = self._tokenizer.encode(text, add_special_tokens=False)
+            prompts.append({"prompt_token_ids": ids})
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def close(self) -> None:
@@ -235,7 +238,7 @@ class _OfflineBatch:
                 output.outputs.append(choice)
                 text_state = ChoiceText(self._tokenizer, one, ids)
                 self._choices[spec.id] = (output, choice, text_state)
-        self._check_grammars(params)
+        self._params = params
 
     def run(self, use_tqdm: bool) -> list[RequestOutput]:
         """Step until every request has ended."""
@@ -265,6 +268,8 @@ class _OfflineBatch:
 
     def _run(self, bar: tqdm[Any] | None, interrupt: HeldInterrupt) -> None:
         pending = deque(sorted(self._specs, key=_adapter_of))
+        self._submit(pending)
+        self._check_grammars(interrupt)
         num_tokens = 0
         while pending or self._core.has_work:
             interrupt.check()
@@ -278,15 +283,17 @@ class _OfflineBatch:
                     rate = num_tokens / max(bar.format_dict["elapsed"], 1e-9)
                     bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
 
-    def _check_grammars(self, params: Sequence[SamplingParams]) -> None:
-        """Raise InvalidRequestError for one that cannot be compiled, before anything runs."""
+    def _check_grammars(self, interrupt: HeldInterrupt) -> None:
+        """Raise InvalidRequestError for one that cannot be compiled, before anything runs. Those of
+        requests that wait are kept, as these follow them."""
         asked = {
             specs[0].grammar: (number, one.structured_outputs)
-            for number, (specs, one) in enumerate(zip(self._specs, params, strict=True))
+            for number, (specs, one) in enumerate(zip(self._specs, self._params, strict=True))
         }
-        # The last first: of more than are kept compiled, those that begin soonest are.
+        # The last first: of more than are kept besides, those that begin soonest are.
         grammars = [grammar for grammar in reversed(asked) if grammar is not None]
         for first in range(0, len(grammars), _GRAMMARS_AT_ONCE):
+            interrupt.check()
             faults = self._core.grammar_faults(grammars[first : first + _GRAMMARS_AT_ONCE])
             for grammar, fault in faults.items():
                 number, outputs = asked[grammar]

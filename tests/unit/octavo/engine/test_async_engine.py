@@ -63,7 +63,7 @@ async def collect(events: AsyncIterator[GenerationEvent]) -> list[GenerationEven
 def asking(
     engine: PuppetEngine, request_id: str = "r", **values: Any
 ) -> asyncio.Task[list[GenerationEvent]]:
-    events = engine.generate("hi", params(**values), request_id=request_id)
+    events = engine.generate(["hi"], params(**values), request_id=request_id)
     return asyncio.create_task(collect(events))
 
 
@@ -84,7 +84,7 @@ async def test_progress_follows_the_phases(byte_tokenizer: Path) -> None:
 async def test_nothing_is_taken_while_it_loads() -> None:
     async with puppet_engine() as engine:
         with pytest.raises(EngineDeadError, match="still loading"):
-            await anext(engine.generate([1], params(), request_id="r"))
+            await anext(engine.generate([[1]], params(), request_id="r"))
 
 
 async def test_ready_waits_for_the_tokenizer(byte_tokenizer: Path) -> None:
@@ -215,7 +215,7 @@ async def test_what_a_request_asks_beside_its_sampling_reaches_the_engine(
     salted = msgspec.structs.replace(options, cache_salt="salt")
     keys = []
     for number, asked in enumerate((options, salted, RequestOptions())):
-        events = engine.generate("hi", params(), request_id=str(number), options=asked)
+        events = engine.generate(["hi"], params(), request_id=str(number), options=asked)
         task = asyncio.create_task(collect(events))
         (spec,) = (await engine.hear()).requests
         assert (spec.priority, spec.timeout_s) == (asked.priority, asked.timeout_s)
@@ -228,7 +228,7 @@ async def test_what_a_request_asks_beside_its_sampling_reaches_the_engine(
 
 
 async def test_a_stop_string_over_tokens_aborts_even_if_nobody_reads(engine: PuppetEngine) -> None:
-    events = engine.generate("hi", params(stop="END"), request_id="r")
+    events = engine.generate(["hi"], params(stop="END"), request_id="r")
     first = asyncio.ensure_future(anext(events))
     await engine.hear()
     engine.report(said("r", "one E"))
@@ -243,7 +243,7 @@ async def test_a_stop_string_over_tokens_aborts_even_if_nobody_reads(engine: Pup
 
 
 async def test_who_leaves_at_the_stop_string_is_not_forgotten(engine: PuppetEngine) -> None:
-    events = engine.generate("hi", params(stop="!"), request_id="r")
+    events = engine.generate(["hi"], params(stop="!"), request_id="r")
     first = asyncio.ensure_future(anext(events))
     await engine.hear()
     engine.report(said("r", "a!"))
@@ -254,7 +254,7 @@ async def test_who_leaves_at_the_stop_string_is_not_forgotten(engine: PuppetEngi
 
 
 async def test_a_slow_reader_gets_merged_events(engine: PuppetEngine) -> None:
-    events = engine.generate("hi", params(n=2), request_id="r")
+    events = engine.generate(["hi"], params(n=2), request_id="r")
     first = asyncio.ensure_future(anext(events))
     await engine.hear()
     engine.report(said("r:0", "a"))
@@ -270,8 +270,36 @@ async def test_a_slow_reader_gets_merged_events(engine: PuppetEngine) -> None:
     ]
 
 
+async def test_prompts_of_one_request_enter_the_engine_together(engine: PuppetEngine) -> None:
+    events = engine.generate(["hi", [5, 6]], params(n=2), request_id="r")
+    task = asyncio.create_task(collect(events))
+    specs = (await engine.hear()).requests
+    assert [(spec.id, bytes(spec.prompt_token_ids), spec.leader_id) for spec in specs] == [
+        ("r:0:0", b"hi", None),
+        ("r:0:1", b"hi", "r:0:0"),
+        ("r:1:0", bytes([5, 6]), None),
+        ("r:1:1", bytes([5, 6]), "r:1:0"),
+    ]
+    engine.report(*(said(spec.id, "ab"[number % 2], "length") for number, spec in enumerate(specs)))
+    told = [(e.index, e.text, e.prompt_token_ids, e.num_prompt_tokens) for e in await task]
+    assert told == [
+        (0, "a", [104, 105], 2),
+        (1, "b", None, 2),
+        (2, "a", [5, 6], 2),
+        (3, "b", None, 2),
+    ]
+    assert not engine.abort("r")
+
+
+async def test_all_prompts_of_a_request_are_aborted_by_its_id(engine: PuppetEngine) -> None:
+    task = asyncio.create_task(collect(engine.generate(["a", "b"], params(), request_id="r")))
+    await engine.hear()
+    assert engine.abort("r")
+    assert [event.finish_reason for event in await task] == ["abort"] * 2
+
+
 async def test_closing_mid_stream_aborts_what_is_open(engine: PuppetEngine) -> None:
-    events = engine.generate("hi", params(n=3), request_id="r")
+    events = engine.generate(["hi"], params(n=3), request_id="r")
     first = asyncio.ensure_future(anext(events))
     await engine.hear()
     engine.report(said("r:1", "x", "length"))
@@ -293,7 +321,7 @@ async def test_cancelling_before_anything_was_said_aborts(engine: PuppetEngine) 
 
 
 async def test_a_generator_that_never_ran_says_nothing(engine: PuppetEngine) -> None:
-    events = engine.generate("hi", params(), request_id="r")
+    events = engine.generate(["hi"], params(), request_id="r")
     await events.aclose()
     await engine.hear_nothing()
     assert engine.num_open == 0
@@ -355,7 +383,7 @@ async def test_what_cannot_be_served_is_refused_here(
     words: str,
 ) -> None:
     with pytest.raises(kind, match=words) as raised:
-        await collect(engine.generate(prompt, params(**values), request_id="r"))
+        await collect(engine.generate([prompt], params(**values), request_id="r"))
     assert raised.value.param == param
     await engine.hear_nothing()
     assert engine.num_open == 0
@@ -420,7 +448,7 @@ async def test_without_a_tokenizer_only_ids_go_in() -> None:
         with pytest.raises(InvalidRequestError, match="no chat template"):
             await engine.render_chat([])
         task = asyncio.create_task(
-            collect(engine.generate([5], params(stop="x"), request_id="ids"))
+            collect(engine.generate([[5]], params(stop="x"), request_id="ids"))
         )
         await engine.hear()
         engine.report(RequestUpdate("ids", [1, 2], finish_reason="length"))
@@ -472,7 +500,7 @@ async def test_a_dead_engine_ends_every_request_at_once(
 
 
 async def test_text_that_came_before_the_end_is_still_read(engine: PuppetEngine) -> None:
-    events = engine.generate("hi", params(), request_id="r")
+    events = engine.generate(["hi"], params(), request_id="r")
     first = asyncio.ensure_future(anext(events))
     await engine.hear()
     engine.report(said("r", "a"))

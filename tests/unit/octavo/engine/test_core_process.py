@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ import pytest_asyncio
 from octavo.config import EngineConfig
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.interface import EngineState
+from octavo.engine.request_options import RequestOptions
 from octavo.errors import (
     ConfigError,
     EngineDeadError,
+    InvalidRequestError,
     ModelLoadError,
     OctavoError,
     OutOfMemoryError,
@@ -31,6 +33,7 @@ from octavo.errors import (
     WeightError,
 )
 from octavo.outputs import GenerationEvent
+from octavo.request import Tenant
 from octavo.sampling_params import SamplingParams
 from polling import until
 from tiny_models import make_tiny_model
@@ -92,8 +95,8 @@ async def test_it_generates_what_it_is_asked(engine: AsyncEngine) -> None:
     assert list(progress.finished) == ["import", "files", "weights", "kv_cache", "warmup"]
     assert progress.ready_s is not None
     params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
-    first = await collect(engine.generate("hello", params, request_id="a"))
-    again = await collect(engine.generate(list(b"hello"), params, request_id="b"))
+    first = await collect(engine.generate(["hello"], params, request_id="a"))
+    again = await collect(engine.generate([list(b"hello")], params, request_id="b"))
     assert first[0].finish_reason == "length"
     assert len(first[0].token_ids) == 20
     assert first[0].token_ids == again[0].token_ids
@@ -103,13 +106,13 @@ async def test_it_generates_what_it_is_asked(engine: AsyncEngine) -> None:
 @module_loop
 async def test_seeded_choices_are_the_same_in_any_company(engine: AsyncEngine) -> None:
     params = SamplingParams(n=2, seed=7, max_tokens=20, ignore_eos=True)
-    alone = await collect(engine.generate("hello", params, request_id="alone"))
+    alone = await collect(engine.generate(["hello"], params, request_id="alone"))
     other = SamplingParams(max_tokens=30, ignore_eos=True)
     company = [
-        asyncio.create_task(collect(engine.generate("other", other, request_id=f"o{i}")))
+        asyncio.create_task(collect(engine.generate(["other"], other, request_id=f"o{i}")))
         for i in range(2)
     ]
-    together = await collect(engine.generate("hello", params, request_id="together"))
+    together = await collect(engine.generate(["hello"], params, request_id="together"))
     assert [together[i].token_ids for i in range(2)] == [alone[i].token_ids for i in range(2)]
     assert alone[0].token_ids != alone[1].token_ids
     await asyncio.gather(*company)
@@ -118,11 +121,11 @@ async def test_seeded_choices_are_the_same_in_any_company(engine: AsyncEngine) -
 @module_loop
 async def test_a_stop_string_ends_the_request_in_the_engine(engine: AsyncEngine) -> None:
     greedy = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
-    text = (await collect(engine.generate("hello", greedy, request_id="whole")))[0].text
+    text = (await collect(engine.generate(["hello"], greedy, request_id="whole")))[0].text
     stop = text[8:11]
     before = engine.stats().generation_tokens
     params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True, stop=stop)
-    stopped = (await collect(engine.generate("hello", params, request_id="stopped")))[0]
+    stopped = (await collect(engine.generate(["hello"], params, request_id="stopped")))[0]
     assert (stopped.text, stopped.stop_reason) == (text[: text.index(stop)], stop)
     await until(lambda: engine.stats().num_running == 0)
     assert engine.stats().generation_tokens - before < 100
@@ -133,7 +136,7 @@ async def test_closing_at_any_moment_leaves_nothing(engine: AsyncEngine) -> None
     params = SamplingParams(max_tokens=100, ignore_eos=True, n=2)
     for turn in range(30):
         task = asyncio.create_task(
-            collect(engine.generate("hello", params, request_id=f"closing-{turn}"))
+            collect(engine.generate(["hello"], params, request_id=f"closing-{turn}"))
         )
         await asyncio.sleep(turn * 0.002)
         task.cancel()
@@ -146,7 +149,7 @@ async def test_closing_at_any_moment_leaves_nothing(engine: AsyncEngine) -> None
 async def test_a_full_queue_refuses_with_an_estimate(engine: AsyncEngine) -> None:
     params = SamplingParams(max_tokens=100, ignore_eos=True)
     tasks = [
-        asyncio.create_task(collect(engine.generate("hello", params, request_id=f"q{i}")))
+        asyncio.create_task(collect(engine.generate(["hello"], params, request_id=f"q{i}")))
         for i in range(20)
     ]
     results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -159,13 +162,33 @@ async def test_a_full_queue_refuses_with_an_estimate(engine: AsyncEngine) -> Non
     assert all(len(choices[0].token_ids) == 100 for choices in served)
 
 
+@module_loop
+async def test_a_request_of_several_prompts_is_admitted_or_refused_as_a_whole(
+    engine: AsyncEngine,
+) -> None:
+    params = SamplingParams(max_tokens=100, ignore_eos=True)
+    options = RequestOptions(tenant=Tenant("limited", max_running=1, max_queued=3))
+
+    def ask(num_prompts: int, id: str) -> Coroutine[Any, Any, dict[int, GenerationEvent]]:
+        prompts = [[97 + number] for number in range(num_prompts)]
+        return collect(engine.generate(prompts, params, request_id=id, options=options))
+
+    with pytest.raises(InvalidRequestError, match=r"has 5 prompts, .* at most 4"):
+        await ask(5, "never")
+    first = asyncio.create_task(ask(4, "first"))
+    await until(lambda: engine.stats().num_running == 1)
+    with pytest.raises(QueueFullError):
+        await ask(4, "not now")
+    assert [len(choice.token_ids) for choice in (await first).values()] == [100] * 4
+
+
 async def test_a_killed_engine_takes_nobody_with_it(model: Path) -> None:
     async with started(model) as engine:
         await engine.wait_ready()
         process = process_of(engine)
         params = SamplingParams(max_tokens=110, ignore_eos=True)
         tasks = [
-            asyncio.create_task(collect(engine.generate("hello", params, request_id=str(i))))
+            asyncio.create_task(collect(engine.generate(["hello"], params, request_id=str(i))))
             for i in range(8)
         ]
         await until(lambda: len(engine._open) == 8)

@@ -137,7 +137,7 @@ async def test_hanging_runner_ends_the_engine_with_everybody_answered(
         params = SamplingParams(max_tokens=4, ignore_eos=True)
 
         async def ask(prompt: list[int], request_id: str) -> int:
-            return len([e async for e in engine.generate(prompt, params, request_id=request_id)])
+            return len([e async for e in engine.generate([prompt], params, request_id=request_id)])
 
         assert await ask([1, 2, 3], "before") > 0
         asking = [asyncio.create_task(ask([7, 8], f"r{i}")) for i in range(3)]
@@ -164,7 +164,7 @@ async def test_long_step_that_was_announced_is_waited_for(
     monkeypatch.setattr(watchdog_module, "RED_BEFORE_S", 0.3)
     async with puppet_engine(make_tiny_model("llama", tmp_path / "model")) as engine:
         params = SamplingParams(max_tokens=4)
-        events = engine.generate([1, 2], params, request_id="r")
+        events = engine.generate([[1, 2]], params, request_id="r")
         asking = asyncio.create_task(anext(events))
         await engine.hear()
         engine.say(StepReport([], limit_s=600.0))

@@ -154,19 +154,28 @@ def test_choices_that_may_run_at_once_are_not_among_those_that_wait() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "words"),
+    ("num_prompts", "n", "limits", "words", "param"),
     [
-        ({"max_running": 1, "max_queued": 2}, "1 running and 2 waiting.*max-queued.*at most 3"),
-        ({"max_queued": 3}, "have 3 waiting.*max-queued.*at most 3"),
+        (1, 4, {"max_running": 1, "max_queued": 2}, "n is 4, .* 1 running .* 2 waiting", "n"),
+        (1, 4, {"max_queued": 3}, "n is 4, .* may have 3 waiting", "n"),
+        (4, 1, {"max_queued": 3}, "has 4 prompts, .* may have 3 waiting", "prompt"),
+        (2, 2, {"max_running": 2, "max_queued": 1}, "has 2 prompts with n 2, .* 2 run", "prompt"),
     ],
 )
 def test_more_choices_than_a_tenant_may_ever_have_are_no_reason_to_come_back(
-    limits: dict[str, int], words: str
+    num_prompts: int, n: int, limits: dict[str, int], words: str, param: str
 ) -> None:
     world = SchedulerWorld(max_num_seqs=8)
-    with pytest.raises(InvalidRequestError, match=f"n is 4.*{words}") as refused:
-        world.add(*requests_of("limited", 4, **limits))
-    assert refused.value.param == "n"
+    leaders = requests_of("limited", num_prompts, **limits)
+    followers = [
+        each for lead in leaders for each in requests_of("limited", n - 1, leader=lead, **limits)
+    ]
+    with pytest.raises(
+        InvalidRequestError, match=rf"{words}.*\(max-queued\).*at most 3"
+    ) as refused:
+        world.add(*leaders, *followers)
+    assert ("(max-running)" in str(refused.value)) == ("max_running" in limits)
+    assert refused.value.param == param
     world.add(*requests_of("limited", 3, **limits))
     world.run()
 

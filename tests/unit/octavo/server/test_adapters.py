@@ -57,6 +57,19 @@ async def test_the_models_own_name_stays_its_own(
     assert len(engine.seen) == 1
 
 
+async def test_a_name_that_is_not_served_is_told_those_that_are(
+    table: AdapterTable, client: httpx.AsyncClient
+) -> None:
+    for answer in [
+        await client.get("/v1/models/org/sql"),
+        await client.post("/tokenize", json={"model": "org/sql", "prompt": "hi"}),
+    ]:
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (404, "model_not_found")
+        assert "'org/sql'" in error["message"]
+        assert "serves 'toy/bytes', 'sql'." in error["message"]
+
+
 async def test_waiting_for_a_load_ends_with_the_requests_own_time(
     engine: FakeEngine, table: AdapterTable, client: httpx.AsyncClient
 ) -> None:

@@ -386,10 +386,13 @@ async def test_without_a_tokenizer_only_ids_are_taken(client: httpx.AsyncClient)
     ) as client:
         text = await post(client, TEXT, prompt="hi", max_tokens=1)
         chat = await post(client, CHAT, messages=MESSAGES, max_tokens=1)
+        response = await post(client, "/v1/responses", input="hi")
         ids = await post(client, TEXT, prompt=[5], max_tokens=1, logprobs=1)
     assert text.status_code == 400
     assert "--skip-tokenizer-init" in text.json()["error"]["message"]
-    assert chat.json()["error"]["code"] == "no_chat_template"
+    for refused, field in ((chat, "messages"), (response, "input")):
+        assert refused.json()["error"]["code"] == "no_chat_template"
+        assert refused.json()["error"]["param"] == field
     assert ids.json()["choices"][0]["logprobs"]["tokens"][0].startswith("token_id:")
 
 

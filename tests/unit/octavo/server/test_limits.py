@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -198,3 +199,19 @@ async def test_client_that_never_ends_its_headers_is_let_go(
             await asyncio.sleep(0.5)
             await loop.sock_sendall(connection, request[:20])
             assert await loop.sock_recv(connection, 4096) == b""
+
+
+@pytest.mark.parametrize(("num_parts", "is_beside"), [(1, False), (1024, True)])
+async def test_a_long_body_is_parsed_beside_the_event_loop(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, num_parts: int, is_beside: bool
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def settle(document: dict[str, Any]) -> None:
+        threads.append(threading.current_thread())
+
+    monkeypatch.setattr(ChatCompletionRequest, "settle_unsupported", settle)
+    parts = [{"type": "text", "text": "some text"}] * num_parts
+    body = {"messages": [{"role": "user", "content": parts}], "max_tokens": 1}
+    await client.post("/v1/chat/completions", json=body)
+    assert [thread is not threading.main_thread() for thread in threads] == [is_beside]

@@ -129,7 +129,7 @@ async def test_full_queue_is_a_rate_limit_with_a_time(
     with pytest.raises(openai.RateLimitError) as full:
         await client.completions.create(model="toy", prompt=prompts, max_tokens=1)
     assert full.value.response.headers["retry-after"] == "3"
-    assert not server.engine.open_ids, "the prompts that were accepted are aborted"
+    assert server.engine.aborted_ids == [], "no part of it was begun"
 
 
 async def test_failure_in_a_stream_is_raised_by_the_client(

@@ -46,10 +46,10 @@ class TalkativeEngine(FakeEngine):
         except KeyError as error:
             raise ValueError(f"cannot render {messages}") from error
 
-    def generate(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
-        if MARKER in str(prompt) and "explode" in str(prompt):
-            raise ZeroDivisionError(f"cannot generate for {prompt}")
-        return super().generate(prompt, *args, **kwargs)
+    def generate(self, prompts: Any, *args: Any, **kwargs: Any) -> Any:
+        if MARKER in str(prompts) and "explode" in str(prompts):
+            raise ZeroDivisionError(f"cannot generate for {prompts}")
+        return super().generate(prompts, *args, **kwargs)
 
 
 BODIES: list[tuple[str, dict[str, Any]]] = [

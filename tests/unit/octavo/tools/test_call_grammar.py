@@ -161,13 +161,14 @@ def test_a_schema_that_keywords_cannot_follow_is_refused(
     assert refused.value.param == "tools[0].function.parameters"
 
 
-@pytest.mark.parametrize("fields", [NAMED, REQUIRED, {}], ids=["named", "required", "strict"])
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "free"])
+@pytest.mark.parametrize("fields", [NAMED, REQUIRED, {}], ids=["named", "required", "auto"])
 @pytest.mark.parametrize("type_", ["string", ["array", "null"]], ids=str)
 @pytest.mark.parametrize("kind", CallFormat)
 def test_a_schema_of_arguments_that_are_no_object_is_refused(
-    kind: CallFormat, type_: Any, fields: dict[str, Any]
+    kind: CallFormat, type_: Any, fields: dict[str, Any], strict: bool
 ) -> None:
-    function = {"name": "f", "parameters": {"type": type_}, "strict": not fields}
+    function = {"name": "f", "parameters": {"type": type_}, "strict": strict}
     body = ToolsBody.model_validate(
         {"tools": [{"type": "function", "function": function}], **fields}
     )
@@ -180,7 +181,7 @@ def test_a_schema_of_arguments_that_are_no_object_is_refused(
 @pytest.mark.parametrize("kind", CallFormat)
 def test_arguments_that_may_be_an_object_are_followed(kind: CallFormat) -> None:
     tool = Tool("f", None, {"type": ["object", "null"]})
-    assert kind.why_not(tool) is None
+    assert (tool.fault, kind.why_not(tool)) == (None, None)
 
 
 OBJECTS: dict[str, dict[str, Any]] = {

@@ -125,44 +125,42 @@ class AsyncEngine:
 
     async def generate(
         self,
-        prompt: str | Sequence[int],
+        prompts: list[str | list[int]],
         params: SamplingParams,
         *,
         request_id: str,
         options: RequestOptions = NO_OPTIONS,
     ) -> AsyncGenerator[GenerationEvent, None]:
-        """Stream the choices of one prompt; closing the iterator aborts what is still open."""
+        """Stream the choices of all prompts; closing the iterator aborts what is still open."""
         self._refuse_unless_ready()
         assert self._requests is not None
-        specs = await self._requests.write(request_id, prompt, params, options)
+        specs = await self._requests.write(request_id, prompts, params, options)
         # The tokenizer ran in another thread: the engine may have gone meanwhile.
         self._refuse_unless_ready()
         ids = [spec.id for spec in specs]
         self._open.check_free(request_id, ids)
-        tokens = specs[0].prompt_token_ids
         shown_ids = self._prompts.ids_of(options.shown_special)
         generation = OpenGeneration(
             [
                 ChoiceText(
                     self.tokenizer,
                     params,
-                    tokens,
+                    spec.prompt_token_ids,
                     shown_ids=shown_ids,
                     end=options.text_end() if options.text_end else None,
                 )
-                for _ in specs
+                for spec in specs
             ]
         )
         # From here to the try nothing awaits: registered and submitted is one step.
         self._open.add(ids, generation)
         try:
             self._send(Submit(specs))
-            is_first = True
+            untold = {at: spec.prompt_token_ids for at, spec in enumerate(specs[:: params.n])}
             while not generation.is_over:
                 for event in await generation.next_events():
-                    event.num_prompt_tokens = len(tokens)
-                    if is_first:
-                        event.prompt_token_ids, is_first = tokens, False
+                    event.num_prompt_tokens = len(specs[event.index].prompt_token_ids)
+                    event.prompt_token_ids = untold.pop(event.index // params.n, None)
                     yield event
         finally:
             self._close(ids)

@@ -65,7 +65,7 @@ class EngineCore:
         self._accounts = StepAccounts()
 
     def submit(self, specs: list[RequestSpec]) -> None:
-        """Add the choices of one prompt together, or none of them.
+        """Add the choices of prompts that were asked as one together, or none of them.
 
         Raises QueueFullError, or InvalidRequestError when one can never fit.
         """

@@ -153,18 +153,19 @@ class Engine(Protocol):
 
     def generate(
         self,
-        prompt: str | list[int],
+        prompts: list[str | list[int]],
         params: SamplingParams,
         *,
         request_id: str,
         options: RequestOptions = NO_OPTIONS,
     ) -> AsyncGenerator[GenerationEvent, None]:
-        """Generate ``params.n`` choices for one prompt; with ``options.pooling``, embed it.
+        """Generate ``params.n`` choices for each prompt; with ``options.pooling``, embed it.
 
-        ``request_id`` is unique among open requests. Closing the generator, at any moment, aborts
-        what is still running; :meth:`abort` ends it from elsewhere. While the consumer is busy,
-        pending events of one choice are merged (:meth:`octavo.outputs.GenerationEvent.absorb`), so
-        that at most one per choice waits.
+        They are admitted or refused as a whole. An event's ``index`` counts choices over all
+        prompts. ``request_id`` is unique among open requests. Closing the generator, at any moment,
+        aborts what is still running; :meth:`abort` ends it from elsewhere. While the consumer is
+        busy, pending events of one choice are merged
+        (:meth:`octavo.outputs.GenerationEvent.absorb`), so that at most one per choice waits.
 
         The first step of the generator raises InvalidRequestError, QueueFullError or
         EngineDeadError; a later one EngineDeadError, or RequestFailedError when this request

@@ -44,7 +44,7 @@ class RequestSpec(msgspec.Struct, array_like=True):
 
 
 class Submit(msgspec.Struct, tag=True, array_like=True):
-    """Requests that enter together: the n choices of one prompt."""
+    """Requests that enter together: the choices of all prompts that were asked as one."""
 
     requests: list[RequestSpec]
 

@@ -1,4 +1,4 @@
-"""The open choices of one prompt: between the task that reads from the engine and the one that
+"""The open choices of one request: between the task that reads from the engine and the one that
 streams to a client.
 
 Knows updates, events and who waits for them; knows nothing of processes. Torch-free.

@@ -7,7 +7,6 @@ comes back. Torch-free.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from octavo.engine.intake import Intake
 from octavo.engine.interface import ModelInfo
@@ -37,25 +36,33 @@ class RequestWriter:
     async def write(
         self,
         request_id: str,
-        prompt: str | Sequence[int],
+        prompts: list[str | list[int]],
         params: SamplingParams,
         options: RequestOptions,
     ) -> list[RequestSpec]:
-        """One spec for each choice; see :meth:`octavo.engine.interface.Engine.generate`.
+        """One spec for each choice of each prompt in turn; see
+        :meth:`octavo.engine.interface.Engine.generate`.
 
         Raises InvalidRequestError for what cannot be honoured.
         """
-        if isinstance(prompt, str):
-            prompt = await self._prompts.encode(prompt)
+        encoded = await asyncio.gather(*map(self._token_ids, prompts))
         if params.bad_words:
             params = await asyncio.to_thread(self._intake.spell_bad_words, params)
         grammar = await self._grammar(params, options.reasoning)
-        return self._intake.prepare(request_id, prompt, params, options, grammar)
+        specs: list[RequestSpec] = []
+        for number, token_ids in enumerate(encoded):
+            id = request_id if len(encoded) == 1 else f"{request_id}:{number}"
+            specs += self._intake.prepare(id, token_ids, params, options, grammar)
+            await asyncio.sleep(0)  # everybody's tokens pass through this loop
+        return specs
 
     async def close(self) -> None:
         """End what tries grammars; may be called twice."""
         if self._trials is not None:
             await self._trials.close()
+
+    async def _token_ids(self, prompt: str | list[int]) -> list[int]:
+        return await self._prompts.encode(prompt) if isinstance(prompt, str) else prompt
 
     async def _grammar(
         self, params: SamplingParams, reasoning: ReasoningSpan | None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError, PromptTooLongError
-from octavo.request import Request, Tenant
+from octavo.request import Request
 
 
 def check_can_run(request: Request, config: SchedulerConfig) -> None:
@@ -35,28 +35,32 @@ def check_can_run(request: Request, config: SchedulerConfig) -> None:
 
 
 def check_group_size(requests: Sequence[Request], config: SchedulerConfig) -> None:
-    """Raise InvalidRequestError for more choices of one prompt than may ever wait, all together or
-    of their tenant's."""
-    if len(requests) > config.max_num_waiting:
-        raise InvalidRequestError(
-            f"n is {len(requests)}, but at most {config.max_num_waiting} requests may "
-            "wait (max_num_waiting); ask for fewer choices.",
-            param="n",
-        )
+    """Raise InvalidRequestError for more choices than may ever wait, all together or of their
+    tenant's."""
+    _check_fits(
+        requests, config.max_num_waiting, f"{config.max_num_waiting} may wait (max_num_waiting)"
+    )
     tenant = requests[0].tenant
     if tenant.max_queued is not None:
-        _check_fits(tenant, tenant.max_queued, len(requests))
+        limits = f"{tenant.max_queued} waiting (max-queued)"
+        if tenant.max_running is not None:
+            limits = f"{tenant.max_running} running (max-running) and {limits}"
+        most = tenant.max_queued + (tenant.max_running or 0)
+        _check_fits(requests, most, f"this API key may have {limits}")
 
 
-def _check_fits(tenant: Tenant, max_queued: int, count: int) -> None:
-    most = max_queued + (tenant.max_running or 0)
-    if count > most:
-        running = "" if tenant.max_running is None else f"{tenant.max_running} running and "
-        raise InvalidRequestError(
-            f"n is {count}, and this API key may have {running}{max_queued} waiting requests "
-            f"(max-queued); ask for at most {most} choices.",
-            "n",
-        )
+def _check_fits(requests: Sequence[Request], most: int, limits: str) -> None:
+    if len(requests) <= most:
+        return
+    num_prompts = sum(not request.is_follower for request in requests)
+    n = len(requests) // num_prompts
+    size = f"n is {n}"
+    if num_prompts > 1:
+        size = f"The request has {num_prompts} prompts" + (f" with n {n}" if n > 1 else "")
+    raise InvalidRequestError(
+        f"{size}, and {limits}; ask for at most {most} choices in one request.",
+        "n" if num_prompts == 1 else "prompt",
+    )
 
 
 def token_limit(request: Request, config: SchedulerConfig) -> int:

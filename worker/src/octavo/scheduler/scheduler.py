@@ -70,7 +70,8 @@ class Scheduler:
         self.add_group([request])
 
     def add_group(self, requests: Sequence[Request]) -> None:
-        """Take in the n choices of one request, all or none; leaders before their children.
+        """Take in the choices of one request, n of each prompt, all or none; leaders before their
+        children.
 
         Raises QueueFullError when they may not wait, PromptTooLongError when they can never
         run, UnknownModelError for an adapter that is not loaded, InvalidRequestError for an id in

@@ -79,12 +79,16 @@ class ServerContext:
             return names[0] if asked is None else asked
         if asked in self.engine.adapters:
             return asked
-        names += tuple(entry.name for entry in self.engine.adapters.offered()[:_MAX_NAMES_SHOWN])
         raise UnknownModelError(
-            f"model is {asked[:200]!r}; this server serves {', '.join(map(repr, names))}. "
+            f"model is {asked[:200]!r}; this server serves {self.shown_names()}. "
             "Use one of these, or leave model out.",
             "model",
         )
+
+    def shown_names(self) -> str:
+        """Names that requests may use, as many as an error tells."""
+        adapters = self.engine.adapters.offered()[:_MAX_NAMES_SHOWN]
+        return ", ".join(map(repr, (*self.model_names(), *(entry.name for entry in adapters))))
 
     def ready_metrics(self, info: ModelInfo) -> ServerMetrics:
         """The numbers of the loaded model; their buckets follow its length."""

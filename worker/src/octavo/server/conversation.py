@@ -27,7 +27,7 @@ async def render_conversation(
         raise bad_request(
             "This model has no chat template; use /v1/completions, "
             "or start the server with --chat-template FILE.",
-            "messages",
+            body.field_of("messages"),
             "no_chat_template",
         )
     variables = body.template_variables()

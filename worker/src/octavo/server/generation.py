@@ -1,7 +1,7 @@
 """The choices of one HTTP request, as one stream of events.
 
-Knows how prompts and n become choice indices, and writes down when tokens came; knows nothing of
-HTTP or of an answer's shape.
+Knows who asks, for which adapter and for how long, and writes down when tokens came; knows nothing
+of HTTP or of an answer's shape.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -25,14 +25,12 @@ from octavo.server.requests import RequestRecord
 from octavo.server.service_level import deadline_exceeded
 from octavo.server.thought_counter import ThoughtCounter
 
-_PENDING_EVENTS = 64
-
 
 @dataclass(frozen=True, slots=True)
 class GenerationJob:
     """What one HTTP request asks of the engine."""
 
-    prompts: Sequence[str | list[int]]
+    prompts: list[str | list[int]]
     params: SamplingParams
     options: RequestOptions
     """As far as the body tells: who asks, for how long and of which adapter is added to them."""
@@ -84,7 +82,7 @@ class Generation:
         self._thoughts = _thought_counters(engine, job)
         self.usage = Usage()
         request.usage, request.engine_id = self.usage, self._id
-        request.num_prompts, request.num_choices = len(job.prompts), job.num_choices
+        request.num_choices = job.num_choices
         request.max_tokens = job.params.max_tokens
         request.temperature, request.top_p = job.params.temperature, job.params.top_p
         metrics.n_asked.observe(job.params.n)
@@ -95,9 +93,8 @@ class Generation:
         Raises what :meth:`octavo.engine.interface.Engine.generate` raises. Closing it aborts
         everything that still runs.
         """
-        source = self._of_prompt(0) if len(self._job.prompts) == 1 else self._of_all_prompts()
         try:
-            async with aclosing(source) as events:
+            async with aclosing(self._generate()) as events:
                 async for event in events:
                     self._request.is_accepted = True
                     self._account(event)
@@ -108,9 +105,8 @@ class Generation:
         finally:
             self._close_records("abort")
 
-    async def _of_prompt(self, number: int) -> AsyncGenerator[GenerationEvent, None]:
+    async def _generate(self) -> AsyncGenerator[GenerationEvent, None]:
         job = self._job
-        first_index = number * job.params.n
         adapter = await self._acquire_adapter()
         options = msgspec.structs.replace(
             job.options,
@@ -119,13 +115,12 @@ class Generation:
             tenant=self._tenant,
             adapter=adapter,
         )
-        events = self._engine.generate(
-            job.prompts[number], job.params, request_id=f"{self._id}-{number}", options=options
-        )
         try:
+            events = self._engine.generate(
+                job.prompts, job.params, request_id=self._id, options=options
+            )
             async with aclosing(events):
                 async for event in events:
-                    event.index += first_index
                     yield event
         finally:
             if adapter is not None:
@@ -143,39 +138,6 @@ class Generation:
                 return await self._engine.adapters.acquire(self._adapter)
         except TimeoutError:
             raise deadline_exceeded() from None
-
-    async def _of_all_prompts(self) -> AsyncGenerator[GenerationEvent, None]:
-        queue: asyncio.Queue[GenerationEvent | Exception | None] = asyncio.Queue(_PENDING_EVENTS)
-        tasks = [
-            asyncio.create_task(self._pump(number, queue))
-            for number in range(len(self._job.prompts))
-        ]
-        num_running = len(tasks)
-        try:
-            while num_running:
-                item = await queue.get()
-                if item is None:
-                    num_running -= 1
-                elif isinstance(item, Exception):
-                    raise item
-                else:
-                    yield item
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _pump(
-        self, number: int, queue: asyncio.Queue[GenerationEvent | Exception | None]
-    ) -> None:
-        try:
-            async with aclosing(self._of_prompt(number)) as events:
-                async for event in events:
-                    await queue.put(event)
-        except Exception as error:
-            await queue.put(error)
-        else:
-            await queue.put(None)
 
     def _account(self, event: GenerationEvent) -> None:
         prompt = event.index // self._job.params.n
@@ -217,12 +179,12 @@ class Generation:
             self._metrics.max_generation_length.observe(self._longest[prompt])
 
     def _close_records(self, reason: str) -> None:
-        """What has not ended ends now. A prompt that an error met before its first event was
-        refused, which whoever answers counts once for the whole request."""
-        for index, record in enumerate(self._records):
-            was_accepted = self._prompt_tokens[index // self._job.params.n] > 0
-            if record is not None and (was_accepted or reason == "abort"):
-                self._metrics.count_end(reason)
+        """What has not ended ends now. An error before the first event is a refusal, which whoever
+        answers counts once for the whole request."""
+        if self._request.is_accepted or reason == "abort":
+            for record in self._records:
+                if record is not None:
+                    self._metrics.count_end(reason)
         self._records = [None] * len(self._records)
 
 

@@ -55,6 +55,8 @@ class MessagePlan:
         fields = body.schema_fields()
         for tool in tools:
             check_schema(tool.parameters, fields[tool.name])
+            if tool.fault is not None:
+                raise cannot_be_honoured(fields[tool.name], tool.fault)
         asked = _call_grammar(body, message_format, tools, params, tokenizer)
         if asked is not None:
             params = msgspec.structs.replace(params, structured_outputs=asked)

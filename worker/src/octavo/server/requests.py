@@ -72,7 +72,6 @@ class RequestRecord:
         "max_tokens",
         "model",
         "num_choices",
-        "num_prompts",
         "outcome",
         "path",
         "priority",
@@ -98,7 +97,6 @@ class RequestRecord:
         """Name of the API key; empty where none was asked for or none was right."""
         self.model = ""
         self.stream = False
-        self.num_prompts = 0
         self.num_choices = 0
         self.max_tokens: int | None = None
         self.temperature: float | None = None
@@ -106,7 +104,7 @@ class RequestRecord:
         self.priority = 0
         self.timeout_s: float | None = None
         self.engine_id: str | None = None
-        """The engine's ids for its prompts are this, a dash, and their number."""
+        """Where it has several choices, the engine's ids for them begin with this and a colon."""
         self.is_accepted = False
         """Whether the engine was asked, and did not refuse."""
         self.usage: Usage | None = None

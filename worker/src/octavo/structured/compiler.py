@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+from weakref import WeakValueDictionary
 
 from octavo.grammar import Grammar, Vocabulary
 from octavo.structured.compiled_grammar import Compilation, CompiledGrammar
@@ -46,7 +47,10 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self.eos_token_ids = frozenset(eos_token_ids)
         self._num_threads = num_threads
-        self._cache: OrderedDict[bytes, tuple[CompiledGrammar, int]] = OrderedDict()
+        self._known: WeakValueDictionary[bytes, CompiledGrammar] = WeakValueDictionary()
+        """All that somebody follows, or that are kept."""
+        self._kept: OrderedDict[bytes, CompiledGrammar] = OrderedDict()
+        """For who comes later; asked for longest ago first."""
         self._library: GrammarLibrary | None = None
         self._loading = threading.Lock()
         self._is_prepared = False
@@ -122,19 +126,22 @@ class GrammarCompiler:
     def close(self) -> None:
         """Stop compiling and forget everything."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._cache.clear()
+        self._kept.clear()
 
     def _compiled(self, text: str) -> CompiledGrammar:
         key = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        known = self._cache.get(key)
-        if known is not None:
-            self._cache.move_to_end(key)
+        compiled = self._known.get(key)
+        if compiled is None:
+            # A thread has its masks' automaton, and another is there to be taken over.
+            most = 1 if self._num_threads == 1 else 2 * self._num_threads
+            compiled = CompiledGrammar(text, lambda: self._begin(text), most)
+            self._known[key] = compiled
+        else:
             self.num_hits += 1
-            return known[0]
-        # A thread has its masks' automaton, and another is there to be taken over.
-        most = 1 if self._num_threads == 1 else 2 * self._num_threads
-        compiled = CompiledGrammar(text, lambda: self._begin(text), most)
-        self._cache[key] = (compiled, len(text))
+        if key not in self._kept:
+            self._make_room()
+        self._kept[key] = compiled
+        self._kept.move_to_end(key)
         return compiled
 
     def _begin(self, text: str) -> Future[Compilation]:
@@ -146,13 +153,13 @@ class GrammarCompiler:
 
     def _make_room(self) -> None:
         """Forget what was asked for longest ago; whoever follows it still does."""
-        while len(self._cache) > 1:
-            counts = [(len(compiled), size) for compiled, size in self._cache.values()]
+        while len(self._kept) > 1:
+            counts = [(len(compiled), len(compiled.text)) for compiled in self._kept.values()]
             num_automata = sum(count for count, _ in counts)
             num_chars = sum(count * size for count, size in counts)
             if num_automata < MAX_CACHED and num_chars <= MAX_CACHED_CHARS:
                 break
-            self._cache.popitem(last=False)
+            self._kept.popitem(last=False)
 
     def _tell(self, _: Future[Compilation]) -> None:
         if self._wake is not None:

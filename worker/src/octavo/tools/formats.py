@@ -35,6 +35,14 @@ class Tool:
     is_strict: bool = False
     """Whether its arguments follow the schema even where the model is free to call or not."""
 
+    @property
+    def fault(self) -> str | None:
+        """Why no call can have such arguments; None where one can."""
+        kinds = self.parameters.get("type", "object")
+        if "object" in (kinds if isinstance(kinds, list) else [kinds]):
+            return None
+        return f"arguments are an object, and its type is {json.dumps(kinds)}; make it object"
+
     def for_template(self) -> dict[str, Any]:
         """As OpenAI writes it, which is what chat templates read."""
         function: dict[str, Any] = {"name": self.name}
@@ -76,9 +84,6 @@ class CallFormat(enum.Enum):
     def why_not(self, tool: Tool) -> str | None:
         """Why calls of a tool cannot be made to follow its schema, whatever the schema's parts;
         None where they can."""
-        kinds = tool.parameters.get("type", "object")
-        if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
-            return f"arguments are an object, and its type is {json.dumps(kinds)}; make it object"
         reason = pythonic.why_not(tool.parameters) if self is CallFormat.PYTHONIC else None
         return reason and f"this model writes keywords, and {reason}"
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from octavo.server.protocol.chat import MAX_PARTS, Message, TextPart, refuse_media
+from octavo.server.protocol.chat import MAX_PARTS, Message, refuse_media
 from octavo.server.protocol.fields import StrictModel
 from octavo.server.protocol.tools import MAX_TOOLS, CalledFunction, MessageToolCall
 from octavo.server.protocol.unsupported import RESPONSE_ITEM, RESPONSE_PART, settle
@@ -132,13 +132,13 @@ def to_messages(items: Sequence[InputItem]) -> list[Message]:
             continue
         if isinstance(item, InputCallOutput):
             _check_all_told(thoughts)
-            content = _content(item.output)
+            output = _text(item.output)
             messages.append(
-                Message(role="tool", content=content, tool_call_id=item.call_id, name=None)
+                Message(role="tool", content=output, tool_call_id=item.call_id, name=None)
             )
             continue
         if isinstance(item, InputMessage):
-            message = Message(role=item.role, content=_content(item.content), name=None)
+            message = Message(role=item.role, content=_text(item.content), name=None)
             messages.append(message)
         else:
             message = _calling(messages, item, starts_anew=thoughts is not None)
@@ -170,10 +170,9 @@ def _calling(messages: list[Message], item: InputCall, *, starts_anew: bool) -> 
     return message
 
 
-def _content(content: str | list[InputText]) -> str | list[TextPart]:
-    if isinstance(content, str):
-        return content
-    return [TextPart(type="text", text=part.text) for part in content]
+def _text(content: str | list[InputText]) -> str:
+    """Parts are joined as the chat's are."""
+    return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
 class ResponseTool(StrictModel):

@@ -68,7 +68,7 @@ class _ItemConversation(Conversation):
     def field_of(self, variable: str) -> str:
         """See :meth:`Conversation.field_of`."""
         field = super().field_of(variable)
-        return "reasoning.effort" if field == "reasoning_effort" else field
+        return {"reasoning_effort": "reasoning.effort", "messages": "input"}.get(field, field)
 
 
 class OutputFormat(StrictModel):

@@ -46,10 +46,10 @@ def build_router(context: ServerContext) -> APIRouter:
         if entry is not None:
             return json_response(adapter_card(info, entry))
         context.engine.adapters.check_offered(model_id)
-        served = ", ".join(map(repr, names))
         raise ApiError(
             404,
-            f"There is no model {model_id[:200]!r} here; this server serves {served}.",
+            f"There is no model {model_id[:200]!r} here; this server serves "
+            f"{context.shown_names()}.",
             code="model_not_found",
             param="model",
         )

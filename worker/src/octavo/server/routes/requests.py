@@ -83,14 +83,11 @@ def _is_named(record: RequestRecord, request_id: str) -> bool:
 
 
 def _cancel(context: ServerContext, record: RequestRecord) -> bool:
-    if record.engine_id is None:
-        return False
-    numbers = range(record.num_prompts)
-    return sum(context.engine.abort(f"{record.engine_id}-{number}") for number in numbers) > 0
+    return record.engine_id is not None and context.engine.abort(record.engine_id)
 
 
 def _open(record: RequestRecord, states: Mapping[str, RequestState]) -> dict[str, Any]:
-    own = [] if record.engine_id is None else _states_of(record, states)
+    own = _states_of(record, states)
     # The engine has not heard of it yet, or does not answer: then nothing more is known.
     state = min((each.state for each in own), key=_ORDER.index, default="received")
     shown = _facts(record) | {"state": state}
@@ -104,8 +101,8 @@ def _open(record: RequestRecord, states: Mapping[str, RequestState]) -> dict[str
 
 
 def _states_of(record: RequestRecord, states: Mapping[str, RequestState]) -> list[RequestState]:
-    prefix = f"{record.engine_id}-"
-    return [state for id_, state in states.items() if id_.startswith(prefix)]
+    id, prefix = record.engine_id, f"{record.engine_id}:"
+    return [state for id_, state in states.items() if id_ == id or id_.startswith(prefix)]
 
 
 def _ended(record: RequestRecord) -> dict[str, Any]:
