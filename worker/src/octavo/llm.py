@@ -153,12 +153,17 @@ class LLM:
 
     def load_lora(self, request: LoRARequest) -> AdapterGeneration:
         """Load an adapter, unless it is; raises AdapterError or ModelLoadError."""
+        named = _one_each(request, 1, "request", "adapters", LoRARequest)
         with self._turn():
-            (adapter,) = self._adapters.load([request])
+            (adapter,) = self._adapters.load(named)
         return adapter
 
     def unload_lora(self, name: str) -> None:
         """Forget an adapter; names that are not loaded are ignored."""
+        if not isinstance(name, str):
+            raise InvalidRequestError(
+                f"name is {name!r:.120}; pass an adapter's lora_name.", "name"
+            )
         with self._turn():
             self._adapters.unload(name)
 
@@ -167,11 +172,12 @@ class LLM:
         messages: Sequence[Mapping[str, Any]] | Iterable[Sequence[Mapping[str, Any]]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """Complete one conversation, or each of several, rendered with the model's chat template.
 
-        ``sampling_params`` and results as of :meth:`generate`.
+        ``sampling_params``, ``lora_request`` and results as of :meth:`generate`.
         """
         conversations = _conversations(messages)
         template = self._open_chat_template()
@@ -184,7 +190,7 @@ class LLM:
             {"prompt_token_ids": self._tokenizer.encode(text, add_special_tokens=False)}
             for text in texts
         ]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return self.generate(prompts, sampling_params, lora_request=lora_request, use_tqdm=use_tqdm)
 
     def close(self) -> None:
         """Release the model's memory; the object cannot be used afterwards."""
