@@ -18,6 +18,7 @@ from octavo.errors import (
     SourceUnreachableError,
 )
 from octavo.loading import bucket, bucket_store, hub
+from octavo.loading.model_files import without_file_scheme
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -31,12 +32,15 @@ class AdapterSource:
     """An adapter that somebody named."""
 
     path: str
-    """A folder, ``hf://ORG/NAME[@REVISION]`` (or without the scheme, where there is no such
-    folder), or ``s3://BUCKET/PREFIX``."""
+    """A folder (without the ``file://`` that it was named by), ``hf://ORG/NAME[@REVISION]`` (or
+    without the scheme, where there is no such folder), or ``s3://BUCKET/PREFIX``."""
     revision: str | None = None
     """Of the hub, instead of the one in the path."""
     digest: str | None = None
     """What its files must have; None: whatever is there."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", without_file_scheme(self.path))
 
     @property
     def is_near(self) -> bool:
