@@ -205,7 +205,9 @@ def test_b_is_scaled_in_float32_and_rounded_once(stored: torch.dtype, tmp_path: 
 
 
 def test_a_rank_above_the_servers_is_refused_with_the_flag_to_change(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match=r"rank is 12; .* at most 8: .* --max-lora-rank"):
+    with pytest.raises(
+        AdapterError, match=r"rank is 12; .* at most 8: .* --max-lora-rank 12 \(max"
+    ):
         load(make_adapter(tmp_path, CONFIG, rank=4, rank_pattern={"q_proj": 12}), max_rank=8)
 
 

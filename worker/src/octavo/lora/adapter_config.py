@@ -67,7 +67,8 @@ class PeftConfig:
         if self.largest_rank > max_rank:
             raise AdapterError(
                 f"The adapter's rank is {self.largest_rank}; this server takes at most {max_rank}: "
-                "start it with a larger --max-lora-rank."
+                f"start it with --max-lora-rank {self.largest_rank} "
+                f"(max_lora_rank={self.largest_rank})."
             )
 
     @property
