@@ -99,6 +99,15 @@ def test_a_name_with_another_path_than_before_is_loaded_anew(llm: LLM, tmp_path:
     assert tokens(llm, [moved]) == [second] != [first]
 
 
+def test_files_that_were_written_anew_are_loaded_anew(llm: LLM, tmp_path: Path) -> None:
+    one, two = adapters(tmp_path, 2)
+    first, second = tokens(llm, [one, two])
+    shutil.copytree(two.path, one.path, dirs_exist_ok=True)
+    assert tokens(llm, [one]) == [second] != [first]
+    loaded = llm.load_lora(one)
+    assert loaded == llm.load_lora(one)
+
+
 def test_a_folder_may_be_a_path_and_the_number_of_vllm_may_stand_before_it(
     llm: LLM, tmp_path: Path
 ) -> None:

@@ -127,13 +127,13 @@ class LLM:
         Prompts of one adapter are begun together, so that a step reads, and a slot holds, few.
         ``sampling_params`` and ``lora_request``: one for all, or one for each prompt (None there:
         the base model). Adapters are loaded when first named, side by side (``enable_lora=True``);
-        a name given with another path than before is loaded anew. Raises InvalidRequestError before
-        anything runs when one of them cannot be served, AdapterError or ModelLoadError for an
-        adapter. A request that fails while it runs (no token can follow its grammar, its adapter
-        cannot be copied) ends alone: ``finish_reason`` of its output is ``error`` and ``error``
-        tells why, after what it had said before, and a warning is logged. Whatever ends the call
-        early ends all its requests, and the next call starts from nothing; Ctrl-C does when the
-        step under way has ended, and a second one at once.
+        a name given with another path than before, or whose files have changed, is loaded anew.
+        Raises InvalidRequestError before anything runs when one of them cannot be served,
+        AdapterError or ModelLoadError for an adapter. A request that fails while it runs (no token
+        can follow its grammar, its adapter cannot be copied) ends alone: ``finish_reason`` of its
+        output is ``error`` and ``error`` tells why, after what it had said before, and a warning is
+        logged. Whatever ends the call early ends all its requests, and the next call starts from
+        nothing; Ctrl-C does when the step under way has ended, and a second one at once.
         """
         prompts = _listed(prompts)
         if sampling_params is None:
@@ -152,7 +152,8 @@ class LLM:
             return _OfflineBatch(self, prompts, params, adapters).run(use_tqdm)
 
     def load_lora(self, request: LoRARequest) -> AdapterGeneration:
-        """Load an adapter, unless it is; raises AdapterError or ModelLoadError."""
+        """Load an adapter, unless it is, from the same files; raises AdapterError or
+        ModelLoadError."""
         named = _one_each(request, 1, "request", "adapters", LoRARequest)
         with self._turn():
             (adapter,) = self._adapters.load(named)

@@ -96,6 +96,20 @@ def find_adapter(source: AdapterSource, download_dir: str | None = None) -> Foun
     return FoundAdapter(folder, folder.name)
 
 
+FileChange = tuple[tuple[int, int], ...] | None
+"""Of an adapter's files: when each was written, in nanoseconds, and its bytes."""
+
+
+def last_change(path: str) -> FileChange:
+    """Of what lies in a folder; None where nothing does, as of a repository or a bucket."""
+    folder = Path(AdapterSource(path).path)
+    try:
+        found = [(folder.expanduser() / name).stat() for name in (CONFIG_NAME, WEIGHTS_NAME)]
+    except (OSError, RuntimeError):
+        return None
+    return tuple((each.st_mtime_ns, each.st_size) for each in found)
+
+
 def _place(path: str) -> Path:
     try:
         return Path(path).expanduser()
