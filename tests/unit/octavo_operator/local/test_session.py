@@ -245,6 +245,8 @@ async def test_change_of_the_file_is_applied(tmp_path: Path) -> None:
         write(tmp_path, service)
         await eventually(lambda: not is_alive(first))
         assert (await ask(client, session.base_url))["pid"] != first
+        await eventually(lambda: "Complete: all pods run" in log.getvalue())
+    assert log.getvalue().count("Complete: ") == 1, "the first start is told by what it serves"
 
 
 async def test_stop_lets_the_request_in_flight_finish(tmp_path: Path) -> None:
