@@ -99,6 +99,64 @@ def test_a_name_with_another_path_than_before_is_loaded_anew(llm: LLM, tmp_path:
     assert tokens(llm, [moved]) == [second] != [first]
 
 
+def test_files_that_were_written_anew_are_loaded_anew(llm: LLM, tmp_path: Path) -> None:
+    one, two = adapters(tmp_path, 2)
+    first, second = tokens(llm, [one, two])
+    shutil.copytree(two.path, one.path, dirs_exist_ok=True)
+    assert tokens(llm, [one]) == [second] != [first]
+    loaded = llm.load_lora(one)
+    assert loaded == llm.load_lora(one)
+
+
+def test_a_folder_may_be_a_path_and_the_number_of_vllm_may_stand_before_it(
+    llm: LLM, tmp_path: Path
+) -> None:
+    (one,) = adapters(tmp_path, 1)
+    expected = tokens(llm, [one])
+    folder = Path(one.path)
+    for request in (LoRARequest("path", folder), LoRARequest("number", 1, folder)):
+        assert tokens(llm, [request]) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("", "/sql"), "lora_name is ''"),
+        ((1, "/sql"), "lora_name is 1"),
+        (("sql", 1), "lora_path is 1"),
+        (("sql", None), "lora_path is None"),
+    ],
+    ids=str,
+)
+def test_what_names_no_adapter_is_refused(given: tuple[Any, Any], message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        LoRARequest(*given)
+
+
+def test_loading_takes_a_request_and_unloading_a_name(llm: LLM, tmp_path: Path) -> None:
+    (one,) = adapters(tmp_path, 1)
+    with pytest.raises(InvalidRequestError, match=r"request is .*; pass one LoRARequest"):
+        llm.load_lora(one.path)  # type: ignore[arg-type]
+    llm.load_lora(one)
+    with pytest.raises(InvalidRequestError, match=r"name is LoRARequest.*; pass .* lora_name"):
+        llm.unload_lora(one)  # type: ignore[arg-type]
+
+
+def test_a_conversation_is_answered_with_an_adapter(tmp_path: Path) -> None:
+    model = make_tiny_model("llama", tmp_path / "model")
+    llm = LLM(str(model), enable_lora=True, max_model_len=128, num_threads=1)
+    chats = [[{"role": "user", "content": word}] for word in ("hi", "yo")]
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    (one,) = adapters(tmp_path, 1)
+    plain, adapted = (
+        llm.chat(chats, params, lora_request=[None, each])[1].outputs[0] for each in (None, one)
+    )
+    assert adapted.token_ids != plain.token_ids
+    (alone,) = llm.chat(chats[1], params, lora_request=one)
+    assert alone.outputs[0].token_ids == adapted.token_ids
+    llm.close()
+
+
 def test_who_leaves_while_they_are_read_leaves_nothing_behind(
     llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

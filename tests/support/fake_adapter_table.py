@@ -15,7 +15,7 @@ from typing import Any
 Answer = tuple[int, dict[str, Any]]
 
 REFUSALS = {
-    "refused": (400, "adapter_refused", "rank is 64; this server takes at most 16"),
+    "refused": (400, "adapter_refused", "rank is 64; this server takes at most 16."),
     "forbidden": (403, "adapter_forbidden", "the hub says 401"),
     "missing": (404, "adapter_not_found", "there is no such repository"),
     "unreachable": (503, "adapter_unreachable", "the hub does not answer"),

@@ -127,13 +127,13 @@ class LLM:
         Prompts of one adapter are begun together, so that a step reads, and a slot holds, few.
         ``sampling_params`` and ``lora_request``: one for all, or one for each prompt (None there:
         the base model). Adapters are loaded when first named, side by side (``enable_lora=True``);
-        a name given with another path than before is loaded anew. Raises InvalidRequestError before
-        anything runs when one of them cannot be served, AdapterError or ModelLoadError for an
-        adapter. A request that fails while it runs (no token can follow its grammar, its adapter
-        cannot be copied) ends alone: ``finish_reason`` of its output is ``error`` and ``error``
-        tells why, after what it had said before, and a warning is logged. Whatever ends the call
-        early ends all its requests, and the next call starts from nothing; Ctrl-C does when the
-        step under way has ended, and a second one at once.
+        a name given with another path than before, or whose files have changed, is loaded anew.
+        Raises InvalidRequestError before anything runs when one of them cannot be served,
+        AdapterError or ModelLoadError for an adapter. A request that fails while it runs (no token
+        can follow its grammar, its adapter cannot be copied) ends alone: ``finish_reason`` of its
+        output is ``error`` and ``error`` tells why, after what it had said before, and a warning is
+        logged. Whatever ends the call early ends all its requests, and the next call starts from
+        nothing; Ctrl-C does when the step under way has ended, and a second one at once.
         """
         prompts = _listed(prompts)
         if sampling_params is None:
@@ -152,13 +152,19 @@ class LLM:
             return _OfflineBatch(self, prompts, params, adapters).run(use_tqdm)
 
     def load_lora(self, request: LoRARequest) -> AdapterGeneration:
-        """Load an adapter, unless it is; raises AdapterError or ModelLoadError."""
+        """Load an adapter, unless it is, from the same files; raises AdapterError or
+        ModelLoadError."""
+        named = _one_each(request, 1, "request", "adapters", LoRARequest)
         with self._turn():
-            (adapter,) = self._adapters.load([request])
+            (adapter,) = self._adapters.load(named)
         return adapter
 
     def unload_lora(self, name: str) -> None:
         """Forget an adapter; names that are not loaded are ignored."""
+        if not isinstance(name, str):
+            raise InvalidRequestError(
+                f"name is {name!r:.120}; pass an adapter's lora_name.", "name"
+            )
         with self._turn():
             self._adapters.unload(name)
 
@@ -167,11 +173,12 @@ class LLM:
         messages: Sequence[Mapping[str, Any]] | Iterable[Sequence[Mapping[str, Any]]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """Complete one conversation, or each of several, rendered with the model's chat template.
 
-        ``sampling_params`` and results as of :meth:`generate`.
+        ``sampling_params``, ``lora_request`` and results as of :meth:`generate`.
         """
         conversations = _conversations(messages)
         template = self._open_chat_template()
@@ -187,7 +194,7 @@ class LLM:
                 raise InvalidRequestError(f"Conversation {number}: {error}", error.param) from error
             ids = self._tokenizer.encode(text, add_special_tokens=False)
             prompts.append({"prompt_token_ids": ids})
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return self.generate(prompts, sampling_params, lora_request=lora_request, use_tqdm=use_tqdm)
 
     def close(self) -> None:
         """Release the model's memory; the object cannot be used afterwards."""

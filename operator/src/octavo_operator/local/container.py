@@ -164,8 +164,8 @@ def _fill(
         return
     source = next((name for name in volume if name != "name"), "nothing")
     raise LocalError(
-        f"volume {volume['name']} is a {source}, which only a cluster has; in local mode use a "
-        f"file:// model"
+        f"volume {volume['name']} is a {source}, which only a cluster has; in local mode take "
+        "models and adapters from file:///PATH"
     )
 
 

@@ -99,10 +99,14 @@ def _read_adapter(
     path: Path, document: Mapping[str, Any], service: InferenceService
 ) -> Mapping[str, Any]:
     resource = _with_namespace(document)
-    adapter = parse_lora_adapter(resource)
+    try:
+        adapter = parse_lora_adapter(resource)
+    except ResourceError as error:  # there may be several
+        raise LocalError(f"{path}: LoRAAdapter {_name(document)}: {error}") from error
     if adapter.unknown_fields:
-        raise ResourceError(
-            adapter.unknown_fields[0], "is not a field of LoRAAdapter", "correct or remove it"
+        raise LocalError(
+            f"{path}: LoRAAdapter {adapter.name}: {adapter.unknown_fields[0]} is not a field of "
+            "LoRAAdapter; correct or remove it"
         )
     if adapter.service != service.name:
         raise LocalError(

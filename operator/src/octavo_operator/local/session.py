@@ -22,7 +22,7 @@ from octavo_operator.local.progress import Progress
 from octavo_operator.local.proxy_holder import ProxyHolder
 from octavo_operator.local.resource_file import ResourceFile, explain_ignored, read_resource_file
 from octavo_operator.manifests.kinds import INFERENCE_SERVICE, LORA_ADAPTER
-from octavo_operator.reconcile.conditions import FEATURES_READY, READY
+from octavo_operator.reconcile.conditions import FEATURES_READY, PROGRESSING, READY
 from octavo_operator.reconcile.live_object import conditions_of
 from octavo_operator.resources.inference_service import parse_inference_service
 from octavo_operator.worker_client import WorkerClient
@@ -98,6 +98,7 @@ class LocalSession:
         self._failure: WorkerFailedError | None = None
         self._failed = asyncio.Event()
         self._is_ready = False
+        self._has_changed = False
 
     def stop(self) -> None:
         self._stopping.set()
@@ -178,9 +179,10 @@ class LocalSession:
 
     async def _report(self) -> None:
         """Follow the resource's own status, as a user of a cluster would, and say what it says."""
-        said = ""
+        said, course = "", ""
         async for event in self._store.watch(INFERENCE_SERVICE, None, {}, "0"):
             conditions = conditions_of(event.object)
+            course = self._report_rollout(conditions.get(PROGRESSING), course)
             ready, features = conditions.get(READY), conditions.get(FEATURES_READY)
             if ready is None or features is None:
                 continue
@@ -196,6 +198,15 @@ class LocalSession:
                 self._is_ready = True
                 self._progress.settle()
                 self._on_ready(self.base_url)
+
+    def _report_rollout(self, progressing: Mapping[str, Any] | None, course: str) -> str:
+        """Say how a change of the file ends, and what holds it up. `course`: the reason that the
+        service had; returns the one that it has."""
+        if progressing is None or progressing["reason"] == course:
+            return course
+        if self._has_changed and progressing["reason"] != "RollingOut":
+            self._progress.event(f"{progressing['reason']}: {progressing['message']}")
+        return str(progressing["reason"])
 
     async def _report_adapters(self) -> None:
         """Say what becomes of each adapter, whenever that is something new."""
@@ -227,6 +238,7 @@ class LocalSession:
                 # Pods that start from now on have them; those that run keep theirs.
                 self._secrets.clear()
                 self._secrets.update(content.secrets)
+                self._has_changed = True
                 await self.apply(content.resource, content.adapters)
             except OctavoOperatorError as error:
                 self._progress.event(f"{error} (what was there before keeps serving)")

@@ -122,7 +122,9 @@ def _source_resolved(adapter: LoRAAdapter, resolution: Resolution) -> Condition:
         return Condition(SOURCE_RESOLVED, "True", "Resolved", message)
     serving = f"; pods serve {target.digest} on" if target is not None else ""
     if failure is not None:
-        return Condition(SOURCE_RESOLVED, "False", failure.reason, f"{failure.message}{serving}")
+        # A worker's sentence ends with a full stop.
+        message = failure.message.removesuffix(".") + serving if serving else failure.message
+        return Condition(SOURCE_RESOLVED, "False", failure.reason, message)
     message = f"one pod is looking {adapter.uri} up, before the others load it{serving}"
     return Condition(SOURCE_RESOLVED, "False", "Resolving", message)
 
@@ -136,7 +138,8 @@ def _loaded(
         counted += f" (placement.replicas is {adapter.replicas}, and there are no more pods)"
     num_unaware = sum(not each.is_loaded and each.failure is None for each in others)
     if num_loaded == wanted and num_unaware:
-        waiting = f"{num_unaware} others do not know its name yet"
+        others_do = "other pod does" if num_unaware == 1 else "other pods do"
+        waiting = f"{num_unaware} {others_do} not know its name yet"
         return Condition(LOADED, "False", "Loading", f"{counted}; {waiting}")
     if num_loaded == wanted:
         return Condition(LOADED, "True", "Loaded", counted)

@@ -149,9 +149,7 @@ def _clean_path(field: str, uri: str, path: str, *, is_absolute: bool) -> str:
     """A path that stays below its root; an empty relative one is the root itself."""
     pure = PurePosixPath(path)
     if is_absolute and (not pure.is_absolute() or pure == PurePosixPath("/")):
-        raise ResourceError(
-            field, f"is {uri!r}, whose path is not absolute", "write file:///FOLDER/OF/THE/MODEL"
-        )
+        raise ResourceError(field, f"is {uri!r}, whose path is not absolute", "write file:///PATH")
     if ".." in pure.parts or (not is_absolute and pure.is_absolute()):
         raise ResourceError(
             field, f"is {uri!r}, whose path leaves its root", "write the path without '..' or '//'"

@@ -66,6 +66,7 @@ def test_gguf_file_and_folder_with_one(asked: list[HubModel], tmp_path: Path) ->
         find_model(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     assert find_model(str(tmp_path)) == tmp_path
+    assert find_model(f"file://{tmp_path}") == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,9 @@ def test_file_that_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"is not a .gguf file"):
         find_model(str(tmp_path / "model.bin"))
     with pytest.raises(ModelLoadError, match=r"neither a config.json nor a .gguf"):
+        find_model(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match=r"a LoRA adapter, .* --lora-modules NAME=/"):
         find_model(str(tmp_path))
 
 

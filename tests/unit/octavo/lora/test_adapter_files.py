@@ -128,6 +128,10 @@ CHANGES: dict[str, tuple[Any, str]] = {
         lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(2)}),
         "embeddings and the output head are not adapted",
     ),
+    "untrained embeddings": (
+        lambda t: t.update({"base_model.model.model.embed_tokens.weight": torch.ones(2)}),
+        "save the adapter with save_embedding_layers=False",
+    ),
     "unknown": (
         lambda t: t.update({"base_model.model.visual.x": torch.ones(2)}), "which is not served"
     ),
@@ -157,6 +161,16 @@ def test_tensors_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
     action, message = CHANGES[name]
     with pytest.raises(AdapterError, match=message):
         load(change(make_adapter(tmp_path, CONFIG), action))
+
+
+def test_what_only_training_reads_is_left_out(tmp_path: Path) -> None:
+    mica = make_adapter(tmp_path / "mica", CONFIG, init_lora_weights="mica")
+    plain = load(make_adapter(tmp_path / "plain", CONFIG)).packing
+    assert load(mica).packing == plain
+    velora = make_adapter(tmp_path / "velora", CONFIG, velora_config={"num_groups": 32})
+    name = Q.format("").replace("lora_.weight", "lora_velora_embed")
+    change(velora, lambda tensors: tensors.update({name: torch.ones(8)}))
+    assert load(velora).packing == plain
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -191,7 +205,9 @@ def test_b_is_scaled_in_float32_and_rounded_once(stored: torch.dtype, tmp_path: 
 
 
 def test_a_rank_above_the_servers_is_refused_with_the_flag_to_change(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match=r"rank is 12; .* at most 8: .* --max-lora-rank"):
+    with pytest.raises(
+        AdapterError, match=r"rank is 12; .* at most 8: .* --max-lora-rank 12 \(max"
+    ):
         load(make_adapter(tmp_path, CONFIG, rank=4, rank_pattern={"q_proj": 12}), max_rank=8)
 
 
@@ -234,8 +250,16 @@ def test_pickles_missing_files_and_huge_ones_are_refused(tmp_path: Path) -> None
     with pytest.raises(AdapterError, match="a pickle, which is never loaded"):
         load(folder)
     (folder / "adapter_model.bin").unlink()
-    with pytest.raises(ModelLoadError, match="missing"):
+    with pytest.raises(
+        ModelLoadError, match=r"holds no adapter_model.safetensors but adapter_conf"
+    ):
         load(folder)
+    for number in range(8):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+    with pytest.raises(ModelLoadError, match=r"but adapter/, checkpoint-0/, .*-6/, 1 more; name"):
+        load(tmp_path)
+    with pytest.raises(ModelLoadError, match=r"holds no adapter_config.json but nothing"):
+        load(tmp_path / "checkpoint-0")
 
 
 @contextmanager

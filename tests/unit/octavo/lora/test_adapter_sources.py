@@ -84,6 +84,14 @@ def test_the_hubs_adapter_is_named_by_its_commit(
     assert not hub.downloads
 
 
+def test_a_folder_may_be_named_as_in_a_lora_adapter(tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "sql", tiny_config("llama"))
+    source = AdapterSource(f"file://{folder}")
+    assert source == AdapterSource(str(folder))
+    assert source.public_name == "sql"
+    assert find_adapter(source).folder == folder
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_commit_that_was_fetched_needs_no_hub(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

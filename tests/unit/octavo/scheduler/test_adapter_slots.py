@@ -190,6 +190,31 @@ def test_who_was_told_to_leave_makes_room_at_once_however_many_wait_for_it() -> 
     assert slots.take_fills() == [(1, 0)]
 
 
+def test_all_who_wait_for_an_adapter_start_together_though_others_have_waited_for_as_long() -> None:
+    slots = slots_with(1, 2)
+    assert bring(slots, 0)
+    start(slots, 0)
+    for adapter in (1, 0, 1):
+        slots.wait(adapter)
+        slots.can_start(adapter, 0.0)
+    assert not slots.can_start(1, PATIENCE_S)  # 0 is to leave
+    assert not slots.can_start(0, PATIENCE_S)
+    late_s = 3 * PATIENCE_S
+    slots.end(0)
+    assert not slots.can_start(1, late_s)
+    for fill in slots.take_fills():
+        slots.filled(*fill)
+    assert slots.can_start(1, late_s)
+    start(slots, 1)
+    assert not slots.can_start(0, late_s)
+    assert slots.can_start(1, late_s)
+    start(slots, 1)
+    slots.wait(1)
+    assert not slots.can_start(0, late_s + PATIENCE_S)
+    assert not slots.can_start(1, late_s + PATIENCE_S)  # others' turn
+    slots.check_integrity({1: 2}, {0: 1, 1: 1})
+
+
 def test_nobody_is_spared_for_long() -> None:
     """Its requests may be kept from starting by something else."""
     slots = slots_with(1, 3)

@@ -114,7 +114,9 @@ async def test_new_pod_serves_when_it_knows_what_it_does_not_hold() -> None:
 
         await eventually(is_loading)
         assert not await stage.is_admitted(pod)
-        assert "1 others do not know its name" in condition_message(await stage.adapter(), "Ready")
+        assert "1 other pod does not know its name" in condition_message(
+            await stage.adapter(), "Ready"
+        )
         stage.workers.sources.hanging.clear()
         await stage.settled()
         assert await stage.is_admitted(pod)

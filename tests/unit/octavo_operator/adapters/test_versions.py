@@ -82,7 +82,8 @@ async def test_version_that_is_refused_reaches_one_pod_only_and_replaces_nothing
         assert [stage.served(pod) for pod in pods] == [{"sql": old}] * 3
         adapter = await stage.adapter()
         assert conditions(adapter)["Ready"] == ("False", "AdapterRefused")
-        assert f"pods serve {old} on" in condition_message(adapter, "SourceResolved")
+        told = f"this server takes at most 16; pods serve {old} on"
+        assert told in condition_message(adapter, "SourceResolved")
         assert counts(adapter) == (3, 3, 1)
         # A pod that comes now gets what the others have, not what was refused.
         added = await stage.add_pod()

@@ -18,7 +18,7 @@ from adapter_stage import lora_adapter
 from eventually import eventually
 from fake_adapter_table import digest_of
 from inference_services import conditions, inference_service
-from octavo_operator.errors import LocalError, ResourceError
+from octavo_operator.errors import LocalError
 from octavo_operator.local.container import Machine
 from octavo_operator.local.resource_file import read_resource_file
 from octavo_operator.local.session import LocalOptions, LocalSession
@@ -158,5 +158,5 @@ def test_adapter_that_cannot_be_meant_is_refused(
 ) -> None:
     place = Place(tmp_path, replicas=1)
     place.write(lora_adapter("sql", **change))
-    with pytest.raises((LocalError, ResourceError), match=words):
+    with pytest.raises(LocalError, match=f"LoRAAdapter sql.*{words}"):
         read_resource_file(place.file)

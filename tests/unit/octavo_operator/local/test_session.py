@@ -245,6 +245,8 @@ async def test_change_of_the_file_is_applied(tmp_path: Path) -> None:
         write(tmp_path, service)
         await eventually(lambda: not is_alive(first))
         assert (await ask(client, session.base_url))["pid"] != first
+        await eventually(lambda: "Complete: all pods run" in log.getvalue())
+    assert log.getvalue().count("Complete: ") == 1, "the first start is told by what it serves"
 
 
 async def test_stop_lets_the_request_in_flight_finish(tmp_path: Path) -> None:
@@ -325,7 +327,9 @@ async def test_service_that_never_serves_ends_the_run(
 
 async def test_volume_that_only_a_cluster_has_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, inference_service(model={"uri": "pvc://claim/model"}))
-    with pytest.raises(WorkerFailedError, match="persistentVolumeClaim, which only a cluster has"):
+    with pytest.raises(
+        WorkerFailedError, match=r"persistentVolumeClaim, which only .* models and adapters from"
+    ):
         async with serving(options(path, tmp_path), io.StringIO()):
             pass
 

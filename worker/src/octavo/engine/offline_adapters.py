@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
@@ -12,9 +13,17 @@ from octavo.engine.core import EngineCore
 from octavo.engine.held_interrupt import HeldInterrupt
 from octavo.engine.messages import AdapterFailed, AdapterOpened, Refused
 from octavo.errors import InvalidRequestError, OctavoError
-from octavo.lora.adapter_source import AdapterSource
+from octavo.lora.adapter_source import AdapterSource, FileChange, last_change
 from octavo.lora.request import LoRARequest
 from octavo.request import AdapterGeneration
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    path: str
+    change: FileChange
+    """When its files were last changed, as of before they were read."""
+    adapter: AdapterGeneration
 
 
 class OfflineAdapters:
@@ -23,17 +32,17 @@ class OfflineAdapters:
     def __init__(self, core: EngineCore) -> None:
         self._core = core
         self._ids = itertools.count(1)
-        self._loaded: dict[str, tuple[str, AdapterGeneration]] = {}
-        """Name → path and what was loaded from there."""
+        self._loaded: dict[str, _Loaded] = {}
+        """By name."""
 
     def load(
         self, requests: Sequence[LoRARequest], use_tqdm: bool = False
     ) -> list[AdapterGeneration]:
         """Load those that are not there, side by side; one for each request.
 
-        A name that stands for another path is loaded anew. Raises InvalidRequestError for a name
-        with two paths, AdapterError or ModelLoadError for the first that cannot be loaded: the
-        others are there then.
+        A name that stands for another path, or for files that have changed, is loaded anew.
+        Raises InvalidRequestError for a name with two paths, AdapterError or ModelLoadError for the
+        first that cannot be loaded: the others are there then.
         """
         wanted: dict[str, LoRARequest] = {}
         for request in requests:
@@ -48,22 +57,26 @@ class OfflineAdapters:
         for name in wanted:
             if name in errors:
                 raise errors[name]
-        return [self._loaded[request.lora_name][1] for request in requests]
+        return [self._loaded[request.lora_name].adapter for request in requests]
 
     def unload(self, name: str) -> None:
         """Forget an adapter; names that are not loaded are ignored."""
         known = self._loaded.pop(name, None)
         if known is not None:
-            self._core.close_adapter(known[1].id)
+            self._core.close_adapter(known.adapter.id)
 
     def _is_there(self, request: LoRARequest) -> bool:
         known = self._loaded.get(request.lora_name)
-        return known is not None and known[0] == request.path
+        if known is None or known.path != request.path:
+            return False
+        change = last_change(request.path)
+        return change is None or change == known.change
 
     def _read(self, requests: Sequence[LoRARequest], use_tqdm: bool) -> dict[str, OctavoError]:
         """What could not be loaded, by name, and why."""
         errors: dict[str, OctavoError] = {}
         reading: dict[int, LoRARequest] = {}
+        changes = {request.lora_name: last_change(request.path) for request in requests}
         try:
             with HeldInterrupt() as interrupt:
                 for request in requests:
@@ -81,7 +94,8 @@ class OfflineAdapters:
                     if isinstance(event, AdapterFailed):
                         errors[request.lora_name] = from_adapter_failure(event)
                     else:
-                        self._put(request, AdapterGeneration(event.adapter_id, event.digest))
+                        adapter = AdapterGeneration(event.adapter_id, event.digest)
+                        self._put(request, changes[request.lora_name], adapter)
         finally:
             for id_ in reading:  # left early
                 self._core.close_adapter(id_)
@@ -99,6 +113,6 @@ class OfflineAdapters:
             if reading:
                 self._core.step()
 
-    def _put(self, request: LoRARequest, adapter: AdapterGeneration) -> None:
+    def _put(self, request: LoRARequest, change: FileChange, adapter: AdapterGeneration) -> None:
         self.unload(request.lora_name)
-        self._loaded[request.lora_name] = (request.path, adapter)
+        self._loaded[request.lora_name] = _Loaded(request.path, change, adapter)

@@ -1,8 +1,8 @@
 """From what the user typed to files on this machine.
 
-``MODEL`` is a folder, a ``.gguf`` file, ``demo://NAME``, ``s3://BUCKET/PREFIX``, or on the hub
-``ORG/NAME``, ``hf://ORG/NAME`` or ``hf://ORG/NAME/FILE.gguf``. What exists locally wins over the
-hub.
+``MODEL`` is a folder or a ``.gguf`` file (also as ``file:///PATH``), ``demo://NAME``,
+``s3://BUCKET/PREFIX``, or on the hub ``ORG/NAME``, ``hf://ORG/NAME`` or
+``hf://ORG/NAME/FILE.gguf``. What exists locally wins over the hub.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def find_model(
 
     Raises ModelLoadError where it cannot be found, saying in one sentence why.
     """
+    model = without_file_scheme(model)
     if model.startswith(_DEMO_SCHEME):
         if model != DEMO_MODEL:
             raise ModelLoadError(f"{model} is not a demo model; there is {DEMO_MODEL}.")
@@ -56,6 +57,11 @@ def find_model(
     return path
 
 
+def without_file_scheme(location: str) -> str:
+    """``file:///PATH`` as the path that it is; anything else as it stands."""
+    return location.removeprefix("file://") if location.startswith("file:///") else location
+
+
 def _local(path: Path) -> Path:
     if path.is_file():
         if path.suffix != ".gguf":
@@ -69,6 +75,11 @@ def _local(path: Path) -> Path:
     if files:
         names = ", ".join(file.name for file in files[:5])
         raise ModelLoadError(f"{path} holds {len(files)} GGUF files ({names}); name one of them.")
+    if (path / "adapter_config.json").exists():
+        raise ModelLoadError(
+            f"{path} holds a LoRA adapter, not a model; give the model that it was trained on, and "
+            f"--enable-lora --lora-modules NAME={path} (docs/lora.md)."
+        )
     raise ModelLoadError(f"{path} holds neither a config.json nor a .gguf file.")
 
 

@@ -30,7 +30,7 @@ _REFUSED = {
     "fan_in_fan_out": "weights stored transposed",
 }
 _OTHER_MODULES = ("embed_tokens", "lm_head")
-_SOUND_INITS = (True, False, "gaussian", "eva", "orthogonal")
+_SOUND_INITS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 """Ways to begin training that leave the base model's weights as they are."""
 _PLAIN_PATTERN = re.compile(r"[\w.^$\\-]{1,256}")
 """Without repetition a pattern cannot take forever, whoever wrote it."""
@@ -67,7 +67,8 @@ class PeftConfig:
         if self.largest_rank > max_rank:
             raise AdapterError(
                 f"The adapter's rank is {self.largest_rank}; this server takes at most {max_rank}: "
-                "start it with a larger --max-lora-rank."
+                f"start it with --max-lora-rank {self.largest_rank} "
+                f"(max_lora_rank={self.largest_rank})."
             )
 
     @property
@@ -89,7 +90,7 @@ def parse_peft_config(values: Mapping[str, object]) -> PeftConfig:
             values,
             "init_lora_weights",
             "it changes the base model's weights; convert the adapter to plain LoRA when saving it "
-            "(path_initial_model_for_weight_conversion)",
+            "(path_initial_model_for_weight_conversion), or train it with init_lora_weights=True",
         )
     _check_targets(values)
     return PeftConfig(

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import mmap
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from octavo.errors import AdapterError, SourceForbiddenError, SourceUnreachableError
+from octavo.errors import (
+    AdapterError,
+    ModelLoadError,
+    SourceForbiddenError,
+    SourceUnreachableError,
+)
 from octavo.loading.model_folder import file_inside
 from octavo.lora.adapter_config import parse_peft_config
 from octavo.lora.adapter_source import CONFIG_NAME, WEIGHTS_NAME
 
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 1 << 24
+_MAX_NAMED = 8
+"""Files of a folder that an error tells."""
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -116,7 +124,7 @@ def _tensor(
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in _DTYPES:
         raise AdapterError(
-            f"{key} is stored as {dtype}, which is not supported; supported: {', '.join(_DTYPES)}."
+            f"{key} is stored as {dtype}; save the adapter in one of {', '.join(_DTYPES)}."
         )
     if not isinstance(shape, list) or not isinstance(offsets, list):
         raise TypeError(f"{key} has no shape or no place")
@@ -135,12 +143,27 @@ def _tensor(
     return torch.frombuffer(data, dtype=kind, count=count, offset=begin + first).view(shape)
 
 
+def _check_is_there(folder: Path, name: str) -> None:
+    """Who has named a folder above or beside the adapter's is told what is in it."""
+    if os.path.lexists(folder / name):
+        return
+    found: list[str] = []
+    with contextlib.suppress(OSError):
+        found = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    more = [f"{len(found) - _MAX_NAMED} more"] if len(found) > _MAX_NAMED else []
+    raise ModelLoadError(
+        f"{folder} holds no {name} but {', '.join(found[:_MAX_NAMED] + more) or 'nothing'}; name "
+        "the folder in which PEFT has saved the adapter, or save it again."
+    )
+
+
 def _read(folder: Path, name: str, max_bytes: int) -> mmap.mmap:
     """The file's contents in memory of their own, which the system clears page by page.
 
     A bytearray is cleared at once; for 84 MB that kept the engine's loop from running for 70 ms.
     In large pages it takes a fifth of the time of small ones, at which threads wait for each other.
     """
+    _check_is_there(folder, name)
     path = file_inside(folder, name)
     try:
         with path.open("rb") as file:

@@ -18,6 +18,7 @@ from octavo.errors import (
     SourceUnreachableError,
 )
 from octavo.loading import bucket, bucket_store, hub
+from octavo.loading.model_files import without_file_scheme
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -31,12 +32,15 @@ class AdapterSource:
     """An adapter that somebody named."""
 
     path: str
-    """A folder, ``hf://ORG/NAME[@REVISION]`` (or without the scheme, where there is no such
-    folder), or ``s3://BUCKET/PREFIX``."""
+    """A folder (without the ``file://`` that it was named by), ``hf://ORG/NAME[@REVISION]`` (or
+    without the scheme, where there is no such folder), or ``s3://BUCKET/PREFIX``."""
     revision: str | None = None
     """Of the hub, instead of the one in the path."""
     digest: str | None = None
     """What its files must have; None: whatever is there."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", without_file_scheme(self.path))
 
     @property
     def is_near(self) -> bool:
@@ -90,6 +94,20 @@ def find_adapter(source: AdapterSource, download_dir: str | None = None) -> Foun
             )
     folder = hub.fetch_files(_hub_model(source), download_dir, _FILES)
     return FoundAdapter(folder, folder.name)
+
+
+FileChange = tuple[tuple[int, int], ...] | None
+"""Of an adapter's files: when each was written, in nanoseconds, and its bytes."""
+
+
+def last_change(path: str) -> FileChange:
+    """Of what lies in a folder; None where nothing does, as of a repository or a bucket."""
+    folder = Path(AdapterSource(path).path)
+    try:
+        found = [(folder.expanduser() / name).stat() for name in (CONFIG_NAME, WEIGHTS_NAME)]
+    except (OSError, RuntimeError):
+        return None
+    return tuple((each.st_mtime_ns, each.st_size) for each in found)
 
 
 def _place(path: str) -> Path:

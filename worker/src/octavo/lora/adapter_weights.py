@@ -22,6 +22,8 @@ _TENSOR = re.compile(
     r"(?:base_model\.model\.)?(?P<prefix>[\w.]*?)layers\.(?P<layer>\d{1,5})\."
     r"(?P<module>\w+\.\w+)\.lora_(?P<side>[AB])\.weight"
 )
+_READ_IN_TRAINING = ".lora_velora_embed"
+"""Ends the names of what VeLoRA (arXiv:2405.17991) keeps for its backward pass."""
 _PREFIXES = ("model.", "model.language_model.", "language_model.model.")
 """Where checkpoints keep the decoder, those that also see images included."""
 
@@ -113,6 +115,8 @@ def _parts(
     }
     sides: dict[tuple[int, str], dict[str, tuple[str, Tensor]]] = {}
     for name, tensor in tensors.items():
+        if name.endswith(_READ_IN_TRAINING):
+            continue
         place, side = _place(name, shapes, config)
         if side in sides.setdefault(place, {}):
             raise AdapterError(f"The adapter holds {name} twice, under another prefix.")
@@ -130,7 +134,7 @@ def _place(
         what = "embeddings and the output head are not adapted" if _is_outer(name) else "unknown"
         raise AdapterError(
             f"The adapter holds {name!r:.200}, which is not served ({what}); served are the "
-            "layers' q, k, v, o, gate, up and down projections."
+            f"layers' q, k, v, o, gate, up and down projections.{_remedy(name)}"
         )
     place = int(match["layer"]), match["module"]
     if place not in shapes:
@@ -142,6 +146,13 @@ def _place(
 
 def _is_outer(name: str) -> bool:
     return "embed_tokens" in name or "lm_head" in name
+
+
+def _remedy(name: str) -> str:
+    """PEFT saves embeddings that nobody trained where it cannot tell that they are the model's."""
+    if not (_is_outer(name) and name.endswith((".embed_tokens.weight", ".lm_head.weight"))):
+        return ""
+    return " If it was not trained, save the adapter with save_embedding_layers=False."
 
 
 def _part(

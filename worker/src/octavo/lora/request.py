@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from octavo.errors import InvalidRequestError
@@ -17,18 +18,21 @@ class LoRARequest:
     """
 
     lora_name: str
-    lora_path: str | int
-    lora_int_id: int | str | None = None
+    lora_path: str | os.PathLike[str] | int
+    lora_int_id: int | str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.lora_path, int) and isinstance(self.lora_int_id, str):
+        if isinstance(self.lora_path, int) and isinstance(self.lora_int_id, str | os.PathLike):
             path, number = self.lora_int_id, self.lora_path
             object.__setattr__(self, "lora_path", path)
             object.__setattr__(self, "lora_int_id", number)
-        if not self.lora_name or not isinstance(self.lora_path, str) or not self.lora_path:
+        self._check("lora_name", self.lora_name, str)
+        self._check("lora_path", self.lora_path, str, os.PathLike)
+
+    def _check(self, field: str, value: object, *kinds: type) -> None:
+        if not value or not isinstance(value, kinds):
             raise InvalidRequestError(
-                f"lora_name is {self.lora_name!r} and lora_path {self.lora_path!r}; give a name "
-                "and a folder, or ORG/NAME on the hub.",
+                f"{field} is {value!r:.120}; give a name, and a folder or ORG/NAME on the hub.",
                 "lora_request",
             )
 

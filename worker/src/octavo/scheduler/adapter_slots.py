@@ -6,9 +6,10 @@ takes a free slot, or that of the adapter that has been idle longest. When all a
 running requests, whoever asks is passed over, so that requests of adapters that are there are
 computed together; but not for long: after ``patience_s`` one adapter is chosen to leave, which
 means that its waiting requests start no more until it has made room. Who gets the room keeps it
-until it has been used, also from those whose turns come before. So adapters that many ask for
-cannot keep others out for longer than their running requests take; and whoever has waited longer
-than a request may is told by :meth:`AdapterSlots.missing`.
+until it has been used, also from those whose turns come before, and is not chosen for as long
+again, so that all who wait for it start together: a copy for each would cost more. So adapters
+that many ask for cannot keep others out for longer than their running requests take; and whoever
+has waited longer than a request may is told by :meth:`AdapterSlots.missing`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class _Adapter:
     """The adapter it shall make room for."""
     is_used: bool = False
     """Whether a request of it has started since it got its slot."""
+    open_since_s: float | None = None
+    """Since when requests of it could start in the slot that it has."""
     spared_since_s: float | None = None
     """Since when others have been kept from its slot, as it is not used yet."""
     last_used: int = 0
@@ -108,6 +111,8 @@ class AdapterSlots:
         self._settle(adapter)
         if adapter.is_filled and adapter.leaves_for is None:
             adapter.missing_since_s = None
+            if adapter.open_since_s is None:
+                adapter.open_since_s = now_s
             return True
         if adapter.missing_since_s is None:
             adapter.missing_since_s = now_s
@@ -233,6 +238,10 @@ class AdapterSlots:
             adapter.spared_since_s = now_s
         return now_s - adapter.spared_since_s < self._patience_s
 
+    def _has_just_opened(self, adapter: _Adapter, now_s: float) -> bool:
+        since_s = adapter.open_since_s
+        return since_s is not None and now_s - since_s < self._patience_s
+
     def _choose_who_leaves(self, adapter_id: int, now_s: float) -> None:
         """Of the adapters that nobody told to leave, the one with the fewest running requests."""
         staying = []
@@ -246,6 +255,7 @@ class AdapterSlots:
                 adapter.leaves_for is None
                 and adapter.is_filled
                 and not self._is_spared(adapter, now_s)
+                and not self._has_just_opened(adapter, now_s)
             ):
                 staying.append(adapter)
         if staying:
@@ -264,3 +274,4 @@ class AdapterSlots:
         if adapter.slot is not None:
             self._holders[adapter.slot] = None
         adapter.slot, adapter.is_filled, adapter.leaves_for = None, False, None
+        adapter.open_since_s = None
