@@ -14,9 +14,10 @@ from torch import Tensor
 from octavo.batch import BatchPlan, StepHandle
 from octavo.config import SchedulerConfig
 from octavo.kernels.interface import Linear, SamplingBatch
+from octavo.runner.cuda_graphs import StepGraphs
 from octavo.runner.model_runner import ModelRunner
 from octavo.runner.step_shapes import StepShape
-from octavo.runner.trial_steps import try_steps
+from octavo.runner.trial_steps import CardUse, try_steps
 from octavo.sampling.logit_edits import EditBatch
 from tiny_engine import TinyEngine, UncapturedGraphs
 
@@ -73,16 +74,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyEngine:
     return TinyEngine(tmp_path_factory.mktemp("tiny"))
 
 
-def test_the_largest_steps_run_and_their_memory_is_told_apart(tiny: TinyEngine) -> None:
+def tried(
+    tiny: TinyEngine, limits: SchedulerConfig, graphs: type[StepGraphs] | None, peaks: list[int]
+) -> tuple[CardUse, list[BatchPlan]]:
+    """What a trial finds, and the plans that it carries out."""
     plans: list[BatchPlan] = []
 
     def make_runner() -> ModelRunner:
-        runner = tiny.runner(LIMITS, Unused)
+        runner = tiny.runner(limits, graphs)
         runner.__class__ = Watched
         runner.plans = plans  # type: ignore[attr-defined]
         return runner
 
-    use = try_steps(make_runner, LIMITS, Meter([1700, 4100]))
+    return try_steps(make_runner, limits, Meter(peaks)), plans
+
+
+def test_the_largest_steps_run_and_their_memory_is_told_apart(tiny: TinyEngine) -> None:
+    use, plans = tried(tiny, LIMITS, Unused, [1700, 4100])
     assert (use.weights_bytes, use.graphs_bytes, use.step_bytes) == (1000, 600, 3100)
     assert use.us_per_token > 0
     steps = [plan for plan in plans if plan.rows]
@@ -103,15 +111,7 @@ def test_every_wish_is_tried_once(tiny: TinyEngine, monkeypatch: pytest.MonkeyPa
         apply(edits, *rest)
 
     monkeypatch.setattr(EditBatch, "apply", watched)
-    plans: list[BatchPlan] = []
-
-    def make_runner() -> ModelRunner:
-        runner = tiny.runner(LIMITS, Unused)
-        runner.__class__ = Watched
-        runner.plans = plans  # type: ignore[attr-defined]
-        return runner
-
-    try_steps(make_runner, LIMITS, Meter([1700, 4100]))
+    _, plans = tried(tiny, LIMITS, Unused, [1700, 4100])
     (edits,) = applied
     assert edits.allowed is not None
     assert edits.bad_words is not None
@@ -128,15 +128,7 @@ def test_every_wish_is_tried_once(tiny: TinyEngine, monkeypatch: pytest.MonkeyPa
 
 def test_a_short_context_bounds_the_trial(tiny: TinyEngine) -> None:
     limits = replace(LIMITS, max_model_len=2)
-    plans: list[BatchPlan] = []
-
-    def make_runner() -> ModelRunner:
-        runner = tiny.runner(limits, None)
-        runner.__class__ = Watched
-        runner.plans = plans  # type: ignore[attr-defined]
-        return runner
-
-    try_steps(make_runner, limits, Meter([1100, 1100]))
+    _, plans = tried(tiny, limits, None, [1100, 1100])
     assert plans[0].num_tokens == [1] * 6
     assert plans[0].num_decodes == 6
 
