@@ -205,7 +205,7 @@ def _write_tokenizer(folder: Path, vocab_size: int) -> int:
     byte, others of bytes that are not in them, and one that ends a text, which is returned."""
     tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
     others = [token for token in tokens if not token.isascii()]
-    pairs = list(itertools.product(others, repeat=2))
+    pairs = list(itertools.product(others, others))
     triples = itertools.product(map("".join, pairs), others)
     merges = list(itertools.islice(itertools.chain(pairs, triples), vocab_size - len(tokens) - 1))
     tokens += map("".join, merges)
