@@ -11,6 +11,7 @@ where they enter (`cluster/`, `local/`), and into kopf's own at the handler edge
     ├── ClusterError             the Kubernetes API did not do what was asked
     │   ├── NotFoundError        404
     │   ├── ConflictError        409: somebody else wrote first; read again
+    │   ├── NamesakeError        the name of an object of ours is taken by somebody else's
     │   ├── GoneError            410: a watch fell behind; list again
     │   ├── ThrottledError       429: the server says when to come back
     │   ├── UnavailableError     401, 5xx, timeouts, broken connections; try again later
@@ -62,6 +63,16 @@ class NotFoundError(ClusterError):
 
 class ConflictError(ClusterError):
     """Somebody else changed the object first (409)."""
+
+
+class NamesakeError(ClusterError):
+    """The name that an object of ours must have is somebody else's (the user)."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(
+            f"{kind} {name} exists and belongs to somebody else; delete it, or give the "
+            f"InferenceService another name"
+        )
 
 
 class GoneError(ClusterError):

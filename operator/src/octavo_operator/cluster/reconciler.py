@@ -26,6 +26,7 @@ from octavo_operator.errors import (
     ClusterError,
     ConflictError,
     ForbiddenError,
+    NamesakeError,
     NotFoundError,
     RejectedError,
 )
@@ -188,7 +189,7 @@ class Reconciler:
             # An optional kind has gone, or the namespace; look again at what there is.
             self._served_kinds = None
             raise
-        except (RejectedError, ForbiddenError, _NamesakeError) as error:
+        except (RejectedError, ForbiddenError, NamesakeError) as error:
             return error
         return None
 
@@ -208,18 +209,11 @@ class Reconciler:
         except NotFoundError:
             return
         if not is_owned_by(present, resource["metadata"]["uid"]):
-            raise _NamesakeError(
-                f"{kind.kind} {name} exists and belongs to somebody else; delete it, or give the "
-                f"InferenceService another name"
-            )
-
-
-class _NamesakeError(ClusterError):
-    """The name of a child is taken."""
+            raise NamesakeError(kind.kind, name)
 
 
 def _obstacle(error: ClusterError) -> Obstacle:
-    if isinstance(error, _NamesakeError):
+    if isinstance(error, NamesakeError):
         return Obstacle("NameConflict", str(error))
     if isinstance(error, ForbiddenError):
         return Obstacle(
