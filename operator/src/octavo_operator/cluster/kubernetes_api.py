@@ -6,6 +6,7 @@ objects as plain dicts. No call is ever repeated here: who asked decides when to
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
@@ -28,7 +29,9 @@ WATCH_TIMEOUT_S: Final = 290
 """The server ends each watch after this time; a connection lost without a sign costs no more."""
 
 WATCH_SILENCE_S: Final = 90
-"""Bookmarks come about once a minute; a longer silence means the connection is dead."""
+"""Bookmarks come about once a minute, but not where etcd tells its server of no progress and
+nothing of the kind has changed since the watch began. So a longer silence, which a dead connection
+makes too, ends a watch and is no failure."""
 
 PAGE_SIZE: Final = 500
 
@@ -135,9 +138,10 @@ class KubernetesApi:
                 if response.status != 200:
                     body = await response.read()
                     raise response_error(action, response.status, response.headers, body)
-                async for line in response.content:
-                    if line.strip():
-                        yield _watch_event(action, line)
+                with contextlib.suppress(TimeoutError):
+                    async for line in response.content:
+                        if line.strip():
+                            yield _watch_event(action, line)
             finally:
                 response.close()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
