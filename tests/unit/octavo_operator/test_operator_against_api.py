@@ -54,10 +54,15 @@ async def operator(
     stop = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
 
-    async def start(probe_port: int = 0, metrics_port: int = 0, **more: Any) -> None:
+    async def start(
+        probe_port: int = 0,
+        metrics_port: int = 0,
+        namespaces: tuple[str, ...] = ("models",),
+        **more: Any,
+    ) -> None:
         settings = OperatorSettings(
             **more,
-            namespaces=("models",),
+            namespaces=namespaces,
             worker_image="worker:1",
             probe_port=probe_port,
             metrics_port=metrics_port,
@@ -433,6 +438,34 @@ async def test_own_status_write_causes_no_further_pass(kmock: Any, operator: Any
     await kmock.store.write_status(INFERENCE_SERVICE, "models", "chat", note, None)
     await settled(kmock)
     assert [request for request in kmock if request.url.path == path] == passes
+
+
+async def test_namespace_that_is_gone_keeps_nobody_from_the_others(
+    kmock: Any, operator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its role goes with it, so that every call there is refused: for ever."""
+    kopf_settings = "octavo_operator.handlers.kopf_settings"
+    monkeypatch.setattr(f"{kopf_settings}.GROWING_PAUSES_S", (0.01,) * 5)
+    monkeypatch.setattr(f"{kopf_settings}.LONGEST_PAUSE_S", 0.05)
+    kmock[kmock_package.namespace("gone")] << 403
+    await kmock.store.create(inference_service())
+    await operator(namespaces=("gone", "models"), resync_s=0.1)
+    await eventually(lambda: is_reported(kmock.store))
+
+    def num_lists(namespace: str) -> int:
+        path = f"/namespaces/{namespace}/inferenceservices"
+        lists = [one for one in kmock if one.url.path.endswith(path)]
+        return len([one for one in lists if "watch" not in one.params])
+
+    # By kopf in vain, and with each resync.
+    await eventually(lambda: num_lists("gone") > 20)
+    assert num_lists("models") > 3
+    await kmock.store.delete(SERVICE, "models", "chat")
+
+    async def is_back() -> bool:
+        return "Service" in await children(kmock.store)
+
+    await eventually(is_back)
 
 
 async def test_second_operator_takes_over_when_the_first_one_goes(

@@ -139,7 +139,7 @@ class Simulation:
 async def simulation() -> AsyncIterator[Simulation]:
     running = Simulation()
     running.start()
-    await running.follower.index.wait_listed()
+    await running.follower.index.wait_listed("models")
     try:
         yield running
     finally:

@@ -101,7 +101,7 @@ class Reconciler:
         Passes over the same resource wait for each other.
         """
         async with self._locks.setdefault(service, asyncio.Lock()):
-            await self._index.wait_listed()
+            await self._index.wait_listed(service[0])
             await self._reconcile(service)
 
     async def _reconcile(self, service: ServiceKey) -> None:
