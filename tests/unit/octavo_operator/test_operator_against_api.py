@@ -440,6 +440,20 @@ async def test_own_status_write_causes_no_further_pass(kmock: Any, operator: Any
     assert [request for request in kmock if request.url.path == path] == passes
 
 
+async def test_events_of_resources_are_no_lines_in_the_log(
+    kmock: Any, operator: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each status that is written comes back as one, to every operator."""
+    await kmock.store.create(inference_service())
+    await operator()
+    with caplog.at_level(logging.INFO, "kopf"):
+        await eventually(lambda: is_reported(kmock.store))
+        await settled(kmock)
+    names = {record.name for record in caplog.records}
+    assert "kopf.activities.authentication" in names
+    assert not [name for name in names if name.startswith("kopf.objects")]
+
+
 async def test_namespace_that_is_gone_keeps_nobody_from_the_others(
     kmock: Any, operator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
