@@ -454,6 +454,23 @@ async def test_events_of_resources_are_no_lines_in_the_log(
     assert not [name for name in names if name.startswith("kopf.objects")]
 
 
+async def test_kinds_that_come_after_the_operator_are_served(
+    kmock: Any, operator: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With rights in some namespaces only, nobody tells kopf of them."""
+    monkeypatch.setattr("octavo_operator.cluster.own_kinds.PAUSE_S", 0.05)
+    name = f"{API_VERSION}/{INFERENCE_SERVICE.plural}"
+    definition = kmock.resources[name]
+    del kmock.resources[name]
+    await operator()
+    told = "nothing is done before this cluster has the kinds InferenceService; apply"
+    await eventually(lambda: told in caplog.text)
+    kmock.resources[name] = definition
+    await kmock.store.create(inference_service())
+    await eventually(lambda: is_reported(kmock.store))
+    assert caplog.text.count(told) == 1
+
+
 async def test_namespace_that_is_gone_keeps_nobody_from_the_others(
     kmock: Any, operator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from octavo_operator.cluster.failures import network_error, response_error
 from octavo_operator.cluster.interface import EventType, ObjectList, WatchEvent
 from octavo_operator.errors import ClusterError, GoneError, NotFoundError, SettingsError
 from octavo_operator.labels import FIELD_MANAGER, selector_string
-from octavo_operator.manifests.kinds import OPTIONAL_KINDS, Kind, kind_of
+from octavo_operator.manifests.kinds import OPTIONAL_KINDS, OWN_KINDS, Kind, kind_of
 from octavo_operator.reconcile.live_object import LiveObject
 
 WATCH_TIMEOUT_S: Final = 290
@@ -87,15 +87,14 @@ class KubernetesApi:
 
     async def served_kinds(self) -> frozenset[Kind]:
         found = set()
-        for group, version in sorted({(kind.group, kind.version) for kind in OPTIONAL_KINDS}):
+        uncertain = OPTIONAL_KINDS | OWN_KINDS
+        for group, version in sorted({(kind.group, kind.version) for kind in uncertain}):
             try:
                 listed = await self._call("GET", f"/apis/{group}/{version}")
             except NotFoundError:
                 continue
             names = {resource["name"] for resource in listed.get("resources", ())}
-            found |= {
-                kind for kind in OPTIONAL_KINDS if kind.group == group and kind.plural in names
-            }
+            found |= {kind for kind in uncertain if kind.group == group and kind.plural in names}
         return frozenset(found)
 
     async def get(self, kind: Kind, namespace: str, name: str) -> LiveObject:

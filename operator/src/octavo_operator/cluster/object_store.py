@@ -27,7 +27,7 @@ from octavo_operator.cluster.field_sets import (
 from octavo_operator.cluster.interface import EventType, ObjectList, WatchEvent
 from octavo_operator.errors import ConflictError, GoneError, NotFoundError, RejectedError
 from octavo_operator.labels import FIELD_MANAGER
-from octavo_operator.manifests.kinds import OPTIONAL_KINDS, Kind, kind_of
+from octavo_operator.manifests.kinds import OPTIONAL_KINDS, OWN_KINDS, Kind, kind_of
 from octavo_operator.reconcile.conditions import timestamp
 from octavo_operator.reconcile.live_object import LiveObject, labels_of
 
@@ -107,7 +107,7 @@ class ObjectStore:
     # Reading
 
     async def served_kinds(self) -> frozenset[Kind]:
-        return self._optional_kinds
+        return OWN_KINDS | self._optional_kinds
 
     async def get(self, kind: Kind, namespace: str, name: str) -> LiveObject:
         return self._shown(self._stored((kind, namespace, name)))
