@@ -15,6 +15,7 @@ where they enter (`cluster/`, `local/`), and into kopf's own at the handler edge
     │   ├── GoneError            410: a watch fell behind; list again
     │   ├── ThrottledError       429: the server says when to come back
     │   ├── UnavailableError     401, 5xx, timeouts, broken connections; try again later
+    │   ├── WebhookError         an admission webhook that is to be asked does not answer
     │   ├── ForbiddenError       403: a right is missing, or a quota is used up
     │   └── RejectedError        400, 422: the object is invalid; trying again is useless
     ├── LeaseLostError           another operator leads by now, or may
@@ -88,6 +89,10 @@ class UnavailableError(ClusterError):
 
     Or it does not know who asks (401): a token is renewed, and says nothing of rights.
     """
+
+
+class WebhookError(ClusterError):
+    """The server has to ask an admission webhook, which does not answer it (500)."""
 
 
 class ForbiddenError(ClusterError):

@@ -305,6 +305,25 @@ async def test_conflict_on_status_reads_again_and_writes(kmock: Any, operator: A
     await eventually(lambda: is_reported(kmock.store))
 
 
+async def test_webhook_that_does_not_answer_is_reported_and_waited_for(
+    kmock: Any, operator: Any
+) -> None:
+    await kmock.store.create(inference_service())
+    said = (
+        'Internal error occurred: failed calling webhook "policy.example.com": failed to call '
+        'webhook: Post "https://policy.example.com/x?timeout=10s": connection refused'
+    )
+    path = "/apis/apps/v1/namespaces/models/deployments/chat"
+    down = kmock[f"patch {path}"]
+    down << 500 << {"kind": "Status", "message": said}
+    await operator()
+    await eventually(lambda: is_reported(kmock.store))
+    service = await read_service(kmock.store)
+    assert conditions(service)["Ready"] == ("False", "WebhookFailed")
+    assert "policy.example.com" in condition_message(service, "Ready")
+    await eventually(lambda: len([one for one in kmock if one.url.path.endswith(path)]) > 2)
+
+
 async def test_rejected_object_is_reported_and_not_hammered(kmock: Any, operator: Any) -> None:
     await kmock.store.create(inference_service())
     path = "/apis/apps/v1/namespaces/models/deployments/chat"

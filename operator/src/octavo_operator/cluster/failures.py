@@ -15,6 +15,7 @@ from octavo_operator.errors import (
     RejectedError,
     ThrottledError,
     UnavailableError,
+    WebhookError,
 )
 
 DEFAULT_THROTTLE_S: Final = 5.0
@@ -26,6 +27,9 @@ _UNTYPED: Final = ("failed to create typed patch object", "failed to convert new
 
 Seen with Kubernetes 1.36 for a field that does not exist, and for a quantity that is none; trying
 again cannot help."""
+
+_WEBHOOK_FAILED: Final = "failed calling webhook"
+"""How an API server says, with HTTP 500, that a webhook did not answer it."""
 
 
 def response_error(
@@ -45,7 +49,10 @@ def response_error(
         return ForbiddenError(message, retry_after_s=60.0)
     if status in (400, 405, 413, 415, 422) or any(words in message for words in _UNTYPED):
         return RejectedError(message)
-    return UnavailableError(message, retry_after_s=_retry_after_s(headers, DEFAULT_OUTAGE_S))
+    pause_s = _retry_after_s(headers, DEFAULT_OUTAGE_S)
+    if _WEBHOOK_FAILED in message:
+        return WebhookError(message, retry_after_s=pause_s)
+    return UnavailableError(message, retry_after_s=pause_s)
 
 
 def network_error(action: str, error: Exception) -> UnavailableError:

@@ -29,6 +29,7 @@ from octavo_operator.errors import (
     NamesakeError,
     NotFoundError,
     RejectedError,
+    WebhookError,
 )
 from octavo_operator.manifests.kinds import INFERENCE_SERVICE, Kind, kind_of
 from octavo_operator.reconcile.live_object import LiveObject, is_owned_by
@@ -145,8 +146,8 @@ class Reconciler:
             await self._announcer.announce(INFERENCE_SERVICE, resource, status)
         if first.look_again_s is not None:
             self._look_later(service, first.look_again_s)
-        if isinstance(failure, ForbiddenError):
-            # A right or a quota may be granted without any change that we would be told of.
+        if isinstance(failure, ForbiddenError | WebhookError):
+            # Others may put it right without any change that we would be told of.
             raise failure
 
     def _plan(
@@ -189,7 +190,7 @@ class Reconciler:
             # An optional kind has gone, or the namespace; look again at what there is.
             self._served_kinds = None
             raise
-        except (RejectedError, ForbiddenError, NamesakeError) as error:
+        except (RejectedError, ForbiddenError, NamesakeError, WebhookError) as error:
             return error
         return None
 
@@ -219,4 +220,6 @@ def _obstacle(error: ClusterError) -> Obstacle:
         return Obstacle(
             "Forbidden", f"{error}; grant the operator the right, or raise the namespace's quota"
         )
+    if isinstance(error, WebhookError):
+        return Obstacle("WebhookFailed", f"{error}; repair the webhook, or change its rules")
     return Obstacle("ApplyRejected", f"{error}; correct the spec, most likely spec.template")
