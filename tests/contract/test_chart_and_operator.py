@@ -135,7 +135,7 @@ def test_role_covers_every_kind_the_operator_deals_with(objects: list[dict[str, 
             for kind in (INFERENCE_SERVICE, LORA_ADAPTER)
         ),
         needed(LORA_ADAPTER, "patch"),
-        needed(CONFIG_MAP, "list", "watch", "create", "patch"),
+        needed(CONFIG_MAP, "get", "list", "watch", "create", "patch"),
     )
     assert wanted <= granted
 

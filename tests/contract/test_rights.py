@@ -165,9 +165,8 @@ async def _live_through(store: ObjectStore) -> None:
 
     await eventually(is_held)
     (live,) = (await store.list_objects(CONFIG_MAP, "models", {})).items
-    await store.merge(
-        CONFIG_MAP, "models", live["metadata"]["name"], {"data": {"wanted.json": "?"}}
-    )
+    unlabelled = {"metadata": {"labels": None}, "data": {"wanted.json": "?"}}
+    await store.merge(CONFIG_MAP, "models", live["metadata"]["name"], unlabelled)
 
     async def is_put_right() -> bool:
         (now,) = (await store.list_objects(CONFIG_MAP, "models", {})).items

@@ -91,7 +91,7 @@ class AdapterStage:
 
     async def start(self) -> None:
         self._running = asyncio.create_task(self.follower.run())
-        await self.follower.index.wait_listed()
+        await self.follower.index.wait_listed("models")
 
     async def stop(self) -> None:
         assert self._running is not None

@@ -49,6 +49,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 {{- end -}}
 {{- end -}}
 
+{{/* A Job's name is a label of its pods, so it has 63 characters at most. */}}
+{{- define "octavo.retireName" -}}
+{{- printf "%s-retire" (include "octavo.fullname" . | trunc 56 | trimSuffix "-") -}}
+{{- end -}}
+
 {{/* Where the operator keeps the key to workers' admin ports; it makes the Secret itself. */}}
 {{- define "octavo.adminKeySecret" -}}
 {{- printf "%s-admin-key" (include "octavo.fullname" .) -}}
@@ -105,6 +110,9 @@ capabilities:
 
 {{/* Calls that are held come from everywhere; what is on these two ports is not meant for all. */}}
 {{- define "octavo.checkPorts" -}}
+{{- if eq (int .Values.metrics.port) (int .Values.probePort) }}
+{{- fail (printf "metrics.port and probePort are both %d; choose another for one of them" (int .Values.probePort)) }}
+{{- end }}
 {{- $first := int .Values.activator.port }}
 {{- $last := add $first 999 | int }}
 {{- range $name, $port := dict "metrics.port" .Values.metrics.port "probePort" .Values.probePort }}

@@ -52,7 +52,7 @@ patched for the sake of their finalizer; their spec is never written, nor any of
 # The lists that tell new pods of their adapters.
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [list, watch, create, patch]
+  verbs: [get, list, watch, create, patch]
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]

@@ -11,9 +11,11 @@ where they enter (`cluster/`, `local/`), and into kopf's own at the handler edge
     ├── ClusterError             the Kubernetes API did not do what was asked
     │   ├── NotFoundError        404
     │   ├── ConflictError        409: somebody else wrote first; read again
+    │   ├── NamesakeError        the name of an object of ours is taken by somebody else's
     │   ├── GoneError            410: a watch fell behind; list again
     │   ├── ThrottledError       429: the server says when to come back
     │   ├── UnavailableError     401, 5xx, timeouts, broken connections; try again later
+    │   ├── WebhookError         an admission webhook that is to be asked does not answer
     │   ├── ForbiddenError       403: a right is missing, or a quota is used up
     │   └── RejectedError        400, 422: the object is invalid; trying again is useless
     ├── LeaseLostError           another operator leads by now, or may
@@ -64,6 +66,16 @@ class ConflictError(ClusterError):
     """Somebody else changed the object first (409)."""
 
 
+class NamesakeError(ClusterError):
+    """The name that an object of ours must have is somebody else's (the user)."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(
+            f"{kind} {name} exists and belongs to somebody else; delete it, or give the "
+            f"InferenceService another name"
+        )
+
+
 class GoneError(ClusterError):
     """The resource version to watch from is too old (410); list again."""
 
@@ -77,6 +89,10 @@ class UnavailableError(ClusterError):
 
     Or it does not know who asks (401): a token is renewed, and says nothing of rights.
     """
+
+
+class WebhookError(ClusterError):
+    """The server has to ask an admission webhook, which does not answer it (500)."""
 
 
 class ForbiddenError(ClusterError):

@@ -101,7 +101,7 @@ WORKLOAD_RIGHTS = {
     ("monitoring.coreos.com", "podmonitors"): OWNED,
     ("monitoring.coreos.com", "prometheusrules"): OWNED,
     ("", "pods"): FOLLOW,
-    ("", "configmaps"): frozenset({"list", "watch", "create", "patch"}),
+    ("", "configmaps"): frozenset({"get", "list", "watch", "create", "patch"}),
     ("", "events"): frozenset({"create", "patch"}),
 }
 OWN_RIGHTS = {
@@ -667,3 +667,18 @@ def test_port_among_those_of_the_activator_is_refused(
         helm.template(CHART, values)
     activator = {**values.get("activator", {}), "enabled": False}
     assert helm.template(CHART, {**values, "activator": activator})
+
+
+def test_port_that_is_to_serve_two_ends_is_refused(helm: Helm) -> None:
+    with pytest.raises(HelmError, match="probePort are both 8080; choose another"):
+        helm.template(CHART, {"probePort": 8080})
+
+
+def test_job_before_uninstall_has_a_name_that_its_pods_can_bear(helm: Helm) -> None:
+    """A Job with a longer one is refused, when it is too late to choose."""
+    name = "octavo-" + "x" * 56
+    (job,) = (
+        item for item in helm.template(CHART, {"fullnameOverride": name}) if item["kind"] == "Job"
+    )
+    assert job["metadata"]["name"] == name[:56] + "-retire"
+    assert f"--deployment={name}" in job["spec"]["template"]["spec"]["containers"][0]["command"]

@@ -10,6 +10,7 @@ from celpy.evaluation import CELEvalError
 
 from crd_rules import admission_errors, evaluate
 from crd_schema import crd_of_kind, root_schema, walk, with_defaults
+from octavo_operator.resources.inference_service import parse_inference_service
 
 SERVICE = crd_of_kind("InferenceService")
 ADAPTER = crd_of_kind("LoRAAdapter")
@@ -82,6 +83,7 @@ ACCEPTED_SERVICES: list[dict[str, Any]] = [
     {"accelerator__resource": "none"},
     {"accelerator__resource": "none", "parallelism__tensor": "Auto"},
     {"accelerator__resource": "amd.com/gpu", "parallelism__tensor": 4},
+    {"accelerator__resource": "gpu." * 63 + "x/" + "y" * 63},
     {"accelerator__resourceClaimTemplateName": "h100"},
     {"accelerator__nodeSelector": {"pool": "gpu"}},
     {"accelerator__memory": "80Gi"},
@@ -259,7 +261,11 @@ REFUSED_ADAPTERS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize("changes", ACCEPTED_SERVICES, ids=str)
 def test_service_is_accepted(changes: dict[str, Any]) -> None:
-    assert admission_errors(SERVICE, service(**copy.deepcopy(changes))) == []
+    """By the operator too: what it refuses after admission is found out late."""
+    sample = service(**copy.deepcopy(changes))
+    assert admission_errors(SERVICE, sample) == []
+    named = {**sample, "kind": "InferenceService"}
+    assert parse_inference_service(named).unknown_fields == ()
 
 
 @pytest.mark.parametrize(("changes", "sentence"), REFUSED_SERVICES, ids=str)

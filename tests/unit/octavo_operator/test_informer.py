@@ -16,8 +16,8 @@ from octavo_operator.cluster.informer import FIRST_PAUSE_S, Informer, ServiceKey
 from octavo_operator.cluster.interface import Cluster
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.errors import GoneError
-from octavo_operator.labels import LABEL_SERVICE
-from octavo_operator.manifests.kinds import LEADER_WORKER_SET, SERVICE, Kind
+from octavo_operator.labels import APP_NAME, LABEL_NAME, LABEL_SERVICE
+from octavo_operator.manifests.kinds import LEADER_WORKER_SET, POD, SERVICE, Kind
 from octavo_operator.manifests.metadata import sealed
 from octavo_operator.manifests.service import service_manifest
 from octavo_operator.reconcile.observed import LiveObject
@@ -75,6 +75,36 @@ async def test_event_that_is_older_than_a_write_takes_nothing_of_it_back() -> No
         )
         await eventually(lambda: len(seen) == 2)
         assert set(seen) == {newest["metadata"]["resourceVersion"]}
+
+
+async def test_pod_that_says_it_belongs_elsewhere_leaves_its_service() -> None:
+    """As when somebody takes a pod out of service to look into it."""
+    store = ObjectStore()
+    labels = {LABEL_NAME: APP_NAME, LABEL_SERVICE: "chat"}
+    metadata = {"name": "chat-1", "namespace": "models", "labels": labels}
+    await store.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata})
+    async with informer(store, POD) as found:
+        told: set[ServiceKey] = set()
+        found._on_change = told.add
+        assert len(found.objects_of(KEY)) == 1
+        patch = {"metadata": {"labels": {LABEL_SERVICE: "other"}}}
+        await store.merge(POD, "models", "chat-1", patch)
+        await eventually(lambda: found.objects_of(KEY) == ())
+        assert told == {KEY, ("models", "other")}
+        await store.delete(POD, "models", "chat-1")
+        await eventually(lambda: found.all_objects() == ())
+
+
+async def test_child_is_its_owners_whatever_its_label_says() -> None:
+    """Were it taken for absent, a Deployment would be made anew, from a newer template."""
+    store = ObjectStore()
+    async with informer(store) as found:
+        await applied(store)
+        patch = {"metadata": {"labels": {LABEL_SERVICE: None}}}
+        bare = await store.merge(SERVICE, "models", "chat", patch)
+        await eventually(lambda: found._told_of == int(bare["metadata"]["resourceVersion"]))
+        (known,) = found.objects_of(KEY)
+        assert LABEL_SERVICE not in known["metadata"]["labels"]
 
 
 async def test_token_that_is_not_accepted_for_a_moment_makes_no_object_forgotten() -> None:

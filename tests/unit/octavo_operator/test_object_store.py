@@ -221,6 +221,26 @@ async def test_watch_goes_on_from_a_list_and_sees_later_changes(store: ObjectSto
     assert (event.type, event.object["metadata"]["name"]) == (EventType.DELETED, "before")
 
 
+async def test_watch_with_a_selector_tells_of_what_leaves_and_enters_it(store: ObjectStore) -> None:
+    """Seen with Kubernetes 1.36: what leaves is told of as it was, at the version of the change."""
+    await store.create(pod("a", labels={"app": "chat"}))
+    listed = await store.list_objects(POD, NS, {"app": "chat"})
+    events = store.watch(POD, NS, {"app": "chat"}, listed.resource_version)
+    left = await store.merge(POD, NS, "a", {"metadata": {"labels": {"app": None}}})
+    await store.merge(POD, NS, "a", {"metadata": {"labels": {"other": "yes"}}})
+    await store.merge(POD, NS, "a", {"metadata": {"labels": {"app": "chat"}}})
+    gone, back = await anext(events), await anext(events)
+    assert (gone.type, gone.resource_version) == (
+        EventType.DELETED,
+        left["metadata"]["resourceVersion"],
+    )
+    assert gone.object["metadata"]["labels"] == {"app": "chat"}
+    assert (back.type, back.object["metadata"]["labels"]) == (
+        EventType.ADDED,
+        {"app": "chat", "other": "yes"},
+    )
+
+
 async def test_watch_from_a_forgotten_version_is_gone(store: ObjectStore) -> None:
     await store.create(pod())
     store.forget_history()

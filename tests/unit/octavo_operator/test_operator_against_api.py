@@ -54,10 +54,15 @@ async def operator(
     stop = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
 
-    async def start(probe_port: int = 0, metrics_port: int = 0, **more: Any) -> None:
+    async def start(
+        probe_port: int = 0,
+        metrics_port: int = 0,
+        namespaces: tuple[str, ...] = ("models",),
+        **more: Any,
+    ) -> None:
         settings = OperatorSettings(
             **more,
-            namespaces=("models",),
+            namespaces=namespaces,
             worker_image="worker:1",
             probe_port=probe_port,
             metrics_port=metrics_port,
@@ -300,6 +305,25 @@ async def test_conflict_on_status_reads_again_and_writes(kmock: Any, operator: A
     await eventually(lambda: is_reported(kmock.store))
 
 
+async def test_webhook_that_does_not_answer_is_reported_and_waited_for(
+    kmock: Any, operator: Any
+) -> None:
+    await kmock.store.create(inference_service())
+    said = (
+        'Internal error occurred: failed calling webhook "policy.example.com": failed to call '
+        'webhook: Post "https://policy.example.com/x?timeout=10s": connection refused'
+    )
+    path = "/apis/apps/v1/namespaces/models/deployments/chat"
+    down = kmock[f"patch {path}"]
+    down << 500 << {"kind": "Status", "message": said}
+    await operator()
+    await eventually(lambda: is_reported(kmock.store))
+    service = await read_service(kmock.store)
+    assert conditions(service)["Ready"] == ("False", "WebhookFailed")
+    assert "policy.example.com" in condition_message(service, "Ready")
+    await eventually(lambda: len([one for one in kmock if one.url.path.endswith(path)]) > 2)
+
+
 async def test_rejected_object_is_reported_and_not_hammered(kmock: Any, operator: Any) -> None:
     await kmock.store.create(inference_service())
     path = "/apis/apps/v1/namespaces/models/deployments/chat"
@@ -433,6 +457,65 @@ async def test_own_status_write_causes_no_further_pass(kmock: Any, operator: Any
     await kmock.store.write_status(INFERENCE_SERVICE, "models", "chat", note, None)
     await settled(kmock)
     assert [request for request in kmock if request.url.path == path] == passes
+
+
+async def test_events_of_resources_are_no_lines_in_the_log(
+    kmock: Any, operator: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each status that is written comes back as one, to every operator."""
+    await kmock.store.create(inference_service())
+    await operator()
+    with caplog.at_level(logging.INFO, "kopf"):
+        await eventually(lambda: is_reported(kmock.store))
+        await settled(kmock)
+    names = {record.name for record in caplog.records}
+    assert "kopf.activities.authentication" in names
+    assert not [name for name in names if name.startswith("kopf.objects")]
+
+
+async def test_kinds_that_come_after_the_operator_are_served(
+    kmock: Any, operator: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With rights in some namespaces only, nobody tells kopf of them."""
+    monkeypatch.setattr("octavo_operator.cluster.own_kinds.PAUSE_S", 0.05)
+    name = f"{API_VERSION}/{INFERENCE_SERVICE.plural}"
+    definition = kmock.resources[name]
+    del kmock.resources[name]
+    await operator()
+    told = "nothing is done before this cluster has the kinds InferenceService; apply"
+    await eventually(lambda: told in caplog.text)
+    kmock.resources[name] = definition
+    await kmock.store.create(inference_service())
+    await eventually(lambda: is_reported(kmock.store))
+    assert caplog.text.count(told) == 1
+
+
+async def test_namespace_that_is_gone_keeps_nobody_from_the_others(
+    kmock: Any, operator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its role goes with it, so that every call there is refused: for ever."""
+    kopf_settings = "octavo_operator.handlers.kopf_settings"
+    monkeypatch.setattr(f"{kopf_settings}.GROWING_PAUSES_S", (0.01,) * 5)
+    monkeypatch.setattr(f"{kopf_settings}.LONGEST_PAUSE_S", 0.05)
+    kmock[kmock_package.namespace("gone")] << 403
+    await kmock.store.create(inference_service())
+    await operator(namespaces=("gone", "models"), resync_s=0.1)
+    await eventually(lambda: is_reported(kmock.store))
+
+    def num_lists(namespace: str) -> int:
+        path = f"/namespaces/{namespace}/inferenceservices"
+        lists = [one for one in kmock if one.url.path.endswith(path)]
+        return len([one for one in lists if "watch" not in one.params])
+
+    # By kopf in vain, and with each resync.
+    await eventually(lambda: num_lists("gone") > 20)
+    assert num_lists("models") > 3
+    await kmock.store.delete(SERVICE, "models", "chat")
+
+    async def is_back() -> bool:
+        return "Service" in await children(kmock.store)
+
+    await eventually(is_back)
 
 
 async def test_second_operator_takes_over_when_the_first_one_goes(

@@ -361,6 +361,22 @@ async def test_a_job_that_gave_up_says_why() -> None:
     assert "active longer than" in condition_message(service, "Ready")
 
 
+async def test_a_look_whose_report_is_gone_is_told_as_failed() -> None:
+    """It was being looked at for as long as the Job stood there."""
+    world = world_of(auto())
+    await world.settle()
+    (job,) = await jobs(world)
+    name = job["metadata"]["name"]
+    complete = {"conditions": [{"type": "Complete", "status": "True"}]}
+    await world.store.write_status(JOB, "models", name, complete, None)
+    service = await world.settle()
+    assert conditions(service)["Ready"] == ("False", "InspectionFailed")
+    assert "delete the Job for another look" in condition_message(service, "Ready")
+    await world.store.delete(JOB, "models", name)
+    service = await world.settle()
+    assert conditions(service)["Ready"] == ("False", "Inspecting")
+
+
 async def test_a_change_of_the_pod_makes_another_job_and_takes_the_old_one_away() -> None:
     world = world_of(auto())
     await world.settle()
@@ -427,7 +443,8 @@ async def test_any_state_of_a_placement_comes_to_an_end(
         assert len(found) == 7
         has_pods = await has_deployment(world)
         if found["PlacementReady"][0] == "True":
-            assert has_pods
+            # This cluster has no LeaderWorkerSets, which a model over several nodes needs.
+            assert has_pods or found["WorkloadReady"][1] == "LeaderWorkerSetMissing"
             assert "placement" in service["status"]
         if has_pods and is_ready:
             await world.all_ready(resource["spec"]["replicas"])

@@ -36,6 +36,7 @@ from octavo_operator.errors import (
     ThrottledError,
     UnavailableError,
 )
+from octavo_operator.labels import LABEL_SERVICE
 from octavo_operator.local.deployment_controller import new_pod
 from octavo_operator.manifests.kinds import (
     CHILD_KINDS,
@@ -138,7 +139,7 @@ class Simulation:
 async def simulation() -> AsyncIterator[Simulation]:
     running = Simulation()
     running.start()
-    await running.follower.index.wait_listed()
+    await running.follower.index.wait_listed("models")
     try:
         yield running
     finally:
@@ -178,7 +179,14 @@ async def _placed_story(running: Simulation) -> dict[str, Any]:
                 **job["spec"]["template"]["metadata"],
                 "name": "look",
                 "namespace": "models",
-                "ownerReferences": [{"uid": job["metadata"]["uid"]}],
+                "ownerReferences": [
+                    {
+                        "apiVersion": JOB.api_version,
+                        "kind": JOB.kind,
+                        "name": job["metadata"]["name"],
+                        "uid": job["metadata"]["uid"],
+                    }
+                ],
             },
         },
         "controller",
@@ -323,6 +331,26 @@ async def test_nothing_is_written_in_ten_idle_minutes() -> None:
         await running.settled()
         assert (await running.service())["metadata"]["resourceVersion"] == version
         assert running.store.writes == writes
+
+
+async def test_workload_that_lost_its_label_gets_it_back_and_is_missed_when_gone() -> None:
+    """It stayed known under the label that it had had, and so did one that was gone."""
+    async with simulation() as running:
+        await running.apply(inference_service(replicas=2))
+        await running.settled()
+        await running.make_ready(pods=2)
+        await running.settled()
+        before = await running.children()
+        patch = {"metadata": {"labels": {LABEL_SERVICE: None}}}
+        await running.store.merge(DEPLOYMENT, *KEY, patch)
+        await running.settled()
+        live = await running.store.get(DEPLOYMENT, *KEY)
+        assert live["metadata"]["labels"][LABEL_SERVICE] == "chat"
+        assert await running.children() == before
+        await running.store.delete(DEPLOYMENT, *KEY)
+        await running.settled()
+        fresh = await running.store.get(DEPLOYMENT, *KEY)
+        assert fresh["metadata"]["uid"] != live["metadata"]["uid"]
 
 
 async def test_ready_is_false_while_the_only_pod_crashes() -> None:

@@ -74,6 +74,14 @@ async def test_line_that_is_no_event_is_waited_out(
         await _watched(api)
 
 
+async def test_watch_of_which_nothing_is_heard_ends_as_others_do(
+    kmock: Any, api: KubernetesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen with Kubernetes 1.36 and etcd as it comes: no bookmark of a kind that is at rest."""
+    monkeypatch.setattr("octavo_operator.cluster.kubernetes_api.WATCH_SILENCE_S", 0.3)
+    assert await _watched(api) == []
+
+
 async def test_version_that_has_expired_is_told_in_the_watch(
     kmock: Any, api: KubernetesApi
 ) -> None:

@@ -110,7 +110,7 @@ class AdapterKeeper:
 
     async def look_after(self, service: ServiceKey) -> None:
         """One pass; raises ClusterError when it must be tried again."""
-        await self._index.wait_listed()
+        await self._index.wait_listed(service[0])
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
                 await self._pass(service)

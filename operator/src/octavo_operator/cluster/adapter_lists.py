@@ -11,6 +11,7 @@ from typing import Any
 from octavo_operator.cluster.child_index import ChildIndex
 from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.cluster.interface import Cluster
+from octavo_operator.errors import ConflictError, NamesakeError
 from octavo_operator.manifests.adapter_list import adapter_list_name
 from octavo_operator.manifests.kinds import CONFIG_MAP, kind_of
 from octavo_operator.manifests.leader_worker_set import leading_template
@@ -41,11 +42,26 @@ class AdapterLists:
         return next((live for live in found if live["metadata"]["name"] == name), None)
 
     async def write(self, service: ServiceKey, wanted: Mapping[str, Any]) -> None:
-        """Make it, or change what is in it; ConflictError where somebody else has made one."""
+        """Make it, or change what is in it; NamesakeError where somebody else has made one."""
         (owner,) = wanted["metadata"]["ownerReferences"]
-        if self.present(service, owner["uid"]) is None:
-            live = await self._cluster.create(wanted)
+        if self.present(service, owner["uid"]) is not None:
+            live = await self._change(wanted)
         else:
-            name, patch = wanted["metadata"]["name"], {"data": wanted["data"]}
-            live = await self._cluster.merge(CONFIG_MAP, service[0], name, patch)
+            try:
+                live = await self._cluster.create(wanted)
+            except ConflictError:
+                live = await self._change_unlabelled(wanted, owner["uid"])
         self._index.remember(live)
+
+    async def _change_unlabelled(self, wanted: Mapping[str, Any], uid: str) -> LiveObject:
+        """Give one back its labels that has lost those by which we know our own."""
+        name = wanted["metadata"]["name"]
+        live = await self._cluster.get(CONFIG_MAP, wanted["metadata"]["namespace"], name)
+        if not is_owned_by(live, uid):
+            raise NamesakeError(CONFIG_MAP.kind, name)
+        return await self._change(wanted)
+
+    async def _change(self, wanted: Mapping[str, Any]) -> LiveObject:
+        metadata = wanted["metadata"]
+        patch = {"metadata": {"labels": metadata["labels"]}, "data": wanted["data"]}
+        return await self._cluster.merge(CONFIG_MAP, metadata["namespace"], metadata["name"], patch)

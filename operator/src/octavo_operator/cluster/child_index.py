@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from octavo_operator.cluster.informer import Informer, ServiceKey
 from octavo_operator.cluster.interface import Cluster
+from octavo_operator.errors import UnavailableError
 from octavo_operator.labels import (
     APP_NAME,
     COMPANION_NAME,
@@ -16,6 +18,9 @@ from octavo_operator.labels import (
 )
 from octavo_operator.manifests.kinds import CHILD_KINDS, CONFIG_MAP, POD, kind_of
 from octavo_operator.reconcile.live_object import LiveObject
+
+LIST_PATIENCE_S: Final = 5.0
+"""How long a pass waits for the first lists; then it gives way, and comes back."""
 
 
 class ChildIndex:
@@ -83,9 +88,20 @@ class ChildIndex:
             if informer.kind == kind and informer.covers(live["metadata"]["namespace"]):
                 informer.remember(live)
 
-    async def wait_listed(self) -> None:
-        """Until every kind has been listed once; deciding earlier would create what exists."""
-        await asyncio.gather(*(informer.listed.wait() for informer in self._all))
+    async def wait_listed(self, namespace: str) -> None:
+        """Until every kind has been listed once there; deciding earlier would create what exists.
+
+        UnavailableError where that takes long: a namespace that has gone, or that the operator may
+        not look into, keeps nobody from the others.
+        """
+        informers = [informer for informer in self._all if informer.covers(namespace)]
+        try:
+            async with asyncio.timeout(LIST_PATIENCE_S):
+                await asyncio.gather(*(informer.listed.wait() for informer in informers))
+        except TimeoutError:
+            unlisted = {one.kind.plural for one in informers if not one.listed.is_set()}
+            what = ", ".join(sorted(unlisted))
+            raise UnavailableError(f"{what} of namespace {namespace} cannot be listed") from None
 
     async def run(self) -> None:
         """Follow all kinds until cancelled."""

@@ -15,16 +15,21 @@ from octavo_operator.errors import (
     RejectedError,
     ThrottledError,
     UnavailableError,
+    WebhookError,
 )
 
 DEFAULT_THROTTLE_S: Final = 5.0
 DEFAULT_OUTAGE_S: Final = 10.0
 MAX_RETRY_AFTER_S: Final = 300.0
 
-_UNTYPED: Final = "failed to create typed patch object"
+_UNTYPED: Final = ("failed to create typed patch object", "failed to convert new object")
 """How an API server says, with HTTP 500, that an applied manifest does not fit its schema.
 
-Seen with Kubernetes 1.36 for a field that does not exist; trying again cannot help."""
+Seen with Kubernetes 1.36 for a field that does not exist, and for a quantity that is none; trying
+again cannot help."""
+
+_WEBHOOK_FAILED: Final = "failed calling webhook"
+"""How an API server says, with HTTP 500, that a webhook did not answer it."""
 
 
 def response_error(
@@ -42,9 +47,12 @@ def response_error(
         return ThrottledError(message, retry_after_s=_retry_after_s(headers, DEFAULT_THROTTLE_S))
     if status == 403:
         return ForbiddenError(message, retry_after_s=60.0)
-    if status in (400, 405, 413, 415, 422) or _UNTYPED in message:
+    if status in (400, 405, 413, 415, 422) or any(words in message for words in _UNTYPED):
         return RejectedError(message)
-    return UnavailableError(message, retry_after_s=_retry_after_s(headers, DEFAULT_OUTAGE_S))
+    pause_s = _retry_after_s(headers, DEFAULT_OUTAGE_S)
+    if _WEBHOOK_FAILED in message:
+        return WebhookError(message, retry_after_s=pause_s)
+    return UnavailableError(message, retry_after_s=pause_s)
 
 
 def network_error(action: str, error: Exception) -> UnavailableError:

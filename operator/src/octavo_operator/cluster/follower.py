@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final
@@ -120,17 +120,22 @@ class Follower:
     async def _resync(self) -> None:
         while True:
             await asyncio.sleep(self._resync_s * random.uniform(1 - _RESYNC_SPREAD, 1))
-            try:
-                await self.reconciler.refresh_served_kinds()
-                for scope in self._scopes:
-                    listed = await self._cluster.list_objects(INFERENCE_SERVICE, scope, {})
-                    for resource in listed.items:
-                        metadata = resource["metadata"]
-                        self.see_service((metadata["namespace"], metadata["name"]))
-                for service in self.adapters.services():
-                    self.adapter_queue.add(service)
-            except ClusterError as error:
-                logger.warning("resync put off: %s", error)
+            await self._unless_it_fails(self.reconciler.refresh_served_kinds)
+            for scope in self._scopes:
+                await self._unless_it_fails(partial(self._see_all, scope))
+            for service in self.adapters.services():
+                self.adapter_queue.add(service)
+
+    async def _unless_it_fails(self, look: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await look()
+        except ClusterError as error:
+            logger.warning("resync put off: %s", error)
+
+    async def _see_all(self, scope: str | None) -> None:
+        for resource in (await self._cluster.list_objects(INFERENCE_SERVICE, scope, {})).items:
+            metadata = resource["metadata"]
+            self.see_service((metadata["namespace"], metadata["name"]))
 
     def _look_later(self, service: ServiceKey, delay_s: float) -> None:
         self.queue.add_later(service, delay_s)

@@ -15,7 +15,7 @@ from typing import Final
 from octavo_operator.cluster.interface import Cluster, EventType
 from octavo_operator.errors import ClusterError, ForbiddenError, GoneError, NotFoundError
 from octavo_operator.labels import LABEL_SERVICE
-from octavo_operator.manifests.kinds import OPTIONAL_KINDS, Kind
+from octavo_operator.manifests.kinds import INFERENCE_SERVICE, OPTIONAL_KINDS, Kind
 from octavo_operator.reconcile.live_object import LiveObject, labels_of
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,9 @@ class Informer:
         self._labels = labels
         self._on_change = on_change
         self._objects: dict[ServiceKey, dict[str, LiveObject]] = {}
+        self._filed: dict[tuple[str, str], ServiceKey] = {}
+        """Under which service an object is kept, by its namespace and name: labels may change."""
+
         self._told_of = 0
         """The version up to which the server has told of everything."""
 
@@ -117,7 +120,7 @@ class Informer:
         self.last_contact = time.monotonic()
         self._told_of = _number(listed.resource_version)
         before = self._versions()
-        self._objects.clear()
+        self._clear()
         for live in listed.items:
             self._keep(live)
         after = self._versions()
@@ -136,12 +139,15 @@ class Informer:
                 self.last_contact = time.monotonic()
                 if event.type is EventType.BOOKMARK:
                     continue
+                service = service_of(event.object)
+                former = self._filed.get(_identity(event.object), service)
                 if event.type is EventType.DELETED:
                     self._drop(event.object)
                 else:
                     # An event may be older than what was written meanwhile.
                     self._keep_newer(event.object)
-                self._on_change(service_of(event.object))
+                for concerned in {former, service}:
+                    self._on_change(concerned)
             self.last_contact = time.monotonic()
             # The server ends a watch every few minutes; a pause keeps a broken one from spinning.
             await asyncio.sleep(0.1)
@@ -152,8 +158,8 @@ class Informer:
 
     def _known_version(self, live: LiveObject) -> int:
         """Of the object as it is known; 0 where it is not."""
-        known = self._objects.get(service_of(live), {}).get(live["metadata"]["name"])
-        return _version(known) if known is not None else 0
+        service = self._filed.get(_identity(live))
+        return _version(self._objects[service][live["metadata"]["name"]]) if service else 0
 
     def _keep(self, live: LiveObject) -> None:
         metadata = {
@@ -165,19 +171,27 @@ class Informer:
             "kind": self.kind.kind,
             "metadata": metadata,
         }
-        self._objects.setdefault(service_of(live), {})[metadata["name"]] = slim
+        self._drop(live)
+        service = self._filed[_identity(live)] = service_of(live)
+        self._objects.setdefault(service, {})[metadata["name"]] = slim
 
     def _drop(self, live: LiveObject) -> None:
-        service = service_of(live)
-        objects = self._objects.get(service, {})
-        objects.pop(live["metadata"]["name"], None)
+        service = self._filed.pop(_identity(live), None)
+        if service is None:
+            return
+        objects = self._objects[service]
+        del objects[live["metadata"]["name"]]
         if not objects:
-            self._objects.pop(service, None)
+            del self._objects[service]
+
+    def _clear(self) -> None:
+        self._objects.clear()
+        self._filed.clear()
 
     def _forget_all(self) -> None:
         self._told_of = 0
         services = list(self._objects)
-        self._objects.clear()
+        self._clear()
         for service in services:
             self._on_change(service)
 
@@ -190,8 +204,18 @@ class Informer:
 
 
 def service_of(live: LiveObject) -> ServiceKey:
-    """The InferenceService that a child or pod says it belongs to; no name where it says none."""
-    return live["metadata"].get("namespace", ""), labels_of(live).get(LABEL_SERVICE, "")
+    """The InferenceService that owns a child, whatever has become of its labels, or that a pod
+    says it belongs to; no name where there is none."""
+    metadata = live["metadata"]
+    kind = (INFERENCE_SERVICE.api_version, INFERENCE_SERVICE.kind)
+    owners = metadata.get("ownerReferences") or ()
+    names = (item["name"] for item in owners if (item["apiVersion"], item["kind"]) == kind)
+    name = next(names, None) or labels_of(live).get(LABEL_SERVICE, "")
+    return metadata.get("namespace", ""), str(name)
+
+
+def _identity(live: LiveObject) -> tuple[str, str]:
+    return live["metadata"].get("namespace", ""), live["metadata"]["name"]
 
 
 def _version(live: LiveObject) -> int:

@@ -49,7 +49,7 @@ class Cluster(Protocol):
     """A Kubernetes API, as far as the operator needs one."""
 
     async def served_kinds(self) -> frozenset[Kind]:
-        """Which of the optional kinds the cluster has."""
+        """Which of the optional kinds, and of our own, the cluster has."""
         ...
 
     async def get(self, kind: Kind, namespace: str, name: str) -> LiveObject:

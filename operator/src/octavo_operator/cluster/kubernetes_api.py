@@ -6,6 +6,7 @@ objects as plain dicts. No call is ever repeated here: who asked decides when to
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
@@ -21,14 +22,16 @@ from octavo_operator.cluster.failures import network_error, response_error
 from octavo_operator.cluster.interface import EventType, ObjectList, WatchEvent
 from octavo_operator.errors import ClusterError, GoneError, NotFoundError, SettingsError
 from octavo_operator.labels import FIELD_MANAGER, selector_string
-from octavo_operator.manifests.kinds import OPTIONAL_KINDS, Kind, kind_of
+from octavo_operator.manifests.kinds import OPTIONAL_KINDS, OWN_KINDS, Kind, kind_of
 from octavo_operator.reconcile.live_object import LiveObject
 
 WATCH_TIMEOUT_S: Final = 290
 """The server ends each watch after this time; a connection lost without a sign costs no more."""
 
 WATCH_SILENCE_S: Final = 90
-"""Bookmarks come about once a minute; a longer silence means the connection is dead."""
+"""Bookmarks come about once a minute, but not where etcd tells its server of no progress and
+nothing of the kind has changed since the watch began. So a longer silence, which a dead connection
+makes too, ends a watch and is no failure."""
 
 PAGE_SIZE: Final = 500
 
@@ -84,15 +87,14 @@ class KubernetesApi:
 
     async def served_kinds(self) -> frozenset[Kind]:
         found = set()
-        for group, version in sorted({(kind.group, kind.version) for kind in OPTIONAL_KINDS}):
+        uncertain = OPTIONAL_KINDS | OWN_KINDS
+        for group, version in sorted({(kind.group, kind.version) for kind in uncertain}):
             try:
                 listed = await self._call("GET", f"/apis/{group}/{version}")
             except NotFoundError:
                 continue
             names = {resource["name"] for resource in listed.get("resources", ())}
-            found |= {
-                kind for kind in OPTIONAL_KINDS if kind.group == group and kind.plural in names
-            }
+            found |= {kind for kind in uncertain if kind.group == group and kind.plural in names}
         return frozenset(found)
 
     async def get(self, kind: Kind, namespace: str, name: str) -> LiveObject:
@@ -135,9 +137,10 @@ class KubernetesApi:
                 if response.status != 200:
                     body = await response.read()
                     raise response_error(action, response.status, response.headers, body)
-                async for line in response.content:
-                    if line.strip():
-                        yield _watch_event(action, line)
+                with contextlib.suppress(TimeoutError):
+                    async for line in response.content:
+                        if line.strip():
+                            yield _watch_event(action, line)
             finally:
                 response.close()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -27,7 +27,7 @@ from octavo_operator.cluster.field_sets import (
 from octavo_operator.cluster.interface import EventType, ObjectList, WatchEvent
 from octavo_operator.errors import ConflictError, GoneError, NotFoundError, RejectedError
 from octavo_operator.labels import FIELD_MANAGER
-from octavo_operator.manifests.kinds import OPTIONAL_KINDS, Kind, kind_of
+from octavo_operator.manifests.kinds import OPTIONAL_KINDS, OWN_KINDS, Kind, kind_of
 from octavo_operator.reconcile.conditions import timestamp
 from octavo_operator.reconcile.live_object import LiveObject, labels_of
 
@@ -58,9 +58,26 @@ class _Stored:
 
 @dataclass(frozen=True, slots=True)
 class _Logged:
+    """`before` is what the object was, None for one that is new."""
+
     version: int
     kind: Kind
     event: WatchEvent
+    before: LiveObject | None
+
+    def seen_by(self, labels: Mapping[str, str]) -> WatchEvent | None:
+        """As a watch with a selector tells of it: what leaves the selection is deleted, as it was,
+        and what enters it is added."""
+        is_in = has_labels(self.event.object, labels)
+        if self.event.type is not EventType.MODIFIED or self.before is None:
+            return self.event if is_in else None
+        was_in = has_labels(self.before, labels)
+        if is_in:
+            return self.event if was_in else WatchEvent(EventType.ADDED, self.event.object)
+        if not was_in:
+            return None
+        metadata = {**self.before["metadata"], "resourceVersion": str(self.version)}
+        return WatchEvent(EventType.DELETED, {**self.before, "metadata": metadata})
 
 
 class ObjectStore:
@@ -90,7 +107,7 @@ class ObjectStore:
     # Reading
 
     async def served_kinds(self) -> frozenset[Kind]:
-        return self._optional_kinds
+        return OWN_KINDS | self._optional_kinds
 
     async def get(self, kind: Kind, namespace: str, name: str) -> LiveObject:
         return self._shown(self._stored((kind, namespace, name)))
@@ -125,12 +142,11 @@ class ObjectStore:
             for logged in due:
                 position = logged.version
                 its_namespace = logged.event.object["metadata"].get("namespace")
-                if (
-                    logged.kind == kind
-                    and namespace in (None, its_namespace)
-                    and has_labels(logged.event.object, labels)
-                ):
-                    yield logged.event
+                if logged.kind != kind or namespace not in (None, its_namespace):
+                    continue
+                event = logged.seen_by(labels)
+                if event is not None:
+                    yield event
             if not due:
                 await changed.wait()
 
@@ -309,7 +325,7 @@ class ObjectStore:
         self._objects[key] = fresh
         if body["metadata"].get("deletionTimestamp") and not body["metadata"].get("finalizers"):
             return self._remove(key, fresh)
-        return self._log_change(key, fresh, EventType.MODIFIED)
+        return self._log_change(key, fresh, EventType.MODIFIED, self._shown(stored))
 
     def _delete(self, key: Key, stored: _Stored) -> None:
         """At once, or marked for as long as a finalizer holds it."""
@@ -334,12 +350,18 @@ class ObjectStore:
             if uid in uids and not uids & alive and key in self._objects:
                 self._delete(key, stored)
 
-    def _log_change(self, key: Key, stored: _Stored, event_type: EventType) -> LiveObject:
+    def _log_change(
+        self,
+        key: Key,
+        stored: _Stored,
+        event_type: EventType,
+        before: LiveObject | None = None,
+    ) -> LiveObject:
         self._version += 1
         self.writes += 1
         stored.body["metadata"]["resourceVersion"] = str(self._version)
         shown = self._shown(stored)
-        self._log.append(_Logged(self._version, key[0], WatchEvent(event_type, shown)))
+        self._log.append(_Logged(self._version, key[0], WatchEvent(event_type, shown), before))
         if len(self._log) > _HISTORY:
             self._forget(len(self._log) - _HISTORY)
         self._changed.set()

@@ -26,8 +26,10 @@ from octavo_operator.errors import (
     ClusterError,
     ConflictError,
     ForbiddenError,
+    NamesakeError,
     NotFoundError,
     RejectedError,
+    WebhookError,
 )
 from octavo_operator.manifests.kinds import INFERENCE_SERVICE, Kind, kind_of
 from octavo_operator.reconcile.live_object import LiveObject, is_owned_by
@@ -100,7 +102,7 @@ class Reconciler:
         Passes over the same resource wait for each other.
         """
         async with self._locks.setdefault(service, asyncio.Lock()):
-            await self._index.wait_listed()
+            await self._index.wait_listed(service[0])
             await self._reconcile(service)
 
     async def _reconcile(self, service: ServiceKey) -> None:
@@ -144,8 +146,8 @@ class Reconciler:
             await self._announcer.announce(INFERENCE_SERVICE, resource, status)
         if first.look_again_s is not None:
             self._look_later(service, first.look_again_s)
-        if isinstance(failure, ForbiddenError):
-            # A right or a quota may be granted without any change that we would be told of.
+        if isinstance(failure, ForbiddenError | WebhookError):
+            # Others may put it right without any change that we would be told of.
             raise failure
 
     def _plan(
@@ -188,7 +190,7 @@ class Reconciler:
             # An optional kind has gone, or the namespace; look again at what there is.
             self._served_kinds = None
             raise
-        except (RejectedError, ForbiddenError, _NamesakeError) as error:
+        except (RejectedError, ForbiddenError, NamesakeError, WebhookError) as error:
             return error
         return None
 
@@ -208,21 +210,16 @@ class Reconciler:
         except NotFoundError:
             return
         if not is_owned_by(present, resource["metadata"]["uid"]):
-            raise _NamesakeError(
-                f"{kind.kind} {name} exists and belongs to somebody else; delete it, or give the "
-                f"InferenceService another name"
-            )
-
-
-class _NamesakeError(ClusterError):
-    """The name of a child is taken."""
+            raise NamesakeError(kind.kind, name)
 
 
 def _obstacle(error: ClusterError) -> Obstacle:
-    if isinstance(error, _NamesakeError):
+    if isinstance(error, NamesakeError):
         return Obstacle("NameConflict", str(error))
     if isinstance(error, ForbiddenError):
         return Obstacle(
             "Forbidden", f"{error}; grant the operator the right, or raise the namespace's quota"
         )
+    if isinstance(error, WebhookError):
+        return Obstacle("WebhookFailed", f"{error}; repair the webhook, or change its rules")
     return Obstacle("ApplyRejected", f"{error}; correct the spec, most likely spec.template")

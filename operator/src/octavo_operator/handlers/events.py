@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ def register_events(
 
     Both are told the InferenceService that is concerned.
     """
+    # Two lines for each event, in every operator, tell nobody anything.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     _register(registry, INFERENCE_SERVICE, add_service, lambda service: service["metadata"]["name"])
     _register(registry, LORA_ADAPTER, add_adapter, _service_of)
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+from collections.abc import Iterator
+from typing import Final
 
 import kopf
 
 from octavo_operator.labels import FIELD_MANAGER, GROUP
 from octavo_operator.settings import OperatorSettings
+
+GROWING_PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0)
+LONGEST_PAUSE_S: Final = 30.0
+
+
+class EndlessPauses:
+    """Seconds between attempts, for ever; begun anew by each call that fails."""
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain(GROWING_PAUSES_S, itertools.repeat(LONGEST_PAUSE_S))
 
 
 def configure_kopf(target: kopf.OperatorSettings, settings: OperatorSettings) -> None:
@@ -18,7 +31,9 @@ def configure_kopf(target: kopf.OperatorSettings, settings: OperatorSettings) ->
     target.posting.reporting_component = FIELD_MANAGER
     target.networking.request_timeout = settings.request_timeout_s
     target.networking.connect_timeout = 10.0
-    target.networking.error_backoffs = (1, 2, 4, 8, 15, 30)
+    # kopf ends where one call has failed for good: a namespace that is gone, or whose role is,
+    # would end the work in all others.
+    target.networking.error_backoffs = EndlessPauses()
     target.networking.enforce_retry_after = True
     # The server ends a watch before a load balancer forgets it. An integer: kopf writes it into the
     # URL as it is, and an API server refuses "290.0".

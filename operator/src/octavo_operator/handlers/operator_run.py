@@ -20,6 +20,7 @@ from octavo_operator.cluster.informer import ServiceKey
 from octavo_operator.cluster.interface import Cluster
 from octavo_operator.cluster.kubernetes_api import KubernetesApi
 from octavo_operator.cluster.leader_lease import LeaderLease
+from octavo_operator.cluster.own_kinds import wait_for_own_kinds
 from octavo_operator.handlers.events import register_events
 from octavo_operator.handlers.kopf_settings import configure_kopf
 from octavo_operator.handlers.kopf_thread import run_kopf
@@ -46,6 +47,9 @@ async def run_operator(
         on_call=metrics.operation.note_call,
     )
     async with await connecting as cluster, _metrics_server(metrics, settings):
+        if settings.namespaces:
+            # Without the right to follow CustomResourceDefinitions kopf looks for them once.
+            await wait_for_own_kinds(cluster)
         follower = Follower(
             cluster,
             settings.namespaces,

@@ -92,6 +92,9 @@ OPTIONAL_KINDS: Final = frozenset(
 )
 """Kinds a cluster may lack."""
 
+OWN_KINDS: Final = frozenset({INFERENCE_SERVICE, LORA_ADAPTER})
+"""Those of our CustomResourceDefinitions, which others may install."""
+
 ALL_KINDS: Final = (
     INFERENCE_SERVICE,
     LORA_ADAPTER,

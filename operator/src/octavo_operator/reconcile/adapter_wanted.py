@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from octavo_operator.manifests.adapter_list import WantedAdapter, adapter_list
+from octavo_operator.manifests.worker_command import ADAPTER_LIST_KEY
 from octavo_operator.reconcile.adapter_claims import Claims
 from octavo_operator.reconcile.adapter_placement import Placed
 from octavo_operator.reconcile.adapter_source import adapter_path, obstacle_to
@@ -27,7 +28,9 @@ def due_list(
     wanted = () if claims.obstacle is not None else placed
     found = (_wanted(one, template) for one in wanted)
     manifest = adapter_list(service, (each for each in found if each is not None))
-    is_there = world.list_ is not None and world.list_.get("data") == manifest["data"]
+    present = (world.list_ or {}).get("data") or {}
+    # What somebody has put beside it, nobody reads.
+    is_there = present.get(ADAPTER_LIST_KEY) == manifest["data"][ADAPTER_LIST_KEY]
     return None if is_there else manifest
 
 

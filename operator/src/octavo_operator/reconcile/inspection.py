@@ -15,7 +15,7 @@ from octavo_operator.manifests.digest import manifest_digest
 from octavo_operator.manifests.inspection_job import INSPECTION_FLAGS
 from octavo_operator.manifests.kinds import JOB, kind_of
 from octavo_operator.placement.model_shape import ModelShape, read_report
-from octavo_operator.reconcile.live_object import LiveObject, annotations_of, message_when
+from octavo_operator.reconcile.live_object import LiveObject, annotations_of, is_true, message_when
 from octavo_operator.reconcile.observed import Observed
 from octavo_operator.reconcile.pod_problems import pod_problems
 from octavo_operator.resources.inference_service import InferenceService
@@ -47,7 +47,7 @@ def read_inspection(service: InferenceService, observed: Observed, key: str) -> 
     problems = pod_problems(service, pods)
     said = problems[0].message if problems else ""
     for job in inspection_jobs(observed, key):
-        said = said or message_when(job, "Failed", "True") or ""
+        said = said or message_when(job, "Failed", "True") or _lost_report(job)
     return Inspection(None, f"the model cannot be inspected: {said}" if said else "")
 
 
@@ -55,6 +55,14 @@ def inspection_jobs(observed: Observed, key: str) -> tuple[LiveObject, ...]:
     """The Jobs that look, or have looked, at the model with this key."""
     jobs = (child for child in observed.children if kind_of(child) == JOB)
     return tuple(job for job in jobs if _inspects(job) == key and observed.is_owned(job))
+
+
+def _lost_report(job: LiveObject) -> str:
+    """Its pod may have gone before anybody read what it had found, with its node for example."""
+    if not is_true(job, "Complete"):
+        return ""
+    name = job["metadata"]["name"]
+    return f"Job {name} is complete and its pod's report is gone; delete the Job for another look"
 
 
 def _inspects(live: LiveObject) -> str:

@@ -71,7 +71,7 @@ class Parallelism:
 def parse_accelerator(fields: Fields) -> Accelerator:
     """`spec.accelerator`; raises ResourceError."""
     claim_template = fields.object_name("resourceClaimTemplateName")
-    resource = fields.string("resource", max_length=253) or DEFAULT_RESOURCE
+    resource = fields.string("resource", max_length=317) or DEFAULT_RESOURCE
     if resource != NO_ACCELERATOR and not _EXTENDED_RESOURCE.fullmatch(resource):
         raise fields.error(
             "resource",

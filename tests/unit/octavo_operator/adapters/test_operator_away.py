@@ -74,9 +74,47 @@ async def test_list_that_somebody_edits_is_put_right() -> None:
         await stage.store.merge(*LIST, {"data": {"wanted.json": "[]", "more": "x"}})
         await stage.settled()
         assert await stage.wanted() == right
+        stage.cluster.calls.clear()
+        await stage.look()
+        assert not [call for call in stage.cluster.calls if call.startswith("merge")]
         await stage.store.delete(*LIST)
         await stage.settled()
         assert await stage.wanted() == right
+
+
+async def test_list_without_its_labels_gets_them_back() -> None:
+    async with adapter_stage() as stage:
+        stage.put(SQL, "v1")
+        await stage.serve(1)
+        await stage.apply(lora_adapter())
+        await stage.settled()
+        before = await stage.store.get(*LIST)
+        await stage.store.merge(*LIST, {"metadata": {"labels": None}})
+        await stage.settled()
+        after = await stage.store.get(*LIST)
+        assert after["metadata"]["labels"] == before["metadata"]["labels"]
+        assert after["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+async def test_list_of_somebody_else_is_left_alone_and_adapters_are_loaded_without(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Such a name is a likely one for a ConfigMap that brings adapters."""
+    foreign = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "chat-adapters", "namespace": "models"},
+        "data": {"adapter_config.json": "{}"},
+    }
+    async with adapter_stage() as stage:
+        digest = stage.put(SQL, "v1")
+        await stage.store.create(foreign, "user")
+        pods = await stage.serve(1)
+        await stage.apply(lora_adapter())
+        await eventually(lambda: stage.served(pods[0]) == {"sql": digest})
+        await eventually(lambda: "ConfigMap chat-adapters exists and belongs to" in caplog.text)
+        live = await stage.store.get(*LIST)
+        assert live["data"] == foreign["data"]
 
 
 async def test_somebody_elses_config_map_is_left_alone() -> None:
