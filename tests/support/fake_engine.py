@@ -198,10 +198,11 @@ class FakeEngine:
         encoded = [list(p.encode()) if isinstance(p, str) else p for p in prompts]
         for ids in encoded:
             self._check(ids, params, request_id)
-        if sum(self.num_choices[id_] for id_ in self.open_ids) + len(prompts) > self.max_open:
+        num_choices = len(prompts) * params.n
+        if sum(self.num_choices[id_] for id_ in self.open_ids) + num_choices > self.max_open:
             raise QueueFullError("The queue is full; retry later.", 2.3)
         self.open_ids.add(request_id)
-        num_choices = self.num_choices[request_id] = len(prompts) * params.n
+        self.num_choices[request_id] = num_choices
         self._empty.clear()
         mailbox = self._mailboxes[request_id] = _Mailbox()
         workers = [

@@ -144,7 +144,7 @@ class Runner(Protocol):
     def prepare_next(self) -> bool:
         """Use an idle moment: do one bounded piece of work that later steps profit from.
 
-        False when nothing is left to prepare. Only while no step is under way.
+        False when nothing is left to prepare.
         """
 
     def mask_memory(self) -> MaskMemory:

@@ -153,7 +153,7 @@ class GenerationEvent:
     """
 
     index: int
-    """Which of the request's n choices."""
+    """Which choice, counted over all prompts: n of the first, then n of the second."""
     text: str
     """New text, safe to show: no stop string's beginning is held in it."""
     token_ids: list[int]
@@ -164,7 +164,7 @@ class GenerationEvent:
     num_prompt_tokens: int = 0
     """Tokens of the prompt; on a choice's first event at the latest."""
     prompt_token_ids: list[int] | None = None
-    """The prompt as the engine sees it, on the first event of a request."""
+    """The prompt as the engine sees it, on its first event."""
     timings: RequestTimings | None = None
     """On the last event of a choice."""
     prompt_logprobs: list[TokenLogprobs] | None = None

@@ -106,7 +106,7 @@ def test_steps_prepared_ahead_serve_requests_and_touch_none(
     assert graphs.num_graphs > num_prepared
 
 
-def test_an_idle_engine_loads_what_grammars_need_before_anyone_asks(engine: TinyEngine) -> None:
+def test_what_grammars_need_can_be_loaded_before_anyone_asks(engine: TinyEngine) -> None:
     asked: SimpleQueue[None] = SimpleQueue()
 
     def vocabulary() -> Vocabulary:
@@ -115,7 +115,7 @@ def test_an_idle_engine_loads_what_grammars_need_before_anyone_asks(engine: Tiny
 
     core = engine.core(grammars=GrammarCompiler(vocabulary, VOCAB_SIZE, [EOS_TOKEN_ID]))
     for _ in range(2):
-        core.prepare_next()
+        core.prepare_grammars()
     asked.get(timeout=60)
     core.submit([request_spec("a", [1, 2], GREEDY, grammar=Grammar("start: /[ab]*/"))])
     assert bytes(tokens_of(run_to_end(core), "a")).strip(b"ab") == b""

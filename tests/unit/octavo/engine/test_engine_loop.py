@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import msgspec
@@ -11,11 +12,15 @@ import pytest
 
 from engine_in_thread import Loop, running_loop
 from octavo.batch import BatchPlan, Runner, StepHandle
+from octavo.engine import core_process
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import Abort, Ready, Refused, Shutdown, Submit, frame
+from octavo.grammar import Vocabulary
 from octavo.sampling_params import SamplingParams
+from octavo.structured.compiler import GrammarCompiler
 from puppet_engine import INFO
-from tiny_engine import TinyEngine, request_spec
+from tiny_engine import TinyEngine, byte_vocabulary, request_spec
+from tiny_models import EOS_TOKEN_ID, VOCAB_SIZE
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 LONG = SamplingParams(temperature=0, max_tokens=60)
@@ -118,6 +123,28 @@ def test_an_idle_loop_prepares_until_nothing_is_left_and_hears_requests_in_betwe
         assert loop.status() == 0
     events = runners[0].events
     assert events == ["step"] * events.index("prepare") + ["prepare"] * 3
+
+
+def test_what_grammars_need_is_loaded_after_a_long_quiet_and_no_earlier(
+    tiny: TinyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: SimpleQueue[None] = SimpleQueue()
+
+    def vocabulary() -> Vocabulary:
+        asked.put(None)
+        return byte_vocabulary()
+
+    for quiet_s in (3600.0, 0.05):
+        monkeypatch.setattr(core_process, "_IDLE_REPORT_S", quiet_s)
+        grammars = GrammarCompiler(vocabulary, VOCAB_SIZE, [EOS_TOKEN_ID])
+        core = tiny.core(grammars=grammars)
+        with running_loop(core, INFO, Submit([request_spec("a", [1, 2], GREEDY)])) as loop:
+            loop.listen(lambda: loop.has_ended("a"))
+            if quiet_s < 1:
+                asked.get(timeout=60)
+            loop.say(Shutdown())
+            assert loop.status() == 0
+        assert asked.empty()
 
 
 def test_a_request_runs_to_its_end(start: Callable[..., Loop], tiny: TinyEngine) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from octavo.errors import AdapterError, ModelLoadError, SourceForbiddenError
 from octavo.lora.adapter_config import parse_peft_config
 from octavo.lora.adapter_folder import read_adapter
-from octavo.lora.adapter_source import AdapterSource, find_adapter
+from octavo.lora.adapter_source import AdapterSource, find_adapter, last_change
 from octavo.lora.adapter_weights import AdapterWeights, lay_out
 from octavo.models import registry
 from octavo.models.decoder import projections_of
@@ -250,16 +250,17 @@ def test_pickles_missing_files_and_huge_ones_are_refused(tmp_path: Path) -> None
     with pytest.raises(AdapterError, match="a pickle, which is never loaded"):
         load(folder)
     (folder / "adapter_model.bin").unlink()
-    with pytest.raises(
-        ModelLoadError, match=r"holds no adapter_model.safetensors but adapter_conf"
-    ):
+    with pytest.raises(ModelLoadError, match=r"holds no adapter_model.safetensors\. Name"):
         load(folder)
+    (tmp_path / "secret").mkdir()
     for number in range(8):
-        (tmp_path / f"checkpoint-{number}").mkdir()
-    with pytest.raises(ModelLoadError, match=r"but adapter/, checkpoint-0/, .*-6/, 1 more; name"):
+        make_adapter(tmp_path / f"checkpoint-{number}", CONFIG)
+    with pytest.raises(ModelLoadError, match=r"_config\.json; adapters are in") as refused:
         load(tmp_path)
-    with pytest.raises(ModelLoadError, match=r"holds no adapter_config.json but nothing"):
-        load(tmp_path / "checkpoint-0")
+    assert "adapter, checkpoint-0, " in str(refused.value)
+    assert "checkpoint-6, 1 more below it. Name" in str(refused.value)
+    assert "secret" not in str(refused.value)
+    assert last_change("a\0b") is None
 
 
 @contextmanager

@@ -215,6 +215,21 @@ def test_all_who_wait_for_an_adapter_start_together_though_others_have_waited_fo
     slots.check_integrity({1: 2}, {0: 1, 1: 1})
 
 
+def test_an_adapter_whose_requests_end_at_once_keeps_its_slot_for_those_that_still_wait() -> None:
+    slots = slots_with(1, 2)
+    for adapter in (1, 0):
+        slots.wait(adapter)
+    assert bring(slots, 1)
+    start(slots, 1)
+    slots.end(1)
+    assert not slots.can_start(0, PATIENCE_S / 2)
+    assert slots.next_turn_s(PATIENCE_S / 2) == PATIENCE_S
+    assert slots.can_start(1, PATIENCE_S / 2)
+    assert not slots.can_start(0, PATIENCE_S)
+    assert slots.take_fills() == [(0, 0)]
+    slots.check_integrity({}, {0: 1, 1: 1})
+
+
 def test_nobody_is_spared_for_long() -> None:
     """Its requests may be kept from starting by something else."""
     slots = slots_with(1, 3)

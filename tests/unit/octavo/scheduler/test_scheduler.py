@@ -251,6 +251,7 @@ def test_who_was_blocked_preempts_a_worse_one_that_started_while_its_adapter_was
     blocked = world.add(make_request("blocked", 48, adapter_id=1))
     for _ in range(3):
         step()
+    world.now_s += 1.0  # it has kept its slot for long enough
     world.add(make_request("other adapter", 4, max_tokens=8, priority=-1, adapter_id=2))
     step()
     step()

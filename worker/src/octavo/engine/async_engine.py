@@ -132,6 +132,7 @@ class AsyncEngine:
         options: RequestOptions = NO_OPTIONS,
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Stream the choices of all prompts; closing the iterator aborts what is still open."""
+        assert prompts, "somebody asks for something"
         self._refuse_unless_ready()
         assert self._requests is not None
         specs = await self._requests.write(request_id, prompts, params, options)

@@ -257,7 +257,7 @@ def _grammars(
     info: ModelInfo, checkpoint: Checkpoint, vocabulary: Vocabulary | None
 ) -> GrammarCompiler | None:
     """None where there is no vocabulary, or no token that could end a text. Nothing is loaded
-    before the engine is idle or the first grammar comes."""
+    before the engine has been idle for a second or the first grammar comes."""
 
     def from_tokenizer() -> Vocabulary:
         assert checkpoint.tokenizer_path is not None

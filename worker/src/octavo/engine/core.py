@@ -234,8 +234,12 @@ class EngineCore:
 
         False when nothing is left to prepare. Only while there is no work.
         """
-        self._constrained.prepare()
         return self._runner.prepare_next()
+
+    def prepare_grammars(self) -> None:
+        """Begin to load what grammars are compiled with, unless that was begun: for a long quiet,
+        as a request that comes meanwhile waits for some tenths of a second."""
+        self._constrained.prepare()
 
     def stats(self) -> EngineStats:
         """Counters and gauges for metrics, as of now."""

@@ -51,7 +51,8 @@ from octavo.outputs import RequestUpdate
 
 _log = logging.getLogger(__name__)
 _IDLE_REPORT_S = 1.0
-"""An idle engine says this often that it lives."""
+"""An idle engine says this often that it lives. After the first such quiet it loads what grammars
+need."""
 _QUIET_S = 0.05
 """How long nothing has to happen before the engine prepares for later steps: a client that asks
 again as soon as it is answered must not wait for that each time, nor may threads that convert
@@ -157,6 +158,8 @@ class EngineLoop:
                 quiet_s = _QUIET_S
             elif not is_prepared:
                 is_prepared, quiet_s = not core.prepare_next(), 0.0
+            else:
+                core.prepare_grammars()
             self._tell_of_adapters()
             now = time.monotonic()
             has_settled = bool(updates) and not core.has_work

@@ -31,7 +31,7 @@ from octavo.lora.adapter_source import CONFIG_NAME, WEIGHTS_NAME
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 1 << 24
 _MAX_NAMED = 8
-"""Files of a folder that an error tells."""
+"""Folders that an error tells."""
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -144,16 +144,17 @@ def _tensor(
 
 
 def _check_is_there(folder: Path, name: str) -> None:
-    """Who has named a folder above or beside the adapter's is told what is in it."""
+    """Who has named a folder above those of adapters is told which; of others nothing is told."""
     if os.path.lexists(folder / name):
         return
     found: list[str] = []
     with contextlib.suppress(OSError):
-        found = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+        found = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_NAME}"))
     more = [f"{len(found) - _MAX_NAMED} more"] if len(found) > _MAX_NAMED else []
+    there = f"; adapters are in {', '.join(found[:_MAX_NAMED] + more)} below it" if found else ""
     raise ModelLoadError(
-        f"{folder} holds no {name} but {', '.join(found[:_MAX_NAMED] + more) or 'nothing'}; name "
-        "the folder in which PEFT has saved the adapter, or save it again."
+        f"{folder} holds no {name}{there}. Name the folder in which PEFT has saved the adapter, or "
+        "save it again."
     )
 
 

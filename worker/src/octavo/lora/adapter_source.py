@@ -105,7 +105,7 @@ def last_change(path: str) -> FileChange:
     folder = Path(AdapterSource(path).path)
     try:
         found = [(folder.expanduser() / name).stat() for name in (CONFIG_NAME, WEIGHTS_NAME)]
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, ValueError):
         return None
     return tuple((each.st_mtime_ns, each.st_size) for each in found)
 

@@ -39,4 +39,5 @@ class LoRARequest:
     @property
     def path(self) -> str:
         """Where it lies."""
-        return str(self.lora_path)
+        assert not isinstance(self.lora_path, int), "checked when it was made"
+        return os.fsdecode(self.lora_path)

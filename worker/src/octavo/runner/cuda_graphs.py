@@ -145,7 +145,8 @@ class StepGraphs:
         """Record a step. What it needs is compiled, or is compiled and loaded meanwhile.
 
         As ``torch.cuda.graph`` does, but without its wait for the device and its collection of
-        garbage: nothing of a capture touches the device, which may be busy with a step.
+        garbage: nothing of a capture but loading a kernel for the first time waits for the device,
+        which may be busy with a step.
         """
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):

@@ -88,10 +88,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def prepare_next(self) -> bool:
-        """Capture one more step ahead of its first use; False when there is nothing to prepare.
-
-        Only while no step is under way.
-        """
+        """Capture one more step ahead of its first use; False when there is nothing to prepare."""
         return self._graphs is not None and self._graphs.prepare_next()
 
     def run_largest(self) -> None:

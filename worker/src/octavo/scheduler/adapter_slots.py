@@ -6,10 +6,10 @@ takes a free slot, or that of the adapter that has been idle longest. When all a
 running requests, whoever asks is passed over, so that requests of adapters that are there are
 computed together; but not for long: after ``patience_s`` one adapter is chosen to leave, which
 means that its waiting requests start no more until it has made room. Who gets the room keeps it
-until it has been used, also from those whose turns come before, and is not chosen for as long
-again, so that all who wait for it start together: a copy for each would cost more. So adapters
-that many ask for cannot keep others out for longer than their running requests take; and whoever
-has waited longer than a request may is told by :meth:`AdapterSlots.missing`.
+until it has been used, also from those whose turns come before, and while more wait for it for
+``patience_s`` from then on, so that they start together: a copy for each would cost more. So
+adapters that many ask for cannot keep others out for longer than their running requests take; and
+whoever has waited longer than a request may is told by :meth:`AdapterSlots.missing`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,10 @@ class _Adapter:
     """Since when nothing but the adapter keeps a request from starting."""
     leaves_for: int | None = None
     """The adapter it shall make room for."""
-    is_used: bool = False
-    """Whether a request of it has started since it got its slot."""
     open_since_s: float | None = None
     """Since when requests of it could start in the slot that it has."""
     spared_since_s: float | None = None
-    """Since when others have been kept from its slot, as it is not used yet."""
+    """Since when others have been kept from its slot, as nobody could start in it yet."""
     last_used: int = 0
 
 
@@ -96,7 +94,6 @@ class AdapterSlots:
         assert adapter.slot is not None, f"adapter {adapter_id} is in no slot"
         assert adapter.is_filled, f"slot {adapter.slot} is not filled yet"
         adapter.num_running += 1
-        adapter.is_used = True
         self._uses += 1
         adapter.last_used = self._uses
         return adapter.slot
@@ -132,7 +129,10 @@ class AdapterSlots:
     def next_turn_s(self, now_s: float) -> float:
         """When the next slot that was spared until now can be taken; infinite where none was.
         What else gives an adapter a slot is that a request ends or a copy does."""
-        spared = [self._adapters[id].spared_since_s for id in self._holders if id is not None]
+        adapters = [self._adapters[holder] for holder in self._holders if holder is not None]
+        spared = [
+            since_s for each in adapters for since_s in (each.spared_since_s, each.open_since_s)
+        ]
         ends = [since_s + self._patience_s for since_s in spared if since_s is not None]
         return min((end_s for end_s in ends if end_s > now_s), default=math.inf)
 
@@ -193,7 +193,7 @@ class AdapterSlots:
         if slot is not None:
             self._holders[slot] = adapter_id
             adapter.slot, adapter.is_filled = slot, False
-            adapter.is_used, adapter.spared_since_s = False, None
+            adapter.spared_since_s = None
             self._fills.append((adapter_id, slot))
             return
         assert adapter.missing_since_s is not None
@@ -226,21 +226,20 @@ class AdapterSlots:
         return freed
 
     def _is_spared(self, adapter: _Adapter, now_s: float) -> bool:
-        """Whoever has waited for a slot for long, and got it, keeps it until the first use, though
-        others' turns come first: they would take it from it again and again. Not for long either:
-        it may be something else that keeps it from starting now."""
-        since_s = adapter.missing_since_s
-        if adapter.is_used or not adapter.num_waiting:
+        """Whoever's requests can start keeps the slot for some time, while any wait. So does
+        whoever has waited for a slot for long, and got it, until then, though others' turns come
+        first: they would take it from it again and again. Not for long either: it may be something
+        else that keeps it from starting now."""
+        if not adapter.num_waiting:
             return False
+        if adapter.open_since_s is not None:
+            return now_s - adapter.open_since_s < self._patience_s
+        since_s = adapter.missing_since_s
         if since_s is None or now_s - since_s < self._patience_s:
             return False
         if adapter.spared_since_s is None:
             adapter.spared_since_s = now_s
         return now_s - adapter.spared_since_s < self._patience_s
-
-    def _has_just_opened(self, adapter: _Adapter, now_s: float) -> bool:
-        since_s = adapter.open_since_s
-        return since_s is not None and now_s - since_s < self._patience_s
 
     def _choose_who_leaves(self, adapter_id: int, now_s: float) -> None:
         """Of the adapters that nobody told to leave, the one with the fewest running requests."""
@@ -255,7 +254,6 @@ class AdapterSlots:
                 adapter.leaves_for is None
                 and adapter.is_filled
                 and not self._is_spared(adapter, now_s)
-                and not self._has_just_opened(adapter, now_s)
             ):
                 staying.append(adapter)
         if staying:

@@ -5,5 +5,5 @@ honoured (``json_schema``, ``regex_size``), has every new grammar tried by a pro
 under limits (``trial``, ``trial_process``), and finds where a refused schema is at fault
 (``schema_fault``). The engine's process compiles in a thread (``compiler``), follows each request's
 tokens (``follower``), and fills masks (``masks``). The grammar library (``library``) is imported
-when the engine is first idle, or the first grammar comes.
+when the engine has first been idle for a second, or the first grammar comes.
 """

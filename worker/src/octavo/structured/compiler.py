@@ -138,8 +138,8 @@ class GrammarCompiler:
             self._known[key] = compiled
         else:
             self.num_hits += 1
-        if key not in self._kept:
-            self._make_room()
+            if key not in self._kept:
+                self._make_room()
         self._kept[key] = compiled
         self._kept.move_to_end(key)
         return compiled

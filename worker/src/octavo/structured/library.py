@@ -1,4 +1,4 @@
-"""The grammar library, loaded when the first grammar comes: its tokenizer, its limits, its errors.
+"""The grammar library, loaded when it is needed first: its tokenizer, its limits, its errors.
 
 Source: llguidance (https://github.com/guidance-ai/llguidance). Loading it and building the token
 trie takes about half a second for 49,152 tokens.
