@@ -260,7 +260,7 @@ def test_pickles_missing_files_and_huge_ones_are_refused(tmp_path: Path) -> None
     assert "adapter, checkpoint-0, " in str(refused.value)
     assert "checkpoint-6, 1 more below it. Name" in str(refused.value)
     assert "secret" not in str(refused.value)
-    assert last_change("a\0b") is None
+    assert last_change(AdapterSource("a\0b")) is None
 
 
 @contextmanager

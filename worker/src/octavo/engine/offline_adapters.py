@@ -69,14 +69,16 @@ class OfflineAdapters:
         known = self._loaded.get(request.lora_name)
         if known is None or known.path != request.path:
             return False
-        change = last_change(request.path)
+        change = last_change(AdapterSource(request.path))
         return change is None or change == known.change
 
     def _read(self, requests: Sequence[LoRARequest], use_tqdm: bool) -> dict[str, OctavoError]:
         """What could not be loaded, by name, and why."""
         errors: dict[str, OctavoError] = {}
         reading: dict[int, LoRARequest] = {}
-        changes = {request.lora_name: last_change(request.path) for request in requests}
+        changes = {
+            request.lora_name: last_change(AdapterSource(request.path)) for request in requests
+        }
         try:
             with HeldInterrupt() as interrupt:
                 for request in requests:

@@ -87,7 +87,7 @@ def find_adapter(source: AdapterSource, download_dir: str | None = None) -> Foun
         if _is_folder(folder):
             _refuse_revision(source)
             return FoundAdapter(folder, None)
-        if path.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(path):
+        if source.is_near or not _HUB_NAME.fullmatch(path):
             raise ModelLoadError(
                 f"{path} is not a folder; give an adapter's folder, hf://ORG/NAME or "
                 "s3://BUCKET/PREFIX."
@@ -100,12 +100,11 @@ FileChange = tuple[tuple[int, int], ...] | None
 """Of an adapter's files: when each was written, in nanoseconds, and its bytes."""
 
 
-def last_change(path: str) -> FileChange:
+def last_change(source: AdapterSource) -> FileChange:
     """Of what lies in a folder; None where nothing does, as of a repository or a bucket."""
-    folder = Path(AdapterSource(path).path)
     try:
-        found = [(folder.expanduser() / name).stat() for name in (CONFIG_NAME, WEIGHTS_NAME)]
-    except (OSError, RuntimeError, ValueError):
+        found = [(_place(source.path) / name).stat() for name in _FILES]
+    except (OSError, ValueError, ModelLoadError):
         return None
     return tuple((each.st_mtime_ns, each.st_size) for each in found)
 
