@@ -10,7 +10,7 @@ from typing import Any
 from answer_check import greedy
 
 from octavo import SamplingParams
-from octavo.engine.interface import ModelInfo
+from octavo.engine.model_info import ModelInfo
 
 _CHECKED_SHARE = 0.25
 _ABORTED_SHARE = 0.12

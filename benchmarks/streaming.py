@@ -18,12 +18,13 @@ from typing import Any
 
 from octavo.config import ServerConfig
 from octavo.engine.adapter_table import AdapterTable
-from octavo.engine.interface import EngineState, LoadProgress, ModelInfo
+from octavo.engine.interface import EngineState, LoadProgress
+from octavo.engine.model_info import ModelInfo
 from octavo.outputs import EngineStats, GenerationEvent, RequestState, TokenLogprobs
 from octavo.server.app import create_app
 from octavo.server.chunks import ChatChunks
-from octavo.server.generation import Usage
 from octavo.server.logprobs import LogprobWriter
+from octavo.server.usage import Usage
 
 HEAD = {
     "id": "chatcmpl-0123456789abcdef0123456789abcdef",

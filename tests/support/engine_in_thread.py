@@ -14,7 +14,6 @@ import msgspec
 from octavo.engine.core import EngineCore
 from octavo.engine.core_process import EngineLoop
 from octavo.engine.engine_channel import EngineChannel
-from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import (
     FrameSplitter,
     FromEngine,
@@ -22,6 +21,7 @@ from octavo.engine.messages import (
     ToEngine,
     frame,
 )
+from octavo.engine.model_info import ModelInfo
 from octavo.outputs import RequestUpdate
 
 

@@ -13,7 +13,8 @@ from contextlib import suppress
 from typing import Any
 
 from octavo.engine.adapter_table import AdapterTable
-from octavo.engine.interface import EngineState, LoadProgress, ModelInfo
+from octavo.engine.interface import EngineState, LoadProgress
+from octavo.engine.model_info import ModelInfo
 from octavo.engine.request_options import NO_OPTIONS, RequestOptions
 from octavo.errors import (
     EngineDeadError,

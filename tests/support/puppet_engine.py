@@ -13,7 +13,6 @@ import msgspec
 
 from octavo.config import EngineConfig
 from octavo.engine.async_engine import AsyncEngine
-from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import (
     FilesFound,
     FrameSplitter,
@@ -23,6 +22,7 @@ from octavo.engine.messages import (
     ToEngine,
     frame,
 )
+from octavo.engine.model_info import ModelInfo
 from octavo.outputs import EngineStats, RequestUpdate
 
 INFO = ModelInfo(

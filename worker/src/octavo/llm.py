@@ -28,8 +28,8 @@ from octavo.engine.build import build_engine
 from octavo.engine.core import EngineCore
 from octavo.engine.held_interrupt import HeldInterrupt
 from octavo.engine.intake import Intake
-from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import RequestSpec
+from octavo.engine.model_info import ModelInfo
 from octavo.engine.offline_adapters import OfflineAdapters
 from octavo.engine.request_options import RequestOptions
 from octavo.engine.text import ChoiceText

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from octavo.engine.intake import Intake
-from octavo.engine.interface import ModelInfo
+from octavo.engine.model_info import ModelInfo
 from octavo.errors import InvalidRequestError
 from octavo.grammar import StructuredOutputs
 from octavo.sampling_params import SamplingParams

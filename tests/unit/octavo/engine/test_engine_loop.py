@@ -13,8 +13,8 @@ import pytest
 from engine_in_thread import Loop, running_loop
 from octavo.batch import BatchPlan, Runner, StepHandle
 from octavo.engine import core_process
-from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import Abort, Ready, Refused, Shutdown, Submit, frame
+from octavo.engine.model_info import ModelInfo
 from octavo.grammar import Vocabulary
 from octavo.sampling_params import SamplingParams
 from octavo.structured.compiler import GrammarCompiler

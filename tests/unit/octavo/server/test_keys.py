@@ -16,10 +16,10 @@ from octavo.config import ServerConfig
 from octavo.errors import ConfigError
 from octavo.request import Tenant
 from octavo.server.app import create_app
-from octavo.server.generation import Usage
 from octavo.server.keys import KeyRing, parse_key
 from octavo.server.requests import Outcome, RequestRecord
 from octavo.server.token_budget import TokenBudget
+from octavo.server.usage import Usage
 
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 3}

@@ -26,7 +26,7 @@ from octavo.engine.carried_errors import from_load_failure, from_refusal
 from octavo.engine.engine_connection import EngineConnection, start_engine_process
 from octavo.engine.first_adapters import load_first_adapters
 from octavo.engine.inspections import Inspections
-from octavo.engine.interface import EngineState, LoadProgress, ModelInfo
+from octavo.engine.interface import EngineState, LoadProgress
 from octavo.engine.loading_state import LoadingState
 from octavo.engine.messages import (
     Abort,
@@ -45,6 +45,7 @@ from octavo.engine.messages import (
     Submit,
     ToEngine,
 )
+from octavo.engine.model_info import ModelInfo
 from octavo.engine.open_generation import OpenGeneration
 from octavo.engine.open_generations import OpenGenerations
 from octavo.engine.prompt_writer import PromptWriter

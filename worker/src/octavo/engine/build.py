@@ -18,9 +18,9 @@ from octavo.engine.adapter_control import AdapterControl
 from octavo.engine.compiler_process import CompilerProcess, CompileTask, use_kernel_cache
 from octavo.engine.core import EngineCore
 from octavo.engine.head_start import HeadStart, learn_compiler, open_products
-from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import FilesFound
-from octavo.engine.model_info import model_info
+from octavo.engine.model_description import describe_model
+from octavo.engine.model_info import ModelInfo
 from octavo.engine.phases import Phases, Report
 from octavo.engine.resolution import (
     dtype_name,
@@ -149,7 +149,7 @@ def build_engine(
         warm_up(runner, limits, device)
         warm_up_s = time.perf_counter() - started_s
     scheduler = Scheduler(limits)
-    info = model_info(config, checkpoint, family, model, kernels, limits, dtype, device)
+    info = describe_model(config, checkpoint, family, model, kernels, limits, dtype, device)
     grammars = _grammars(info, checkpoint, vocabulary)
     if grammars is not None:
         info = msgspec.structs.replace(info, can_constrain=True)

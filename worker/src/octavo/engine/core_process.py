@@ -26,7 +26,6 @@ from octavo.engine.compiler_process import CompilerProcess
 from octavo.engine.core import EngineCore
 from octavo.engine.engine_channel import EngineChannel, ServerGoneError
 from octavo.engine.head_start import HeadStart, may_use_gpu, open_card
-from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import (
     WHERE_SIGNAL,
     Abort,
@@ -43,6 +42,7 @@ from octavo.engine.messages import (
     Submit,
     ToEngine,
 )
+from octavo.engine.model_info import ModelInfo
 from octavo.engine.process_age import seconds_since_process_start
 from octavo.engine.step_pace import COMPILATION_LIMIT_S, SHORTEST_LIMIT_S
 from octavo.errors import OctavoError, RequestFailedError

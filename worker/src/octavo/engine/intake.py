@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import msgspec
 
 from octavo.cache.prefix_index import hash_blocks
-from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import RequestSpec
+from octavo.engine.model_info import ModelInfo
 from octavo.engine.request_options import NO_OPTIONS, RequestOptions
 from octavo.errors import InvalidRequestError, PromptTooLongError
 from octavo.grammar import Grammar, ReasoningSpan

@@ -10,18 +10,14 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-import msgspec
-
+from octavo.engine.adapter_table import AdapterTable
+from octavo.engine.model_info import ModelInfo
 from octavo.engine.request_options import NO_OPTIONS, RequestOptions
 from octavo.outputs import EngineStats, GenerationEvent, RequestState
-from octavo.pooling_params import Pooling
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.tokenizer import Truncation
-
-if TYPE_CHECKING:  # it knows the messages, which know what is here
-    from octavo.engine.adapter_table import AdapterTable
 
 
 class EngineState(enum.StrEnum):
@@ -32,41 +28,6 @@ class EngineState(enum.StrEnum):
     DRAINING = "draining"
     """Open requests run on, new ones are refused."""
     DEAD = "dead"
-
-
-class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of the model once it is loaded."""
-
-    name: str
-    """The model as it was given: a folder, a file or a name on the hub."""
-    max_model_len: int
-    """Most tokens, prompt and output together, of one request."""
-    vocab_size: int
-    """Token ids are below it."""
-    hidden_size: int = 0
-    """Components of an embedding."""
-    pooling: Pooling = "last"
-    """How embeddings are made unless a request says otherwise."""
-    embedding_dimensions: list[int] | None = []
-    """Fewer components that an embedding may be cut to, by the model's own word; None: any."""
-    has_tokenizer: bool
-    """False: only token ids go in and come out."""
-    eos_token_ids: list[int]
-    created: int
-    """When it was loaded, in seconds since 1970."""
-    sampling_defaults: dict[str, float] = {}
-    """What generation_config.json says for parameters a request leaves out."""
-    architecture: str = ""
-    dtype: str = ""
-    device: str = ""
-    kernels: str = ""
-    """Which implementation of the kernels computes."""
-    block_size: int = 16
-    num_blocks: int = 0
-    max_num_seqs: int = 0
-    enable_prefix_caching: bool = True
-    can_constrain: bool = False
-    """Whether output can be made to follow a grammar."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import struct
 
 import msgspec
 
-from octavo.engine.interface import ModelInfo
+from octavo.engine.model_info import ModelInfo
 from octavo.grammar import Grammar
 from octavo.lora.adapter_source import AdapterSource
 from octavo.outputs import EngineStats, RequestState, RequestUpdate

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 
 from octavo.engine.intake import Intake
-from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import RequestSpec
+from octavo.engine.model_info import ModelInfo
 from octavo.engine.prompt_writer import PromptWriter
 from octavo.engine.request_options import RequestOptions
 from octavo.errors import InvalidRequestError

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import msgspec
 
 from octavo.outputs import GenerationEvent
-from octavo.server.generation import Usage
 from octavo.server.logprobs import LogprobWriter, TextOffsets
 from octavo.server.message_reader import MessageReader, is_empty
 from octavo.server.protocol.answers import (
@@ -21,6 +20,7 @@ from octavo.server.protocol.answers import (
     Delta,
     UsageInfo,
 )
+from octavo.server.usage import Usage
 
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode

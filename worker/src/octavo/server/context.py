@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from octavo.config import ServerConfig
-from octavo.engine.interface import Engine, EngineState, ModelInfo
+from octavo.engine.interface import Engine, EngineState
+from octavo.engine.model_info import ModelInfo
 from octavo.errors import UnknownModelError
 from octavo.metrics.server_metrics import ServerMetrics
 from octavo.server.errors import ApiError

@@ -24,6 +24,7 @@ from octavo.sampling_params import SamplingParams
 from octavo.server.requests import RequestRecord
 from octavo.server.service_level import deadline_exceeded
 from octavo.server.thought_counter import ThoughtCounter
+from octavo.server.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +40,6 @@ class GenerationJob:
     def num_choices(self) -> int:
         """Choices in the answer: ``n`` for each prompt, in the prompts' order."""
         return len(self.prompts) * self.params.n
-
-
-@dataclass(slots=True)
-class Usage:
-    """Tokens of a request so far. A prompt counts once, whatever n is."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-    """Of the completion's tokens those of thoughts."""
 
 
 class Generation:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from octavo.engine.interface import Engine, ModelInfo
+from octavo.engine.interface import Engine
+from octavo.engine.model_info import ModelInfo
 from octavo.server.errors import bad_request
 from octavo.tokenization.tokenizer import Truncation
 

@@ -12,14 +12,11 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
 from octavo.outputs import RequestTimings
-
-if TYPE_CHECKING:
-    from octavo.server.generation import Usage
+from octavo.server.usage import Usage
 
 COUNTED_PATHS = frozenset(
     {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from octavo.server.generation import Usage
+from octavo.server.usage import Usage
 
 
 class PromptTokensDetails(msgspec.Struct):

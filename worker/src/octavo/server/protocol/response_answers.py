@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from octavo.server.generation import Usage
 from octavo.server.protocol.answers import TopLogprob
+from octavo.server.usage import Usage
 
 
 class OutputLogprob(msgspec.Struct):

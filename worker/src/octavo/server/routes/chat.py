@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from msgspec import UNSET
 from starlette.responses import Response
 
-from octavo.engine.interface import ModelInfo
+from octavo.engine.model_info import ModelInfo
 from octavo.outputs import GenerationEvent
 from octavo.server.chunks import ChatChunks, StreamWriter
 from octavo.server.context import ServerContext

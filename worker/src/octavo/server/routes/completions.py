@@ -9,7 +9,7 @@ from typing import cast
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from octavo.engine.interface import ModelInfo
+from octavo.engine.model_info import ModelInfo
 from octavo.engine.request_options import RequestOptions
 from octavo.outputs import GenerationEvent
 from octavo.server.chunks import CompletionChunks, StreamWriter

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from octavo.engine.interface import ModelInfo
+from octavo.engine.model_info import ModelInfo
 from octavo.engine.request_options import RequestOptions
 from octavo.outputs import GenerationEvent
 from octavo.pooling_params import PoolingParams

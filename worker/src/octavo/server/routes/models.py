@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from octavo.engine.adapter_entry import AdapterEntry
-from octavo.engine.interface import ModelInfo
+from octavo.engine.model_info import ModelInfo
 from octavo.server.context import ServerContext
 from octavo.server.errors import ApiError
 from octavo.server.json_response import json_response

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from prometheus_client.core import Metric
 from starlette.responses import Response
 
-from octavo.engine.interface import ModelInfo
+from octavo.engine.model_info import ModelInfo
 from octavo.metrics.engine_metrics import adapter_metrics
 from octavo.metrics.families import info_gauge
 from octavo.metrics.page import MetricsPage, request_outcomes, startup_seconds

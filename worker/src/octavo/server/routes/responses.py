@@ -8,7 +8,7 @@ from typing import Any, cast
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from octavo.engine.interface import ModelInfo
+from octavo.engine.model_info import ModelInfo
 from octavo.outputs import GenerationEvent, TokenLogprobs
 from octavo.server.chunks import StreamWriter
 from octavo.server.context import ServerContext

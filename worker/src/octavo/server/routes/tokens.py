@@ -9,7 +9,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from octavo.engine.interface import ModelInfo, TokenReader
+from octavo.engine.interface import TokenReader
+from octavo.engine.model_info import ModelInfo
 from octavo.server.body import read_model
 from octavo.server.context import ServerContext
 from octavo.server.conversation import render_conversation
