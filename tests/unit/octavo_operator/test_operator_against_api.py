@@ -523,7 +523,7 @@ async def test_operator_ends_in_plain_words_when_its_kinds_go(
 
 
 async def test_namespace_that_is_gone_keeps_nobody_from_the_others(
-    kmock: Any, operator: Any, monkeypatch: pytest.MonkeyPatch
+    kmock: Any, operator: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its role goes with it, so that every call there is refused: for ever."""
     kopf_settings = "octavo_operator.handlers.kopf_settings"
@@ -542,6 +542,9 @@ async def test_namespace_that_is_gone_keeps_nobody_from_the_others(
     # By kopf in vain, and with each resync.
     await eventually(lambda: num_lists("gone") > 20)
     assert num_lists("models") > 3
+    kinds = [kind for kind in (INFERENCE_SERVICE, LORA_ADAPTER) if kind.plural in caplog.text]
+    told = [line for line in caplog.messages if line.startswith("Request attempt #")]
+    assert len(told) == len(kinds) == 2
     await kmock.store.delete(SERVICE, "models", "chat")
 
     async def is_back() -> bool:

@@ -68,11 +68,18 @@ async def run_kopf(
 
 
 def _tell_failures_once() -> None:
-    """What ends kopf is raised, so the tracebacks on its way there say nothing new."""
+    """What ends kopf is raised, so the tracebacks on its way there say nothing new; and what fails
+    for long, as all calls to a namespace that is gone, fails alike each time."""
     for name in ("orchestration", "running"):
         logging.getLogger(f"kopf._core.reactor.{name}").addFilter(_without_traceback)
+    logging.getLogger("kopf._cogs.clients.watching").addFilter(_is_no_repetition)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
     record.exc_info = None
     return True
+
+
+def _is_no_repetition(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return "will retry" not in text or "attempt #1 " in text
