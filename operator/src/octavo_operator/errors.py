@@ -18,6 +18,7 @@ where they enter (`cluster/`, `local/`), and into kopf's own at the handler edge
     │   ├── WebhookError         an admission webhook that is to be asked does not answer
     │   ├── ForbiddenError       403: a right is missing, or a quota is used up
     │   └── RejectedError        400, 422: the object is invalid; trying again is useless
+    ├── KindsGoneError           the cluster has our own kinds no more (the user)
     ├── LeaseLostError           another operator leads by now, or may
     ├── WorkerUnreachableError   a worker does not answer, or not as it should
     ├── AdapterCallError         a worker does not load, or forget, an adapter
@@ -101,6 +102,17 @@ class ForbiddenError(ClusterError):
 
 class RejectedError(ClusterError):
     """The server finds the object invalid (400, 422); the same object will never pass."""
+
+
+class KindsGoneError(OctavoOperatorError):
+    """Somebody took our CustomResourceDefinitions away, and all resources with them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this cluster no longer has the kinds InferenceService and LoRAAdapter, or one of "
+            "them; apply what is in crds/, then the resources; an operator that starts waits for "
+            "the kinds"
+        )
 
 
 class LeaseLostError(OctavoOperatorError):

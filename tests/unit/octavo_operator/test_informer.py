@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,16 +12,17 @@ import pytest
 from eventually import eventually
 from faulty_cluster import FaultyCluster
 from inference_services import inference_service
+from octavo_operator.cluster.child_index import ChildIndex
 from octavo_operator.cluster.failures import response_error
 from octavo_operator.cluster.informer import FIRST_PAUSE_S, Informer, ServiceKey
 from octavo_operator.cluster.interface import Cluster
 from octavo_operator.cluster.object_store import ObjectStore
-from octavo_operator.errors import GoneError
+from octavo_operator.errors import ForbiddenError, GoneError
 from octavo_operator.labels import APP_NAME, LABEL_NAME, LABEL_SERVICE
 from octavo_operator.manifests.kinds import LEADER_WORKER_SET, POD, SERVICE, Kind
 from octavo_operator.manifests.metadata import sealed
 from octavo_operator.manifests.service import service_manifest
-from octavo_operator.reconcile.observed import LiveObject
+from octavo_operator.reconcile.live_object import LiveObject
 from octavo_operator.resources.inference_service import parse_inference_service
 
 KEY: ServiceKey = ("models", "chat")
@@ -145,3 +147,27 @@ async def test_server_that_knows_no_version_is_not_asked_without_a_pause(
             while cluster.calls["list services"] < 6:
                 await sleep(0)
     assert pauses[:5] == [FIRST_PAUSE_S] * 5
+
+
+async def test_namespace_that_may_not_be_seen_is_told_of_once_and_so_is_its_return(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was a line a minute for each kind."""
+    monkeypatch.setattr("octavo_operator.cluster.informer.ABSENT_KIND_PAUSE_S", 0.02)
+    monkeypatch.setattr("octavo_operator.cluster.informer.FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr("octavo_operator.cluster.informer.LONGEST_PAUSE_S", 0.02)
+    monkeypatch.setattr("octavo_operator.cluster.troubles.GATHER_S", 0.05)
+    caplog.set_level(logging.INFO, "octavo_operator.cluster")
+    cluster = FaultyCluster(ObjectStore())
+    cluster.always = ForbiddenError("list pods: HTTP 403: no")
+    index = ChildIndex(cluster, ["gone"], lambda service: None)
+    running = asyncio.create_task(index.run())
+    await eventually(lambda: cluster.calls["list pods"] > 10)
+    (line,) = caplog.messages
+    assert line.startswith("namespace gone: cannot follow configmaps, deployments, ")
+    assert line.endswith(": list pods: HTTP 403: no; trying until it works, which is told")
+    cluster.always = None
+    await eventually(lambda: len(caplog.messages) == 2)
+    assert caplog.messages[1] == "namespace gone: everything is followed again"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

@@ -16,8 +16,9 @@ import pytest
 
 from eventually import eventually
 from inference_services import condition_message, conditions, inference_service
+from octavo_operator.cluster.interface import WatchEvent
 from octavo_operator.cluster.object_store import ObjectStore
-from octavo_operator.errors import NotFoundError
+from octavo_operator.errors import KindsGoneError, NotFoundError
 from octavo_operator.handlers.operator_run import run_operator
 from octavo_operator.labels import API_VERSION
 from octavo_operator.manifests.kinds import (
@@ -30,6 +31,7 @@ from octavo_operator.manifests.kinds import (
     POD_MONITOR,
     SERVICE,
     SERVICE_ACCOUNT,
+    Kind,
 )
 from octavo_operator.reconcile.live_object import LiveObject
 from octavo_operator.settings import OperatorSettings
@@ -490,8 +492,38 @@ async def test_kinds_that_come_after_the_operator_are_served(
     assert caplog.text.count(told) == 1
 
 
+async def test_operator_ends_in_plain_words_when_its_kinds_go(
+    kmock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends at once: with its Lease given back, and not killed by kopf for taking too long."""
+    name_cluster(kmock.url, tmp_path, monkeypatch)
+    are_gone, watch = asyncio.Event(), kmock.store.watch
+
+    async def until_gone(kind: Kind, *rest: Any) -> AsyncIterator[WatchEvent]:
+        if kind == LORA_ADAPTER:
+            await are_gone.wait()
+            return
+        async for event in watch(kind, *rest):
+            yield event
+
+    monkeypatch.setattr(kmock.store, "watch", until_gone)
+    await kmock.store.create(inference_service())
+    settings = OperatorSettings(
+        namespaces=("models",), pod_namespace="system", probe_port=0, metrics_port=0
+    )
+    running = asyncio.create_task(run_operator(settings, is_in_cluster=False))
+    await eventually(lambda: is_reported(kmock.store))
+    kmock[f"get /apis/{API_VERSION}/namespaces/models/{LORA_ADAPTER.plural}"] << 404
+    are_gone.set()
+    with pytest.raises(KindsGoneError, match="no longer has the kinds InferenceService and"):
+        await asyncio.wait_for(running, 20)
+    assert "Traceback" not in caplog.text
+    lease = await kmock.store.get(LEASE, "system", "octavo-operator")
+    assert lease["spec"]["holderIdentity"] == ""
+
+
 async def test_namespace_that_is_gone_keeps_nobody_from_the_others(
-    kmock: Any, operator: Any, monkeypatch: pytest.MonkeyPatch
+    kmock: Any, operator: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its role goes with it, so that every call there is refused: for ever."""
     kopf_settings = "octavo_operator.handlers.kopf_settings"
@@ -510,6 +542,9 @@ async def test_namespace_that_is_gone_keeps_nobody_from_the_others(
     # By kopf in vain, and with each resync.
     await eventually(lambda: num_lists("gone") > 20)
     assert num_lists("models") > 3
+    kinds = [kind for kind in (INFERENCE_SERVICE, LORA_ADAPTER) if kind.plural in caplog.text]
+    told = [line for line in caplog.messages if line.startswith("Request attempt #")]
+    assert len(told) == len(kinds) == 2
     await kmock.store.delete(SERVICE, "models", "chat")
 
     async def is_back() -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from octavo_operator.cluster.informer import Informer, ServiceKey
 from octavo_operator.cluster.interface import Cluster
+from octavo_operator.cluster.troubles import Troubles
 from octavo_operator.errors import UnavailableError
 from octavo_operator.labels import (
     APP_NAME,
@@ -16,7 +17,7 @@ from octavo_operator.labels import (
     LABEL_NAME,
     MANAGED_BY,
 )
-from octavo_operator.manifests.kinds import CHILD_KINDS, CONFIG_MAP, POD, kind_of
+from octavo_operator.manifests.kinds import CHILD_KINDS, CONFIG_MAP, POD, Kind, kind_of
 from octavo_operator.reconcile.live_object import LiveObject
 
 LIST_PATIENCE_S: Final = 5.0
@@ -34,22 +35,19 @@ class ChildIndex:
     ) -> None:
         scopes: Sequence[str | None] = namespaces or (None,)
         child_labels = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_NAME: APP_NAME}
-        self._children = [
-            Informer(cluster, kind, scope, child_labels, on_change)
-            for kind in CHILD_KINDS
-            for scope in scopes
-        ]
+        troubles = {scope: Troubles(scope) for scope in scopes}
+
+        def informers(kind: Kind, labels: Mapping[str, str]) -> list[Informer]:
+            return [
+                Informer(cluster, kind, scope, labels, on_change, troubles[scope])
+                for scope in scopes
+            ]
+
+        self._children = [one for kind in CHILD_KINDS for one in informers(kind, child_labels)]
         # Pods are made by the Deployment from our template, which bears the selector's labels.
-        self._pods = [
-            Informer(cluster, POD, scope, {LABEL_NAME: APP_NAME}, on_change) for scope in scopes
-        ]
-        self._companions = [
-            Informer(cluster, POD, scope, {LABEL_NAME: COMPANION_NAME}, on_change)
-            for scope in scopes
-        ]
-        self._lists = [
-            Informer(cluster, CONFIG_MAP, scope, child_labels, on_change) for scope in scopes
-        ]
+        self._pods = informers(POD, {LABEL_NAME: APP_NAME})
+        self._companions = informers(POD, {LABEL_NAME: COMPANION_NAME})
+        self._lists = informers(CONFIG_MAP, child_labels)
         self._all = (*self._children, *self._pods, *self._companions, *self._lists)
 
     def children_of(self, service: ServiceKey) -> tuple[LiveObject, ...]:

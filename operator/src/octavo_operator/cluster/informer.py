@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from octavo_operator.cluster.interface import Cluster, EventType
+from octavo_operator.cluster.troubles import Troubles
 from octavo_operator.errors import ClusterError, ForbiddenError, GoneError, NotFoundError
 from octavo_operator.labels import LABEL_SERVICE
 from octavo_operator.manifests.kinds import INFERENCE_SERVICE, OPTIONAL_KINDS, Kind
@@ -29,7 +30,10 @@ ABSENT_KIND_PAUSE_S: Final = 300.0
 
 
 class Informer:
-    """Follows `kind` in `namespace` (None: everywhere); `on_change` gets the service concerned."""
+    """Follows `kind` in `namespace` (None: everywhere); `on_change` gets the service concerned.
+
+    `troubles` are those of all informers of the namespace, if there are others.
+    """
 
     def __init__(
         self,
@@ -38,12 +42,14 @@ class Informer:
         namespace: str | None,
         labels: Mapping[str, str],
         on_change: Callable[[ServiceKey], None],
+        troubles: Troubles | None = None,
     ) -> None:
         self.kind = kind
         self._cluster = cluster
         self._namespace = namespace
         self._labels = labels
         self._on_change = on_change
+        self._troubles = troubles if troubles is not None else Troubles(namespace)
         self._objects: dict[ServiceKey, dict[str, LiveObject]] = {}
         self._filed: dict[tuple[str, str], ServiceKey] = {}
         """Under which service an object is kept, by its namespace and name: labels may change."""
@@ -87,20 +93,22 @@ class Informer:
             try:
                 version = await self._list()
                 pause_s = FIRST_PAUSE_S
+                self._troubles.end(self)
                 await self._watch(version)
             except NotFoundError:
+                self._troubles.end(self)
                 await self._do_without()
             except GoneError as error:
                 logger.info("%s; listing again", error)
                 # A server that says so to every list must not be asked without a pause.
                 await asyncio.sleep(FIRST_PAUSE_S)
             except ClusterError as error:
+                self._troubles.begin(self, self.kind.plural, error)
                 if isinstance(error, ForbiddenError) and self.kind in OPTIONAL_KINDS:
                     # A cluster that has the kind, and a role made before it came.
-                    logger.warning("%s; %s is not used", error, self.kind.plural)
                     await self._do_without()
                     continue
-                await self._pause(error, pause_s)
+                await asyncio.sleep(max(error.retry_after_s or 0.0, pause_s))
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     async def _do_without(self) -> None:
@@ -109,11 +117,6 @@ class Informer:
         self._forget_all()
         self.listed.set()
         await asyncio.sleep(ABSENT_KIND_PAUSE_S)
-
-    async def _pause(self, error: ClusterError, pause_s: float) -> None:
-        wait_s = max(error.retry_after_s or 0.0, pause_s)
-        logger.warning("%s; trying again in %.0f s", error, wait_s)
-        await asyncio.sleep(wait_s)
 
     async def _list(self) -> str:
         listed = await self._cluster.list_objects(self.kind, self._namespace, self._labels)

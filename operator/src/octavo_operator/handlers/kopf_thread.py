@@ -7,12 +7,14 @@ loop with our informers, each would keep the other from ending. The thread hands
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import kopf
 
+from octavo_operator.errors import KindsGoneError
 from octavo_operator.settings import OperatorSettings
 
 
@@ -22,13 +24,18 @@ async def run_kopf(
     settings: OperatorSettings,
     stop_flag: asyncio.Event,
 ) -> None:
-    """Until `stop_flag`, or until kopf itself ends; then waits for its thread."""
+    """Until `stop_flag`, or until kopf itself ends; then waits for its thread.
+
+    Raises KindsGoneError where kopf ends because one of our kinds is not served any more: without
+    the right to follow CustomResourceDefinitions, it is told by nobody but its own watches.
+    """
     thread_flag = threading.Event()
     port = settings.probe_port
+    _tell_failures_once()
 
-    def run() -> None:
-        asyncio.run(
-            kopf.operator(
+    async def serve() -> None:
+        try:
+            await kopf.operator(
                 registry=registry,
                 settings=kopf_settings,
                 standalone=True,
@@ -37,10 +44,18 @@ async def run_kopf(
                 liveness_endpoint=f"http://0.0.0.0:{port}/healthz" if port else None,
                 stop_flag=thread_flag,
             )
-        )
+        except Exception as error:
+            if getattr(error, "status", None) == 404:
+                raise KindsGoneError from error
+            raise
+        finally:
+            # One of the loop's own threads waits for it, and the loop for that thread.
+            thread_flag.set()
 
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kopf")
-    running: asyncio.Future[None] = asyncio.get_running_loop().run_in_executor(executor, run)
+    running: asyncio.Future[None] = asyncio.get_running_loop().run_in_executor(
+        executor, lambda: asyncio.run(serve())
+    )
     stopping: asyncio.Future[bool] = asyncio.create_task(stop_flag.wait())
     waited: set[asyncio.Future[Any]] = {running, stopping}
     try:
@@ -50,3 +65,21 @@ async def run_kopf(
         stopping.cancel()
         await running
         executor.shutdown()
+
+
+def _tell_failures_once() -> None:
+    """What ends kopf is raised, so the tracebacks on its way there say nothing new; and what fails
+    for long, as all calls to a namespace that is gone, fails alike each time."""
+    for name in ("orchestration", "running"):
+        logging.getLogger(f"kopf._core.reactor.{name}").addFilter(_without_traceback)
+    logging.getLogger("kopf._cogs.clients.watching").addFilter(_is_no_repetition)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True
+
+
+def _is_no_repetition(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return "will retry" not in text or "attempt #1 " in text
