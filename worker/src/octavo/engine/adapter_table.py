@@ -145,7 +145,7 @@ class AdapterTable:
                 await asyncio.shield(load)
         except TimeoutError:
             raise AdapterNotReadyError(
-                f"The adapter {entry.name!r:.200} was not loaded within {self._wait_s:.0f} s; it "
+                f"The adapter {entry.name!r:.200} was not loaded within {self._wait_s:g} s; it "
                 "is still being loaded, try again.",
                 _RETRY_AFTER_S,
             ) from None
