@@ -320,10 +320,11 @@ def test_unloading_ends_a_load_under_way() -> None:
         waiting = asyncio.create_task(engine.table.acquire("slow"))
         await asyncio.sleep(0.01)
         assert await engine.table.unload("slow", 1.0) == 0
+        with pytest.raises(UnknownModelError, match="unloaded meanwhile"):
+            await waiting  # not for the load
         engine.release()
-        for task in (load, waiting):
-            with pytest.raises(UnknownModelError, match="unloaded meanwhile"):
-                await task
+        with pytest.raises(UnknownModelError, match="unloaded meanwhile"):
+            await load
         assert engine.closed == [1]
         assert not engine.table.entries()
 

@@ -142,7 +142,7 @@ class AdapterTable:
         load = entry.load or self._begin_again(entry)
         try:
             async with asyncio.timeout(self._wait_s):
-                await asyncio.shield(load)
+                await _until_either(load, entry.is_unloaded)
         except TimeoutError:
             raise AdapterNotReadyError(
                 f"The adapter {entry.name!r:.200} was not loaded within {self._wait_s:g} s; it "
@@ -231,6 +231,7 @@ class AdapterTable:
         entry = self._entries.pop(name, None)
         if entry is None:
             raise UnknownModelError(f"There is no adapter {name!r:.200} here.", "lora_name")
+        entry.is_unloaded.set()
         if entry.current is not None:
             self._retire(entry.current)
         used = [one for owner, one in self._generations.values() if owner is entry]
@@ -377,6 +378,17 @@ class AdapterTable:
     def _forget(self, generation: Generation) -> None:
         if self._generations.pop(generation.id, None) is not None:
             self._send(CloseAdapter(generation.id))
+
+
+async def _until_either(load: asyncio.Task[Generation], event: asyncio.Event) -> None:
+    """Raises what the load does, if that is what came."""
+    is_set = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({load, is_set}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        is_set.cancel()
+    if load.done():
+        load.result()
 
 
 def _why_not(entry: AdapterEntry, retry_after_s: float) -> OctavoError:
