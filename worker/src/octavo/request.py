@@ -95,6 +95,16 @@ class AdapterGeneration:
     """Of its files' contents."""
 
 
+class RequestGroup:
+    """The choices that were asked as one, and are answered as one."""
+
+    __slots__ = ("has_begun",)
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        """Whether any of them has ever had a row."""
+
+
 class Request:
     """The engine's record of one request. Mutated by the scheduler alone."""
 
@@ -112,6 +122,7 @@ class Request:
         "first_scheduled_s",
         "first_token_s",
         "grammar",
+        "group",
         "id",
         "is_follower",
         "leader",
@@ -179,6 +190,7 @@ class Request:
         self.leader = leader
         """For n > 1: the sibling that computes the prompt; this one waits for its blocks."""
         self.is_follower = leader is not None
+        self.group = RequestGroup()
         self.tenant = tenant
         self.pooling = pooling
         """How the prompt becomes a vector; None: it does not."""

@@ -148,6 +148,24 @@ def test_who_waits_for_something_else_is_not_refused() -> None:
     assert world.outputs["a"]
 
 
+def test_choices_of_an_answer_that_has_begun_are_not_refused() -> None:
+    world = World(max_num_seqs=1)
+    world.add(*(make_request(f"choice-{n}", 6, max_tokens=20, adapter_id=0) for n in range(2)))
+    world.run()
+    world.add(make_request("other", 6, max_tokens=4000, adapter_id=1, priority=-1))
+    world.run()
+    world.run(num_steps=40, seconds=1.0)  # 0 admits nobody until the other has had its turn
+    assert world.ends["choice-0"].finish_reason == "length"
+    assert world.outputs["other"]
+    assert not world.outputs["choice-1"]
+    world.ask("alone", 0, max_tokens=4)
+    world.run(seconds=WAIT_S + 1)
+    assert list(world.refused()) == ["alone"]
+    world.end("other", "abort")
+    world.run(num_steps=30)
+    assert world.ends["choice-1"].finish_reason == "length"
+
+
 def test_many_requests_of_an_absent_adapter_keep_nobody_from_starting() -> None:
     world = World(max_num_waiting=2000)
     world.ask("holder", 0)

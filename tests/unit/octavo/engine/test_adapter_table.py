@@ -217,6 +217,31 @@ def test_a_slow_disk_holds_up_who_is_to_be_remembered_and_nobody_else(tmp_path: 
     assert file.num_writes == 2, "all that came while one was written are written at once"
 
 
+def test_a_load_is_told_what_it_has_loaded_whatever_comes_next(tmp_path: Path) -> None:
+    file = SlowFile(tmp_path / "adapters.json")
+    engine = AdapterEngine()
+    engine.digests |= {"/one": "d1", "/two": "d2"}
+    table = engine.table = AdapterTable(engine._take, is_enabled=True, wait_s=60, state_file=file)
+
+    async def action() -> None:
+        sources = (AdapterSource("/one"), AdapterSource("/one", digest="d1"), AdapterSource("/two"))
+        loads = []
+        for source in sources:
+            loads.append(asyncio.create_task(table.load("sql", source)))
+            await asyncio.sleep(0.01)  # to where it waits to be remembered
+        (entry,) = table.entries()
+        assert entry.source.path == "/two"
+        file.may_write.set()
+        for answer, path, digest in zip(
+            await asyncio.gather(*loads), ("/one", "/one", "/two"), ("d1", "d1", "d2"), strict=True
+        ):
+            assert answer.current is not None
+            assert (answer.source.path, answer.current.digest) == (path, digest)
+            assert str(answer.state) == "ready"
+
+    run(action)
+
+
 def test_a_state_file_that_cannot_be_written_is_told_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -274,7 +299,8 @@ def test_a_load_that_waits_too_long_for_its_turn_keeps_it() -> None:
         with pytest.raises(AdapterNotReadyError, match="loading goes on"):
             await engine.table.load("sql", AdapterSource("/two"), 0.01)
         engine.release()
-        entry = await first
+        await first
+        (entry,) = engine.table.entries()
         while entry.load is not None:
             await asyncio.wait([entry.load])
         assert entry.current is not None
@@ -294,12 +320,46 @@ def test_unloading_ends_a_load_under_way() -> None:
         waiting = asyncio.create_task(engine.table.acquire("slow"))
         await asyncio.sleep(0.01)
         assert await engine.table.unload("slow", 1.0) == 0
+        with pytest.raises(UnknownModelError, match="unloaded meanwhile"):
+            await waiting  # not for the load
         engine.release()
-        for task in (load, waiting):
-            with pytest.raises(UnknownModelError, match="unloaded meanwhile"):
-                await task
+        with pytest.raises(UnknownModelError, match="unloaded meanwhile"):
+            await load
         assert engine.closed == [1]
         assert not engine.table.entries()
+
+    run(action)
+
+
+def test_unloading_ends_requests_of_replaced_versions_too() -> None:
+    engine = AdapterEngine()
+    engine.digests |= {"/one": "d1", "/two": "d2"}
+
+    async def action() -> None:
+        table = engine.table
+        await table.load("sql", AdapterSource("/one"))
+        late, soon = await table.acquire("sql"), await table.acquire("sql")
+        await table.load("sql", AdapterSource("/two"))
+        current = await table.acquire("sql")
+        assert [one.num_open for _, one in table.draining()] == [2]
+        unload = asyncio.create_task(table.unload("sql", 0.05))
+        await asyncio.sleep(0)
+        table.release(soon)
+        assert await unload == 2
+        assert sorted(engine.closed) == [1, 2]
+        assert not table.draining()
+        for adapter in (late, current):  # as their requests have heard of it
+            table.release(adapter)
+
+        # Nor do those of one name wait for those who had it before.
+        await table.load("sql", AdapterSource("/one"))
+        await table.acquire("sql")
+        first = asyncio.create_task(table.unload("sql", 60))
+        await asyncio.sleep(0)
+        await table.load("sql", AdapterSource("/two"))
+        assert await table.unload("sql", 60) == 0
+        assert [one.num_open for _, one in table.draining()] == [1]
+        first.cancel()
 
     run(action)
 
@@ -392,7 +452,8 @@ def test_who_waited_for_an_adapter_that_went_as_it_came_gets_none() -> None:
     engine.is_holding = True
 
     async def action() -> None:
-        entry = await engine.table.load("slow", AdapterSource("/slow"), is_lazy=True)
+        await engine.table.load("slow", AdapterSource("/slow"), is_lazy=True)
+        (entry,) = engine.table.entries()
         waiting = asyncio.create_task(engine.table.acquire("slow"))
         await asyncio.sleep(0.01)
         engine.release()
@@ -413,7 +474,8 @@ def test_requests_for_what_cannot_be_loaded_do_not_call_a_hub_each(
     engine = AdapterEngine()
 
     async def action() -> None:
-        entry = await engine.table.load("sql", AdapterSource(path), is_lazy=True)
+        await engine.table.load("sql", AdapterSource(path), is_lazy=True)
+        (entry,) = engine.table.entries()
         for _ in range(3):
             with pytest.raises(AdapterNotReadyError, match="cannot be loaded now") as caught:
                 await engine.table.acquire("sql")
@@ -436,7 +498,8 @@ def test_a_name_whose_files_are_refused_is_not_offered(path: str) -> None:
     source = AdapterSource(path, digest="d1")
 
     async def action() -> None:
-        entry = await engine.table.load("wide", source, is_lazy=True)
+        await engine.table.load("wide", source, is_lazy=True)
+        (entry,) = engine.table.entries()
         assert engine.table.offered() == [entry]  # nobody has looked yet
         engine.table.check_offered("wide")
         for _ in range(3):
@@ -463,7 +526,8 @@ def test_a_load_that_may_do_takes_a_refusal_back() -> None:
     engine.refusals["/wide"] = "Its rank is 64."
 
     async def action() -> None:
-        entry = await engine.table.load("sql", AdapterSource("/wide"), is_lazy=True)
+        await engine.table.load("sql", AdapterSource("/wide"), is_lazy=True)
+        (entry,) = engine.table.entries()
         with pytest.raises(AdapterRefusedError):
             await engine.table.acquire("sql")
         await engine.table.load("sql", AdapterSource("/narrow"), is_lazy=True)
@@ -481,7 +545,8 @@ def test_a_refused_version_takes_nothing_from_the_one_that_serves() -> None:
     engine.refusals["/wide"] = "Its rank is 64."
 
     async def action() -> None:
-        entry = await engine.table.load("sql", AdapterSource("/sql"))
+        await engine.table.load("sql", AdapterSource("/sql"))
+        (entry,) = engine.table.entries()
         with pytest.raises(AdapterError):
             await engine.table.load("sql", AdapterSource("/wide"))
         assert engine.table.offered() == [entry]
@@ -496,7 +561,8 @@ def test_a_refused_version_takes_nothing_from_a_name_that_is_loaded_when_asked_f
     engine.refusals["/wide"] = engine.refusals["hf://acme/wide"] = "Its rank is 64."
 
     async def action() -> None:
-        entry = await engine.table.load("sql", AdapterSource("/sql"), is_lazy=True)
+        await engine.table.load("sql", AdapterSource("/sql"), is_lazy=True)
+        (entry,) = engine.table.entries()
         for path in ("/wide", "hf://acme/wide"):
             with pytest.raises(AdapterError):
                 await engine.table.load("sql", AdapterSource(path))
@@ -515,7 +581,8 @@ def test_an_adapter_that_cannot_be_read_again_is_not_said_to_be_ready() -> None:
     source = AdapterSource("/sql", digest="d1")
 
     async def action() -> None:
-        entry = await engine.table.load("sql", source)
+        await engine.table.load("sql", source)
+        (entry,) = engine.table.entries()
         gone = AdapterFailed(1, "AdapterChangedError", "no longer those that were loaded")
         engine.table.heard(gone)
         assert (str(entry.state), entry.message) == ("failed", gone.message)

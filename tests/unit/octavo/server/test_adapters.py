@@ -80,6 +80,24 @@ async def test_waiting_for_a_load_ends_with_the_requests_own_time(
     assert not engine.seen
 
 
+async def test_who_waits_for_a_load_can_be_cancelled(
+    engine: FakeEngine, table: AdapterTable, client: httpx.AsyncClient
+) -> None:
+    body = {"model": "sql", "prompt": "hi", "max_tokens": 1}
+    headers = {"X-Request-Id": "mine"}
+    asked = asyncio.create_task(client.post("/v1/completions", json=body, headers=headers))
+    async with asyncio.timeout(10):
+        while table.entries()[0].load is None:
+            await asyncio.sleep(0.001)
+        ended = await client.post("/v1/requests/mine/cancel")
+        assert (ended.status_code, ended.json()["num_cancelled"]) == (200, 1)
+        answer = await asked
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "request_aborted")
+    assert not engine.seen
+    (record,) = (await client.get("/v1/requests")).json()["ended"]
+    assert record["outcome"] == "aborted"
+
+
 async def test_waiting_for_a_load_is_time_of_the_request(
     engine: FakeEngine, client: httpx.AsyncClient
 ) -> None:

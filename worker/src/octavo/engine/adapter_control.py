@@ -195,12 +195,13 @@ class AdapterControl:
 
     def _refuse_overdue(self, now_s: float) -> None:
         """End those who have waited for an adapter alone for as long as a request may. Who has
-        begun goes on waiting: its tokens are kept, and it is the first to start again."""
+        begun goes on waiting, and so do the other choices of its answer: its tokens are kept, and
+        it is the first to start again."""
         # Whoever comes to wait after this look has at least so long.
         self._next_look_s = now_s + min(_LOOK_S, self._wait_s)
         missing_since_s, late = self._slots.missing(), []
         for request in self._scheduler.waiting_for(missing_since_s):
-            if request.num_output_tokens:
+            if request.group.has_begun:
                 continue
             assert request.adapter_id is not None
             since_s = max(request.arrival_s, missing_since_s[request.adapter_id])
@@ -209,7 +210,7 @@ class AdapterControl:
             else:
                 self._next_look_s = min(self._next_look_s, since_s + self._wait_s)
         message = (
-            f"The adapter did not get on the device within {self._wait_s:.0f} s (all "
+            f"The adapter did not get on the device within {self._wait_s:g} s (all "
             f"{self._slots.num_slots} slots are in use, or it is still being read); try again, "
             "or start the server with a larger --max-loras."
         )

@@ -66,6 +66,7 @@ class AdapterEntry:
     """Whether it failed for what the files hold, so that other attempts would, too."""
     retry_at_s: float = 0.0
     """When a request may make another attempt, by the event loop's clock."""
+    is_unloaded: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def state(self) -> AdapterState:

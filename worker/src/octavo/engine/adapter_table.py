@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from octavo.engine.adapter_entry import AdapterEntry, Generation
 from octavo.engine.adapter_hold import AdapterHold
@@ -62,7 +63,7 @@ class AdapterTable:
         """How loads ended."""
         self._openings = AdapterOpenings(send)
         self._entries: dict[str, AdapterEntry] = {}
-        self._generations: dict[int, tuple[str, Generation]] = {}
+        self._generations: dict[int, tuple[AdapterEntry, Generation]] = {}
         """All that the engine knows, with the name each was loaded under."""
         self._writing = asyncio.Lock()
         self._has_changed = False
@@ -92,12 +93,13 @@ class AdapterTable:
 
     def draining(self) -> list[tuple[str, Generation]]:
         """Generations that no name stands for any more, whose requests are still running."""
-        return [(name, one) for name, one in self._generations.values() if one.is_retired]
+        used = self._generations.values()
+        return [(entry.name, one) for entry, one in used if one.is_retired]
 
     def name_of(self, generation: int) -> str:
         """For metrics; its number where it is not known."""
         known = self._generations.get(generation)
-        return str(generation) if known is None else known[0]
+        return str(generation) if known is None else known[0].name
 
     # ---- Requests ---------------------------------------------------------------------------
 
@@ -140,10 +142,10 @@ class AdapterTable:
         load = entry.load or self._begin_again(entry)
         try:
             async with asyncio.timeout(self._wait_s):
-                await asyncio.shield(load)
+                await _until_either(load, entry.is_unloaded)
         except TimeoutError:
             raise AdapterNotReadyError(
-                f"The adapter {entry.name!r:.200} was not loaded within {self._wait_s:.0f} s; it "
+                f"The adapter {entry.name!r:.200} was not loaded within {self._wait_s:g} s; it "
                 "is still being loaded, try again.",
                 _RETRY_AFTER_S,
             ) from None
@@ -166,9 +168,9 @@ class AdapterTable:
         """Load an adapter, or what is there now of one that is; the name is flipped at the end.
 
         ``is_lazy``: a name that stands for nothing is only made known, and loaded when first
-        asked for. Raises AdapterError, ModelLoadError or, for the name, InvalidRequestError; then a
-        name that stood for something still does. AdapterNotReadyError after ``timeout_s``: the load
-        goes on.
+        asked for. Returns the name as this load has left it, whatever others have made of it since.
+        Raises AdapterError, ModelLoadError or, for the name, InvalidRequestError; then a name that
+        stood for something still does. AdapterNotReadyError after ``timeout_s``: the load goes on.
         """
         if not self.is_enabled:
             raise AdapterError("This server takes no adapters; start it with --enable-lora.")
@@ -223,25 +225,26 @@ class AdapterTable:
     async def unload(self, name: str, timeout_s: float) -> int:
         """Forget a name at once, and its weights when its requests have ended.
 
-        Those that have not by ``timeout_s`` are ended; returns how many. A load under way comes
-        to nothing.
+        Those that have not by ``timeout_s`` are ended, also those of versions before; returns how
+        many. A load under way comes to nothing.
         """
         entry = self._entries.pop(name, None)
         if entry is None:
             raise UnknownModelError(f"There is no adapter {name!r:.200} here.", "lora_name")
-        generation = entry.current
-        if generation is not None:
-            self._retire(generation)
+        entry.is_unloaded.set()
+        if entry.current is not None:
+            self._retire(entry.current)
+        used = [one for owner, one in self._generations.values() if owner is entry]
         await self._remember()
-        if generation is None:
-            return 0
         try:
-            if generation.num_open:
-                await asyncio.wait_for(generation.is_idle.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                for one in used:
+                    await one.is_idle.wait()
         except TimeoutError:
-            num_late = generation.num_open
-            self._forget(generation)
-            return num_late
+            late = [one for one in used if one.num_open]
+            for one in late:
+                self._forget(one)
+            return sum(one.num_open for one in late)
         return 0
 
     def heard(self, message: AdapterOpened | AdapterFailed) -> None:
@@ -270,20 +273,20 @@ class AdapterTable:
             if entry.current is None:
                 entry.source = source
             entry.succeeded()
+            left = replace(entry)
             await self._settle(entry, is_lazy, is_remembered)
-            return entry
-        await self._begin(entry, source, is_lazy, is_remembered)
-        return entry
+            return left
+        generation = await self._begin(entry, source, is_lazy, is_remembered)
+        return replace(entry, source=source, current=generation, error=None)
 
     def _heard_again(self, message: AdapterOpened | AdapterFailed) -> None:
         """Of weights that had left memory: whether their files could be read when needed."""
         known = self._generations.get(message.adapter_id)
         if known is None:
             return
-        name, generation = known
+        entry, generation = known
         generation.error = message.message if isinstance(message, AdapterFailed) else None
-        entry = self._entries.get(name)
-        if generation.error is None and entry is not None and entry.current is generation:
+        if generation.error is None and entry.current is generation:
             entry.error = None
 
     def _begin(
@@ -337,7 +340,7 @@ class AdapterTable:
         generation = Generation(
             opened.adapter_id, opened.digest, opened.rank, opened.size_bytes, opened.base_model
         )
-        self._generations[generation.id] = (entry.name, generation)
+        self._generations[generation.id] = (entry, generation)
         log_event(
             _log,
             "adapter_ready",
@@ -375,6 +378,17 @@ class AdapterTable:
     def _forget(self, generation: Generation) -> None:
         if self._generations.pop(generation.id, None) is not None:
             self._send(CloseAdapter(generation.id))
+
+
+async def _until_either(load: asyncio.Task[Generation], event: asyncio.Event) -> None:
+    """Raises what the load does, if that is what came."""
+    is_set = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({load, is_set}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        is_set.cancel()
+    if load.done():
+        load.result()
 
 
 def _why_not(entry: AdapterEntry, retry_after_s: float) -> OctavoError:

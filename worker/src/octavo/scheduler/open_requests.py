@@ -22,7 +22,7 @@ from octavo.cache.kv_cache_manager import KVCacheManager
 from octavo.config import SchedulerConfig
 from octavo.errors import InvalidRequestError, UnknownModelError
 from octavo.outputs import RequestUpdate
-from octavo.request import FinishReason, Request, RequestStatus
+from octavo.request import FinishReason, Request, RequestGroup, RequestStatus
 from octavo.scheduler.adapter_slots import AdapterSlots
 from octavo.scheduler.arrival import check_can_run, check_group_size, token_limit
 from octavo.scheduler.deadlines import Deadlines
@@ -71,7 +71,9 @@ class OpenRequests:
             self._check_names(request)
         check_group_size(requests, self.config)
         self.waiting.check_room(requests, self.clock())
+        group = RequestGroup()
         for request in requests:
+            request.group = group
             self._add(request)
 
     def _check_names(self, request: Request) -> None:
@@ -112,6 +114,7 @@ class OpenRequests:
         self.kv_cache.allocate(request, prefix)
         self.running.enter(request)
         request.transition(RequestStatus.RUNNING)
+        request.group.has_begun = True
         request.num_computed_tokens = num_cached_tokens
         if request.first_scheduled_s is None:
             request.first_scheduled_s = now_s

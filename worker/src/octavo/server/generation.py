@@ -22,7 +22,7 @@ from octavo.outputs import GenerationEvent
 from octavo.request import EVERYONE, AdapterGeneration, Tenant
 from octavo.sampling_params import SamplingParams
 from octavo.server.requests import RequestRecord
-from octavo.server.service_level import deadline_exceeded
+from octavo.server.service_level import cancelled, deadline_exceeded
 from octavo.server.thought_counter import ThoughtCounter
 from octavo.server.usage import Usage
 
@@ -106,6 +106,8 @@ class Generation:
             adapter=adapter,
         )
         try:
+            if self._request.is_cancelled:  # as the load ended
+                raise cancelled()
             events = self._engine.generate(
                 job.prompts, job.params, request_id=self._id, options=options
             )
@@ -124,10 +126,12 @@ class Generation:
         if self._adapter is None:
             return None
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s) as self._request.adapter_wait:
                 return await self._engine.adapters.acquire(self._adapter)
         except TimeoutError:
-            raise deadline_exceeded() from None
+            raise cancelled() if self._request.is_cancelled else deadline_exceeded() from None
+        finally:
+            self._request.adapter_wait = None
 
     def _account(self, event: GenerationEvent) -> None:
         prompt = event.index // self._job.params.n

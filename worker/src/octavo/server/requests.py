@@ -7,6 +7,7 @@ be counted twice or not at all.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import itertools
 import time
@@ -55,6 +56,7 @@ class RequestRecord:
     """What is kept of one request."""
 
     __slots__ = (
+        "adapter_wait",
         "answer_id",
         "arrived_s",
         "arrived_unix_s",
@@ -65,6 +67,7 @@ class RequestRecord:
         "first_token_s",
         "id",
         "is_accepted",
+        "is_cancelled",
         "key",
         "max_tokens",
         "model",
@@ -104,6 +107,10 @@ class RequestRecord:
         """Where it has several choices, the engine's ids for them begin with this and a colon."""
         self.is_accepted = False
         """Whether the engine was asked, and did not refuse."""
+        self.adapter_wait: asyncio.Timeout | None = None
+        """While it waits for its adapter, before the engine hears of it."""
+        self.is_cancelled = False
+        """An administrator has ended that wait."""
         self.usage: Usage | None = None
         """Live while it runs."""
         self.timings: RequestTimings | None = None
@@ -128,6 +135,14 @@ class RequestRecord:
     def remaining_s(self, now_s: float) -> float | None:
         """What is left of its time; None: it has all the time."""
         return None if self.timeout_s is None else self.timeout_s - (now_s - self.arrived_s)
+
+    def cancel_wait(self) -> bool:
+        """End its wait for an adapter; False if it waits for none."""
+        if self.adapter_wait is None or self.adapter_wait.expired():
+            return False
+        self.is_cancelled = True
+        self.adapter_wait.reschedule(0.0)
+        return True
 
     def end_choice(self, reason: str, timings: RequestTimings | None) -> None:
         """One of its choices ended, with a :class:`octavo.request.FinishReason` value."""

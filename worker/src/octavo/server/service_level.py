@@ -48,6 +48,16 @@ def deadline_exceeded() -> ApiError:
     )
 
 
+def cancelled() -> ApiError:
+    """The answer to a request that was ended before anything was generated."""
+    return ApiError(
+        503,
+        "The request was cancelled before its first token, by the server's "
+        "operator or its shutdown; ask again, maybe another replica.",
+        code="request_aborted",
+    )
+
+
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)

@@ -33,7 +33,12 @@ from octavo.server.exchange import Exchange
 from octavo.server.generation import Generation, GenerationJob
 from octavo.server.protocol.fields import EngineBody
 from octavo.server.requests import Outcome, record_of
-from octavo.server.service_level import deadline_exceeded, least_timeout, own_priority
+from octavo.server.service_level import (
+    cancelled,
+    deadline_exceeded,
+    least_timeout,
+    own_priority,
+)
 
 _logger = logging.getLogger("octavo.server")
 _SSE_HEADERS = [
@@ -181,10 +186,5 @@ async def _checked(generation: Generation) -> AsyncGenerator[GenerationEvent, No
                 if event.finish_reason == "deadline":
                     raise deadline_exceeded()
                 if event.finish_reason == "abort":
-                    raise ApiError(
-                        503,
-                        "The request was cancelled before its first token, by the server's "
-                        "operator or its shutdown; ask again, maybe another replica.",
-                        code="request_aborted",
-                    )
+                    raise cancelled()
             yield event

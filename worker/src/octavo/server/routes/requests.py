@@ -83,6 +83,8 @@ def _is_named(record: RequestRecord, request_id: str) -> bool:
 
 
 def _cancel(context: ServerContext, record: RequestRecord) -> bool:
+    if record.cancel_wait():
+        return True
     return record.engine_id is not None and context.engine.abort(record.engine_id)
 
 
