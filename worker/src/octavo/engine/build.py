@@ -21,6 +21,7 @@ from octavo.engine.head_start import HeadStart, learn_compiler, open_products
 from octavo.engine.interface import ModelInfo
 from octavo.engine.messages import FilesFound
 from octavo.engine.model_info import model_info
+from octavo.engine.named_adapters import check_named_adapters
 from octavo.engine.phases import Phases, Report
 from octavo.engine.resolution import (
     dtype_name,
@@ -95,6 +96,7 @@ def build_engine(
         head_start.begin(open_products)
     _set_threads(config, device)
     use_kernel_cache(config)
+    check_named_adapters(config.lora_modules, config.max_lora_rank)
     with phases("files", config.model):
         checkpoint = open_checkpoint(
             config.model,

@@ -82,18 +82,31 @@ def find_adapter(source: AdapterSource, download_dir: str | None = None) -> Foun
         _refuse_revision(source)
         folder = bucket.fetch_version(bucket.parse_uri(path), download_dir, _FILES)
         return FoundAdapter(folder, None)
-    if not path.startswith(_HUB_SCHEME):
-        folder = _place(path)
-        if _is_folder(folder):
-            _refuse_revision(source)
-            return FoundAdapter(folder, None)
-        if source.is_near or not _HUB_NAME.fullmatch(path):
-            raise ModelLoadError(
-                f"{path} is not a folder; give an adapter's folder, hf://ORG/NAME or "
-                "s3://BUCKET/PREFIX."
-            )
+    near = find_near(source)
+    if near is not None:
+        return near
     folder = hub.fetch_files(_hub_model(source), download_dir, _FILES)
     return FoundAdapter(folder, folder.name)
+
+
+def find_near(source: AdapterSource) -> FoundAdapter | None:
+    """The files of an adapter in a folder; None where a repository or a bucket is meant.
+
+    Raises as :func:`find_adapter` does.
+    """
+    path = source.path
+    if path.startswith((_HUB_SCHEME, bucket_store.SCHEME)):
+        return None
+    folder = _place(path)
+    if _is_folder(folder):
+        _refuse_revision(source)
+        return FoundAdapter(folder, None)
+    if source.is_near or not _HUB_NAME.fullmatch(path):
+        raise ModelLoadError(
+            f"{path} is not a folder; give an adapter's folder, hf://ORG/NAME or "
+            "s3://BUCKET/PREFIX."
+        )
+    return None
 
 
 FileChange = tuple[tuple[int, int], ...] | None
