@@ -37,7 +37,7 @@ from octavo.kernels.adapters import AdapterStack
 from octavo.kernels.interface import Kernels
 from octavo.kernels.select import select_kernels
 from octavo.loading.checkpoint import Checkpoint, open_checkpoint
-from octavo.lora.adapter_store import AdapterStore
+from octavo.lora.adapter_store import AdapterStore, most_bytes_read
 from octavo.models import registry
 from octavo.models.family import ModelFamily
 from octavo.models.interface import CausalLM
@@ -245,13 +245,16 @@ def _make_adapter_control(
 
 
 def _check_host_memory(num_adapters: int, stack: AdapterStack) -> None:
-    """It is taken at once, and whoever takes more than the container may have is killed."""
-    needed, left = num_adapters * stack.slot_size * stack.b.element_size(), memory_bytes_left()
-    if left is not None and needed > left:
+    """Theirs is taken at once, that of files when they are read; and whoever takes more than the
+    container may have is killed."""
+    needed = num_adapters * stack.slot_size * stack.b.element_size()
+    reading, left = most_bytes_read(stack), memory_bytes_left()
+    if left is not None and needed + reading > left:
         raise OutOfMemoryError(
             f"There is no room for {num_adapters} LoRA adapters in host memory: they may take "
-            f"{needed / 2**30:.2f} GiB, of which this container has {left / 2**30:.2f} left: lower "
-            "--max-cpu-loras or --max-lora-rank, or raise the container's memory limit."
+            f"{needed / 2**30:.2f} GiB and their files {reading / 2**30:.2f} while they are read, "
+            f"and this container has {left / 2**30:.2f} left: lower --max-cpu-loras or "
+            "--max-lora-rank, or raise the container's memory limit."
         )
 
 
