@@ -123,12 +123,11 @@ def build_engine(
         explained_shortage(card, "the model's weights", "serve a smaller or a packed model"),
     ):
         model = _load_model(family, checkpoint, kernels, dtype, device, max_model_len)
-    # On the CPU activations, and so keys and values, are float32 whatever the weights' dtype.
-    kv_dtype = torch.float32 if device.type == "cpu" else dtype
+    kv_dtype = model.activation_dtype
     limits = step_limits(config, device, max_model_len)
     use_graphs = device.type == "cuda" and not config.enforce_eager
     with explained_shortage(card, "LoRA adapters", "lower --max-loras or --max-lora-rank"):
-        stack = adapter_stack(config, model, kv_dtype, device)
+        stack = adapter_stack(config, model, device)
 
     def runner_of(limits: SchedulerConfig, captured_tokens: int) -> ModelRunner:
         return make_runner(model, kernels, limits, kv_dtype, device, captured_tokens, stack)
