@@ -21,7 +21,7 @@ from octavo.lora.adapter_source import AdapterSource, find_adapter, last_change
 from octavo.lora.adapter_weights import AdapterWeights, lay_out
 from octavo.models import registry
 from octavo.models.decoder import projections_of
-from tiny_adapters import make_adapter
+from tiny_adapters import make_adapter, module_shapes
 from tiny_models import tiny_config
 
 CONFIG = tiny_config("llama")
@@ -56,7 +56,14 @@ def load(folder: Path, max_rank: int = 16) -> AdapterWeights:
         ({"r": True}, "r is True"),
         ({"lora_alpha": "16"}, "lora_alpha is '16'"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
-        ({"rank_pattern": {"(a|a)*": 2}}, r"'\(a\|a\)\*' is not a module's name"),
+        ({"rank_pattern": {"(a|a)*": 2}}, r"'\(a\|a\)\*' is not a pattern that is taken"),
+        ({"rank_pattern": {"(a|(b|c))": 2}}, "is not a pattern that is taken"),
+        ({"rank_pattern": {r"(a)\1": 2}}, "is not a pattern that is taken"),
+        ({"rank_pattern": {"(?=a)a": 2}}, "is not a pattern that is taken"),
+        ({"rank_pattern": {"": 2}}, "is not a pattern that is taken"),
+        ({"rank_pattern": {".*.*.*x": 2}}, "in 64000 ways; at most 20000 are tried"),
+        ({"alpha_pattern": {"(.|.)" * 15: 2}}, "in 32768 ways; at most 20000 are tried"),
+        ({"rank_pattern": {f".*.*{one}": 2 for one in range(13)}}, "in 20800 ways"),
         ({"rank_pattern": ["q_proj"]}, "it must be an object"),
         (
             {"rank_pattern": dict.fromkeys(map(str, range(1025)), 2)},
@@ -64,7 +71,7 @@ def load(folder: Path, max_rank: int = 16) -> AdapterWeights:
         ),
         ({"lora_alpha": 10**400}, "it must be a number"),
         ({"use_rslora": "false"}, "use_rslora is 'false' .* true or false"),
-        ({"alpha_pattern": {"q_proj\\": 2}}, "cannot be matched"),
+        ({"alpha_pattern": {"[z-a]_proj": 2}}, "cannot be matched"),
         ({"rank_pattern": {"q_proj": 300}}, "ranks go from 1 to 256"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -90,6 +97,32 @@ def test_ranks_and_scalings_follow_pefts_patterns() -> None:
     assert config.largest_rank == 16
     stable = parse_peft_config({**PEFT, "use_rslora": True})
     assert stable.scaling_of(first) == 4.0
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(q|k)_proj",
+        "q_proj|k_proj",
+        r"layers\.(?:0|1)\.self_attn\.[qv]_proj",
+        r"^model.layers.[0-9]+.mlp.*",
+        r".*self_attn.*",
+        r"model\.layers\.(1\d|2[0-3])\.mlp\.(gate|up)_proj",
+        r"layers\.\d{1,2}\.[^.]+\.o_?proj$",
+        "(q_proj|^model.layers.1.mlp.down_proj)",
+    ],
+)
+def test_regular_expressions_mean_what_peft_takes_them_for(pattern: str) -> None:
+    from peft.utils.other import get_pattern_key
+
+    config = parse_peft_config({**PEFT, "rank_pattern": {pattern: 7}})
+    matched = {}
+    for layer in (0, 1, 2, 11, 23, 24):
+        for name in module_shapes(CONFIG):
+            full_name = f"model.layers.{layer}.{name}"
+            matched[full_name] = config.rank_of(full_name) == 7
+            assert matched[full_name] == (get_pattern_key([pattern], full_name) == pattern)
+    assert set(matched.values()) == {True, False}
 
 
 def test_an_adapter_takes_no_more_than_it_is(tmp_path: Path) -> None:
