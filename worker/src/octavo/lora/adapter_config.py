@@ -42,7 +42,7 @@ _MAX_PATTERNS = 1024
 """More than any model has projections. Each is tried for each, while all other loads wait."""
 _MAX_WAYS = 20_000
 """In which all patterns may try a module's name: at worst some 1.3 ms a name."""
-_LONGEST_NAME = 40
+_LONGEST_NAME = 50
 Patterns = tuple[tuple[re.Pattern[str], float], ...]
 """Of modules' names, with the value of each; the first that matches counts."""
 
@@ -60,7 +60,7 @@ class PeftConfig:
     base_model: str | None
 
     def rank_of(self, module: str) -> int:
-        """``module``: its full name in the base model."""
+        """``module``: its full name in the base model, as it was when PEFT saved the adapter."""
         return int(_matched(self.rank_pattern, module, self.rank))
 
     def scaling_of(self, module: str) -> float:
