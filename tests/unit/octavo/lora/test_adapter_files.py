@@ -307,6 +307,31 @@ def test_pickles_missing_files_and_huge_ones_are_refused(tmp_path: Path) -> None
     assert last_change(AdapterSource("a\0b")) is None
 
 
+def test_one_of_its_files_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_adapter(tmp_path / "adapter", CONFIG)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ModelLoadError, match=r"^adapter/adapter_config\.json is not a folder; give"
+    ):
+        find_adapter(AdapterSource("adapter/adapter_config.json"))
+
+
+def test_files_of_the_same_age_and_size_are_told_apart(tmp_path: Path) -> None:
+    """As a link's that leads to the next of many versions, or of a copy that keeps times."""
+    link, changes = tmp_path / "latest", set()
+    for seed in range(2):
+        folder = make_adapter(tmp_path / f"version-{seed}", CONFIG, seed=seed)
+        for path in folder.iterdir():
+            os.utime(path, (1, 1))
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder)
+        changes.add(last_change(AdapterSource(str(link))))
+        assert last_change(AdapterSource(str(link))) in changes
+    assert len(changes) == 2
+
+
 @contextmanager
 def as_nobody() -> Iterator[None]:
     """Root reads what it likes."""

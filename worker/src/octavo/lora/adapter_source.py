@@ -101,7 +101,7 @@ def find_near(source: AdapterSource) -> FoundAdapter | None:
     if _is_folder(folder):
         _refuse_revision(source)
         return FoundAdapter(folder, None)
-    if source.is_near or not _HUB_NAME.fullmatch(path):
+    if source.is_near or not _HUB_NAME.fullmatch(path) or folder.is_file():
         raise ModelLoadError(
             f"{path} is not a folder; give an adapter's folder, hf://ORG/NAME or "
             "s3://BUCKET/PREFIX."
@@ -109,8 +109,9 @@ def find_near(source: AdapterSource) -> FoundAdapter | None:
     return None
 
 
-FileChange = tuple[tuple[int, int], ...] | None
-"""Of an adapter's files: when each was written, in nanoseconds, and its bytes."""
+FileChange = tuple[tuple[int, ...], ...] | None
+"""Of an adapter's files: which each is, its bytes, when it was written and when it was last changed
+in any way (a copy may keep the former), in nanoseconds."""
 
 
 def last_change(source: AdapterSource) -> FileChange:
@@ -119,7 +120,10 @@ def last_change(source: AdapterSource) -> FileChange:
         found = [(_place(source.path) / name).stat() for name in _FILES]
     except (OSError, ValueError, ModelLoadError):
         return None
-    return tuple((each.st_mtime_ns, each.st_size) for each in found)
+    return tuple(
+        (each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns)
+        for each in found
+    )
 
 
 def _place(path: str) -> Path:
