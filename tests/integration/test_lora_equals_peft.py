@@ -26,7 +26,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "patterns": {
         "rank": 4,
         "rank_pattern": {"down_proj": 2, "q_proj": 12},
-        "alpha_pattern": {"model.layers.1.mlp.down_proj": 11, "v_proj": 1},
+        "alpha_pattern": {
+            "model.layers.1.mlp.down_proj": 11,
+            r"layers\.\d+\.(self_attn|mlp)\.(v|up)_proj": 1,
+        },
     },
     "half": {"rank": 20, "dtype": torch.bfloat16},
     "gate": {"rank": 5, "targets": ("gate_proj",)},

@@ -21,7 +21,7 @@ from octavo.lora.adapter_source import AdapterSource, find_adapter, last_change
 from octavo.lora.adapter_weights import AdapterWeights, lay_out
 from octavo.models import registry
 from octavo.models.decoder import projections_of
-from tiny_adapters import make_adapter
+from tiny_adapters import make_adapter, module_shapes
 from tiny_models import tiny_config
 
 CONFIG = tiny_config("llama")
@@ -56,7 +56,14 @@ def load(folder: Path, max_rank: int = 16) -> AdapterWeights:
         ({"r": True}, "r is True"),
         ({"lora_alpha": "16"}, "lora_alpha is '16'"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
-        ({"rank_pattern": {"(a|a)*": 2}}, r"'\(a\|a\)\*' is not a module's name"),
+        ({"rank_pattern": {"(a|a)*": 2}}, r"'\(a\|a\)\*' is not a pattern that is taken"),
+        ({"rank_pattern": {"(a|(b|c))": 2}}, "is not a pattern that is taken"),
+        ({"rank_pattern": {r"(a)\1": 2}}, "is not a pattern that is taken"),
+        ({"rank_pattern": {"(?=a)a": 2}}, "is not a pattern that is taken"),
+        ({"rank_pattern": {"": 2}}, "is not a pattern that is taken"),
+        ({"rank_pattern": {".*.*.*x": 2}}, "in 125000 ways; at most 20000 are tried"),
+        ({"alpha_pattern": {"(.|.)" * 15: 2}}, "in 32768 ways; at most 20000 are tried"),
+        ({"rank_pattern": {f".*.*{one}": 2 for one in range(9)}}, "in 22500 ways"),
         ({"rank_pattern": ["q_proj"]}, "it must be an object"),
         (
             {"rank_pattern": dict.fromkeys(map(str, range(1025)), 2)},
@@ -64,7 +71,7 @@ def load(folder: Path, max_rank: int = 16) -> AdapterWeights:
         ),
         ({"lora_alpha": 10**400}, "it must be a number"),
         ({"use_rslora": "false"}, "use_rslora is 'false' .* true or false"),
-        ({"alpha_pattern": {"q_proj\\": 2}}, "cannot be matched"),
+        ({"alpha_pattern": {"[z-a]_proj": 2}}, "cannot be matched"),
         ({"rank_pattern": {"q_proj": 300}}, "ranks go from 1 to 256"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -90,6 +97,43 @@ def test_ranks_and_scalings_follow_pefts_patterns() -> None:
     assert config.largest_rank == 16
     stable = parse_peft_config({**PEFT, "use_rslora": True})
     assert stable.scaling_of(first) == 4.0
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(q|k)_proj",
+        "q_proj|k_proj",
+        r"layers\.(?:0|1)\.self_attn\.[qv]_proj",
+        r"^model.layers.[0-9]+.mlp.*",
+        r".*self_attn.*",
+        r"model\.layers\.(1\d|2[0-3])\.mlp\.(gate|up)_proj",
+        r"layers\.\d{1,2}\.[^.]+\.o_?proj$",
+        "(q_proj|^model.layers.1.mlp.down_proj)",
+    ],
+)
+def test_regular_expressions_mean_what_peft_takes_them_for(pattern: str) -> None:
+    from peft.utils.other import get_pattern_key
+
+    config = parse_peft_config({**PEFT, "rank_pattern": {pattern: 7}})
+    matched = {}
+    for layer in (0, 1, 2, 11, 23, 24):
+        for name in module_shapes(CONFIG):
+            full_name = f"model.layers.{layer}.{name}"
+            matched[full_name] = config.rank_of(full_name) == 7
+            assert matched[full_name] == (get_pattern_key([pattern], full_name) == pattern)
+    assert set(matched.values()) == {True, False}
+
+
+@pytest.mark.parametrize("prefix", ["model.", "model.language_model.", "language_model.model."])
+def test_patterns_name_modules_as_the_model_that_was_trained_does(
+    prefix: str, tmp_path: Path
+) -> None:
+    pattern = {f"{prefix}layers.1.self_attn.v_proj": 32}
+    written = f"base_model.model.{prefix}"
+    weights = load(make_adapter(tmp_path, CONFIG, alpha_pattern=pattern, prefix=written))
+    scalings = [parts[2].scaling for parts in weights.parts[::4] if parts[2] is not None]
+    assert scalings == [8 / 4, 32 / 4]
 
 
 def test_an_adapter_takes_no_more_than_it_is(tmp_path: Path) -> None:
@@ -261,6 +305,31 @@ def test_pickles_missing_files_and_huge_ones_are_refused(tmp_path: Path) -> None
     assert "checkpoint-6, 1 more below it. Name" in str(refused.value)
     assert "secret" not in str(refused.value)
     assert last_change(AdapterSource("a\0b")) is None
+
+
+def test_one_of_its_files_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_adapter(tmp_path / "adapter", CONFIG)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ModelLoadError, match=r"^adapter/adapter_config\.json is not a folder; give"
+    ):
+        find_adapter(AdapterSource("adapter/adapter_config.json"))
+
+
+def test_files_of_the_same_age_and_size_are_told_apart(tmp_path: Path) -> None:
+    """As a link's that leads to the next of many versions, or of a copy that keeps times."""
+    link, changes = tmp_path / "latest", set()
+    for seed in range(2):
+        folder = make_adapter(tmp_path / f"version-{seed}", CONFIG, seed=seed)
+        for path in folder.iterdir():
+            os.utime(path, (1, 1))
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder)
+        changes.add(last_change(AdapterSource(str(link))))
+        assert last_change(AdapterSource(str(link))) in changes
+    assert len(changes) == 2
 
 
 @contextmanager

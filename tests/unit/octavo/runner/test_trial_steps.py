@@ -158,9 +158,9 @@ def test_products_are_tried_with_every_stride_of_tokens(
 
 
 def test_draws_of_every_kind_are_tried_from_what_a_model_gives_and_from_float32(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: TinyEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiny = TinyEngine(tmp_path, dtype=torch.bfloat16)
+    monkeypatch.setattr(type(tiny.model), "activation_dtype", torch.bfloat16)
     drawn: list[tuple[torch.dtype, bool, bool]] = []
     sample = tiny.kernels.sample
 
@@ -172,3 +172,21 @@ def test_draws_of_every_kind_are_tried_from_what_a_model_gives_and_from_float32(
     tiny.runner(LIMITS, None).run_draws()
     kinds = [(True, False), (False, False), (False, True)]
     assert drawn == [(dtype, *kind) for dtype in (torch.bfloat16, torch.float32) for kind in kinds]
+
+
+def test_a_kv_cache_of_eight_bits_is_not_what_products_and_draws_are_tried_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny, dtypes = TinyEngine(tmp_path), set[torch.dtype]()
+    tiny.dtype = torch.float8_e4m3fn
+    logits_of = tiny.model.logits
+
+    def watched(hidden: Tensor) -> Tensor:
+        dtypes.add(hidden.dtype)
+        return logits_of(hidden)
+
+    monkeypatch.setattr(tiny.model, "logits", watched)
+    runner = tiny.runner(LIMITS, None)
+    runner.run_products(8, 8)
+    runner.run_draws()
+    assert dtypes == {torch.float32}

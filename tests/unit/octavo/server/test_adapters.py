@@ -11,6 +11,7 @@ import pytest
 from fake_engine import FakeEngine
 from octavo.engine.adapter_table import AdapterTable
 from octavo.engine.messages import AdapterFailed, AdapterOpened, CloseAdapter, OpenAdapter
+from octavo.errors import AdapterError
 from octavo.lora.adapter_source import AdapterSource
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -155,6 +156,9 @@ async def test_a_refused_adapter_is_neither_listed_nor_suggested_and_requests_he
         await client.post("/v1/completions", json=body | {"stream": True}),
         await client.post("/v1/embeddings", json={"model": "wide", "input": "hi"}),
         await client.get("/v1/models/wide"),
+        await client.post("/tokenize", json={"model": "wide", "prompt": "hi"}),
+        await client.post("/tokenize", json={"model": "wide", "messages": MESSAGES}),
+        await client.post("/detokenize", json={"model": "wide", "tokens": [1]}),
     ]:
         error = answer.json()["error"]
         assert (answer.status_code, error["code"]) == (404, "adapter_refused")
@@ -162,6 +166,11 @@ async def test_a_refused_adapter_is_neither_listed_nor_suggested_and_requests_he
         assert "rank is 64" in error["message"]
         assert "secret" not in error["message"]
         assert "Retry-After" not in answer.headers
+    with pytest.raises(AdapterError):  # remembered under what is the model's own name now
+        await engine.adapters.load("toy/bytes", AdapterSource("/wide", digest="sha256:1"))
+    own = {"model": "toy/bytes", "prompt": "hi"}
+    assert (await client.post("/tokenize", json=own)).status_code == 200
+    await engine.adapters.unload("toy/bytes", 1.0)
     cards = (await client.get("/v1/models")).json()["data"]
     assert [card["id"] for card in cards] == ["toy/bytes"]
     hint = (await client.post("/v1/completions", json=body | {"model": "gpt-4"})).json()

@@ -15,7 +15,7 @@ from dataclasses import replace
 from octavo.engine.adapter_entry import AdapterEntry, Generation
 from octavo.engine.adapter_hold import AdapterHold
 from octavo.engine.adapter_openings import AdapterOpenings
-from octavo.engine.adapter_state import AdapterStateFile
+from octavo.engine.adapter_state import AdapterStateFile, RememberedAdapter
 from octavo.engine.messages import AdapterFailed, AdapterOpened, CloseAdapter, OpenAdapter
 from octavo.errors import (
     AdapterError,
@@ -199,11 +199,9 @@ class AdapterTable:
 
         ``begun`` is told of the loads. What cannot be loaded is there, as failed.
         """
-        source = self._state_file
-        is_new = self._wanted_file is not None and (source is None or not source.exists())
-        source = self._wanted_file if is_new else source
+        is_new = self._is_new()
         loads = []
-        for one in [] if source is None else source.read():
+        for one in self._read_memory(is_new):
             try:
                 check_adapter_name(one.name)
             except InvalidRequestError as error:
@@ -221,6 +219,10 @@ class AdapterTable:
         if is_new:
             await self._remember()
             self.hold.begin()
+
+    def remembered_names(self) -> set[str]:
+        """Those that :meth:`restore` will make known."""
+        return {one.name for one in self._read_memory(self._is_new())}
 
     async def unload(self, name: str, timeout_s: float) -> int:
         """Forget a name at once, and its weights when its requests have ended.
@@ -257,6 +259,15 @@ class AdapterTable:
         self._openings.engine_died(error)
 
     # ---- Inside -----------------------------------------------------------------------------
+
+    def _is_new(self) -> bool:
+        """Whether this server is told what it shall have, as it remembers nothing."""
+        state = self._state_file
+        return self._wanted_file is not None and (state is None or not state.exists())
+
+    def _read_memory(self, is_new: bool) -> list[RememberedAdapter]:
+        source = self._wanted_file if is_new else self._state_file
+        return [] if source is None else source.read()
 
     async def _load_in_turn(
         self, name: str, source: AdapterSource, is_lazy: bool, is_remembered: bool

@@ -9,6 +9,7 @@ Torch-free.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import socket
@@ -116,8 +117,11 @@ class AsyncEngine:
         return await start_engine_process(theirs, self._environment())
 
     def _environment(self) -> dict[str, str]:
-        """Of the engine's process."""
-        return {**os.environ, "OCTAVO_ENGINE_CONFIG": msgspec.json.encode(self._config).decode()}
+        """Of the engine's process; it is to look at what :func:`load_first_adapters` will load."""
+        remembered = self.adapters.remembered_names() if self._config.lora_modules else ()
+        modules = [one for one in self._config.lora_modules if one[0] not in remembered]
+        config = dataclasses.replace(self._config, lora_modules=tuple(modules))
+        return {**os.environ, "OCTAVO_ENGINE_CONFIG": msgspec.json.encode(config).decode()}
 
     async def wait_ready(self) -> None:
         """Return when READY; raise the reason when loading failed."""

@@ -21,6 +21,7 @@ from octavo.engine.head_start import HeadStart, learn_compiler, open_products
 from octavo.engine.messages import FilesFound
 from octavo.engine.model_description import describe_model
 from octavo.engine.model_info import ModelInfo
+from octavo.engine.named_adapters import check_named_adapters
 from octavo.engine.phases import Phases, Report
 from octavo.engine.resolution import (
     dtype_name,
@@ -36,7 +37,7 @@ from octavo.kernels.adapters import AdapterStack
 from octavo.kernels.interface import Kernels
 from octavo.kernels.select import select_kernels
 from octavo.loading.checkpoint import Checkpoint, open_checkpoint
-from octavo.lora.adapter_store import AdapterStore
+from octavo.lora.adapter_store import AdapterStore, most_bytes_read
 from octavo.models import registry
 from octavo.models.family import ModelFamily
 from octavo.models.interface import CausalLM
@@ -95,6 +96,7 @@ def build_engine(
         head_start.begin(open_products)
     _set_threads(config, device)
     use_kernel_cache(config)
+    check_named_adapters(config.lora_modules, config.max_lora_rank)
     with phases("files", config.model):
         checkpoint = open_checkpoint(
             config.model,
@@ -121,12 +123,11 @@ def build_engine(
         explained_shortage(card, "the model's weights", "serve a smaller or a packed model"),
     ):
         model = _load_model(family, checkpoint, kernels, dtype, device, max_model_len)
-    # On the CPU activations, and so keys and values, are float32 whatever the weights' dtype.
-    kv_dtype = torch.float32 if device.type == "cpu" else dtype
+    kv_dtype = model.activation_dtype
     limits = step_limits(config, device, max_model_len)
     use_graphs = device.type == "cuda" and not config.enforce_eager
     with explained_shortage(card, "LoRA adapters", "lower --max-loras or --max-lora-rank"):
-        stack = adapter_stack(config, model, kv_dtype, device)
+        stack = adapter_stack(config, model, device)
 
     def runner_of(limits: SchedulerConfig, captured_tokens: int) -> ModelRunner:
         return make_runner(model, kernels, limits, kv_dtype, device, captured_tokens, stack)
@@ -243,13 +244,16 @@ def _make_adapter_control(
 
 
 def _check_host_memory(num_adapters: int, stack: AdapterStack) -> None:
-    """It is taken at once, and whoever takes more than the container may have is killed."""
-    needed, left = num_adapters * stack.slot_size * stack.b.element_size(), memory_bytes_left()
-    if left is not None and needed > left:
+    """Theirs is taken at once, that of files when they are read; and whoever takes more than the
+    container may have is killed."""
+    needed = num_adapters * stack.slot_size * stack.b.element_size()
+    reading, left = most_bytes_read(stack), memory_bytes_left()
+    if left is not None and needed + reading > left:
         raise OutOfMemoryError(
             f"There is no room for {num_adapters} LoRA adapters in host memory: they may take "
-            f"{needed / 2**30:.2f} GiB, of which this container has {left / 2**30:.2f} left: lower "
-            "--max-cpu-loras or --max-lora-rank, or raise the container's memory limit."
+            f"{needed / 2**30:.2f} GiB and their files {reading / 2**30:.2f} while they are read, "
+            f"and this container has {left / 2**30:.2f} left: lower --max-cpu-loras or "
+            "--max-lora-rank, or raise the container's memory limit."
         )
 
 

@@ -191,7 +191,7 @@ def absent_runner(task: CompileTask) -> ModelRunner:
     kernels = select_absent_kernels(task.capability, task.config.batch_invariant)
     model = family.build(AbsentWeights(dtype), kernels, dtype, META, task.max_model_len)
     limits = step_limits(task.config, _CUDA, task.max_model_len)
-    stack = adapter_stack(task.config, model, dtype, META)
+    stack = adapter_stack(task.config, model, META)
     num_tokens = limits.max_num_batched_tokens
     return make_runner(model, kernels, limits, dtype, META, num_tokens, stack)
 

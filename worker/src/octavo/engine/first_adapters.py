@@ -6,8 +6,9 @@ Read side by side, before any request is taken, and told of as a phase of loadin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from octavo.engine.adapter_table import AdapterTable
@@ -78,8 +79,15 @@ async def load_first_adapters(
 
 
 async def _load_module(table: AdapterTable, name: str, path: str) -> None:
-    try:
+    with told_of_module(name, path):
         await table.load(name, AdapterSource(path), is_remembered=False)
+
+
+@contextlib.contextmanager
+def told_of_module(name: str, path: str) -> Iterator[None]:
+    """Have errors of an adapter say where the command line names it."""
+    try:
+        yield
     except OctavoError as error:
         kind = type(error)
         raise kind(f"--lora-modules {name}={path}: {error}") from error

@@ -62,7 +62,7 @@ def make_runner(
 
 
 def adapter_stack(
-    config: EngineConfig, model: CausalLM, dtype: torch.dtype, device: torch.device
+    config: EngineConfig, model: CausalLM, device: torch.device
 ) -> AdapterStack | None:
     """Room for adapters; None where none are taken."""
     if not config.enable_lora:
@@ -72,7 +72,7 @@ def adapter_stack(
         model.projections,
         config.max_loras,
         config.max_lora_rank,
-        dtype,
+        model.activation_dtype,
         device,
         lambda index, num_rows: rows_for_adapters(products[index], num_rows),
     )

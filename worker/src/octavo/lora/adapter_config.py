@@ -32,10 +32,17 @@ _REFUSED = {
 _OTHER_MODULES = ("embed_tokens", "lm_head")
 _SOUND_INITS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 """Ways to begin training that leave the base model's weights as they are."""
-_PLAIN_PATTERN = re.compile(r"[\w.^$\\-]{1,256}")
-"""Without repetition a pattern cannot take forever, whoever wrote it."""
+_ONE = r"(?:[\w.-]|\\[A-Za-z.-]|\[[\w.^-]+\])"
+_SOME = rf"{_ONE}(?:[*+?]|\{{\d{{1,3}}(?:,\d{{0,3}})?\}})?"
+_GROUP = rf"\((?:\?:)?((?:{_SOME}|[\^$|])*)\)"
+_TAKEN_PATTERN = re.compile(rf"(?=.{{1,256}}$)(?:{_SOME}|[\^$|]|{_GROUP})*")
+"""Groups hold no others and are not repeated, so that how long a match takes can be told, whoever
+wrote it."""
 _MAX_PATTERNS = 1024
 """More than any model has projections. Each is tried for each, while all other loads wait."""
+_MAX_WAYS = 20_000
+"""In which all patterns may try a module's name: at worst some 1.3 ms a name."""
+_LONGEST_NAME = 50
 Patterns = tuple[tuple[re.Pattern[str], float], ...]
 """Of modules' names, with the value of each; the first that matches counts."""
 
@@ -53,7 +60,7 @@ class PeftConfig:
     base_model: str | None
 
     def rank_of(self, module: str) -> int:
-        """``module``: its full name in the base model."""
+        """``module``: its full name in the base model, as it was when PEFT saved the adapter."""
         return int(_matched(self.rank_pattern, module, self.rank))
 
     def scaling_of(self, module: str) -> float:
@@ -139,14 +146,23 @@ def _patterns(
             f"{key} has {len(given)} keys in adapter_config.json; at most {_MAX_PATTERNS} are "
             "taken, write one key for modules that are alike."
         )
-    patterns = []
+    patterns, num_ways = [], 0
     for name, value in given.items():
-        if not _PLAIN_PATTERN.fullmatch(name):
+        if not _TAKEN_PATTERN.fullmatch(name):
             raise _error(
                 values,
                 key,
-                f"its key {name!r:.80} is not a module's name; write names of letters, digits, "
-                "dots, ^ and $",
+                f"its key {name!r:.80} is not a pattern that is taken; write modules' names, with "
+                "character classes, repeated characters, and groups that are neither repeated nor "
+                "in one another",
+            )
+        num_ways += _num_ways(name)
+        if num_ways > _MAX_WAYS:
+            raise _error(
+                values,
+                key,
+                f"with its key {name!r:.80} a module's name could be matched in {num_ways} ways; "
+                f"at most {_MAX_WAYS} are tried, write fewer groups and repetitions",
             )
         try:
             pattern = re.compile(rf"(?:.*\.)?(?:{name})$")
@@ -154,6 +170,17 @@ def _patterns(
             raise _error(values, key, f"its key {name!r:.80} cannot be matched ({error})") from None
         patterns.append((pattern, checked(values, key, value)))
     return tuple(patterns)
+
+
+def _num_ways(pattern: str) -> int:
+    """At most so many ways has a matcher that goes back to try a module's name."""
+    groups = re.findall(_GROUP, pattern)
+    choices = [*groups, re.sub(_GROUP, "", pattern)]
+    repeats = re.findall(r"[*+?{]", pattern.replace("(?:", "("))
+    return math.prod(
+        [1 + each.count("|") for each in choices]
+        + [2 if repeat == "?" else _LONGEST_NAME for repeat in repeats]
+    )
 
 
 def _matched(patterns: Patterns, module: str, otherwise: float) -> float:

@@ -69,6 +69,26 @@ def read_adapter(
     read, AdapterError for contents that are not an adapter: clients are told of these, so they name
     no folder.
     """
+    config_bytes, config = _read_config(folder, max_rank)
+    weights = _read(folder, WEIGHTS_NAME, max_weight_bytes + _MAX_HEADER_BYTES)
+    digest = hashlib.sha256()
+    for content in (config_bytes, weights):
+        digest.update(len(content).to_bytes(8, "big"))
+        digest.update(content)
+    named = f"sha256:{digest.hexdigest()}"
+    check_digest(named)
+    tensors = parse_safetensors(weights, WEIGHTS_NAME)
+    return AdapterFiles(config, tensors, named)
+
+
+def check_folder(folder: Path, max_rank: int) -> None:
+    """Raise what :func:`read_adapter` would, as far as that can be told without the weights."""
+    _read_config(folder, max_rank)
+    _check_is_there(folder, WEIGHTS_NAME)
+
+
+def _read_config(folder: Path, max_rank: int) -> tuple[mmap.mmap, dict[str, object]]:
+    """The file, and what it says: an adapter that is served, as far as it tells."""
     if _is_pickled(folder):
         raise AdapterError(
             "The adapter is in adapter_model.bin, a pickle, which is never loaded; save it with "
@@ -82,15 +102,7 @@ def read_adapter(
     if not isinstance(config, dict):
         raise AdapterError(f"{CONFIG_NAME} must hold a JSON object.")
     parse_peft_config(config).check_rank(max_rank)
-    weights = _read(folder, WEIGHTS_NAME, max_weight_bytes + _MAX_HEADER_BYTES)
-    digest = hashlib.sha256()
-    for content in (config_bytes, weights):
-        digest.update(len(content).to_bytes(8, "big"))
-        digest.update(content)
-    named = f"sha256:{digest.hexdigest()}"
-    check_digest(named)
-    tensors = parse_safetensors(weights, WEIGHTS_NAME)
-    return AdapterFiles(config, tensors, named)
+    return config_bytes, config
 
 
 def _is_pickled(folder: Path) -> bool:

@@ -82,22 +82,36 @@ def find_adapter(source: AdapterSource, download_dir: str | None = None) -> Foun
         _refuse_revision(source)
         folder = bucket.fetch_version(bucket.parse_uri(path), download_dir, _FILES)
         return FoundAdapter(folder, None)
-    if not path.startswith(_HUB_SCHEME):
-        folder = _place(path)
-        if _is_folder(folder):
-            _refuse_revision(source)
-            return FoundAdapter(folder, None)
-        if source.is_near or not _HUB_NAME.fullmatch(path):
-            raise ModelLoadError(
-                f"{path} is not a folder; give an adapter's folder, hf://ORG/NAME or "
-                "s3://BUCKET/PREFIX."
-            )
+    near = find_near(source)
+    if near is not None:
+        return near
     folder = hub.fetch_files(_hub_model(source), download_dir, _FILES)
     return FoundAdapter(folder, folder.name)
 
 
-FileChange = tuple[tuple[int, int], ...] | None
-"""Of an adapter's files: when each was written, in nanoseconds, and its bytes."""
+def find_near(source: AdapterSource) -> FoundAdapter | None:
+    """The files of an adapter in a folder; None where a repository or a bucket is meant.
+
+    Raises as :func:`find_adapter` does.
+    """
+    path = source.path
+    if path.startswith((_HUB_SCHEME, bucket_store.SCHEME)):
+        return None
+    folder = _place(path)
+    if _is_folder(folder):
+        _refuse_revision(source)
+        return FoundAdapter(folder, None)
+    if source.is_near or not _HUB_NAME.fullmatch(path) or folder.is_file():
+        raise ModelLoadError(
+            f"{path} is not a folder; give an adapter's folder, hf://ORG/NAME or "
+            "s3://BUCKET/PREFIX."
+        )
+    return None
+
+
+FileChange = tuple[tuple[int, ...], ...] | None
+"""Of an adapter's files: which each is, its bytes, when it was written and when it was last changed
+in any way (a copy may keep the former), in nanoseconds."""
 
 
 def last_change(source: AdapterSource) -> FileChange:
@@ -106,7 +120,10 @@ def last_change(source: AdapterSource) -> FileChange:
         found = [(_place(source.path) / name).stat() for name in _FILES]
     except (OSError, ValueError, ModelLoadError):
         return None
-    return tuple((each.st_mtime_ns, each.st_size) for each in found)
+    return tuple(
+        (each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns)
+        for each in found
+    )
 
 
 def _place(path: str) -> Path:

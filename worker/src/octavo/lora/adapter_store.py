@@ -29,9 +29,9 @@ from octavo.kernels.adapters import AdapterStack
 from octavo.lora.adapter_folder import AdapterFiles, read_adapter, weight_bytes
 from octavo.lora.adapter_source import AdapterSource, find_adapter
 from octavo.lora.adapter_weights import lay_out
-from octavo.lora.host_cache import HostCache
+from octavo.lora.host_cache import HostCache, largest_file_bytes
 from octavo.lora.outcomes import Filled, FillFailed, Opened, OpenFailed, Outcome
-from octavo.lora.reading_turns import ReadingTurns
+from octavo.lora.reading_turns import ReadingTurns, most_bytes_counted
 
 _log = logging.getLogger(__name__)
 _NUM_THREADS = 4
@@ -289,7 +289,7 @@ class AdapterStore:
         return found.folder
 
     def _read_in(self, job: _Job, record: _Record, folder: Path, started: float) -> Opened | None:
-        limits = self._cache.entry_file_bytes, self._stack.max_rank
+        limits = largest_file_bytes(self._stack), self._stack.max_rank
         files = read_adapter(folder, *limits, partial(_check_digest, record))
         with self._converting:
             if not self._is_to_be_read(job, record):  # any more
@@ -330,6 +330,11 @@ class AdapterStore:
             return FillFailed(job.adapter_id, job.slot, error)
         self.close(job.adapter_id)
         return OpenFailed(job.adapter_id, error)
+
+
+def most_bytes_read(stack: AdapterStack) -> int:
+    """Host memory that files may take while they are read, beside what they are read into."""
+    return most_bytes_counted(2 * _NUM_THREADS, largest_file_bytes(stack))
 
 
 def _check_digest(record: _Record, digest: str) -> None:

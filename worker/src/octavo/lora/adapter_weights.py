@@ -18,8 +18,11 @@ from octavo.kernels.adapters import Packing, Projection, padded_rank, rows_of_pa
 from octavo.lora.adapter_config import PeftConfig, parse_peft_config
 from octavo.lora.adapter_folder import AdapterFiles
 
+_WRAPPER = "base_model.model."
+"""PEFT's own modules around the model."""
 _TENSOR = re.compile(
-    r"(?:base_model\.model\.)?(?P<prefix>[\w.]*?)layers\.(?P<layer>\d{1,5})\."
+    rf"(?:{re.escape(_WRAPPER)})?"
+    r"(?P<prefix>[\w.]*?)layers\.(?P<layer>\d{1,5})\."
     r"(?P<module>\w+\.\w+)\.lora_(?P<side>[AB])\.weight"
 )
 _READ_IN_TRAINING = ".lora_velora_embed"
@@ -32,7 +35,6 @@ _PREFIXES = ("model.", "model.language_model.", "language_model.model.")
 class _Part:
     """One adapted matrix of the model."""
 
-    name: str
     a: Tensor
     b: Tensor
     scaling: float
@@ -123,7 +125,7 @@ def _parts(
         sides[place][side] = (name, tensor)
     if not sides:
         raise AdapterError("The adapter holds no tensors; it was saved before it was trained.")
-    return {place: _part(place, found, shapes[place], config) for place, found in sides.items()}
+    return {place: _part(found, shapes[place], config) for place, found in sides.items()}
 
 
 def _place(
@@ -156,17 +158,16 @@ def _remedy(name: str) -> str:
 
 
 def _part(
-    place: tuple[int, str],
     found: Mapping[str, tuple[str, Tensor]],
     shape: tuple[int, int],
     config: PeftConfig,
 ) -> _Part:
-    layer, module = place
     if len(found) != 2:
         (name, _) = next(iter(found.values()))
         raise AdapterError(f"The adapter holds {name!r:.200} without its other half.")
     (a_name, a), (b_name, b) = found["A"], found["B"]
-    full_name = f"model.layers.{layer}.{module}"
+    # As the model that was trained calls it, which patterns may name in full.
+    full_name = a_name.removeprefix(_WRAPPER).removesuffix(".lora_A.weight")
     rank = config.rank_of(full_name)
     in_features, out_features = shape
     for name, tensor, expected in (
@@ -178,7 +179,7 @@ def _part(
                 f"{name} has the shape {tuple(tensor.shape)}; for this model and rank it must be "
                 f"{expected}{_origin(config)}."
             )
-    return _Part(full_name, a, b, config.scaling_of(full_name))
+    return _Part(a, b, config.scaling_of(full_name))
 
 
 def _origin(config: PeftConfig) -> str:

@@ -29,6 +29,11 @@ class HeldAdapter:
     adapter: PackedAdapter
 
 
+def largest_file_bytes(stack: AdapterStack) -> int:
+    """What the largest adapter that fits may take in its file."""
+    return stack.slot_size * _WIDEST_BYTES
+
+
 class HostCache:
     """Adapters by id. Thread-safe."""
 
@@ -59,11 +64,6 @@ class HostCache:
         self._is_stopping = False
         self.num_evictions = 0
         """Adapters that were dropped for others."""
-
-    @property
-    def entry_file_bytes(self) -> int:
-        """What the largest adapter that fits may take in its file."""
-        return self._weights.shape[1] * _WIDEST_BYTES
 
     @property
     def bytes_per_number(self) -> int:

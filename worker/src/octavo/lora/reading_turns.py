@@ -22,6 +22,11 @@ LIMIT_S = 2.0
 """Enough for most files. Those that are slow and not stuck only take the memory of more."""
 
 
+def most_bytes_counted(num_readers: int, largest_bytes: int) -> int:
+    """What so many that read no more than ``largest_bytes`` each have in memory at a time."""
+    return min(num_readers * largest_bytes, max(LIMIT_BYTES, largest_bytes))
+
+
 @dataclass(eq=False, slots=True)
 class _Turn:
     num_bytes: int

@@ -69,6 +69,10 @@ class Decoder:
         return self._config.vocab_size
 
     @property
+    def activation_dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
     def weights_size_bytes(self) -> int:
         return self._size_bytes
 

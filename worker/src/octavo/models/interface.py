@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from octavo.kernels.adapters import AdapterStep, Projection
@@ -45,6 +46,10 @@ class CausalLM(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        """That of hidden states and logits, which the KV cache's need not be."""
 
     @property
     def weights_size_bytes(self) -> int: ...

@@ -118,7 +118,7 @@ class ModelRunner:
         """
         *products, head = self._model.products
         for linear, most in [*((linear, most_tokens) for linear in products), (head, most_draws)]:
-            x = self._kv.layers[0][0].new_zeros(most, linear.in_features)
+            x = self._no_activations(most, linear.in_features)
             for size in _sizes_up_to(most):
                 linear(x[:size])
 
@@ -127,7 +127,7 @@ class ModelRunner:
         """Draw once, for nobody, by each kernel that any draw may take: those that follow from
         what requests want would else be loaded while others decode."""
         *_, head = self._model.products
-        hidden = self._kv.layers[0][0].new_zeros(1, head.in_features)
+        hidden = self._no_activations(1, head.in_features)
         self._sampler.run_covering(self._model.logits(hidden))
 
     def run_covering(self) -> None:
@@ -141,6 +141,10 @@ class ModelRunner:
     def _run_padding(self, graphs: StepGraphs, shapes: Iterable[StepShape]) -> None:
         for shape in shapes:
             graphs.run_padding(shape)
+
+    def _no_activations(self, num_tokens: int, size: int) -> Tensor:
+        dtype, device = self._model.activation_dtype, self._rows.device
+        return torch.zeros(num_tokens, size, dtype=dtype, device=device)
 
     def close(self) -> None:
         """Drop the device's memory; may be called twice."""

@@ -36,7 +36,7 @@ def build_router(context: ServerContext) -> APIRouter:
         """A text, or a conversation, as token ids."""
         info = context.ready_model()
         body = await read_model(request, tokenize_form, context.config.max_body_bytes)
-        context.resolve_model(body.model)
+        _check_model(context, body.model)
         tokenizer = _tokenizer(context)
         if isinstance(body, TokenizeText):
             tokens = await context.engine.encode(body.prompt, body.add_special_tokens)
@@ -53,13 +53,20 @@ def build_router(context: ServerContext) -> APIRouter:
         """Token ids as text, special tokens included."""
         info = context.ready_model()
         body = await read_model(request, Detokenize, context.config.max_body_bytes)
-        context.resolve_model(body.model)
+        _check_model(context, body.model)
         _check_ids(body.tokens, info)
         decode = partial(_tokenizer(context).decode, skip_special_tokens=False)
         text = await asyncio.to_thread(decode, body.tokens)
         return json_response(DetokenizedText(text))
 
     return router
+
+
+def _check_model(context: ServerContext, asked: str | None) -> None:
+    """As for routes that generate: an adapter that is refused is not there for clients."""
+    name = context.resolve_model(asked)
+    if name not in context.model_names():
+        context.engine.adapters.check_offered(name)
 
 
 def _tokenizer(context: ServerContext) -> TokenReader:
