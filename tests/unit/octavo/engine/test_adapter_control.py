@@ -23,6 +23,8 @@ class Store:
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
         self.fills: list[tuple[int, int]] = []
+        self.kept: list[set[int]] = []
+        """When each was opened or filled."""
         self.is_holding = False
 
     @property
@@ -36,6 +38,9 @@ class Store:
         self.fills.append((adapter_id, slot))
         if not self.is_holding:
             self.outcomes.append(Filled(adapter_id, slot))
+
+    def keep(self, adapter_ids: set[int]) -> None:
+        self.kept.append(adapter_ids)
 
     def close(self, adapter_id: int) -> None: ...
 
@@ -164,6 +169,18 @@ def test_choices_of_an_answer_that_has_begun_are_not_refused() -> None:
     world.end("other", "abort")
     world.run(num_steps=30)
     assert world.ends["choice-1"].finish_reason == "length"
+
+
+def test_adapters_of_running_and_of_waiting_requests_are_kept_when_others_are_read() -> None:
+    world = World()
+    assert world.store.kept == 3 * [set()]
+    world.ask("running", 0)
+    world.run()
+    assert world.store.kept[3:] == [{0}]
+    world.ask("waiting", 1)
+    world.run()
+    world.control.open(3, AdapterSource("/y"), None)
+    assert world.store.kept[4:] == [{0, 1}]
 
 
 def test_many_requests_of_an_absent_adapter_keep_nobody_from_starting() -> None:

@@ -196,6 +196,20 @@ def test_what_is_read_again_comes_from_where_it_was_found(
     assert asked == [AdapterSource("hf://acme/sql", "a", first.digest)]
 
 
+def test_adapters_in_use_leave_host_memory_last(tmp_path: Path) -> None:
+    stack = AdapterStack.allocate(PROJECTIONS, 1, 16, torch.float32, torch.device("cpu"))
+    store = AdapterStore(stack, num_host_entries=2)
+    path = AdapterSource(str(make_adapter(tmp_path, CONFIG)))
+    there = []
+    for adapter_id, kept in ((0, set[int]()), (1, {0}), (2, {0}), (3, set()), (4, {2, 3})):
+        store.keep(kept)
+        opened(store, adapter_id, path)
+        there.append(set(store.in_host_memory()))
+    # Where all are in use, it is the one copied longest ago.
+    assert there == [{0}, {0, 1}, {0, 2}, {2, 3}, {3, 4}]
+    store.shut_down()
+
+
 def test_an_adapter_closed_while_it_is_read_leaves_nothing(
     store: AdapterStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ class AdapterControl:
 
     def open(self, adapter_id: int, source: AdapterSource, known_digest: str | None) -> None:
         """Begin to read an adapter."""
+        self._keep_used()
         self._open[adapter_id] = ""
         self._store.open(adapter_id, source, known_digest)
 
@@ -109,7 +110,10 @@ class AdapterControl:
 
     def begin_fills(self) -> None:
         """Begin the copies that planning has asked for."""
-        for adapter_id, slot in self._slots.take_fills():
+        fills = self._slots.take_fills()
+        if fills:
+            self._keep_used()
+        for adapter_id, slot in fills:
             self._store.fill(adapter_id, slot)
 
     def wait_for_copy(self) -> None:
@@ -143,6 +147,11 @@ class AdapterControl:
     def shut_down(self) -> None:
         """End what runs beside the loop."""
         self._store.shut_down()
+
+    def _keep_used(self) -> None:
+        """Before host memory is given to another adapter: requests of a version whose files have
+        been replaced end on that version, though they may have to wait for a slot again."""
+        self._store.keep({*self._slots.running(), *self._slots.waiting()})
 
     def _take(self, outcome: Outcome) -> None:
         if outcome.adapter_id not in self._open:

@@ -17,7 +17,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -156,6 +156,10 @@ class AdapterStore:
             record = self._records[adapter_id]
             assert record.is_open, f"adapter {adapter_id} is not open"
         self._copy(adapter_id, slot)
+
+    def keep(self, adapter_ids: Collection[int]) -> None:
+        """See :meth:`.host_cache.HostCache.keep`."""
+        self._cache.keep(adapter_ids)
 
     def close(self, adapter_id: int) -> None:
         """Forget an adapter; nothing more is heard of it."""

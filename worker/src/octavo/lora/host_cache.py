@@ -1,4 +1,5 @@
-"""Adapters in host memory, in so many entries; who has not been copied for longest is dropped.
+"""Adapters in host memory, in so many entries; who has not been copied for longest is dropped, and
+last of all who is in use.
 
 Knows memory and who has it; nothing of files, slots or streams. Threads write adapters into it
 while the loop copies others from it: an entry that is written or read is busy, and stays whose it
@@ -8,6 +9,7 @@ is, until it is released.
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +60,8 @@ class HostCache:
         """Of the adapters that can be copied: not of one that is being written."""
         self._adapters: list[PackedAdapter | None] = [None] * num_entries
         self._last_used = [0] * num_entries
+        self._kept: frozenset[int] = frozenset()
+        """Adapters that are dropped last."""
         self._busy: set[int] = set()
         """Entries that are being written, or copied from."""
         self._uses = 0
@@ -100,6 +104,12 @@ class HostCache:
             if self._holders[entry] == adapter_id:  # else it was forgotten meanwhile
                 self._entries[adapter_id] = entry
         self.release(entry)
+
+    def keep(self, adapter_ids: Collection[int]) -> None:
+        """Drop these, and no longer others, only where there is nothing else to drop: they may be
+        needed on the device again, when their files are not what they were."""
+        with self._lock:
+            self._kept = frozenset(adapter_ids)
 
     def hold(self, adapter_id: int) -> HeldAdapter | None:
         """An adapter to copy from; None if it is not there. :meth:`release` its entry."""
@@ -149,7 +159,7 @@ class HostCache:
                 if self._is_stopping:
                     raise ModelLoadError("The server is shutting down.")
                 self._lock.wait()
-            entry = min(free, key=self._age)
+            entry = min(free, key=self._worth)
             holder = self._holders[entry]
             if holder is not None:
                 del self._entries[holder]
@@ -158,5 +168,6 @@ class HostCache:
             self._busy.add(entry)
             return entry
 
-    def _age(self, entry: int) -> int:
-        return -1 if self._holders[entry] is None else self._last_used[entry]
+    def _worth(self, entry: int) -> tuple[bool, bool, int]:
+        holder = self._holders[entry]
+        return holder is not None, holder in self._kept, self._last_used[entry]
