@@ -171,16 +171,20 @@ def test_choices_of_an_answer_that_has_begun_are_not_refused() -> None:
     assert world.ends["choice-1"].finish_reason == "length"
 
 
-def test_adapters_of_running_and_of_waiting_requests_are_kept_when_others_are_read() -> None:
-    world = World()
+def test_adapters_of_answers_that_have_begun_are_kept_when_others_are_read() -> None:
+    world = World(max_num_seqs=1)
     assert world.store.kept == 3 * [set()]
-    world.ask("running", 0)
+    world.add(*(make_request(f"choice-{n}", 6, max_tokens=20, adapter_id=0) for n in range(2)))
     world.run()
-    assert world.store.kept[3:] == [{0}]
-    world.ask("waiting", 1)
+    world.add(make_request("other", 6, max_tokens=4000, adapter_id=1, priority=-1))
+    world.run()
+    world.run(num_steps=40, seconds=1.0)
+    assert world.outputs["other"]
+    assert not world.outputs["choice-1"]
+    world.ask("new", 2)
     world.run()
     world.control.open(3, AdapterSource("/y"), None)
-    assert world.store.kept[4:] == [{0, 1}]
+    assert world.store.kept[-1] == {0, 1}
 
 
 def test_many_requests_of_an_absent_adapter_keep_nobody_from_starting() -> None:

@@ -77,7 +77,7 @@ class AdapterControl:
 
     def open(self, adapter_id: int, source: AdapterSource, known_digest: str | None) -> None:
         """Begin to read an adapter."""
-        self._keep_used()
+        self._keep_begun()
         self._open[adapter_id] = ""
         self._store.open(adapter_id, source, known_digest)
 
@@ -112,7 +112,7 @@ class AdapterControl:
         """Begin the copies that planning has asked for."""
         fills = self._slots.take_fills()
         if fills:
-            self._keep_used()
+            self._keep_begun()
         for adapter_id, slot in fills:
             self._store.fill(adapter_id, slot)
 
@@ -148,10 +148,15 @@ class AdapterControl:
         """End what runs beside the loop."""
         self._store.shut_down()
 
-    def _keep_used(self) -> None:
-        """Before host memory is given to another adapter: requests of a version whose files have
-        been replaced end on that version, though they may have to wait for a slot again."""
-        self._store.keep({*self._slots.running(), *self._slots.waiting()})
+    def _keep_begun(self) -> None:
+        """Before host memory is given to another adapter: an answer that has begun ends on the
+        version that it began with, whatever has become of its files, though it may have to wait
+        for a slot again. Others can be refused."""
+        kept = set(self._slots.running())
+        for request in self._scheduler.waiting_for(set(self._slots.waiting())):
+            if request.group.has_begun and request.adapter_id is not None:
+                kept.add(request.adapter_id)
+        self._store.keep(kept)
 
     def _take(self, outcome: Outcome) -> None:
         if outcome.adapter_id not in self._open:

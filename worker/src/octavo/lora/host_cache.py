@@ -1,5 +1,5 @@
 """Adapters in host memory, in so many entries; who has not been copied for longest is dropped, and
-last of all who is in use.
+last of all who is kept.
 
 Knows memory and who has it; nothing of files, slots or streams. Threads write adapters into it
 while the loop copies others from it: an entry that is written or read is busy, and stays whose it
@@ -106,8 +106,8 @@ class HostCache:
         self.release(entry)
 
     def keep(self, adapter_ids: Collection[int]) -> None:
-        """Drop these, and no longer others, only where there is nothing else to drop: they may be
-        needed on the device again, when their files are not what they were."""
+        """From now on drop these, and no others, only where there is nothing else to drop: they may
+        be needed on the device again when their files are not what they were."""
         with self._lock:
             self._kept = frozenset(adapter_ids)
 
