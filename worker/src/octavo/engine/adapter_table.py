@@ -64,7 +64,7 @@ class AdapterTable:
         self._openings = AdapterOpenings(send)
         self._entries: dict[str, AdapterEntry] = {}
         self._generations: dict[int, tuple[AdapterEntry, Generation]] = {}
-        """All that the engine knows, with the name each was loaded under."""
+        """All that the engine knows, with the entry that each was loaded for."""
         self._writing = asyncio.Lock()
         self._has_changed = False
         """Whether there is something to remember that nobody has begun to write."""
