@@ -28,6 +28,7 @@ import argparse
 import gc
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +42,7 @@ from shapes import SHAPES, model_folder
 from workloads import Workload, make_workload
 
 from octavo import LLM, LoRARequest, SamplingParams
+from octavo.engine.core_process import SWITCH_INTERVAL_S
 from octavo.engine.messages import AdapterOpened
 from octavo.engine.request_options import RequestOptions
 from octavo.lora.adapter_source import AdapterSource
@@ -69,12 +71,14 @@ class Bench:
         self._base: dict[str, float] = {}
 
     def open(self, **options: Any) -> LLM:
-        """An engine, its graphs captured, and its objects left out of collections of garbage as a
-        server's are: a full one takes 0.1 s, and would be measured as a step now and then."""
+        """An engine, its graphs captured, and looked after as a server's is: its objects left out
+        of collections of garbage, of which a full one takes 0.1 s, and threads that read adapters
+        made to give way to steps."""
         llm = LLM(self._model, **self._options, **options)
         llm.prepare()
         gc.collect()
         gc.freeze()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         if self._recorder is None:
             self._recorder = Recorder(llm.info.device, self._arguments.results)
         return llm

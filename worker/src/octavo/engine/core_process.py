@@ -59,8 +59,9 @@ again as soon as it is answered must not wait for that each time, nor may thread
 adapters, which need the interpreter, too."""
 _STATS_S = 0.1
 """How old the statistics may be that a busy engine has told: nobody reads them at every step."""
-_MAX_HOST_THREADS = 4
-"""Four threads that load adapters of 84 MB take 43 ms each; with 16 of 16 cores 56, with 2 50."""
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread that reads adapters or compiles grammars may keep the interpreter from the loop
+that wants it. It is 5 ms by default: as long as a step."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -87,8 +88,6 @@ def main() -> int:
         gc.enable()
         channel.send(PhaseFinished("import", seconds_since_process_start()))
         engine = build_engine(config, channel.send, compiler=compiler, head_start=head_start)
-        if engine.info.device == "cuda" and config.num_threads is None:
-            _limit_host_threads()
     except ServerGoneError:
         return 0  # the server was stopped while we loaded
     except Exception as error:  # the process's edge: say what it was before dying
@@ -113,6 +112,7 @@ class EngineLoop:
         # What lives now lives forever: keep the collector from walking it during steps.
         gc.collect()
         gc.freeze()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         try:
             self._tell_of_compilations()
             self._channel.send(Ready(self._info))
@@ -204,14 +204,6 @@ class EngineLoop:
     def _refuse(self, submitted: Submit, error: OctavoError) -> None:
         for spec in submitted.requests:
             self._channel.send(to_refusal(spec.id, error))
-
-
-def _limit_host_threads() -> None:
-    """Of each torch operation on the host. Beside a GPU there are few but adapters' conversions,
-    and the more threads these have, the longer they wait for each other."""
-    import torch
-
-    torch.set_num_threads(min(_MAX_HOST_THREADS, torch.get_num_threads()))
 
 
 def _die_with_parent(connection: socket.socket) -> None:

@@ -29,6 +29,7 @@ from octavo.kernels.interface import Kernels, Linear
 
 RANK_MULTIPLE = 16
 """Ranks are padded with zeros to this: the least a tensor core multiplies by."""
+_MAX_LANDING_BYTES = 64 << 20
 NO_ADAPTER = -1
 """The slot of a token without an adapter."""
 
@@ -81,8 +82,12 @@ class Packing:
 
     def cut(self, run: Tensor, table: Tensor) -> PackedAdapter:
         """A run of such numbers, ready to be copied; ``table``: :attr:`table` as a tensor."""
-        a = tuple(a if a.numel() else None for a, _ in self.matrices(run))
-        return PackedAdapter(a, run[: self.b_size], table)
+        sizes_of_a = tuple(
+            rank * projection.in_features
+            for projection, rank in zip(self.projections, self.ranks, strict=True)
+            for _ in projection.names
+        )
+        return PackedAdapter(run[self.b_size : self.size], sizes_of_a, run[: self.b_size], table)
 
     def matrices(self, run: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Views of each projection's ``A: [parts, rank, in_features]`` and ``B: [sum(out_features),
@@ -109,14 +114,27 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
-    """An adapter in host memory, cut once into what is copied to a slot each time."""
+    """An adapter in host memory, ready to be copied to a slot."""
 
-    a: tuple[Tensor | None, ...]
-    """Of each projection: ``[parts, rank, in_features]``; None: the adapter leaves it alone."""
+    a: Tensor
+    """Of all projections: one run of numbers."""
+    sizes_of_a: tuple[int, ...]
+    """Numbers of each part's A in turn; 0: the adapter leaves it alone."""
     b: Tensor
     """Of all projections: one run of numbers."""
     table: Tensor
     """``[num_projections, 2], int64``: where each B begins in the run, and its rank."""
+
+    def batches_of_a(self, limit: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Parts that follow each other and have no more than ``limit`` numbers together, but one at
+        least: the first, the one after the last, and their A."""
+        first = begin = end = 0
+        for part, size in enumerate(self.sizes_of_a):
+            if end > begin and end + size - begin > limit:
+                yield first, part, self.a[begin:end]
+                first, begin = part, end
+            end += size
+        yield first, len(self.sizes_of_a), self.a[begin:end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +154,11 @@ class AdapterStack:
     b: Tensor
     table: Tensor
     a_of_slots: tuple[tuple[Tensor, ...], ...]
-    """For each slot its part of each ``a``: to cut them out took a fill longer than its copies."""
+    """For each slot the ``[padded max_rank * in_features]`` of each part of each ``a``: to cut them
+    out took a fill longer than its copies."""
+    landing: Tensor | None
+    """``[N]``: where A comes to the device, before it is spread over the projections' memories;
+    None: on the CPU."""
 
     @classmethod
     def allocate(
@@ -164,8 +186,16 @@ class AdapterStack:
         largest = Packing(tuple(projections), (rank,) * len(projections))
         b = torch.empty(num_slots, largest.b_size, dtype=dtype, device=device)
         table = torch.zeros(num_slots, len(projections), 2, dtype=torch.int64, device=device)
-        a_of_slots = tuple(zip(*(own.unbind() for own in a), strict=True))
-        return cls(largest.projections, max_rank, tuple(a), b, table, a_of_slots)
+        a_of_slots = tuple(
+            tuple(part for own in a for part in own[slot].view(own.shape[1], -1))
+            for slot in range(num_slots)
+        )
+        landing = None
+        if device.type == "cuda":
+            sizes = [part.numel() for part in a_of_slots[0]]
+            most = max(max(sizes), min(sum(sizes), _MAX_LANDING_BYTES // dtype.itemsize))
+            landing = torch.empty(most, dtype=dtype, device=device)
+        return cls(largest.projections, max_rank, tuple(a), b, table, a_of_slots, landing)
 
     @property
     def num_slots(self) -> int:
@@ -183,13 +213,25 @@ class AdapterStack:
     def write(self, slot: int, adapter: PackedAdapter) -> None:
         """Copy an adapter into a slot; from pinned memory without waiting for the device.
 
-        A copy for each projection, as each has its rows of A in a memory of its own.
+        Each part has its rows of A in a memory of its own. To copy each from the host took 130
+        calls, in which the loop waited for threads that read others: so A comes in one, and is
+        spread from there. Writes of one stream at a time.
         """
         self.b[slot, : len(adapter.b)].copy_(adapter.b, non_blocking=True)
         self.table[slot].copy_(adapter.table, non_blocking=True)
-        for rows, a in zip(self.a_of_slots[slot], adapter.a, strict=True):
-            if a is not None:
-                rows.narrow(1, 0, a.shape[1]).copy_(a, non_blocking=True)
+        limit = len(adapter.a) if self.landing is None else len(self.landing)
+        for first, end, a in adapter.batches_of_a(limit):
+            if self.landing is not None:
+                a = self.landing[: len(a)].copy_(a, non_blocking=True)
+            sizes = list(adapter.sizes_of_a[first:end])
+            targets, sources = [], []
+            parts = zip(self.a_of_slots[slot][first:end], torch.split(a, sizes), sizes, strict=True)
+            for target, source, size in parts:
+                if size:
+                    targets.append(target if target.numel() == size else target[:size])
+                    sources.append(source)
+            if targets:
+                torch._foreach_copy_(targets, sources)
 
 
 def rows_of_parts(b: Tensor, projection: Projection) -> tuple[Tensor, ...]:
@@ -303,7 +345,7 @@ class _TorchStep:
 
     def project(self, index: int, linear: Linear, x: Tensor) -> Tensor:
         y = linear(x)
-        with _one_thread():
+        with torch_threads(1):
             for group in self.groups:
                 if group.table[index][1]:
                     self._add(y, group, index, x)
@@ -334,11 +376,12 @@ class _TorchStep:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Small products with many threads wait, at the end of each, for all of them; on a machine that
-    others use too that took 130 ms a step where one thread took 8."""
+def torch_threads(most: int) -> Iterator[None]:
+    """Operations on the host of so many threads of torch at most. Small ones with many threads
+    wait, at the end of each, for all of them; on a machine that others use too that took 130 ms a
+    step where one thread took 8."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(min(most, before))
     try:
         yield
     finally:
