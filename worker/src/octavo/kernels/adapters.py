@@ -345,7 +345,7 @@ class _TorchStep:
 
     def project(self, index: int, linear: Linear, x: Tensor) -> Tensor:
         y = linear(x)
-        with torch_threads(1):
+        with _one_thread():
             for group in self.groups:
                 if group.table[index][1]:
                     self._add(y, group, index, x)
@@ -376,12 +376,11 @@ class _TorchStep:
 
 
 @contextmanager
-def torch_threads(most: int) -> Iterator[None]:
-    """Operations on the host of so many threads of torch at most. Small ones with many threads
-    wait, at the end of each, for all of them; on a machine that others use too that took 130 ms a
-    step where one thread took 8."""
+def _one_thread() -> Iterator[None]:
+    """Small products with many threads wait, at the end of each, for all of them; on a machine that
+    others use too that took 130 ms a step where one thread took 8."""
     before = torch.get_num_threads()
-    torch.set_num_threads(min(most, before))
+    torch.set_num_threads(1)
     try:
         yield
     finally:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from octavo.errors import (
     AdapterError,
@@ -24,6 +23,7 @@ from octavo.errors import (
     SourceForbiddenError,
     SourceUnreachableError,
 )
+from octavo.kernels.stored_matrices import StoredTensor
 from octavo.loading.model_folder import file_inside
 from octavo.lora.adapter_config import parse_peft_config
 from octavo.lora.adapter_source import CONFIG_NAME, WEIGHTS_NAME
@@ -40,8 +40,9 @@ class AdapterFiles:
     """What was read."""
 
     config: Mapping[str, object]
-    tensors: Mapping[str, Tensor]
-    """Views of one buffer, in the dtypes of the file."""
+    weights: mmap.mmap
+    tensors: Mapping[str, StoredTensor]
+    """What the weights hold, and where."""
     digest: str
     """``sha256:`` and hexadecimal, of both files' contents: names an adapter whatever its path."""
 
@@ -78,7 +79,7 @@ def read_adapter(
     named = f"sha256:{digest.hexdigest()}"
     check_digest(named)
     tensors = parse_safetensors(weights, WEIGHTS_NAME)
-    return AdapterFiles(config, tensors, named)
+    return AdapterFiles(config, weights, tensors, named)
 
 
 def check_folder(folder: Path, max_rank: int) -> None:
@@ -112,8 +113,8 @@ def _is_pickled(folder: Path) -> bool:
         raise SourceForbiddenError(f"{folder} may not be read ({exc}); change its mode.") from exc
 
 
-def parse_safetensors(data: mmap.mmap, name: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file in memory, as views of it.
+def parse_safetensors(data: mmap.mmap, name: str) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file in memory.
 
     Source: huggingface.co/docs/safetensors, format. The library's own way to read from memory
     copies everything while it holds the interpreter, and with it the engine's steps.
@@ -125,14 +126,13 @@ def parse_safetensors(data: mmap.mmap, name: str) -> dict[str, Tensor]:
     try:
         header = json.loads(data[8:begin])
         entries = {key: value for key, value in header.items() if key != "__metadata__"}
-        return {key: _tensor(data, begin, key, entry) for key, entry in entries.items()}
+        return {key: _tensor(len(data), begin, key, entry) for key, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise AdapterError(f"{name} is damaged: {exc}; copy it again.") from exc
 
 
-def _tensor(
-    data: mmap.mmap | bytearray, begin: int, key: str, entry: Mapping[str, object]
-) -> Tensor:
+def _tensor(size: int, begin: int, key: str, entry: Mapping[str, object]) -> StoredTensor:
+    """``begin``: of the tensors, in a file of ``size`` bytes."""
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in _DTYPES:
         raise AdapterError(
@@ -143,16 +143,14 @@ def _tensor(
     first, last = offsets
     kind = _DTYPES[str(dtype)]
     count = 1
-    for size in shape:
-        if type(size) is not int or size < 1:
+    for length in shape:
+        if type(length) is not int or length < 1:
             raise ValueError(f"{key} has the shape {shape}")
-        count *= size
-    is_inside = 0 <= first <= last <= len(data) - begin
+        count *= length
+    is_inside = 0 <= first <= last <= size - begin
     if not is_inside or last - first != count * kind.itemsize:
         raise ValueError(f"{key} lies at {offsets}, which does not fit its shape or the file")
-    if (begin + first) % kind.itemsize:  # the format allows it
-        data, begin, first = bytearray(data[begin + first : begin + last]), 0, 0
-    return torch.frombuffer(data, dtype=kind, count=count, offset=begin + first).view(shape)
+    return StoredTensor(begin + first, kind, tuple(shape))
 
 
 def _check_is_there(folder: Path, name: str) -> None:

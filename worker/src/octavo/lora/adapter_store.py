@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from octavo.errors import AdapterChangedError, ModelLoadError, OctavoError
-from octavo.kernels.adapters import AdapterStack, torch_threads
+from octavo.kernels.adapters import AdapterStack
 from octavo.lora.adapter_folder import AdapterFiles, read_adapter, weight_bytes
 from octavo.lora.adapter_source import AdapterSource, find_adapter
 from octavo.lora.adapter_weights import lay_out
@@ -36,8 +36,6 @@ from octavo.lora.reading_turns import ReadingTurns, most_bytes_counted
 _log = logging.getLogger(__name__)
 _NUM_THREADS = 4
 """For new adapters, and as many for those that are read again."""
-_TORCH_THREADS = 4
-"""Of a conversion. One of 84 MB takes 43 ms; with 16 of 16 cores 56, with 2 50."""
 _STOP_LIMIT_S = 5.0
 _END_LIMIT_S = 0.5
 """For threads that wait for nothing: together."""
@@ -297,7 +295,7 @@ class AdapterStore:
     def _read_in(self, job: _Job, record: _Record, folder: Path, started: float) -> Opened | None:
         limits = largest_file_bytes(self._stack), self._stack.max_rank
         files = read_adapter(folder, *limits, partial(_check_digest, record))
-        with self._converting, torch_threads(_TORCH_THREADS):
+        with self._converting:
             if not self._is_to_be_read(job, record):  # any more
                 return None
             return self._convert(job, record, files, started)

@@ -6,15 +6,16 @@ Knows PEFT's tensor names and the model's projections. The result is one flat ru
 
 from __future__ import annotations
 
+import mmap
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from octavo.errors import AdapterError
-from octavo.kernels.adapters import Packing, Projection, padded_rank, rows_of_parts
+from octavo.kernels.adapters import Packing, Projection, padded_rank
+from octavo.kernels.stored_matrices import MatrixCopy, StoredTensor, copy_matrices
 from octavo.lora.adapter_config import PeftConfig, parse_peft_config
 from octavo.lora.adapter_folder import AdapterFiles
 
@@ -35,8 +36,8 @@ _PREFIXES = ("model.", "model.language_model.", "language_model.model.")
 class _Part:
     """One adapted matrix of the model."""
 
-    a: Tensor
-    b: Tensor
+    a: StoredTensor
+    b: StoredTensor
     scaling: float
 
     @property
@@ -48,6 +49,8 @@ class _Part:
 class AdapterWeights:
     """An adapter that fits the model, not copied yet."""
 
+    weights: mmap.mmap
+    """The file, which the parts lie in."""
     packing: Packing
     parts: tuple[tuple[_Part | None, ...], ...]
     """For each projection, for each of its parts: what is adapted."""
@@ -60,23 +63,25 @@ class AdapterWeights:
         """Fill what the packing takes; raises AdapterError for what is not finite."""
         buffer = buffer[: self.packing.size]
         buffer.zero_()
-        for projection, parts, (a, b) in zip(
-            self.packing.projections, self.parts, self.packing.matrices(buffer), strict=True
-        ):
-            rows = rows_of_parts(b, projection)
-            for index, part in enumerate(parts):
-                if part is not None:
-                    a[index, : part.rank].copy_(part.a)
-                    # Rounded once.
-                    b_of_part = part.b if part.b.dtype == buffer.dtype else part.b.float()
-                    torch.mul(b_of_part, part.scaling, out=rows[index][:, : part.rank])
-        # Both are NaN where any number is.
-        lowest, highest = buffer.aminmax()
-        if not (torch.isfinite(lowest) and torch.isfinite(highest)):
+        if not copy_matrices(self.weights, list(self._copies()), buffer):
             raise AdapterError(
                 f"The adapter holds numbers that are not finite as {buffer.dtype}; it is broken, "
                 "or was trained in a wider format."
             )
+
+    def _copies(self) -> Iterator[MatrixCopy]:
+        """A of every part as it is, and B with its scaling, to where the packing has them."""
+        packing = self.packing
+        next_b, next_a = 0, packing.b_size
+        for projection, rank, parts in zip(
+            packing.projections, packing.ranks, self.parts, strict=True
+        ):
+            for out_features, part in zip(projection.out_features, parts, strict=True):
+                if part is not None:
+                    yield MatrixCopy(part.a, 1.0, next_a, projection.in_features)
+                    yield MatrixCopy(part.b, part.scaling, next_b, rank)
+                next_a += rank * projection.in_features
+                next_b += out_features * rank
 
 
 def lay_out(
@@ -99,6 +104,7 @@ def lay_out(
         for own in parts
     )
     return AdapterWeights(
+        weights=files.weights,
         packing=Packing(tuple(projections), tuple(ranks)),
         parts=parts,
         rank=config.largest_rank,
@@ -108,14 +114,14 @@ def lay_out(
 
 
 def _parts(
-    tensors: Mapping[str, Tensor], projections: Sequence[Projection], config: PeftConfig
+    tensors: Mapping[str, StoredTensor], projections: Sequence[Projection], config: PeftConfig
 ) -> dict[tuple[int, str], _Part]:
     shapes = {
         (projection.layer, name): (projection.in_features, out_features)
         for projection in projections
         for name, out_features in zip(projection.names, projection.out_features, strict=True)
     }
-    sides: dict[tuple[int, str], dict[str, tuple[str, Tensor]]] = {}
+    sides: dict[tuple[int, str], dict[str, tuple[str, StoredTensor]]] = {}
     for name, tensor in tensors.items():
         if name.endswith(_READ_IN_TRAINING):
             continue
@@ -158,7 +164,7 @@ def _remedy(name: str) -> str:
 
 
 def _part(
-    found: Mapping[str, tuple[str, Tensor]],
+    found: Mapping[str, tuple[str, StoredTensor]],
     shape: tuple[int, int],
     config: PeftConfig,
 ) -> _Part:
@@ -174,9 +180,9 @@ def _part(
         (a_name, a, (rank, in_features)),
         (b_name, b, (out_features, rank)),
     ):
-        if tuple(tensor.shape) != expected:
+        if tensor.shape != expected:
             raise AdapterError(
-                f"{name} has the shape {tuple(tensor.shape)}; for this model and rank it must be "
+                f"{name} has the shape {tensor.shape}; for this model and rank it must be "
                 f"{expected}{_origin(config)}."
             )
     return _Part(a, b, config.scaling_of(full_name))

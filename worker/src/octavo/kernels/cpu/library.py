@@ -53,6 +53,7 @@ class Library:
     paged_attention: KernelFunction
     sample: KernelFunction
     adapters: KernelFunction
+    copy_matrices: KernelFunction
     philox: KernelFunction
     read_all: KernelFunction
     multiply_add: KernelFunction

@@ -7,5 +7,6 @@
 #include "attention_prefill.c"
 #include "sample.c"
 #include "adapters.c"
+#include "copies.c"
 #include "ceilings.c"
 #include "python_face.c"

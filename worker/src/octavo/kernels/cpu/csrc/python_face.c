@@ -153,6 +153,14 @@ static int64_t adapters_operations(const argument *a) {
 }
 FUNCTION(adapters, "piipiipipiipippipii", adapters_operations(a))
 
+/* file, matrices: [n, 6] 64-bit integers as in copies.c, scalings, n, target, its kind, set to 0
+ * for what is not finite there */
+static void call_copy_matrices(const argument *a) {
+    copying c = {a[0].p, a[1].p, a[2].p, a[3].i, a[4].p, (block_kind)a[5].i, a[6].p};
+    copy_matrices(&c);
+}
+FUNCTION(copy_matrices, "pppipip", INT64_MAX)
+
 /* For tests: first counter, position, seed, out: [4][LANES] words. */
 static void call_philox(const argument *a) {
     philox((uint32_t)a[0].i, (uint32_t)a[1].i, (uint64_t)a[2].i, a[3].p);
@@ -178,8 +186,8 @@ FUNCTION(multiply_add, "pipi", 0)
 /* Ends at an entry without a name. */
 __attribute__((visibility("default"))) method_definition octavo_cpu_functions[] = {
     ENTRY(linear), ENTRY(rows), ENTRY(pack), ENTRY(advise), ENTRY(rms_norm), ENTRY(gated),
-    ENTRY(rope_and_cache), ENTRY(paged_attention), ENTRY(sample), ENTRY(adapters), ENTRY(philox),
-    ENTRY(read_all), ENTRY(multiply_add), {0, 0, 0, 0},
+    ENTRY(rope_and_cache), ENTRY(paged_attention), ENTRY(sample), ENTRY(adapters),
+    ENTRY(copy_matrices), ENTRY(philox), ENTRY(read_all), ENTRY(multiply_add), {0, 0, 0, 0},
 };
 
 /* Sixteen, eight or four: of the vectors this library was compiled for. */
