@@ -179,6 +179,32 @@ async def test_a_forced_call_is_a_grammar(client: httpx.AsyncClient, engine: Fak
         assert answer.json()["tool_choice"] == choice
 
 
+async def test_a_client_that_keeps_the_thoughts_itself_is_answered(
+    client: httpx.AsyncClient,
+) -> None:
+    """As Codex and inspect-ai ask, so that nothing is lost where nothing is stored."""
+    asked = {
+        "store": False,
+        "include": ["reasoning.encrypted_content", LOGPROBS],
+        "reasoning": {"summary": "auto"},
+    }
+    answer = await post(client, **asked)
+    assert answer.status_code == 200, answer.text
+    plain = (await post(client, include=[LOGPROBS])).json()
+    told = ("output", "reasoning", "usage")
+    assert [without_ids(answer.json()[part]) for part in told] == [
+        without_ids(plain[part]) for part in told
+    ]
+    assert answer.json()["reasoning"]["summary"] is None
+
+
+def without_ids(value: Any) -> Any:
+    """An answer's part, less what differs between any two answers."""
+    if isinstance(value, list):
+        return [without_ids(each) for each in value]
+    return {k: v for k, v in value.items() if k not in ("id", "input_tokens_details")}
+
+
 REFUSED: dict[str, Any] = {
     "store": True,
     "previous_response_id": "resp_1",
@@ -206,9 +232,9 @@ REFUSED: dict[str, Any] = {
     "media_io_kwargs": {"a": {}},
     "mm_processor_kwargs": {"a": 1},
     "text": {"format": {"type": "odd"}},
-    "reasoning": {"summary": "auto"},
+    "reasoning": {"summary": "detailed"},
     "stream_options": {"include_obfuscation": True},
-    "include": ["reasoning.encrypted_content"],
+    "include": ["file_search_call.results"],
     "n": 2,
 }
 REACHES_THE_ENGINE: dict[str, tuple[Any, str, Any]] = {

@@ -33,13 +33,16 @@ from octavo.server.protocol.tools import MAX_TOOLS, ChatTool, ToolChoice, ToolsB
 from octavo.server.protocol.unsupported import RESPONSE, STREAM_OPTIONS, Unsupported, settle
 
 _LOGPROBS = "message.output_text.logprobs"
+_ENCRYPTED_THOUGHTS = "reasoning.encrypted_content"
+"""Asked for by clients that keep the conversation themselves, so that a server without storage gets
+its thoughts back. Ours come in the clear, and are taken back so."""
 _FORMAT = "text.format"
 _TEXT: dict[str, Unsupported] = {
     "verbosity": Unsupported("no model here knows it; ask in the prompt", ("medium",)),
 }
 _REASONING: dict[str, Unsupported] = {
-    "summary": Unsupported("reasoning is not summarised"),
-    "generate_summary": Unsupported("reasoning is not summarised"),
+    "summary": Unsupported("thoughts come whole; they are not summarised", ("auto",)),
+    "generate_summary": Unsupported("thoughts come whole; they are not summarised", ("auto",)),
     "context": Unsupported("send the items that shall be seen"),
     "mode": Unsupported("no model here knows it"),
 }
@@ -145,7 +148,11 @@ class ResponseRequest(ToolsBody, SamplingBody):
         None, description="As many as the context holds if left out."
     )
     include: Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=16)] | None = (
-        Field(None, description=f"{_LOGPROBS!r} tells log probabilities; nothing else is offered.")
+        Field(
+            None,
+            description=f"{_LOGPROBS!r} tells log probabilities; {_ENCRYPTED_THOUGHTS!r} is taken, "
+            "and not needed: thoughts come in the clear. Nothing else is offered.",
+        )
     )
     top_logprobs: LogprobCount | None = Field(None, description=f"Needs {_LOGPROBS!r} in include.")
     text: TextOptions | None = None
@@ -171,7 +178,7 @@ class ResponseRequest(ToolsBody, SamplingBody):
     @model_validator(mode="after")
     def _fields_agree(self) -> ResponseRequest:
         for name in self.include or ():
-            if name != _LOGPROBS:
+            if name not in (_LOGPROBS, _ENCRYPTED_THOUGHTS):
                 raise ValueError(
                     f"include holds {name!r:.80}; this server has nothing of that kind to tell, "
                     f"only {_LOGPROBS!r}. Leave it out."
