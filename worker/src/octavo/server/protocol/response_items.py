@@ -101,10 +101,15 @@ def as_items(value: object) -> object:
             if not isinstance(item, dict):
                 continue
             kind = item.setdefault("type", "message")
+            if kind == "item_reference":
+                raise ValueError(
+                    f"item {index} is an 'item_reference', and this server stores no items; send "
+                    "the item itself (an option of clients that is often called store: false)."
+                )
             if not isinstance(kind, str) or kind not in _KINDS:
                 raise ValueError(
                     f"item {index} has the type {kind!r:.80}; those taken are "
-                    f"{', '.join(map(str, _KINDS))}."
+                    f"{', '.join(map(str, _KINDS))}. Leave it out."
                 )
     return value
 
@@ -210,7 +215,7 @@ def as_chat_tools(value: object) -> object:
         if kind != "function":
             raise ValueError(
                 f"tool {index} has the type {kind!r:.80}; only 'function' is taken: "
-                "this server runs no tools itself."
+                "this server runs no tools itself. Leave it out."
             )
         tools.append({"type": kind, "function": {k: v for k, v in tool.items() if k != "type"}})
     return tools
