@@ -262,6 +262,7 @@ HAS_A_TEST_ABOVE |= {"request_id"}
 UNUSED = {"user": "x", "safety_identifier": "x", "prompt_cache_key": "x"}
 UNUSED |= {"include_reasoning": False}  # of no effect on a model that does not think
 UNUSED |= {"spaces_between_special_tokens": False}
+UNUSED |= {"client_metadata": {"x-codex-turn-metadata": "{}" * 600}}
 OTHERS = {"model", "priority", "timeout", "cache_salt", "reasoning", "chat_template_kwargs"}
 
 
@@ -374,6 +375,7 @@ async def test_structure_reaches_the_engine(
         ({"input": [{"type": "function_call"}]}, "input[0].call_id is missing"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "send the item itself"),
         ({"input": [{"type": "web_search_call", "id": "x"}]}, "'web_search_call'; those taken"),
+        ({"client_metadata": dict.fromkeys(map(str, range(65)), "x")}, "at most 64"),
         ({"input": [{"type": "reasoning", "summary": [{}]}]}, "input[0].summary"),
         ({"input": [{"type": "reasoning"}]}, "no message and no call"),
         ({"input": [THOUGHT]}, "follows"),

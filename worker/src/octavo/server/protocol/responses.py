@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -16,7 +17,13 @@ from octavo.server.protocol.chat import (
     TemplateKwargs,
     check_template_kwargs,
 )
-from octavo.server.protocol.fields import LogprobCount, PositiveCount, SamplingBody, StrictModel
+from octavo.server.protocol.fields import (
+    LogprobCount,
+    PositiveCount,
+    SamplingBody,
+    StrictModel,
+    at_most,
+)
 from octavo.server.protocol.response_items import (
     InputItem,
     ResponseAllowedTools,
@@ -32,6 +39,7 @@ from octavo.server.protocol.structured import StructuredOutputsBody
 from octavo.server.protocol.tools import MAX_TOOLS, ChatTool, ToolChoice, ToolsBody
 from octavo.server.protocol.unsupported import RESPONSE, STREAM_OPTIONS, Unsupported, settle
 
+MAX_CLIENT_METADATA = 64
 _LOGPROBS = "message.output_text.logprobs"
 _ENCRYPTED_THOUGHTS = "reasoning.encrypted_content"
 """Asked for by clients that keep the conversation themselves, so that a server without storage gets
@@ -46,6 +54,11 @@ _REASONING: dict[str, Unsupported] = {
     "context": Unsupported("send the items that shall be seen"),
     "mode": Unsupported("no model here knows it"),
 }
+ClientMetadata = Annotated[
+    dict[Annotated[str, Field(max_length=256)], Annotated[str, Field(max_length=16_384)]],
+    Field(max_length=MAX_CLIENT_METADATA),
+    BeforeValidator(partial(at_most, MAX_CLIENT_METADATA)),
+]
 
 
 class Reasoning(StrictModel):
@@ -159,6 +172,9 @@ class ResponseRequest(ToolsBody, SamplingBody):
     structured_outputs: StructuredOutputsBody | None = None
     reasoning: Reasoning | None = None
     stream_options: ResponseStreamOptions | None = None
+    client_metadata: ClientMetadata | None = Field(
+        None, description="What Codex tells of itself. Taken, and not used."
+    )
     chat_template_kwargs: TemplateKwargs = None
 
     @classmethod
