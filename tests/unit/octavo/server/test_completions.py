@@ -10,6 +10,8 @@ import pytest
 
 from fake_engine import EOS, FakeEngine, expected_ids, expected_text, render
 from octavo.engine.request_options import RequestOptions
+from octavo.outputs import TokenLogprobs
+from octavo.server.logprobs import LogprobWriter, TextOffsets
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -201,6 +203,7 @@ async def test_no_tokens_may_be_asked_for_to_score_a_prompt(client: httpx.AsyncC
     (choice,) = answer["choices"]
     assert (choice["text"], choice["finish_reason"]) == ("hey", "length")
     assert choice["logprobs"]["token_logprobs"] == [None, -2.0, -2.0]
+    assert choice["logprobs"]["top_logprobs"] == [None, {"e": -2.0}, {"y": -2.0}]
     assert answer["usage"]["completion_tokens"] == 0
     (chunk,) = [
         chunk
@@ -208,6 +211,14 @@ async def test_no_tokens_may_be_asked_for_to_score_a_prompt(client: httpx.AsyncC
         if chunk["choices"][0]["text"]
     ]
     assert chunk["choices"][0]["logprobs"] == choice["logprobs"]
+
+
+def test_a_token_is_among_its_alternatives_also_where_others_are_likelier() -> None:
+    likelier = TokenLogprobs(7, -3.0, 5, [1, 2], [-0.5, -1.0])
+    offsets = TextOffsets(None, [], skip_special_tokens=True)
+    written = LogprobWriter(None).completion([likelier], offsets)
+    (top,) = written.top_logprobs
+    assert top == {"token_id:1": -0.5, "token_id:2": -1.0, "token_id:7": -3.0}
 
 
 async def test_prompt_logprobs_have_vllms_shape(client: httpx.AsyncClient) -> None:
