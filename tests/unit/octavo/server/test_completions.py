@@ -258,6 +258,19 @@ async def test_a_continued_message_may_be_echoed(client: httpx.AsyncClient) -> N
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole
 
 
+async def test_a_function_to_be_called_may_be_named_without_a_type(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    """As huggingface_hub's client names it, and vLLM takes it."""
+    function = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+    body = {"messages": MESSAGES, "tools": [{"type": "function", "function": function}]}
+    for named in ({"type": "function", "function": {"name": "f"}}, {"function": {"name": "f"}}):
+        response = await post(client, CHAT, **body, tool_choice=named, max_tokens=4)
+        assert response.status_code == 200, response.text
+    typed, untyped = (params.structured_outputs for _, params, _ in engine.seen)
+    assert typed == untyped is not None
+
+
 async def test_chat_logprobs_have_openais_shape(client: httpx.AsyncClient) -> None:
     body = {"messages": MESSAGES, "max_tokens": 2, "logprobs": True, "top_logprobs": 2}
     content = (await post(client, CHAT, **body)).json()["choices"][0]["logprobs"]["content"]
