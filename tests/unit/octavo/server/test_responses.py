@@ -7,8 +7,9 @@ import typing
 from typing import Any
 
 import httpx
+import pydantic
 import pytest
-from openai.types.responses import response_create_params
+from openai.types.responses import Response, ResponseStreamEvent, response_create_params
 
 from fake_engine import FakeEngine, expected_text, render
 from octavo.grammar import StructuredOutputs
@@ -48,13 +49,24 @@ async def test_the_whole_answer(client: httpx.AsyncClient) -> None:
     ]
     assert answer["usage"] == {
         "input_tokens": len(HELLO),
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": 4,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": len(HELLO) + 4,
     }
     assert answer["metadata"] == {"a": "b"}
     assert answer["store"] is False
+
+
+async def test_answers_and_events_have_all_that_the_official_types_require(
+    client: httpx.AsyncClient,
+) -> None:
+    """Python's lets a field be absent; the clients of stricter languages need not."""
+    body: dict[str, Any] = {"include": [LOGPROBS], "top_logprobs": 2, "tools": [TOOL]}
+    pydantic.TypeAdapter(Response).validate_python((await post(client, **body)).json())
+    of_any_kind: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(ResponseStreamEvent)
+    for event in events_of(await post(client, **body, stream=True)):
+        of_any_kind.validate_python(event)
 
 
 async def test_an_answer_that_ends_by_itself_is_complete(client: httpx.AsyncClient) -> None:
