@@ -91,6 +91,29 @@ def test_a_schema_is_refused_in_one_sentence(schema: Any, sentence: str) -> None
     assert try_grammar(_LIBRARY, text, [EOS_TOKEN_ID]) == sentence
 
 
+RECORD = {"type": "object", "additionalProperties": {"type": "number"}}
+
+
+@pytest.mark.parametrize("names", [True, {}, {"type": "string", "description": "a word"}])
+def test_names_that_any_key_satisfies_ask_for_nothing(names: Any) -> None:
+    """As zod writes every record."""
+    schema = {"type": "array", "items": RECORD | {"propertyNames": names}}
+    text = translate(StructuredOutputs(json=schema)).text
+    assert text == translate(StructuredOutputs(json={"type": "array", "items": RECORD})).text
+    assert "propertyNames" in schema["items"], "the client's own schema is left as it is"
+
+
+@pytest.mark.parametrize("names", [False, {"enum": ["a"]}, {"type": "string", "maxLength": 2}])
+def test_names_that_some_key_does_not_satisfy_are_refused(names: Any) -> None:
+    text = translate(StructuredOutputs(json=RECORD | {"propertyNames": names})).text
+    assert "'propertyNames'" in try_grammar(_LIBRARY, text, [EOS_TOKEN_ID])
+
+
+def test_a_property_may_be_called_as_a_keyword_is() -> None:
+    schema = {"type": "object", "properties": {"propertyNames": {"type": "string"}}}
+    assert "propertyNames" in translate(StructuredOutputs(json=schema)).text
+
+
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [

@@ -8,6 +8,7 @@ the check, and the one keyword that duplicate keys could get around.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -30,6 +31,7 @@ _OTHER_DRAFTS = {
     "$recursiveAnchor": "use $ref",
     "x-guidance": "it is set by the server",
 }
+_ANNOTATIONS = ("title", "description", "examples", "default", "$comment")
 SUBSCHEMAS = ("items", "additionalProperties")
 LISTS_OF_SUBSCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
 MAPS_OF_SUBSCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
@@ -86,6 +88,22 @@ def closed(schema: object) -> object:
     if isinstance(inner.get("properties"), Mapping):
         inner.setdefault("additionalProperties", False)
     return inner
+
+
+def without_idle_names(schema: object) -> object:
+    """The schema less each ``propertyNames`` that any key satisfies: zod writes one for every
+    record, and the library knows none."""
+    plain = copy.deepcopy(schema)
+    for _, part in _subschemas(plain, "#"):
+        if _allows_any_text(part.get("propertyNames", False)):
+            del part["propertyNames"]  # type: ignore[attr-defined]  # our own copy
+    return plain
+
+
+def _allows_any_text(schema: object) -> bool:
+    if not isinstance(schema, Mapping):
+        return schema is True
+    return schema.get("type", "string") == "string" and schema.keys() <= {"type", *_ANNOTATIONS}
 
 
 def _check_keywords(path: str, schema: Mapping[str, Any], param: str) -> None:
