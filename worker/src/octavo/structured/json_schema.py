@@ -31,6 +31,13 @@ _OTHER_DRAFTS = {
     "$recursiveAnchor": "use $ref",
     "x-guidance": "it is set by the server",
 }
+_DEFINED_FORMATS = frozenset(
+    str.split(
+        "date-time date time duration email idn-email hostname idn-hostname ipv4 ipv6 uri "
+        "uri-reference iri iri-reference uuid uri-template json-pointer relative-json-pointer regex"
+    )
+)
+"""By draft 2020-12 (Validation, 7.3). What others mean is whatever their author says."""
 _ANNOTATIONS = ("title", "description", "examples", "default", "$comment")
 SUBSCHEMAS = ("items", "additionalProperties")
 LISTS_OF_SUBSCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
@@ -90,14 +97,22 @@ def closed(schema: object) -> object:
     return inner
 
 
-def without_idle_names(schema: object) -> object:
-    """The schema less each ``propertyNames`` that any key satisfies: zod writes one for every
-    record, and the library knows none."""
+def without_idle_keywords(schema: object) -> object:
+    """The schema less what asks for nothing, which the library would refuse. zod writes both: a
+    ``propertyNames`` that any key satisfies, for every record; and for its own kinds of text a
+    ``format`` that JSON Schema does not define, beside the ``pattern`` that says what it means."""
     plain = copy.deepcopy(schema)
     for _, part in _subschemas(plain, "#"):
+        assert isinstance(part, dict), "a copy of JSON"
         if _allows_any_text(part.get("propertyNames", False)):
-            del part["propertyNames"]  # type: ignore[attr-defined]  # our own copy
+            del part["propertyNames"]
+        if "pattern" in part and _is_undefined(part.get("format")):
+            del part["format"]
     return plain
+
+
+def _is_undefined(form: object) -> bool:
+    return isinstance(form, str) and form not in _DEFINED_FORMATS
 
 
 def _allows_any_text(schema: object) -> bool:
