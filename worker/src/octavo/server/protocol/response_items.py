@@ -125,9 +125,8 @@ def settle_item(item: dict[str, Any], path: str) -> None:
 
 
 def to_messages(items: Sequence[InputItem]) -> list[Message]:
-    """As the chat template is given them: thoughts and calls are the assistant's message's.
-
-    Raises ValueError for thoughts that no message or call of the assistant follows.
+    """As the chat template is given them: thoughts and calls are the assistant's message's, and
+    thoughts that it said nothing after, as an answer that was cut may end, are one without words.
     """
     messages: list[Message] = []
     thoughts: str | None = None
@@ -135,8 +134,10 @@ def to_messages(items: Sequence[InputItem]) -> list[Message]:
         if isinstance(item, InputReasoning):
             thoughts = "".join(part.text for part in item.content or ()) or thoughts
             continue
+        if thoughts is not None and not _is_assistants(item):
+            messages.append(_wordless(thoughts))
+            thoughts = None
         if isinstance(item, InputCallOutput):
-            _check_all_told(thoughts)
             output = _text(item.output)
             messages.append(
                 Message(role="tool", content=output, tool_call_id=item.call_id, name=None)
@@ -147,19 +148,19 @@ def to_messages(items: Sequence[InputItem]) -> list[Message]:
             messages.append(message)
         else:
             message = _calling(messages, item, starts_anew=thoughts is not None)
-        if thoughts is not None and message.role == "assistant":
+        if thoughts is not None:
             message.reasoning_content, thoughts = thoughts, None
-        _check_all_told(thoughts)
-    _check_all_told(thoughts)
-    return messages
+    return messages if thoughts is None else [*messages, _wordless(thoughts)]
 
 
-def _check_all_told(thoughts: str | None) -> None:
-    if thoughts is not None:
-        raise ValueError(
-            "input holds a reasoning item that no message or call of the assistant follows; "
-            "send what was said after it, or leave it out."
-        )
+def _is_assistants(item: InputItem) -> bool:
+    return isinstance(item, InputCall) or (
+        isinstance(item, InputMessage) and item.role == "assistant"
+    )
+
+
+def _wordless(thoughts: str) -> Message:
+    return Message(role="assistant", content="", reasoning_content=thoughts, name=None)
 
 
 def _calling(messages: list[Message], item: InputCall, *, starts_anew: bool) -> Message:
