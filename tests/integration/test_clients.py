@@ -1,6 +1,7 @@
 """Clients of other projects, unchanged, against a real server with the demo model.
 
-Each asks for a short chat, whole and streamed, and for what it alone does in its own way.
+Each asks for a short chat, whole and streamed, and for what it alone does in its own way. Of two
+that are large to install the requests are sent as they send them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from operator import mul
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pydantic
 import pytest
@@ -163,6 +165,55 @@ def test_openai_for_python_embeds_and_scores(client: openai.OpenAI) -> None:
     assert logprobs.token_logprobs is not None
     assert "".join(logprobs.tokens) == scored.choices[0].text == "Paris is the capital of France"
     assert sum(logprobs.token_logprobs[1:]) < 0
+
+
+def test_what_lm_evaluation_harness_asks(served: ServedModel) -> None:
+    """Its ``local-completions``, which has no tokenizer: it takes ours, and sends token ids."""
+    with httpx.Client(base_url=served.url, timeout=300) as http:
+        assert http.get("/tokenizer_info").json()["eos_token"] == "<|im_end|>"
+
+        def token_ids(text: str) -> list[int]:
+            body = {"prompt": text, "add_special_tokens": False}
+            ids: list[int] = http.post("/tokenize", json=body).json()["tokens"]
+            return ids
+
+        context = token_ids("The capital of France is")
+        prompts = [context + token_ids(choice) for choice in (" Paris", " Rome", " blue")]
+        asked = {"prompt": prompts, "echo": True, "logprobs": 1, "max_tokens": 1, "seed": 1234}
+        answer = http.post("/v1/completions", json=asked | {"model": NAME, "temperature": 0}).json()
+    scored = [choice["logprobs"] for choice in answer["choices"]]
+    sums = [sum(one["token_logprobs"][len(context) : -1]) for one in scored]
+    assert sums == sorted(sums, reverse=True)
+    is_likeliest = [
+        one["token_logprobs"][-2] == max(one["top_logprobs"][-2].values()) for one in scored
+    ]
+    assert is_likeliest == [True, False, False]
+
+
+def test_what_codex_asks(client: openai.OpenAI) -> None:
+    parameters: dict[str, Any] = {"type": "object", "properties": {}}
+    tool = {"type": "function", "name": "get_goal", "strict": False, "parameters": parameters}
+    items: list[Any] = [
+        {"type": "message", "id": f"msg_{role}", "role": role, "content": [part]}
+        for role, part in (
+            ("developer", {"type": "input_text", "text": "Be brief."}),
+            ("user", {"type": "input_text", "text": QUESTION}),
+        )
+    ]
+    stream = client.responses.create(
+        model=NAME,
+        input=items,
+        tools=[tool],  # type: ignore[list-item]
+        tool_choice="auto",
+        parallel_tool_calls=True,
+        reasoning={"summary": "auto"},
+        store=False,
+        stream=True,
+        include=["reasoning.encrypted_content"],
+        prompt_cache_key="thread",
+        extra_body={"client_metadata": {"session_id": "x", "x-codex-turn-metadata": "{}"}},
+    )
+    assert [event.type for event in stream][-1] in ("response.completed", "response.incomplete")
 
 
 NODE_SCRIPT = """

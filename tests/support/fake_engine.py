@@ -43,6 +43,7 @@ class ByteTokenizer:
 
     special_ids = frozenset({EOS})
     drops_first_space = False
+    named_tokens: Mapping[str, str] = {"eos_token": "END"}
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,19 @@ async def test_other_content_types_are_refused(
     response = await client.post(TEXT, content=b'{"prompt": "a"}', headers=headers)
     assert response.status_code == 415
     assert "application/json" in response.json()["error"]["message"]
+
+
+async def test_a_compressed_body_is_refused_as_such(client: httpx.AsyncClient) -> None:
+    body, headers = b'{"prompt": "a"}', {"content-type": "application/json"}
+    packed = await client.post(
+        TEXT, content=gzip.compress(body), headers=headers | {"content-encoding": "gzip"}
+    )
+    assert packed.status_code == 415
+    assert "'gzip'; compressed bodies are not taken" in packed.json()["error"]["message"]
+    plain = await client.post(
+        TEXT, content=body, headers=headers | {"content-encoding": "Identity"}
+    )
+    assert plain.status_code == 200
 
 
 async def test_content_type_may_have_parameters(client: httpx.AsyncClient) -> None:

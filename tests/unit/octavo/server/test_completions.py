@@ -10,6 +10,8 @@ import pytest
 
 from fake_engine import EOS, FakeEngine, expected_ids, expected_text, render
 from octavo.engine.request_options import RequestOptions
+from octavo.outputs import TokenLogprobs
+from octavo.server.logprobs import LogprobWriter, TextOffsets
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -201,6 +203,7 @@ async def test_no_tokens_may_be_asked_for_to_score_a_prompt(client: httpx.AsyncC
     (choice,) = answer["choices"]
     assert (choice["text"], choice["finish_reason"]) == ("hey", "length")
     assert choice["logprobs"]["token_logprobs"] == [None, -2.0, -2.0]
+    assert choice["logprobs"]["top_logprobs"] == [None, {"e": -2.0}, {"y": -2.0}]
     assert answer["usage"]["completion_tokens"] == 0
     (chunk,) = [
         chunk
@@ -208,6 +211,14 @@ async def test_no_tokens_may_be_asked_for_to_score_a_prompt(client: httpx.AsyncC
         if chunk["choices"][0]["text"]
     ]
     assert chunk["choices"][0]["logprobs"] == choice["logprobs"]
+
+
+def test_a_token_is_among_its_alternatives_also_where_others_are_likelier() -> None:
+    likelier = TokenLogprobs(7, -3.0, 5, [1, 2], [-0.5, -1.0])
+    offsets = TextOffsets(None, [], skip_special_tokens=True)
+    written = LogprobWriter(None).completion([likelier], offsets)
+    (top,) = written.top_logprobs
+    assert top == {"token_id:1": -0.5, "token_id:2": -1.0, "token_id:7": -3.0}
 
 
 async def test_prompt_logprobs_have_vllms_shape(client: httpx.AsyncClient) -> None:
@@ -245,6 +256,19 @@ async def test_a_continued_message_may_be_echoed(client: httpx.AsyncClient) -> N
     assert whole == "Well, " + expected_text(render(messages, False), 0, 3)
     chunks = events_of(await post(client, CHAT, **body, stream=True))
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole
+
+
+async def test_a_function_to_be_called_may_be_named_without_a_type(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    """As huggingface_hub's client names it, and vLLM takes it."""
+    function = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+    body = {"messages": MESSAGES, "tools": [{"type": "function", "function": function}]}
+    for named in ({"type": "function", "function": {"name": "f"}}, {"function": {"name": "f"}}):
+        response = await post(client, CHAT, **body, tool_choice=named, max_tokens=4)
+        assert response.status_code == 200, response.text
+    typed, untyped = (params.structured_outputs for _, params, _ in engine.seen)
+    assert typed == untyped is not None
 
 
 async def test_chat_logprobs_have_openais_shape(client: httpx.AsyncClient) -> None:

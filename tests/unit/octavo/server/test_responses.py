@@ -7,8 +7,9 @@ import typing
 from typing import Any
 
 import httpx
+import pydantic
 import pytest
-from openai.types.responses import response_create_params
+from openai.types.responses import Response, ResponseStreamEvent, response_create_params
 
 from fake_engine import FakeEngine, expected_text, render
 from octavo.grammar import StructuredOutputs
@@ -48,13 +49,24 @@ async def test_the_whole_answer(client: httpx.AsyncClient) -> None:
     ]
     assert answer["usage"] == {
         "input_tokens": len(HELLO),
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": 4,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": len(HELLO) + 4,
     }
     assert answer["metadata"] == {"a": "b"}
     assert answer["store"] is False
+
+
+async def test_answers_and_events_have_all_that_the_official_types_require(
+    client: httpx.AsyncClient,
+) -> None:
+    """Python's lets a field be absent; the clients of stricter languages need not."""
+    body: dict[str, Any] = {"include": [LOGPROBS], "top_logprobs": 2, "tools": [TOOL]}
+    pydantic.TypeAdapter(Response).validate_python((await post(client, **body)).json())
+    of_any_kind: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(ResponseStreamEvent)
+    for event in events_of(await post(client, **body, stream=True)):
+        of_any_kind.validate_python(event)
 
 
 async def test_an_answer_that_ends_by_itself_is_complete(client: httpx.AsyncClient) -> None:
@@ -167,6 +179,23 @@ async def test_calls_and_their_outputs_become_the_chats_messages(
     assert answer.json()["tool_choice"] == "none"
 
 
+def test_thoughts_that_nothing_was_said_after_are_a_message_without_words() -> None:
+    """So that an answer that was cut while the model thought can be sent back."""
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    asked, said = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well."}
+    items = [asked, THOUGHT, asked, THOUGHT, said, THOUGHT, call, THOUGHT]
+    messages = ResponseRequest.model_validate({"input": items}).conversation().messages
+    assert [(one.role, one.text, one.reasoning_content) for one in messages] == [
+        ("user", "Hi", None),
+        ("assistant", "", "Hm."),
+        ("user", "Hi", None),
+        ("assistant", "Well.", "Hm."),
+        ("assistant", "", "Hm."),
+        ("assistant", "", "Hm."),
+    ]
+    assert [bool(one.tool_calls) for one in messages] == [False] * 4 + [True, False]
+
+
 async def test_a_forced_call_is_a_grammar(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     named = {"type": "function", "name": "f"}
     allowed = {"type": "allowed_tools", "mode": "required", "tools": [named]}
@@ -177,6 +206,32 @@ async def test_a_forced_call_is_a_grammar(client: httpx.AsyncClient, engine: Fak
         assert structure is not None
         assert structure.grammar is not None
         assert answer.json()["tool_choice"] == choice
+
+
+async def test_a_client_that_keeps_the_thoughts_itself_is_answered(
+    client: httpx.AsyncClient,
+) -> None:
+    """As Codex and inspect-ai ask, so that nothing is lost where nothing is stored."""
+    asked = {
+        "store": False,
+        "include": ["reasoning.encrypted_content", LOGPROBS],
+        "reasoning": {"summary": "auto"},
+    }
+    answer = await post(client, **asked)
+    assert answer.status_code == 200, answer.text
+    plain = (await post(client, include=[LOGPROBS])).json()
+    told = ("output", "reasoning", "usage")
+    assert [without_ids(answer.json()[part]) for part in told] == [
+        without_ids(plain[part]) for part in told
+    ]
+    assert answer.json()["reasoning"]["summary"] is None
+
+
+def without_ids(value: Any) -> Any:
+    """An answer's part, less what differs between any two answers."""
+    if isinstance(value, list):
+        return [without_ids(each) for each in value]
+    return {k: v for k, v in value.items() if k not in ("id", "input_tokens_details")}
 
 
 REFUSED: dict[str, Any] = {
@@ -206,9 +261,9 @@ REFUSED: dict[str, Any] = {
     "media_io_kwargs": {"a": {}},
     "mm_processor_kwargs": {"a": 1},
     "text": {"format": {"type": "odd"}},
-    "reasoning": {"summary": "auto"},
+    "reasoning": {"summary": "detailed"},
     "stream_options": {"include_obfuscation": True},
-    "include": ["reasoning.encrypted_content"],
+    "include": ["file_search_call.results"],
     "n": 2,
 }
 REACHES_THE_ENGINE: dict[str, tuple[Any, str, Any]] = {
@@ -236,6 +291,7 @@ HAS_A_TEST_ABOVE |= {"request_id"}
 UNUSED = {"user": "x", "safety_identifier": "x", "prompt_cache_key": "x"}
 UNUSED |= {"include_reasoning": False}  # of no effect on a model that does not think
 UNUSED |= {"spaces_between_special_tokens": False}
+UNUSED |= {"client_metadata": {"x-codex-turn-metadata": "{}" * 600}}
 OTHERS = {"model", "priority", "timeout", "cache_salt", "reasoning", "chat_template_kwargs"}
 
 
@@ -346,11 +402,11 @@ async def test_structure_reaches_the_engine(
         ({"input": []}, "input is empty"),
         ({"input": 5}, "input is 5"),
         ({"input": [{"type": "function_call"}]}, "input[0].call_id is missing"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "'item_reference'"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "send the item itself"),
+        ({"input": [{"type": "web_search_call", "id": "x"}]}, "'web_search_call'; those taken"),
+        ({"client_metadata": dict.fromkeys(map(str, range(65)), "x")}, "at most 64"),
         ({"input": [{"type": "reasoning", "summary": [{}]}]}, "input[0].summary"),
         ({"input": [{"type": "reasoning"}]}, "no message and no call"),
-        ({"input": [THOUGHT]}, "follows"),
-        ({"input": [THOUGHT, {"role": "user", "content": "x"}]}, "follows"),
         ({"tools": [{"type": "web_search"}]}, "'web_search'"),
         ({"tools": [{"type": "function"}]}, "name is missing"),
         ({"tool_choice": "required"}, "there are no tools"),

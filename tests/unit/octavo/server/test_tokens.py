@@ -41,6 +41,17 @@ async def test_texts_and_conversations_become_ids(
     assert spelt["token_strs"] == [chr(token) for token in tokens]
 
 
+async def test_a_client_without_a_tokenizer_learns_what_it_needs(
+    client: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = dict.fromkeys(("bos_token", "unk_token", "pad_token", "sep_token", "cls_token"))
+    expected = {"eos_token": "END", "chat_template": None, "model_max_length": MAX_MODEL_LEN}
+    assert (await client.get("/tokenizer_info")).json() == expected | others
+    monkeypatch.setattr(engine, "chat_template_source", "{{ messages }}")
+    expected["chat_template"] = "{{ messages }}"
+    assert (await client.get("/tokenizer_info")).json() == expected | others
+
+
 async def test_template_fields_reach_the_template(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
@@ -97,7 +108,10 @@ async def test_without_a_tokenizer_it_is_said() -> None:
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://octavo"
     ) as client:
-        for path, body in (("/tokenize", {"prompt": "x"}), ("/detokenize", {"tokens": [1]})):
-            response = await client.post(path, json=body)
+        for response in (
+            await client.post("/tokenize", json={"prompt": "x"}),
+            await client.post("/detokenize", json={"tokens": [1]}),
+            await client.get("/tokenizer_info"),
+        ):
             assert response.status_code == 400
             assert "--skip-tokenizer-init" in response.json()["error"]["message"]

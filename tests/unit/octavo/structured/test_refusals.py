@@ -91,6 +91,42 @@ def test_a_schema_is_refused_in_one_sentence(schema: Any, sentence: str) -> None
     assert try_grammar(_LIBRARY, text, [EOS_TOKEN_ID]) == sentence
 
 
+RECORD = {"type": "object", "additionalProperties": {"type": "number"}}
+
+
+@pytest.mark.parametrize("names", [True, {}, {"type": "string", "description": "a word"}])
+def test_names_that_any_key_satisfies_ask_for_nothing(names: Any) -> None:
+    """As zod writes every record."""
+    schema = {"type": "array", "items": RECORD | {"propertyNames": names}}
+    text = translate(StructuredOutputs(json=schema)).text
+    assert text == translate(StructuredOutputs(json={"type": "array", "items": RECORD})).text
+    assert "propertyNames" in schema["items"], "the client's own schema is left as it is"
+
+
+@pytest.mark.parametrize("names", [False, {"enum": ["a"]}, {"type": "string", "maxLength": 2}])
+def test_names_that_some_key_does_not_satisfy_are_refused(names: Any) -> None:
+    text = translate(StructuredOutputs(json=RECORD | {"propertyNames": names})).text
+    assert "'propertyNames'" in try_grammar(_LIBRARY, text, [EOS_TOKEN_ID])
+
+
+def test_a_format_of_another_kind_means_the_pattern_beside_it() -> None:
+    """As zod writes its own kinds of text, such as nanoid."""
+    pattern = {"type": "string", "pattern": "^[a-z0-9]{21}$"}
+    text = translate(StructuredOutputs(json=pattern | {"format": "nanoid"})).text
+    assert text == translate(StructuredOutputs(json=pattern)).text
+    for schema in ({"type": "string", "format": "nanoid"}, pattern | {"format": "regex"}):
+        text = translate(StructuredOutputs(json=schema)).text
+        reason = try_grammar(_LIBRARY, text, [EOS_TOKEN_ID])
+        assert reason.startswith(f"format is {schema['format']!r}")
+    odd = translate(StructuredOutputs(json=pattern | {"format": ["nanoid"]})).text
+    assert try_grammar(_LIBRARY, odd, [EOS_TOKEN_ID])
+
+
+def test_a_property_may_be_called_as_a_keyword_is() -> None:
+    schema = {"type": "object", "properties": {"propertyNames": {"type": "string"}}}
+    assert "propertyNames" in translate(StructuredOutputs(json=schema)).text
+
+
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [

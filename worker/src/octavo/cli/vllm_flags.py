@@ -10,11 +10,12 @@ ALWAYS_SO = (
     "--enable-chunked-prefill",
     "--enable-prompt-tokens-details",
     "--enable-request-id-headers",
+    "--enable-tokenizer-info-endpoint",
     "--disable-fastapi-docs",
 )
 """vLLM's switches for what is always the case here: prefill is chunked, usage tells cached
-tokens, answers carry X-Request-Id, a model may call the tools it is given, there are no
-documentation pages."""
+tokens, answers carry X-Request-Id, /tokenizer_info is there, a model may call the tools it is
+given, there are no documentation pages."""
 
 _ONE_DEVICE = "one device serves a model; run more replicas instead"
 _PROXY = "put a proxy in front of the server for it"
@@ -75,7 +76,7 @@ _OTHERS = """
 --enable-logging-iteration-details --enable-mamba-cache-stochastic-rounding
 --enable-mfu-metrics --enable-mixed-moe-lora-format --enable-mm-embeds --enable-prompt-embeds
 --enable-return-routed-experts --enable-server-load-tracking --enable-sleep-mode
---enable-ssl-refresh --enable-tokenizer-info-endpoint --enable-tower-connector-lora
+--enable-ssl-refresh --enable-tower-connector-lora
 --eplb-config --exclude-tools-when-tool-choice-none --expert-placement-strategy
 --fail-on-environ-validation --gdn-prefill-backend --h11-max-header-count
 --h11-max-incomplete-event-size --headless --hf-config-path --hf-token --ignore-patterns

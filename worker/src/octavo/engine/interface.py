@@ -50,6 +50,11 @@ class TokenReader(Protocol):
     """The part of a tokenizer that the server itself needs."""
 
     @property
+    def named_tokens(self) -> Mapping[str, str]:
+        """``bos_token``, ``eos_token``, ... → text, as the model's files name them."""
+        ...
+
+    @property
     def special_ids(self) -> frozenset[int]:
         """Ids of special tokens."""
         ...

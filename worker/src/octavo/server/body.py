@@ -29,10 +29,11 @@ async def read_model(
 ) -> Body:
     """The request's body as ``model``, or as the one that a function chooses for the document.
 
-    Raises ApiError: 413 when larger than ``max_bytes``, 415 when not JSON by its content type,
-    400 when malformed or not valid. Raises ClientGoneError when the client leaves.
+    Raises ApiError: 413 when larger than ``max_bytes``, 415 when not JSON by its content type
+    or compressed, 400 when malformed or not valid. Raises ClientGoneError when the client leaves.
     """
     _check_content_type(request)
+    _check_content_encoding(request)
     raw = await _read(request, max_bytes)
     if len(raw) < _LONG_BYTES:
         return _parse(raw, model)
@@ -71,6 +72,19 @@ def _check_content_type(request: Request) -> None:
         f"The Content-Type header {shown}; this route takes JSON only. "
         "Send 'Content-Type: application/json'.",
         code="unsupported_media_type",
+    )
+
+
+def _check_content_encoding(request: Request) -> None:
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding in ("", "identity"):
+        return
+    raise ApiError(
+        415,
+        f"The Content-Encoding header is {encoding[:100]!r}; compressed bodies are not taken. "
+        "Send the JSON as it is.",
+        code="unsupported_media_type",
+        headers={"Accept-Encoding": "identity"},
     )
 
 

@@ -131,10 +131,13 @@ class LogprobWriter:
         num_top: int,
         offsets: TextOffsets,
     ) -> None:
+        text, logprob = self._text(token.token_id), finite(token.logprob)
         top = zip(token.top_token_ids[:num_top], token.top_logprobs, strict=False)
-        written.tokens.append(self._text(token.token_id))
-        written.token_logprobs.append(finite(token.logprob))
-        written.top_logprobs.append({self._text(id_): finite(value) for id_, value in top})
+        written.tokens.append(text)
+        written.token_logprobs.append(logprob)
+        likeliest = {self._text(id_): finite(value) for id_, value in top}
+        # Itself too, so that there may be one more than was asked for: OpenAI's shape.
+        written.top_logprobs.append({text: logprob} | likeliest)
         written.text_offset.append(offsets.next(token.token_id))
 
     def _chat_token(self, token: TokenLogprobs) -> ChatLogprob:

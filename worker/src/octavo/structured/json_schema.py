@@ -8,6 +8,7 @@ the check, and the one keyword that duplicate keys could get around.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -30,6 +31,14 @@ _OTHER_DRAFTS = {
     "$recursiveAnchor": "use $ref",
     "x-guidance": "it is set by the server",
 }
+_DEFINED_FORMATS = frozenset(
+    str.split(
+        "date-time date time duration email idn-email hostname idn-hostname ipv4 ipv6 uri "
+        "uri-reference iri iri-reference uuid uri-template json-pointer relative-json-pointer regex"
+    )
+)
+"""By draft 2020-12 (Validation, 7.3). What others mean is whatever their author says."""
+_ANNOTATIONS = ("title", "description", "examples", "default", "$comment")
 SUBSCHEMAS = ("items", "additionalProperties")
 LISTS_OF_SUBSCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
 MAPS_OF_SUBSCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
@@ -86,6 +95,30 @@ def closed(schema: object) -> object:
     if isinstance(inner.get("properties"), Mapping):
         inner.setdefault("additionalProperties", False)
     return inner
+
+
+def without_idle_keywords(schema: object) -> object:
+    """The schema less what asks for nothing, which the library would refuse. zod writes both: a
+    ``propertyNames`` that any key satisfies, for every record; and for its own kinds of text a
+    ``format`` that JSON Schema does not define, beside the ``pattern`` that says what it means."""
+    plain = copy.deepcopy(schema)
+    for _, part in _subschemas(plain, "#"):
+        assert isinstance(part, dict), "a copy of JSON"
+        if _allows_any_text(part.get("propertyNames", False)):
+            del part["propertyNames"]
+        if "pattern" in part and _is_undefined(part.get("format")):
+            del part["format"]
+    return plain
+
+
+def _is_undefined(form: object) -> bool:
+    return isinstance(form, str) and form not in _DEFINED_FORMATS
+
+
+def _allows_any_text(schema: object) -> bool:
+    if not isinstance(schema, Mapping):
+        return schema is True
+    return schema.get("type", "string") == "string" and schema.keys() <= {"type", *_ANNOTATIONS}
 
 
 def _check_keywords(path: str, schema: Mapping[str, Any], param: str) -> None:

@@ -39,7 +39,7 @@ def _null_as_empty(value: object) -> object:
     return [] if value is None else value
 
 
-def _at_most(most: int, value: object) -> object:
+def at_most(most: int, value: object) -> object:
     """Counted before the members are looked at: each one that is wrong would be reported."""
     if isinstance(value, dict) and len(value) > most:
         raise ValueError(f"it has {len(value)} members; at most {most} are allowed. Send fewer.")
@@ -59,7 +59,7 @@ BadWords = Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS)]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
     Field(max_length=MAX_METADATA),
-    BeforeValidator(partial(_at_most, MAX_METADATA)),
+    BeforeValidator(partial(at_most, MAX_METADATA)),
 ]
 StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
 StopTokenIds = Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)]
@@ -166,7 +166,7 @@ class SamplingBody(EngineBody):
                 Annotated[float, Field(ge=-100, le=100)],
             ],
             Field(max_length=MAX_LOGIT_BIASES),
-            BeforeValidator(partial(_at_most, MAX_LOGIT_BIASES)),
+            BeforeValidator(partial(at_most, MAX_LOGIT_BIASES)),
         ]
         | None
     ) = None

@@ -70,6 +70,8 @@ class InputTokensDetails(msgspec.Struct):
     """How many of the input's tokens the prefix cache held."""
 
     cached_tokens: int
+    cache_write_tokens: int = 0
+    """Those that were written to a cache on request; here all are kept without one."""
 
 
 class OutputTokensDetails(msgspec.Struct):

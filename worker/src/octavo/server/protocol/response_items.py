@@ -101,10 +101,15 @@ def as_items(value: object) -> object:
             if not isinstance(item, dict):
                 continue
             kind = item.setdefault("type", "message")
+            if kind == "item_reference":
+                raise ValueError(
+                    f"item {index} is an 'item_reference', and this server stores no items; send "
+                    "the item itself (an option of clients that is often called store: false)."
+                )
             if not isinstance(kind, str) or kind not in _KINDS:
                 raise ValueError(
                     f"item {index} has the type {kind!r:.80}; those taken are "
-                    f"{', '.join(map(str, _KINDS))}."
+                    f"{', '.join(map(str, _KINDS))}. Leave it out."
                 )
     return value
 
@@ -120,9 +125,8 @@ def settle_item(item: dict[str, Any], path: str) -> None:
 
 
 def to_messages(items: Sequence[InputItem]) -> list[Message]:
-    """As the chat template is given them: thoughts and calls are the assistant's message's.
-
-    Raises ValueError for thoughts that no message or call of the assistant follows.
+    """As the chat template is given them: thoughts and calls are the assistant's message's, and
+    thoughts that it said nothing after, as an answer that was cut may end, are one without words.
     """
     messages: list[Message] = []
     thoughts: str | None = None
@@ -130,8 +134,10 @@ def to_messages(items: Sequence[InputItem]) -> list[Message]:
         if isinstance(item, InputReasoning):
             thoughts = "".join(part.text for part in item.content or ()) or thoughts
             continue
+        if thoughts is not None and not _is_assistants(item):
+            messages.append(_wordless(thoughts))
+            thoughts = None
         if isinstance(item, InputCallOutput):
-            _check_all_told(thoughts)
             output = _text(item.output)
             messages.append(
                 Message(role="tool", content=output, tool_call_id=item.call_id, name=None)
@@ -142,19 +148,19 @@ def to_messages(items: Sequence[InputItem]) -> list[Message]:
             messages.append(message)
         else:
             message = _calling(messages, item, starts_anew=thoughts is not None)
-        if thoughts is not None and message.role == "assistant":
+        if thoughts is not None:
             message.reasoning_content, thoughts = thoughts, None
-        _check_all_told(thoughts)
-    _check_all_told(thoughts)
-    return messages
+    return messages if thoughts is None else [*messages, _wordless(thoughts)]
 
 
-def _check_all_told(thoughts: str | None) -> None:
-    if thoughts is not None:
-        raise ValueError(
-            "input holds a reasoning item that no message or call of the assistant follows; "
-            "send what was said after it, or leave it out."
-        )
+def _is_assistants(item: InputItem) -> bool:
+    return isinstance(item, InputCall) or (
+        isinstance(item, InputMessage) and item.role == "assistant"
+    )
+
+
+def _wordless(thoughts: str) -> Message:
+    return Message(role="assistant", content="", reasoning_content=thoughts, name=None)
 
 
 def _calling(messages: list[Message], item: InputCall, *, starts_anew: bool) -> Message:
@@ -210,7 +216,7 @@ def as_chat_tools(value: object) -> object:
         if kind != "function":
             raise ValueError(
                 f"tool {index} has the type {kind!r:.80}; only 'function' is taken: "
-                "this server runs no tools itself."
+                "this server runs no tools itself. Leave it out."
             )
         tools.append({"type": kind, "function": {k: v for k, v in tool.items() if k != "type"}})
     return tools

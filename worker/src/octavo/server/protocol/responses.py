@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -16,7 +17,13 @@ from octavo.server.protocol.chat import (
     TemplateKwargs,
     check_template_kwargs,
 )
-from octavo.server.protocol.fields import LogprobCount, PositiveCount, SamplingBody, StrictModel
+from octavo.server.protocol.fields import (
+    LogprobCount,
+    PositiveCount,
+    SamplingBody,
+    StrictModel,
+    at_most,
+)
 from octavo.server.protocol.response_items import (
     InputItem,
     ResponseAllowedTools,
@@ -32,17 +39,26 @@ from octavo.server.protocol.structured import StructuredOutputsBody
 from octavo.server.protocol.tools import MAX_TOOLS, ChatTool, ToolChoice, ToolsBody
 from octavo.server.protocol.unsupported import RESPONSE, STREAM_OPTIONS, Unsupported, settle
 
+MAX_CLIENT_METADATA = 64
 _LOGPROBS = "message.output_text.logprobs"
+_ENCRYPTED_THOUGHTS = "reasoning.encrypted_content"
+"""Asked for by clients that keep the conversation themselves, so that a server without storage gets
+its thoughts back. Ours come in the clear, and are taken back so."""
 _FORMAT = "text.format"
 _TEXT: dict[str, Unsupported] = {
     "verbosity": Unsupported("no model here knows it; ask in the prompt", ("medium",)),
 }
 _REASONING: dict[str, Unsupported] = {
-    "summary": Unsupported("reasoning is not summarised"),
-    "generate_summary": Unsupported("reasoning is not summarised"),
+    "summary": Unsupported("thoughts come whole; they are not summarised", ("auto",)),
+    "generate_summary": Unsupported("thoughts come whole; they are not summarised", ("auto",)),
     "context": Unsupported("send the items that shall be seen"),
     "mode": Unsupported("no model here knows it"),
 }
+ClientMetadata = Annotated[
+    dict[Annotated[str, Field(max_length=256)], Annotated[str, Field(max_length=16_384)]],
+    Field(max_length=MAX_CLIENT_METADATA),
+    BeforeValidator(partial(at_most, MAX_CLIENT_METADATA)),
+]
 
 
 class Reasoning(StrictModel):
@@ -145,13 +161,20 @@ class ResponseRequest(ToolsBody, SamplingBody):
         None, description="As many as the context holds if left out."
     )
     include: Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=16)] | None = (
-        Field(None, description=f"{_LOGPROBS!r} tells log probabilities; nothing else is offered.")
+        Field(
+            None,
+            description=f"{_LOGPROBS!r} tells log probabilities; {_ENCRYPTED_THOUGHTS!r} is taken, "
+            "and not needed: thoughts come in the clear. Nothing else is offered.",
+        )
     )
     top_logprobs: LogprobCount | None = Field(None, description=f"Needs {_LOGPROBS!r} in include.")
     text: TextOptions | None = None
     structured_outputs: StructuredOutputsBody | None = None
     reasoning: Reasoning | None = None
     stream_options: ResponseStreamOptions | None = None
+    client_metadata: ClientMetadata | None = Field(
+        None, description="What Codex tells of itself. Taken, and not used."
+    )
     chat_template_kwargs: TemplateKwargs = None
 
     @classmethod
@@ -171,7 +194,7 @@ class ResponseRequest(ToolsBody, SamplingBody):
     @model_validator(mode="after")
     def _fields_agree(self) -> ResponseRequest:
         for name in self.include or ():
-            if name != _LOGPROBS:
+            if name not in (_LOGPROBS, _ENCRYPTED_THOUGHTS):
                 raise ValueError(
                     f"include holds {name!r:.80}; this server has nothing of that kind to tell, "
                     f"only {_LOGPROBS!r}. Leave it out."

@@ -1,4 +1,4 @@
-"""The bodies of ``/tokenize`` and ``/detokenize``: vLLM's."""
+"""The bodies of ``/tokenize`` and ``/detokenize``, and what is told of the tokenizer: vLLM's."""
 
 from __future__ import annotations
 
@@ -59,6 +59,19 @@ class Tokens(msgspec.Struct):
     max_model_len: int
     tokens: list[int]
     token_strs: list[str] | None = None
+
+
+class TokenizerInfo(msgspec.Struct):
+    """The answer to ``GET /tokenizer_info``, in the words of a model's tokenizer_config.json."""
+
+    model_max_length: int
+    chat_template: str | None = None
+    bos_token: str | None = None
+    eos_token: str | None = None
+    unk_token: str | None = None
+    pad_token: str | None = None
+    sep_token: str | None = None
+    cls_token: str | None = None
 
 
 class DetokenizedText(msgspec.Struct):

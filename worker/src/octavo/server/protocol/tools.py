@@ -54,7 +54,7 @@ class FunctionName(StrictModel):
 class NamedToolChoice(StrictModel):
     """The function that is to be called."""
 
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     function: FunctionName
 
 

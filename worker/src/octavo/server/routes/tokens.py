@@ -1,4 +1,5 @@
-"""``POST /tokenize`` and ``POST /detokenize``: what the model's tokenizer says."""
+"""``POST /tokenize`` and ``POST /detokenize``: what the model's tokenizer says; and
+``GET /tokenizer_info``: what clients that do without one of their own ask of it."""
 
 from __future__ import annotations
 
@@ -16,11 +17,12 @@ from octavo.server.context import ServerContext
 from octavo.server.conversation import render_conversation
 from octavo.server.errors import bad_request
 from octavo.server.json_response import json_response
-from octavo.server.openapi import describe
+from octavo.server.openapi import describe, describe_answer
 from octavo.server.protocol.tokens import (
     Detokenize,
     DetokenizedText,
     TokenizeChat,
+    TokenizerInfo,
     TokenizeText,
     Tokens,
     tokenize_form,
@@ -58,6 +60,14 @@ def build_router(context: ServerContext) -> APIRouter:
         decode = partial(_tokenizer(context).decode, skip_special_tokens=False)
         text = await asyncio.to_thread(decode, body.tokens)
         return json_response(DetokenizedText(text))
+
+    @router.get("/tokenizer_info", **describe_answer(TokenizerInfo, 400, 503))
+    async def tokenizer_info() -> Response:
+        """The tokens that have names, and the chat template."""
+        info = context.ready_model()
+        template = context.engine.chat_template_source or None
+        named = _tokenizer(context).named_tokens
+        return json_response(TokenizerInfo(info.max_model_len, template, **named))
 
     return router
 
