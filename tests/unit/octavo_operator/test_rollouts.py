@@ -53,6 +53,80 @@ async def test_update_takes_no_pod_away_before_another_serves() -> None:
     assert conditions(service)["Progressing"] == ("False", "Complete")
 
 
+async def test_conditions_of_a_rollout_go_one_way() -> None:
+    """The operator notes in an annotation what has served, and a Deployment's annotations count in
+    its generation."""
+    world = ControlledWorld(inference_service(replicas=3))
+    await world.come_to_rest()
+    assert world.told_of("WorkloadReady") == ["PodsStarting", "AllPodsReady"]
+    assert world.told_of("Progressing") == ["RollingOut", "Complete"]
+    world.told.clear()
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    await world.come_to_rest()
+    assert world.told_of("WorkloadReady") == ["AllPodsReady"]
+    assert world.told_of("Progressing") == ["RollingOut", "Complete"]
+
+
+async def test_conditions_of_a_rollout_in_place_go_one_way() -> None:
+    """The Deployment's strategy is another one for as long as it lasts."""
+    world = await serving(replicas=3, num_gpus=3)
+    world.told.clear()
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    await world.come_to_rest()
+    assert world.told_of("Progressing") == ["RollingOut", "Complete"]
+
+
+async def test_conditions_of_a_change_that_is_rolled_back_go_one_way() -> None:
+    world = await serving(replicas=2)
+    world.told.clear()
+    await _change_to_bad(world)
+    assert world.told_of("Progressing") == ["RollingOut", "CrashLooping", "RolledBack"]
+    world.told.clear()
+    world.resource["spec"]["rollout"] = {"maxSurge": 2}
+    await world.come_to_rest()
+    assert world.told_of("Progressing") == ["RolledBack"]
+    assert world.told_of("WorkloadReady") == ["AllPodsReady"]
+
+
+@pytest.mark.parametrize(
+    "rollout",
+    [{"maxSurge": 2}, {"progressDeadlineSeconds": 60}, {"paused": True}],
+    ids=lambda rollout: next(iter(rollout)),
+)
+@pytest.mark.parametrize("replicas", [0, 2])
+async def test_change_of_how_pods_are_replaced_is_not_told_as_a_rollout(
+    replicas: int, rollout: dict[str, Any]
+) -> None:
+    world = ControlledWorld(inference_service(replicas=replicas))
+    before = conditions(await world.come_to_rest())
+    world.told.clear()
+    world.resource["spec"]["rollout"] = rollout
+    await world.come_to_rest()
+    for kind in ("Progressing", "WorkloadReady"):
+        assert world.told_of(kind) == [before[kind][1]]
+
+
+async def test_number_that_passes_to_an_autoscaler_is_not_told_as_a_rollout() -> None:
+    world = await serving(replicas=2)
+    world.told.clear()
+    del world.resource["spec"]["replicas"]
+    world.resource["spec"]["scaling"] = {"maxReplicas": 4}
+    await world.come_to_rest()
+    assert world.told_of("Progressing") == ["Complete"]
+    assert world.told_of("WorkloadReady") == ["AllPodsReady"]
+
+
+@pytest.mark.parametrize("replicas", [0, 2])
+async def test_annotation_of_somebody_elses_is_not_told_as_a_rollout(replicas: int) -> None:
+    world = ControlledWorld(inference_service(replicas=replicas))
+    await world.come_to_rest()
+    world.told.clear()
+    patch = {"metadata": {"annotations": {"example.org/team": "chat"}}}
+    await world.store.merge(*KEY, patch)
+    await world.come_to_rest()
+    assert world.told == []
+
+
 async def test_update_without_a_spare_gpu_replaces_in_place() -> None:
     """LLMKube 192: with every GPU in use a surge pod never finds a place."""
     world = await serving(replicas=3, num_gpus=3)
