@@ -308,6 +308,23 @@ async def test_pod_lost_after_the_rollout_is_no_reason_to_roll_back() -> None:
     assert conditions(service)["WorkloadReady"] == ("False", "CrashLooping")
 
 
+async def test_restart_by_hand_that_does_not_come_up_brings_no_earlier_model_back() -> None:
+    """As by `kubectl rollout restart` while the model's source is down."""
+    world = await serving(replicas=2)
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    await world.come_to_rest()
+    world.is_broken = lambda pod: True
+    restarted = {"kubectl.kubernetes.io/restartedAt": "2026-01-01T00:00:00Z"}
+    patch = {"spec": {"template": {"metadata": {"annotations": restarted}}}}
+    await world.store.merge(*KEY, patch)
+    await world.come_to_rest()
+    world.is_past_deadline = True
+    service = await world.come_to_rest()
+    assert models(world.pods) == ["org/better"] * 3
+    assert conditions(service)["Progressing"] == ("False", "CrashLooping")
+    assert conditions(service)["Ready"] == ("True", "Serving")
+
+
 async def test_new_operator_version_that_does_not_come_up_is_rolled_back() -> None:
     world = await serving()
     world.resource["metadata"]["annotations"] = {ANNOTATION_UPGRADE: "auto"}
