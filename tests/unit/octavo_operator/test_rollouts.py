@@ -12,15 +12,22 @@ from hypothesis import strategies as st
 
 from inference_services import condition_message, conditions, inference_service
 from octavo_operator.labels import (
+    ANNOTATION_APPLIED_HASH,
     ANNOTATION_GOOD_TEMPLATE,
+    ANNOTATION_PINNED_IMAGE,
+    ANNOTATION_PLACEMENT,
     ANNOTATION_POD_TEMPLATE,
     ANNOTATION_REFUSED_TEMPLATE,
+    ANNOTATION_REPLICAS_OWNER,
+    ANNOTATION_SERVED_TEMPLATE,
     ANNOTATION_STRIDE,
+    ANNOTATION_TEMPLATE_INPUTS,
     ANNOTATION_UPGRADE,
+    ANNOTATION_UPGRADED_BY,
 )
 from octavo_operator.manifests.kinds import DEPLOYMENT, INFERENCE_SERVICE, POD
 from octavo_operator.reconcile.live_object import LiveObject
-from planner_world import ControlledWorld, worker_of
+from planner_world import IMAGE, ControlledWorld, worker_of
 
 BAD = "hf://org/bad"
 KEY = (DEPLOYMENT, "models", "chat")
@@ -350,6 +357,16 @@ async def test_pause_holds_a_change_back_and_resume_lets_it_go() -> None:
     assert models(world.pods) == ["org/better"] * 2
 
 
+async def test_image_that_somebody_has_emptied_is_the_operators_own_again() -> None:
+    world = await serving()
+    patch = {"metadata": {"annotations": {ANNOTATION_PINNED_IMAGE: ""}}}
+    await world.store.merge(*KEY, patch)
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    service = await world.come_to_rest()
+    assert conditions(service)["Progressing"] == ("False", "Complete")
+    assert worker_of(await world.deployment())["image"] == IMAGE
+
+
 _TEXTS = st.sampled_from(["", "{", "[]", "null", '{"template": "x"}', "x:1", '{"spec": {}}'])
 _MEMORY = st.dictionaries(
     st.sampled_from(
@@ -358,6 +375,13 @@ _MEMORY = st.dictionaries(
             ANNOTATION_REFUSED_TEMPLATE,
             ANNOTATION_STRIDE,
             ANNOTATION_POD_TEMPLATE,
+            ANNOTATION_SERVED_TEMPLATE,
+            ANNOTATION_TEMPLATE_INPUTS,
+            ANNOTATION_PINNED_IMAGE,
+            ANNOTATION_UPGRADED_BY,
+            ANNOTATION_REPLICAS_OWNER,
+            ANNOTATION_PLACEMENT,
+            ANNOTATION_APPLIED_HASH,
         ]
     ),
     st.one_of(st.none(), _TEXTS),

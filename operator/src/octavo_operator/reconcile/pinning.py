@@ -84,7 +84,7 @@ def pin_template(
         service.upgrade is not None and service.upgrade != upgraded_by
     )
     is_fresh = live is None or is_upgrading
-    pinned_image = default_image if is_fresh else memory.get(ANNOTATION_PINNED_IMAGE, default_image)
+    pinned_image = (not is_fresh and memory.get(ANNOTATION_PINNED_IMAGE)) or default_image
     inputs = template_inputs(said)
     newest = pod_template(service, service.image or default_image, admin_key_sha256)
     template: Mapping[str, Any] | None = None
