@@ -36,10 +36,14 @@ def test_rollout_without_a_spare_device_says_so_and_finds_its_way(
     changed = stage.manifest(NAME, accelerator=accelerator)
     changed["spec"]["engine"]["maxNumSeqs"] = 8
     stage.apply(changed)
-    stuck = stage.wait_condition(NAME, "WorkloadReady", "False", "InsufficientGPU")
-    message = condition(stuck, "WorkloadReady")["message"]
-    assert f"1 {one_device}" in message
-    assert "maxUnavailable: 1" in message
+    stage.wait_condition(NAME, "WorkloadReady", "False", "InsufficientGPU")
+    # The pod without a place may be seen before the Deployment tells that pods are being replaced.
+    stuck = wait_for(
+        "the way through is told",
+        lambda: stage.service(NAME),
+        lambda service: "maxUnavailable: 1" in condition(service, "WorkloadReady")["message"],
+    )
+    assert f"1 {one_device}" in condition(stuck, "WorkloadReady")["message"]
     assert condition(stuck, "Ready")["status"] == "True"
     assert uids(stage.ready_pods(NAME)) == before
 

@@ -6,8 +6,10 @@ a number of GPUs, and pods that come up at once or never, as the test says.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -50,6 +52,7 @@ class World:
         self.nodes: tuple[LiveObject, ...] | None = None
         self.worker_peers: WorkerPeers | None = NAMESPACE_ONLY
         self.admin_key_sha256 = NO_ADMIN_KEY
+        self.told: list[Mapping[str, Any]] = []
 
     async def observe(self) -> Observed:
         live = await self.store.apply(self.resource, "user")
@@ -69,14 +72,16 @@ class World:
         )
 
     async def step(self, image: str = IMAGE, now: datetime = NOW) -> Plan:
-        """Plan once and carry it out."""
-        observed = await self.observe()
-        todo = plan(observed, image, now)
+        """Plan once and carry it out; what is told then is of what came of it."""
+        todo = plan(await self.observe(), image, now)
         for apply in todo.applies:
             await self.store.apply(apply.manifest, apply.manager)
         for delete in todo.deletes:
             await self.store.delete(delete.kind, delete.namespace, delete.name, delete.uid)
+        if todo.applies or todo.deletes:
+            todo = replace(todo, status=plan(await self.observe(), image, now).status)
         if todo.status is not None:
+            self.told.append(todo.status)
             await self.store.write_status(INFERENCE_SERVICE, "models", "chat", todo.status, None)
         return todo
 
@@ -86,6 +91,14 @@ class World:
             if (await self.step(image, now)).is_empty:
                 return await self.store.get(INFERENCE_SERVICE, "models", "chat")
         raise AssertionError("the plan does not come to an end")
+
+    def told_of(self, condition: str) -> list[str]:
+        """The reasons that the condition has had one after another, of all statuses written."""
+        reasons = [
+            next(item["reason"] for item in status["conditions"] if item["type"] == condition)
+            for status in self.told
+        ]
+        return [reason for reason, _ in itertools.groupby(reasons)]
 
     async def deployment(self) -> LiveObject:
         return await self.store.get(DEPLOYMENT, "models", "chat")
@@ -119,8 +132,10 @@ class ControlledWorld(World):
         self.fewest_serving = 10**9
 
     async def turn(self, image: str = IMAGE) -> bool:
-        """One pass of the operator and of each controller; whether anything has happened."""
+        """Passes of the operator, also over what no controller has seen yet, and one of each
+        controller; whether anything has happened."""
         before = self.store.writes
+        await self.step(image)
         await self.step(image)
         await self._control_deployment()
         for pod in await self._live_pods():

@@ -10,7 +10,16 @@ import pytest
 from octavo_operator.cluster.interface import EventType
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.errors import ConflictError, GoneError, NotFoundError, RejectedError
-from octavo_operator.manifests.kinds import DEPLOYMENT, POD, POD_MONITOR, SERVICE
+from octavo_operator.manifests.kinds import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    ENDPOINT_SLICE,
+    LEADER_WORKER_SET,
+    POD,
+    POD_MONITOR,
+    SERVICE,
+    Kind,
+)
 
 NS = "models"
 
@@ -54,7 +63,6 @@ async def test_version_rises_with_each_change_and_only_then(store: ObjectStore) 
     assert store.writes == 1
     third = await store.apply(service(type="NodePort"))
     assert int(third["metadata"]["resourceVersion"]) > int(first["metadata"]["resourceVersion"])
-    assert third["metadata"]["generation"] == 2
     assert third["metadata"]["uid"] == first["metadata"]["uid"]
 
 
@@ -95,6 +103,42 @@ async def test_status_and_spec_are_written_apart(store: ObjectStore) -> None:
     assert patched["metadata"]["generation"] == 2
     updated = await store.update(pod())
     assert updated["status"] == {"phase": "Running"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts"),
+    [
+        (DEPLOYMENT, [1, 2, 3, 4]),
+        (ENDPOINT_SLICE, [2, 2, 3, 4]),
+        (POD, [1, 1, 2, 3]),
+        (LEADER_WORKER_SET, [1, 1, 2, 3]),
+        (SERVICE, [None] * 4),
+        (CONFIG_MAP, [None] * 4),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Kind) else "",
+)
+async def test_generation_counts_what_it_counts_in_kubernetes(
+    kind: Kind, counts: list[int | None]
+) -> None:
+    """After a change of labels, of annotations and of the content, and when it is marked to go."""
+    store = ObjectStore(optional_kinds=[LEADER_WORKER_SET], seed=1)
+    metadata = {"name": "one", "namespace": NS, "finalizers": ["example.org/hold"]}
+    manifest = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata}
+    created = await store.create(manifest)
+    assert created["metadata"].get("generation") == (None if counts[0] is None else 1)
+    found = []
+    for patch in (
+        {"metadata": {"labels": {"a": "1"}}},
+        {"metadata": {"annotations": {"a": "1"}}},
+        {"spec": {"a": 1}},
+    ):
+        await store.merge(kind, NS, "one", patch)
+        live = await store.merge(kind, NS, "one", {"status": {"a": 1}}, subresource="status")
+        found.append(live["metadata"].get("generation"))
+    for _ in range(2):
+        await store.delete(kind, NS, "one")
+    found.append((await store.get(kind, NS, "one"))["metadata"].get("generation"))
+    assert found == counts
 
 
 async def test_apply_removes_what_it_no_longer_says_and_keeps_what_others_said(

@@ -12,15 +12,22 @@ from hypothesis import strategies as st
 
 from inference_services import condition_message, conditions, inference_service
 from octavo_operator.labels import (
+    ANNOTATION_APPLIED_HASH,
     ANNOTATION_GOOD_TEMPLATE,
+    ANNOTATION_PINNED_IMAGE,
+    ANNOTATION_PLACEMENT,
     ANNOTATION_POD_TEMPLATE,
     ANNOTATION_REFUSED_TEMPLATE,
+    ANNOTATION_REPLICAS_OWNER,
+    ANNOTATION_SERVED_TEMPLATE,
     ANNOTATION_STRIDE,
+    ANNOTATION_TEMPLATE_INPUTS,
     ANNOTATION_UPGRADE,
+    ANNOTATION_UPGRADED_BY,
 )
 from octavo_operator.manifests.kinds import DEPLOYMENT, INFERENCE_SERVICE, POD
 from octavo_operator.reconcile.live_object import LiveObject
-from planner_world import ControlledWorld, worker_of
+from planner_world import IMAGE, ControlledWorld, worker_of
 
 BAD = "hf://org/bad"
 KEY = (DEPLOYMENT, "models", "chat")
@@ -51,6 +58,80 @@ async def test_update_takes_no_pod_away_before_another_serves() -> None:
     assert models(world.pods) == ["org/better"] * 3
     assert world.fewest_serving == 3
     assert conditions(service)["Progressing"] == ("False", "Complete")
+
+
+async def test_conditions_of_a_rollout_go_one_way() -> None:
+    """The operator notes in an annotation what has served, and a Deployment's annotations count in
+    its generation."""
+    world = ControlledWorld(inference_service(replicas=3))
+    await world.come_to_rest()
+    assert world.told_of("WorkloadReady") == ["PodsStarting", "AllPodsReady"]
+    assert world.told_of("Progressing") == ["RollingOut", "Complete"]
+    world.told.clear()
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    await world.come_to_rest()
+    assert world.told_of("WorkloadReady") == ["AllPodsReady"]
+    assert world.told_of("Progressing") == ["RollingOut", "Complete"]
+
+
+async def test_conditions_of_a_rollout_in_place_go_one_way() -> None:
+    """The Deployment's strategy is another one for as long as it lasts."""
+    world = await serving(replicas=3, num_gpus=3)
+    world.told.clear()
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    await world.come_to_rest()
+    assert world.told_of("Progressing") == ["RollingOut", "Complete"]
+
+
+async def test_conditions_of_a_change_that_is_rolled_back_go_one_way() -> None:
+    world = await serving(replicas=2)
+    world.told.clear()
+    await _change_to_bad(world)
+    assert world.told_of("Progressing") == ["RollingOut", "CrashLooping", "RolledBack"]
+    world.told.clear()
+    world.resource["spec"]["rollout"] = {"maxSurge": 2}
+    await world.come_to_rest()
+    assert world.told_of("Progressing") == ["RolledBack"]
+    assert world.told_of("WorkloadReady") == ["AllPodsReady"]
+
+
+@pytest.mark.parametrize(
+    "rollout",
+    [{"maxSurge": 2}, {"progressDeadlineSeconds": 60}, {"paused": True}],
+    ids=lambda rollout: next(iter(rollout)),
+)
+@pytest.mark.parametrize("replicas", [0, 2])
+async def test_change_of_how_pods_are_replaced_is_not_told_as_a_rollout(
+    replicas: int, rollout: dict[str, Any]
+) -> None:
+    world = ControlledWorld(inference_service(replicas=replicas))
+    before = conditions(await world.come_to_rest())
+    world.told.clear()
+    world.resource["spec"]["rollout"] = rollout
+    await world.come_to_rest()
+    for kind in ("Progressing", "WorkloadReady"):
+        assert world.told_of(kind) == [before[kind][1]]
+
+
+async def test_number_that_passes_to_an_autoscaler_is_not_told_as_a_rollout() -> None:
+    world = await serving(replicas=2)
+    world.told.clear()
+    del world.resource["spec"]["replicas"]
+    world.resource["spec"]["scaling"] = {"maxReplicas": 4}
+    await world.come_to_rest()
+    assert world.told_of("Progressing") == ["Complete"]
+    assert world.told_of("WorkloadReady") == ["AllPodsReady"]
+
+
+@pytest.mark.parametrize("replicas", [0, 2])
+async def test_annotation_of_somebody_elses_is_not_told_as_a_rollout(replicas: int) -> None:
+    world = ControlledWorld(inference_service(replicas=replicas))
+    await world.come_to_rest()
+    world.told.clear()
+    patch = {"metadata": {"annotations": {"example.org/team": "chat"}}}
+    await world.store.merge(*KEY, patch)
+    await world.come_to_rest()
+    assert world.told == []
 
 
 async def test_update_without_a_spare_gpu_replaces_in_place() -> None:
@@ -234,6 +315,23 @@ async def test_pod_lost_after_the_rollout_is_no_reason_to_roll_back() -> None:
     assert conditions(service)["WorkloadReady"] == ("False", "CrashLooping")
 
 
+async def test_restart_by_hand_that_does_not_come_up_brings_no_earlier_model_back() -> None:
+    """As by `kubectl rollout restart` while the model's source is down."""
+    world = await serving(replicas=2)
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    await world.come_to_rest()
+    world.is_broken = lambda pod: True
+    restarted = {"kubectl.kubernetes.io/restartedAt": "2026-01-01T00:00:00Z"}
+    patch = {"spec": {"template": {"metadata": {"annotations": restarted}}}}
+    await world.store.merge(*KEY, patch)
+    await world.come_to_rest()
+    world.is_past_deadline = True
+    service = await world.come_to_rest()
+    assert models(world.pods) == ["org/better"] * 3
+    assert conditions(service)["Progressing"] == ("False", "CrashLooping")
+    assert conditions(service)["Ready"] == ("True", "Serving")
+
+
 async def test_new_operator_version_that_does_not_come_up_is_rolled_back() -> None:
     world = await serving()
     world.resource["metadata"]["annotations"] = {ANNOTATION_UPGRADE: "auto"}
@@ -259,6 +357,16 @@ async def test_pause_holds_a_change_back_and_resume_lets_it_go() -> None:
     assert models(world.pods) == ["org/better"] * 2
 
 
+async def test_image_that_somebody_has_emptied_is_the_operators_own_again() -> None:
+    world = await serving()
+    patch = {"metadata": {"annotations": {ANNOTATION_PINNED_IMAGE: ""}}}
+    await world.store.merge(*KEY, patch)
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    service = await world.come_to_rest()
+    assert conditions(service)["Progressing"] == ("False", "Complete")
+    assert worker_of(await world.deployment())["image"] == IMAGE
+
+
 _TEXTS = st.sampled_from(["", "{", "[]", "null", '{"template": "x"}', "x:1", '{"spec": {}}'])
 _MEMORY = st.dictionaries(
     st.sampled_from(
@@ -267,6 +375,13 @@ _MEMORY = st.dictionaries(
             ANNOTATION_REFUSED_TEMPLATE,
             ANNOTATION_STRIDE,
             ANNOTATION_POD_TEMPLATE,
+            ANNOTATION_SERVED_TEMPLATE,
+            ANNOTATION_TEMPLATE_INPUTS,
+            ANNOTATION_PINNED_IMAGE,
+            ANNOTATION_UPGRADED_BY,
+            ANNOTATION_REPLICAS_OWNER,
+            ANNOTATION_PLACEMENT,
+            ANNOTATION_APPLIED_HASH,
         ]
     ),
     st.one_of(st.none(), _TEXTS),

@@ -24,6 +24,7 @@ from octavo_operator.cluster.field_sets import (
     remove_fields,
     to_fields_v1,
 )
+from octavo_operator.cluster.generation import first_generation, next_generation
 from octavo_operator.cluster.interface import EventType, ObjectList, WatchEvent
 from octavo_operator.errors import ConflictError, GoneError, NotFoundError, RejectedError
 from octavo_operator.labels import FIELD_MANAGER
@@ -279,8 +280,8 @@ class ObjectStore:
         owners = {owner: frozenset(field_set(body))}
         body["metadata"].update(
             uid=str(uuid.UUID(int=self._random.getrandbits(128), version=4)),
-            generation=1,
             creationTimestamp=timestamp(self._clock()),
+            **first_generation(key[0]),
         )
         stored = _Stored(body, owners)
         self._objects[key] = stored
@@ -319,8 +320,9 @@ class ObjectStore:
         kept = {who: paths for who, paths in owners.items() if paths}
         if body == stored.body and kept == stored.owners:
             return self._shown(stored)
-        if _spec_of(body) != _spec_of(stored.body):
-            body["metadata"]["generation"] += 1
+        generation = next_generation(key[0], stored.body, body)
+        if generation is not None:
+            body["metadata"]["generation"] = generation
         fresh = _Stored(body, kept)
         self._objects[key] = fresh
         if body["metadata"].get("deletionTimestamp") and not body["metadata"].get("finalizers"):
@@ -427,10 +429,6 @@ def _contested(
 def _owned(body: Mapping[str, Any]) -> dict[Path, Any]:
     metadata = {key: value for key, value in body["metadata"].items() if key not in _SERVER_FIELDS}
     return field_set({**body, "metadata": metadata})
-
-
-def _spec_of(body: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in body.items() if key not in ("metadata", "status")}
 
 
 def _json_merge(base: Any, patch: Any) -> Any:

@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from octavo_operator.labels import (
+    ANNOTATION_GOOD_TEMPLATE,
     ANNOTATION_PINNED_IMAGE,
     ANNOTATION_POD_TEMPLATE,
+    ANNOTATION_REFUSED_TEMPLATE,
     ANNOTATION_TEMPLATE_INPUTS,
     ANNOTATION_UPGRADE,
     ANNOTATION_UPGRADED_BY,
@@ -82,7 +84,7 @@ def pin_template(
         service.upgrade is not None and service.upgrade != upgraded_by
     )
     is_fresh = live is None or is_upgrading
-    pinned_image = default_image if is_fresh else memory.get(ANNOTATION_PINNED_IMAGE, default_image)
+    pinned_image = (not is_fresh and memory.get(ANNOTATION_PINNED_IMAGE)) or default_image
     inputs = template_inputs(said)
     newest = pod_template(service, service.image or default_image, admin_key_sha256)
     template: Mapping[str, Any] | None = None
@@ -151,6 +153,13 @@ def remembered_template(text: str | None) -> Mapping[str, Any] | None:
     except (ValueError, TypeError, KeyError):
         return None
     return dict(template) if WORKER_CONTAINER in names else None
+
+
+def template_in_force(memory: Mapping[str, str]) -> Mapping[str, Any] | None:
+    """The template that a workload with these annotations was applied with."""
+    is_rolled_back = ANNOTATION_REFUSED_TEMPLATE in memory
+    name = ANNOTATION_GOOD_TEMPLATE if is_rolled_back else ANNOTATION_POD_TEMPLATE
+    return remembered_template(memory.get(name))
 
 
 def _newer(

@@ -2,8 +2,10 @@
 
 A change that does not come up before the progress deadline is rolled back: the Deployment gets the
 last template whose rollout completed, and the status says why. The refused template is tried again
-when the user changes the spec, or gives the upgrade annotation a new value. All memory is in
-annotations of the Deployment, so it is gone exactly when the pods are.
+when the user changes the spec, or gives the upgrade annotation a new value. A template that has
+served is not refused: its pods fail for other reasons, as when they are restarted while the model's
+source is down. All memory is in annotations of the Deployment, so it is gone exactly when the pods
+are.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ def choose_revision(
         if is_new and refused is None and has_served(before, memory, workload):
             good = memory[ANNOTATION_POD_TEMPLATE]
         refused = None
-    elif refused is None and failure is not None and _is_other(good, asked):
+    elif refused is None and failure is not None and _may_refuse(asked, good, memory):
         refused = {"template": asked, "because": failure[:_CAUSE_LIMIT]}
     annotations = dict(pinned.annotations)
     if good is not None:
@@ -102,7 +104,10 @@ def _served_digest(
     return manifest_digest(before)
 
 
-def _is_other(good: str | None, asked: str) -> bool:
+def _may_refuse(asked: str, good: str | None, memory: Mapping[str, str]) -> bool:
+    """Whether the template with that digest may be to blame, and there is another to put back."""
+    if memory.get(ANNOTATION_SERVED_TEMPLATE) == asked:
+        return False
     template = remembered_template(good)
     return template is not None and manifest_digest(template) != asked
 

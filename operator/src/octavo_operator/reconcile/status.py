@@ -163,7 +163,7 @@ def _workload_ready(findings: Findings) -> Condition:
         return Condition(WORKLOAD_READY, "False", "Creating", "the pods are being created")
     if workload.wanted == 0:
         return Condition(WORKLOAD_READY, "True", "ScaledToZero", "no pod is wanted")
-    if workload.is_current and workload.ready >= workload.wanted:
+    if workload.ready >= workload.wanted:
         return Condition(WORKLOAD_READY, "True", "AllPodsReady", counted)
     return Condition(WORKLOAD_READY, "False", "PodsStarting", counted)
 

@@ -10,13 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from octavo_operator.labels import ANNOTATION_SERVED_TEMPLATE
+from octavo_operator.manifests.digest import manifest_digest
 from octavo_operator.manifests.kinds import LEADER_WORKER_SET
 from octavo_operator.reconcile.live_object import (
     LiveObject,
+    annotations_of,
     conditions_of,
     is_true,
     message_when,
 )
+from octavo_operator.reconcile.pinning import template_in_force
 from octavo_operator.resources.inference_service import InferenceService
 
 
@@ -24,7 +28,7 @@ from octavo_operator.resources.inference_service import InferenceService
 class Workload:
     """Counts of pods, and what the workload says of itself.
 
-    exists: the workload is there. is_current: its controller has seen its latest spec.
+    exists: the workload is there. is_current: its controller has seen its latest template.
     wanted: pods asked for; total: pods there are; updated: those with the latest template.
     deadline_message, create_failure: the workload's own complaints, None when it has none.
     was_completed: the workload says that its latest template was once fully rolled out.
@@ -61,7 +65,7 @@ class Workload:
         """Whether all wanted pods, and no others, run the latest template and are available."""
         return (
             self.exists
-            and self.is_current
+            and (self.is_current or self.wanted == 0)
             and self.total == self.updated == self.available == self.wanted
         )
 
@@ -76,19 +80,19 @@ def read_workload(service: InferenceService | None, live: LiveObject | None) -> 
     wanted = fixed if fixed is not None else (live.get("spec") or {}).get("replicas", 1)
     if live.get("kind") == LEADER_WORKER_SET.kind:
         return _read_groups(live, status, generation, wanted)
-    is_current = (status.get("observedGeneration") or 0) >= generation
+    is_observed = (status.get("observedGeneration") or 0) >= generation
     progressing = conditions_of(live).get("Progressing", {})
     return Workload(
         exists=True,
-        is_current=is_current,
+        is_current=is_observed or _is_noted(live),
         wanted=wanted,
         total=status.get("replicas") or 0,
         ready=status.get("readyReplicas") or 0,
         updated=status.get("updatedReplicas") or 0,
         available=status.get("availableReplicas") or 0,
         # What is said of an earlier spec must not be held against this one.
-        deadline_message=message_when(live, "Progressing", "False") if is_current else None,
-        create_failure=message_when(live, "ReplicaFailure", "True") if is_current else None,
+        deadline_message=message_when(live, "Progressing", "False") if is_observed else None,
+        create_failure=message_when(live, "ReplicaFailure", "True") if is_observed else None,
         was_completed=progressing.get("reason") == "NewReplicaSetAvailable",
     )
 
@@ -98,9 +102,10 @@ def _read_groups(
 ) -> Workload:
     """Of a LeaderWorkerSet, which knows no deadline; older ones tell no observed generation."""
     ready = status.get("readyReplicas") or 0
+    is_observed = status.get("observedGeneration", generation) >= generation
     return Workload(
         exists=True,
-        is_current=bool(status) and status.get("observedGeneration", generation) >= generation,
+        is_current=bool(status) and (is_observed or _is_noted(live)),
         wanted=wanted,
         total=status.get("replicas") or 0,
         ready=ready,
@@ -110,3 +115,15 @@ def _read_groups(
         create_failure=None,
         was_completed=is_true(live, "Available") and not is_true(live, "UpdateInProgress"),
     )
+
+
+def _is_noted(live: LiveObject) -> bool:
+    """Whether its template is noted as the last that served, so that its controller knows it.
+
+    A generation alone does not tell: annotations of a Deployment count, the note itself among
+    them, and so does how it is rolled out.
+    """
+    memory = annotations_of(live)
+    template = template_in_force(memory)
+    noted = memory.get(ANNOTATION_SERVED_TEMPLATE)
+    return template is not None and noted == manifest_digest(template)
