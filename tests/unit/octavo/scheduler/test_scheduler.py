@@ -236,6 +236,27 @@ def test_better_priority_takes_blocks_from_a_worse_one() -> None:
     world.run()
 
 
+@pytest.mark.parametrize("look_ahead", [0, 1])
+def test_better_priority_takes_its_token_from_a_worse_decode_where_those_take_all(
+    look_ahead: int,
+) -> None:
+    world = SchedulerWorld(
+        max_num_seqs=4, max_num_batched_tokens=4, max_tokens_in_flight=look_ahead
+    )
+    for i in range(4):
+        world.add(make_request(f"worse {i}", 1, max_tokens=20, priority=1))
+    for _ in range(3):
+        world.step()
+    world.add(make_request("peer", 1, max_tokens=1, priority=1))
+    world.add(make_request("urgent", 5, max_tokens=1, priority=0))
+    assert world.step() is not None
+    assert world.requests["urgent"].row is not None
+    assert world.scheduler.stats().num_preemptions == 1
+    world.run()
+    assert next(iter(world.ends)) == "urgent"
+    assert world.scheduler.stats().num_preemptions == 1
+
+
 def test_who_was_blocked_preempts_a_worse_one_that_started_while_its_adapter_was_away() -> None:
     world = SchedulerWorld(num_blocks=20, max_num_batched_tokens=64, num_adapter_slots=1)
     adapters = world.scheduler.adapters

@@ -40,7 +40,9 @@ class Admitter:
         The first that does not fit stops those behind it: were they let past, a long prompt
         could wait forever. Who cannot start yet for another reason is passed over.
         """
-        if not draft.budget:
+        # Where decodes alone take all of it, every row is one, and who takes one's place takes its
+        # token, too.
+        if not draft.budget and self._running.prefills:
             return
         for request in self._candidates(now_s, below_priority):
             prefix = self._make_room(request, draft)
