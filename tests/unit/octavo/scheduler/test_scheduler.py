@@ -182,6 +182,36 @@ def test_rows_are_reused_and_released_first() -> None:
     world.run()
 
 
+class UncompiledGrammar:
+    """Of a request that may not run yet."""
+
+    has_ended = False
+    error: str | None = None
+
+    def __init__(self) -> None:
+        self.is_ready = False
+
+    def accept(self, token_id: int) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
+def test_any_number_of_requests_that_wait_for_their_grammars_hold_nobody_up() -> None:
+    world = SchedulerWorld(max_num_waiting=1000)
+    grammar = UncompiledGrammar()
+    for i in range(600):
+        request = make_request(f"constrained {i}", 2, max_tokens=1)
+        request.grammar = grammar
+        world.add(request)
+    world.add(make_request("free", 2, max_tokens=1))
+    assert planned(world.step()) == {"free": 2}
+    assert world.step() is None
+    grammar.is_ready = True
+    world.run()
+
+
 # ---- Preemption ----------------------------------------------------------------------------
 
 

@@ -71,6 +71,8 @@ class Admitter:
                 if not adapters.can_start(adapter_id, now_s):
                     absent.add(adapter_id)
                     continue
+            if requests.has_grammar_to_come(request):
+                continue  # however many there are, as it may take seconds
             if self._is_ready(request):
                 yield request
             else:
@@ -78,7 +80,7 @@ class Admitter:
 
     def _is_ready(self, request: Request) -> bool:
         """Not while its own tokens are in flight, nor its leader computes the prompt they share."""
-        if request.num_in_flight or self._requests.has_grammar_to_come(request):
+        if request.num_in_flight:
             return False
         leader = request.leader
         if leader is None:
