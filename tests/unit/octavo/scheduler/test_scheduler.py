@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from octavo.batch import BatchPlan
@@ -568,6 +570,27 @@ def test_deadline_ends_a_request_at_the_next_step_and_keeps_its_tokens(in_flight
     assert {end.finish_reason for end in world.ends.values()} == {"deadline"}
     assert world.outputs["a"] == known
     assert len(known) == 3 - in_flight
+    world.run()
+
+
+def test_deadlines_of_requests_that_have_ended_take_no_memory() -> None:
+    """A day may be allowed for what takes a second."""
+    world = SchedulerWorld()
+
+    def come_and_go(count: int) -> int:
+        for i in range(count):
+            id = f"{i:020d}"
+            world.scheduler.add(make_request(id, 1, deadline_s=86_400.0))
+            world.scheduler.abort(id)
+            world.scheduler.take_updates()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        num_bytes = come_and_go(300)
+        assert come_and_go(1000) - num_bytes < 20_000
+    finally:
+        tracemalloc.stop()
     world.run()
 
 

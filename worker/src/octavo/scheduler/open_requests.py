@@ -161,6 +161,8 @@ class OpenRequests:
             request.grammar.release()
             request.grammar = None
             self.num_constrained -= 1
+        if request.deadline_s is not None:
+            self._deadlines.remove(request.order[-1])
         del self._by_id[request.id]
 
     def end(self, request_id: str, reason: FinishReason, error: str | None = None) -> bool:
@@ -186,10 +188,8 @@ class OpenRequests:
 
     def end_overdue(self, now_s: float) -> None:
         """End those whose deadline has come."""
-        for request_id, serial in self._deadlines.take_due(now_s):
-            request = self._by_id.get(request_id)
-            if request is not None and request.order[-1] == serial:
-                self.end(request_id, FinishReason.DEADLINE)
+        for request_id in self._deadlines.take_due(now_s):
+            self.end(request_id, FinishReason.DEADLINE)
 
     def tell(self, update: RequestUpdate) -> None:
         """Keep what :meth:`take_updates` is to return."""
@@ -235,5 +235,6 @@ class OpenRequests:
             ),
             Counter(r.adapter_id for r in adapted if r.adapter_id is not None and r.row is None),
         )
+        self._deadlines.check_integrity(sum(r.deadline_s is not None for r in self))
         num_constrained = sum(request.grammar is not None for request in self)
         assert num_constrained == self.num_constrained, "a grammar is lost"
