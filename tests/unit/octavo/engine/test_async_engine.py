@@ -596,6 +596,26 @@ async def test_drain_lets_open_requests_end(engine: PuppetEngine) -> None:
     await draining
 
 
+@pytest.mark.parametrize("is_in_time", [True, False])
+async def test_drain_waits_for_requests_that_are_still_being_written(
+    byte_tokenizer: Path, is_in_time: bool
+) -> None:
+    async with puppet_engine(byte_tokenizer, CONSTRAINED) as engine:
+        slow = SlowGrammars(engine)
+        task = asking(engine, structured_outputs=StructuredOutputs(regex="a"))
+        await slow.is_asked.wait()
+        draining = asyncio.create_task(engine.drain(600 if is_in_time else 0.01))
+        await until(lambda: engine.state is EngineState.DRAINING)
+        with pytest.raises(EngineDeadError, match="shutting down"):
+            await asking(engine, "later")
+        if is_in_time:
+            slow.gate.set()
+            await engine.hear()
+            engine.report(said("r", "a", "stop"))
+        assert [event.finish_reason for event in await task] == ["stop" if is_in_time else "abort"]
+        await draining
+
+
 async def test_drain_that_takes_too_long_aborts_with_the_text_so_far(engine: PuppetEngine) -> None:
     task = asking(engine, stop="zebra")
     await engine.hear()

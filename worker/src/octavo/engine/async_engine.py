@@ -148,8 +148,8 @@ class AsyncEngine:
             for index in range(len(prompts) * params.n):
                 yield GenerationEvent(index, "", [], finish_reason=specs.value)
             return
-        # The tokenizer ran in another thread: the engine may have gone meanwhile.
-        self._refuse_unless_ready()
+        if self.state is EngineState.DEAD:  # by now
+            raise EngineDeadError(_UNREADY[self.state])
         ids = [spec.id for spec in specs]
         self._open.check_free(request_id, ids)
         shown_ids = self._prompts.ids_of(options.shown_special)
@@ -252,8 +252,12 @@ class AsyncEngine:
         if self.state in (EngineState.LOADING, EngineState.READY):
             self.state = EngineState.DRAINING
         try:
-            await asyncio.wait_for(self._open.wait_for_none(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._unsent.wait_for_none()  # then they are open
+                await self._open.wait_for_none()
         except TimeoutError:
+            for request_id in self._unsent.ids:
+                self._unsent.abort(request_id)
             self._abort(self._open.ids)
 
     async def close(self) -> None:

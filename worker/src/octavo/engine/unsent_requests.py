@@ -22,6 +22,13 @@ class UnsentRequests:
         self._waits: dict[asyncio.Timeout, str] = {}
         """Each with its request's id."""
         self._aborted: set[asyncio.Timeout] = set()
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+
+    @property
+    def ids(self) -> list[str]:
+        """Of all that are being written."""
+        return list(self._waits.values())
 
     async def write(
         self, request_id: str, work: Awaitable[_Written], timeout_s: float | None
@@ -30,6 +37,7 @@ class UnsentRequests:
         why there will be nothing. ``timeout_s``: from now; None: as long as it takes."""
         wait = asyncio.timeout(timeout_s)
         self._waits[wait] = request_id
+        self._emptied.clear()
         try:
             async with wait:
                 return await work
@@ -40,6 +48,8 @@ class UnsentRequests:
         finally:
             del self._waits[wait]
             self._aborted.discard(wait)
+            if not self._waits:
+                self._emptied.set()
 
     def abort(self, request_id: str) -> bool:
         """End the writing of a request; False if it is not being written (any more)."""
@@ -49,3 +59,7 @@ class UnsentRequests:
                 wait.reschedule(0.0)
                 return True
         return False
+
+    async def wait_for_none(self) -> None:
+        """Until none is being written; who has written one has gone on by then."""
+        await self._emptied.wait()
