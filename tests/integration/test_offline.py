@@ -136,6 +136,14 @@ def test_what_choices_of_one_prompt_leave_in_the_cache_is_what_they_said(
     assert texts(llm, longer) == [output.outputs[0].text for output in cached]
 
 
+def test_choices_that_share_their_prompt_do_not_make_it_a_cached_one(llm: LLM) -> None:
+    llm.reset_prefix_cache()
+    prompt = {"prompt_token_ids": [7] * 100}
+    params = SamplingParams(n=3, max_tokens=1)
+    outputs = [llm.generate(prompt, params, use_tqdm=False)[0] for _ in range(2)]
+    assert [output.num_cached_tokens for output in outputs] == [0, 96]
+
+
 def test_a_stop_string_cuts_the_text_and_frees_the_request(llm: LLM) -> None:
     (text,) = texts(llm, "hello")
     stop = text[8:10]

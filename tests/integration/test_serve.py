@@ -217,6 +217,23 @@ def test_embeddings_are_the_same_in_any_batch(client: openai.OpenAI) -> None:
         assert together.usage.prompt_tokens == sum(map(len, texts))
 
 
+@pytest.mark.parametrize("extra", [{}, {"prompt_logprobs": 0}], ids=["plain", "scored"])
+def test_choices_that_share_their_prompt_do_not_make_it_a_cached_one(
+    client: openai.OpenAI, extra: dict[str, Any]
+) -> None:
+    def num_cached(n: int) -> int | None:
+        usage = client.completions.create(
+            model=NAME, prompt=[7] * 100, max_tokens=1, n=n, extra_body=extra | salt
+        ).usage
+        assert usage is not None
+        assert usage.prompt_tokens_details is not None
+        return usage.prompt_tokens_details.cached_tokens
+
+    salt = {"cache_salt": f"of choices {extra}"}
+    assert num_cached(3) == 0
+    assert num_cached(3) == num_cached(1) == (0 if extra else 96)
+
+
 def test_n_choices_differ_and_their_seed_repeats_them(client: openai.OpenAI) -> None:
     def ask() -> list[str]:
         answer = client.completions.create(

@@ -352,7 +352,8 @@ class _OfflineBatch:
             choice.logprobs = (choice.logprobs or []) + piece.logprobs
         if piece.prompt_logprobs is not None:
             output.prompt_logprobs = [None, *piece.prompt_logprobs]
-        output.num_cached_tokens = max(output.num_cached_tokens, update.num_cached_tokens)
+        if not choice.index:  # the others find what the first has computed
+            output.num_cached_tokens = max(output.num_cached_tokens, update.num_cached_tokens)
         choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
         if piece.finish_reason == "error":
             choice.error = update.error or "The engine gave no reason."

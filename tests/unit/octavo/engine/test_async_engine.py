@@ -34,6 +34,7 @@ from octavo.errors import (
     RequestFailedError,
     UnsupportedModelError,
 )
+from octavo.grammar import StructuredOutputs
 from octavo.outputs import GenerationEvent, RequestUpdate
 from octavo.pooling_params import PoolingParams
 from octavo.request import AdapterGeneration, Tenant
@@ -207,7 +208,7 @@ async def test_what_a_request_asks_beside_its_sampling_reaches_the_engine(
 ) -> None:
     options = RequestOptions(
         priority=-2,
-        timeout_s=1.5,
+        timeout_s=1000.0,
         tenant=Tenant("team", 3, 4),
         pooling=PoolingParams("mean"),
         adapter=AdapterGeneration(7, "digest"),
@@ -218,7 +219,8 @@ async def test_what_a_request_asks_beside_its_sampling_reaches_the_engine(
         events = engine.generate(["hi"], params(), request_id=str(number), options=asked)
         task = asyncio.create_task(collect(events))
         (spec,) = (await engine.hear()).requests
-        assert (spec.priority, spec.timeout_s) == (asked.priority, asked.timeout_s)
+        assert spec.priority == asked.priority
+        assert spec.timeout_s == (asked.timeout_s and pytest.approx(asked.timeout_s, rel=0.5))
         assert (spec.tenant, spec.pooling) == (asked.tenant, asked.pooling)
         assert spec.adapter_id == (asked.adapter and asked.adapter.id)
         keys.append(spec.cache_key)
@@ -335,6 +337,68 @@ async def test_cancelling_while_the_prompt_is_tokenised_says_nothing(engine: Pup
         await task
     await engine.hear_nothing()
     assert engine.num_open == 0
+
+
+class SlowGrammars:
+    """In place of an engine's trials: each takes until the gate is open."""
+
+    def __init__(self, engine: PuppetEngine) -> None:
+        assert engine._requests is not None
+        self.gate = asyncio.Event()
+        self.is_asked = asyncio.Event()
+        engine._requests._trials = self  # type: ignore[assignment]
+
+    async def check(self, text: str, asked: StructuredOutputs) -> None:
+        self.is_asked.set()
+        await self.gate.wait()
+
+    async def close(self) -> None:
+        pass
+
+
+CONSTRAINED = msgspec.structs.replace(INFO, can_constrain=True)
+
+
+@pytest.mark.parametrize("pooling", [None, PoolingParams()], ids=["generated", "embedded"])
+@pytest.mark.parametrize("end", ["deadline", "abort"])
+async def test_a_request_may_end_before_the_engine_hears_of_it(
+    byte_tokenizer: Path, end: str, pooling: PoolingParams | None
+) -> None:
+    async with puppet_engine(byte_tokenizer, CONSTRAINED) as engine:
+        slow = SlowGrammars(engine)
+        asked = params(n=2, structured_outputs=StructuredOutputs(regex="a"))
+        timeout_s = 0.01 if end == "deadline" else None
+        options = RequestOptions(timeout_s=timeout_s, pooling=pooling)
+        events = engine.generate(["hi", "ho"], asked, request_id="r", options=options)
+        collecting = asyncio.create_task(collect(events))
+        await slow.is_asked.wait()
+        assert not engine.abort("another")
+        if end == "abort":
+            assert engine.abort("r")
+            assert not engine.abort("r")
+        ends = [(event.index, event.text, event.finish_reason) for event in await collecting]
+        assert ends == [(index, "", end) for index in range(4)]
+        assert not engine.abort("r")
+        await engine.hear_nothing()
+
+
+async def test_the_engine_gets_what_is_left_of_a_requests_time(byte_tokenizer: Path) -> None:
+    async with puppet_engine(byte_tokenizer, CONSTRAINED) as engine:
+        slow = SlowGrammars(engine)
+        asked = params(n=2, structured_outputs=StructuredOutputs(regex="a"))
+        options = RequestOptions(timeout_s=100.0)
+        events = engine.generate(["hi"], asked, request_id="r", options=options)
+        collecting = asyncio.create_task(collect(events))
+        await slow.is_asked.wait()
+        await asyncio.sleep(0.05)
+        slow.gate.set()
+        submitted = await engine.hear()
+        assert isinstance(submitted, Submit)
+        for spec in submitted.requests:
+            assert spec.timeout_s is not None
+            assert 0 < spec.timeout_s < 99.96
+        collecting.cancel()
+        await asyncio.gather(collecting, return_exceptions=True)
 
 
 @pytest.mark.parametrize(("first", "second"), [("r", 1), ("r", 2), ("r:1", 2)])
@@ -530,6 +594,26 @@ async def test_drain_lets_open_requests_end(engine: PuppetEngine) -> None:
     engine.report(said("r", "b", "length"))
     assert "".join(event.text for event in await task) == "ab"
     await draining
+
+
+@pytest.mark.parametrize("is_in_time", [True, False])
+async def test_drain_waits_for_requests_that_are_still_being_written(
+    byte_tokenizer: Path, is_in_time: bool
+) -> None:
+    async with puppet_engine(byte_tokenizer, CONSTRAINED) as engine:
+        slow = SlowGrammars(engine)
+        task = asking(engine, structured_outputs=StructuredOutputs(regex="a"))
+        await slow.is_asked.wait()
+        draining = asyncio.create_task(engine.drain(600 if is_in_time else 0.01))
+        await until(lambda: engine.state is EngineState.DRAINING)
+        with pytest.raises(EngineDeadError, match="shutting down"):
+            await asking(engine, "later")
+        if is_in_time:
+            slow.gate.set()
+            await engine.hear()
+            engine.report(said("r", "a", "stop"))
+        assert [event.finish_reason for event in await task] == ["stop" if is_in_time else "abort"]
+        await draining
 
 
 async def test_drain_that_takes_too_long_aborts_with_the_text_so_far(engine: PuppetEngine) -> None:

@@ -17,6 +17,7 @@ from octavo.kernels.cpu.invariant import InvariantCpuKernels
 from octavo.kernels.interface import Kernels
 from octavo.kernels.select import select_adapters, select_kernels
 from octavo.outputs import TokenLogprobs
+from octavo.pooling_params import PoolingParams
 from octavo.sampling_params import SamplingParams
 from tiny_adapters import make_adapter
 from tiny_engine import TinyEngine, UncapturedGraphs, request_spec, run_to_end
@@ -71,6 +72,23 @@ def test_the_company_changes_no_bit(engine: TinyEngine, draw: str) -> None:
     alone = bits_of(engine, DRAWS[draw], max_num_seqs=1, enable_prefix_caching=False)
     for way, options in WAYS.items():
         assert bits_of(engine, DRAWS[draw], **options) == alone, way
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_the_company_changes_no_bit_of_an_embedding(engine: TinyEngine, pooling: Any) -> None:
+    def embeddings(**options: Any) -> dict[str, bytes | None]:
+        core = engine.core(**options)
+        for index, prompt in enumerate(PROMPTS):
+            spec = request_spec(str(index), prompt, SamplingParams(max_tokens=0))
+            spec.pooling = PoolingParams(pooling)
+            core.submit([spec])
+        return {update.request_id: update.embedding for update in run_to_end(core)}
+
+    alone = embeddings(max_num_seqs=1, max_num_batched_tokens=512)
+    assert len(alone) == len(PROMPTS)
+    assert None not in alone.values()
+    for way, options in WAYS.items():
+        assert embeddings(**options) == alone, way
 
 
 def test_padding_changes_no_token(engine: TinyEngine) -> None:

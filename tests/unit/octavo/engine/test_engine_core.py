@@ -42,6 +42,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "small-blocks": {"block_size": 8, "num_blocks": 16, "look_ahead": 1},
     "no-prefix-cache": {"enable_prefix_caching": False},
     "padded-steps": {"graphs": UncapturedGraphs},
+    "padded-steps-of-three-tokens": {
+        "graphs": UncapturedGraphs, "max_num_seqs": 3, "max_num_batched_tokens": 3,
+    },
     "padded-steps-one-step-ahead": {
         "graphs": UncapturedGraphs, "max_num_seqs": 7, "look_ahead": 1, "num_blocks": 12,
     },

@@ -9,6 +9,7 @@ import pytest
 
 from octavo.errors import InvalidRequestError, QueueFullError
 from octavo.request import Request, Tenant
+from octavo.scheduler.drain_rate import MAX_RETRY_AFTER_S, DrainRate
 from scheduler_world import SchedulerWorld, make_request
 
 NUMBER = itertools.count()
@@ -202,6 +203,17 @@ def test_request_larger_than_the_bound_waits_alone() -> None:
     with pytest.raises(QueueFullError):
         world.add(*requests_of("", 1, 4))
     world.run()
+
+
+def test_retry_after_forgets_a_long_storm_as_soon_as_its_longest_answer_has_passed() -> None:
+    """Ten minutes in which four of five are refused, and a minute in which nobody is."""
+    drain = DrainRate()
+    for tenth in range(6600):
+        drain.record_departure(tenth / 10)
+        for _ in range(4 if tenth < 6000 else 0):
+            longest_s = drain.retry_after_s(1, tenth / 10)
+    assert longest_s == MAX_RETRY_AFTER_S
+    assert drain.retry_after_s(1, 660.0) < 5.0
 
 
 def test_retry_after_is_honest() -> None:

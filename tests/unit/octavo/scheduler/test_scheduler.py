@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from octavo.batch import BatchPlan
@@ -182,6 +184,36 @@ def test_rows_are_reused_and_released_first() -> None:
     world.run()
 
 
+class UncompiledGrammar:
+    """Of a request that may not run yet."""
+
+    has_ended = False
+    error: str | None = None
+
+    def __init__(self) -> None:
+        self.is_ready = False
+
+    def accept(self, token_id: int) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
+def test_any_number_of_requests_that_wait_for_their_grammars_hold_nobody_up() -> None:
+    world = SchedulerWorld(max_num_waiting=1000)
+    grammar = UncompiledGrammar()
+    for i in range(600):
+        request = make_request(f"constrained {i}", 2, max_tokens=1)
+        request.grammar = grammar
+        world.add(request)
+    world.add(make_request("free", 2, max_tokens=1))
+    assert planned(world.step()) == {"free": 2}
+    assert world.step() is None
+    grammar.is_ready = True
+    world.run()
+
+
 # ---- Preemption ----------------------------------------------------------------------------
 
 
@@ -234,6 +266,27 @@ def test_better_priority_takes_blocks_from_a_worse_one() -> None:
     world.add(make_request("urgent", 16, max_tokens=1, priority=0))
     assert planned(world.step()) == {"urgent": 16}
     world.run()
+
+
+@pytest.mark.parametrize("look_ahead", [0, 1])
+def test_better_priority_takes_its_token_from_a_worse_decode_where_those_take_all(
+    look_ahead: int,
+) -> None:
+    world = SchedulerWorld(
+        max_num_seqs=4, max_num_batched_tokens=4, max_tokens_in_flight=look_ahead
+    )
+    for i in range(4):
+        world.add(make_request(f"worse {i}", 1, max_tokens=20, priority=1))
+    for _ in range(3):
+        world.step()
+    world.add(make_request("peer", 1, max_tokens=1, priority=1))
+    world.add(make_request("urgent", 5, max_tokens=1, priority=0))
+    assert world.step() is not None
+    assert world.requests["urgent"].row is not None
+    assert world.scheduler.stats().num_preemptions == 1
+    world.run()
+    assert next(iter(world.ends)) == "urgent"
+    assert world.scheduler.stats().num_preemptions == 1
 
 
 def test_who_was_blocked_preempts_a_worse_one_that_started_while_its_adapter_was_away() -> None:
@@ -517,6 +570,27 @@ def test_deadline_ends_a_request_at_the_next_step_and_keeps_its_tokens(in_flight
     assert {end.finish_reason for end in world.ends.values()} == {"deadline"}
     assert world.outputs["a"] == known
     assert len(known) == 3 - in_flight
+    world.run()
+
+
+def test_deadlines_of_requests_that_have_ended_take_no_memory() -> None:
+    """A day may be allowed for what takes a second."""
+    world = SchedulerWorld()
+
+    def come_and_go(count: int) -> int:
+        for i in range(count):
+            id = f"{i:020d}"
+            world.scheduler.add(make_request(id, 1, deadline_s=86_400.0))
+            world.scheduler.abort(id)
+            world.scheduler.take_updates()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        num_bytes = come_and_go(300)
+        assert come_and_go(1000) - num_bytes < 20_000
+    finally:
+        tracemalloc.stop()
     world.run()
 
 

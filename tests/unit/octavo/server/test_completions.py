@@ -151,6 +151,19 @@ async def test_prompt_of_token_ids_goes_to_the_engine_as_it_is(
     assert choice["prompt_token_ids"] == [1, 2, 3]
 
 
+async def test_each_streamed_choice_tells_the_token_ids_of_its_prompt_once(
+    client: httpx.AsyncClient,
+) -> None:
+    prompts = [[1, 2, 3], [4, 5]]
+    asked = {"prompt": prompts, "n": 2, "max_tokens": 3, "return_token_ids": True}
+    told: list[list[list[int]]] = [[], [], [], []]
+    for chunk in events_of(await post(client, TEXT, **asked, stream=True)):
+        (choice,) = chunk["choices"]
+        if choice.get("prompt_token_ids") is not None:
+            told[choice["index"]].append(choice["prompt_token_ids"])
+    assert told == [[prompts[0]], [prompts[0]], [prompts[1]], [prompts[1]]]
+
+
 async def test_chat_returns_token_ids_when_asked(client: httpx.AsyncClient) -> None:
     body = {"messages": MESSAGES, "max_tokens": 3, "return_token_ids": True}
     answer = (await post(client, CHAT, **body)).json()

@@ -230,6 +230,27 @@ async def test_a_request_that_is_not_complete_when_the_server_ends_is_told_so(
     assert "Exception in ASGI application" not in caplog.text
 
 
+async def test_an_engine_that_has_gone_when_a_server_leaves_is_told_as_its_leaving() -> None:
+    engine = FakeEngine()
+    async with (
+        running_server(engine) as server,
+        httpx.AsyncClient(base_url=server.url) as client,
+    ):
+        engine.gate.clear()
+        asking = asyncio.create_task(
+            client.post("/v1/completions", json={"prompt": "zz", "max_tokens": 5})
+        )
+        await until(lambda: engine.open_ids)
+        server.lifecycle.stop()
+        context = server.lifecycle._context
+        await until(lambda: context.is_leaving)
+        engine.die()
+        await server.task
+        answer = await asking
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_draining")
+    assert context.ledger.outcomes["failed"] == 0
+
+
 async def test_death_of_the_engine_is_told_to_open_requests_and_ends_the_server() -> None:
     engine = FakeEngine()
     async with (

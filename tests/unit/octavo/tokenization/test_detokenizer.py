@@ -95,6 +95,15 @@ def test_character_begun_in_the_prompt_is_completed() -> None:
     assert Detokenizer(byte_level_tokenizer(), [ord("x"), first]).feed(rest) == "é"
 
 
+@pytest.mark.parametrize(("ids", "text"), [([], ""), ([259], ""), ([0x9F], "\ufffd")])
+def test_nothing_after_a_character_begun_in_the_prompt_is_no_text(
+    ids: list[int], text: str
+) -> None:
+    """Not the special token that may come there, either."""
+    detokenizer = Detokenizer(byte_level_tokenizer(), [*b"a", 0xF0])
+    assert detokenizer.feed(ids) + detokenizer.finish() == text
+
+
 def test_special_tokens_show_only_when_asked() -> None:
     tokenizer = byte_level_tokenizer()
     assert Detokenizer(tokenizer).feed([97, 257, 98]) == "ab"

@@ -42,6 +42,7 @@ from octavo.engine.messages import (
     PhaseStarted,
     Ready,
     Refused,
+    RequestSpec,
     StepReport,
     Submit,
     ToEngine,
@@ -53,9 +54,11 @@ from octavo.engine.prompt_writer import PromptWriter
 from octavo.engine.request_options import NO_OPTIONS, RequestOptions
 from octavo.engine.request_writer import RequestWriter
 from octavo.engine.text import ChoiceText
+from octavo.engine.unsent_requests import UnsentRequests
 from octavo.engine.watchdog import TICK_S, Watchdog
 from octavo.errors import EngineDeadError, ModelLoadError, OctavoError
 from octavo.outputs import EngineStats, GenerationEvent, RequestState
+from octavo.request import FinishReason
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.tokenizer import Tokenizer, Truncation
 
@@ -75,6 +78,7 @@ class AsyncEngine:
         self._stats = EngineStats()
         self._watchdog = Watchdog(time.monotonic())
         self._inspections = Inspections()
+        self._unsent = UnsentRequests()
         self._open = OpenGenerations()
         self._connection: EngineConnection | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -139,10 +143,13 @@ class AsyncEngine:
         """Stream the choices of all prompts; closing the iterator aborts what is still open."""
         assert prompts, "somebody asks for something"
         self._refuse_unless_ready()
-        assert self._requests is not None
-        specs = await self._requests.write(request_id, prompts, params, options)
-        # The tokenizer ran in another thread: the engine may have gone meanwhile.
-        self._refuse_unless_ready()
+        specs = await self._write(prompts, params, request_id, options)
+        if isinstance(specs, FinishReason):
+            for index in range(len(prompts) * params.n):
+                yield GenerationEvent(index, "", [], finish_reason=specs.value)
+            return
+        if self.state is EngineState.DEAD:  # by now
+            raise EngineDeadError(_UNREADY[self.state])
         ids = [spec.id for spec in specs]
         self._open.check_free(request_id, ids)
         shown_ids = self._prompts.ids_of(options.shown_special)
@@ -171,11 +178,29 @@ class AsyncEngine:
         finally:
             self._close(ids)
 
+    async def _write(
+        self,
+        prompts: list[str | list[int]],
+        params: SamplingParams,
+        request_id: str,
+        options: RequestOptions,
+    ) -> list[RequestSpec] | FinishReason:
+        """What the engine is to be sent, which has what is left of the request's time."""
+        assert self._requests is not None
+        arrived_s = time.monotonic()
+        writing = self._requests.write(request_id, prompts, params, options)
+        specs = await self._unsent.write(request_id, writing, options.timeout_s)
+        if options.timeout_s is not None and not isinstance(specs, FinishReason):
+            left_s = options.timeout_s - (time.monotonic() - arrived_s)
+            for spec in specs:
+                spec.timeout_s = left_s
+        return specs
+
     def abort(self, request_id: str) -> bool:
         """End a request's open choices with finish_reason ``abort``; False if none is open."""
         ids = self._open.ids_of(request_id)
         self._abort(ids)
-        return bool(ids)
+        return bool(ids) or self._unsent.abort(request_id)
 
     async def inspect(self) -> Mapping[str, RequestState]:
         """Where open choices stand, by their ids; empty when the engine does not answer soon."""
@@ -227,8 +252,12 @@ class AsyncEngine:
         if self.state in (EngineState.LOADING, EngineState.READY):
             self.state = EngineState.DRAINING
         try:
-            await asyncio.wait_for(self._open.wait_for_none(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._unsent.wait_for_none()  # then they are open
+                await self._open.wait_for_none()
         except TimeoutError:
+            for request_id in self._unsent.ids:
+                self._unsent.abort(request_id)
             self._abort(self._open.ids)
 
     async def close(self) -> None:

@@ -140,7 +140,8 @@ class Engine(Protocol):
         ...
 
     def abort(self, request_id: str) -> bool:
-        """End a request's open choices with finish_reason ``abort``; False if none is open."""
+        """End a request's open choices with finish_reason ``abort``, also while its prompt is still
+        being encoded or its grammar tried; False if none is open."""
         ...
 
     async def inspect(self) -> Mapping[str, RequestState]:

@@ -120,26 +120,35 @@ class StepGraphs:
         return self._hidden[: shape.num_sequences]
 
     def _table_of(self, shape: StepShape) -> Tensor:
-        """``[5 * S]``, at the same place for every shape: row numbers, starts, counts, whether each
-        draws, shared tokens."""
+        """``[5 * S]``, at the same place for every shape: row numbers, starts, counts, rows that
+        get what is drawn, shared tokens."""
         return self._tables[: 5 * shape.num_sequences]
 
     def _upload(self, plan: BatchPlan, shape: StepShape) -> None:
         shared_lens = padded_shared_lens(plan)
         columns: list[Sequence[int]] = [
-            *(plan.rows, plan.starts, plan.num_tokens, plan.samples, shared_lens)
+            *(plan.rows, plan.starts, plan.num_tokens, self._targets(plan), shared_lens)
         ]
         num_decodes = plan.num_decodes
         missing = shape.num_decodes - num_decodes
         after = shape.num_sequences - missing - len(plan.rows)
         if missing or after:
             # A padding decode computes a token, for nobody.
-            decode, other = (self._padding_row, 0, 1, 0, 0), (self._padding_row, 0, 0, 0, 0)
+            nobody = self._padding_row
+            decode, other = (nobody, 0, 1, nobody, 0), (nobody, 0, 0, nobody, 0)
             columns = [
                 [*column[:num_decodes], *[x] * missing, *column[num_decodes:], *[y] * after]
                 for column, x, y in zip(columns, decode, other, strict=True)
             ]
         write([self._table_of(shape)], list(chain.from_iterable(columns)))
+
+    def _targets(self, plan: BatchPlan) -> list[int]:
+        """The rows that are given what is drawn: a chunk that does not draw, even if of one token,
+        must not have the prompt's next token overwritten."""
+        if all(plan.samples):
+            return plan.rows
+        pairs = zip(plan.rows, plan.samples, strict=True)
+        return [row if draws else self._padding_row for row, draws in pairs]
 
     def _capture(self, shape: StepShape) -> torch.cuda.CUDAGraph:
         """Record a step. What it needs is compiled, or is compiled and loaded meanwhile.
@@ -159,7 +168,7 @@ class StepGraphs:
 
     def step(self, shape: StepShape) -> None:
         """The step itself on the uploaded table: what is captured."""
-        row, start, count, draws, shared_len = self._table_of(shape).view(5, -1).unbind()
+        row, start, count, target, shared_len = self._table_of(shape).view(5, -1).unbind()
         table = SequenceTable(
             row,
             start,
@@ -187,7 +196,5 @@ class StepGraphs:
         logits = self._model.logits(hidden)
         batch = self._sampler.gather(row, table.after.to(torch.int32), shape.kind)
         drawn = self._kernels.sample(logits, batch)
-        # A chunk that does not draw must not overwrite the prompt's next token.
-        target = row if shape.is_decode else torch.where(draws > 0, row, self._padding_row)
         self._rows.token_ids[target, table.after] = drawn.to(torch.int32)
         self._drawn[: shape.num_sequences] = drawn

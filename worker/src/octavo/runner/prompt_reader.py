@@ -23,6 +23,8 @@ from octavo.sampling.logprobs import LogprobTensors, score_tokens
 
 _MAX_LOGITS_BYTES = 64 << 20
 """Of one slice of a prompt: a long one has more logits than there is memory for."""
+_ROWS_AT_ONCE = 256
+"""Whose running sums there is memory for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class PromptReader:
         self._rows = rows
         self._slice_len = max(1, _MAX_LOGITS_BYTES // (4 * model.vocab_size))
         self._sums: dict[int, Tensor] = {}
-        """Of the hidden states of prompts whose mean is under way, ``[hidden_size], float32``."""
+        """Of the hidden states of prompts whose mean is under way, ``[hidden_size], float64``."""
 
     def read(self, plan: BatchPlan, hidden: Tensor) -> list[PendingRead]:
         """One for each of the plan's readings; ``hidden: [T, hidden_size]``."""
@@ -83,13 +85,26 @@ class PromptReader:
             return None
         if params.pooling == "last":
             return _finish(hidden[-1].float(), params) if reading.ends_prompt else None
-        total = hidden.sum(dim=0, dtype=torch.float32)
-        if start:
-            total += self._sums.pop(reading.row)
+        total = _add_rows(self._sums.pop(reading.row) if start else None, hidden)
         if not reading.ends_prompt:
             self._sums[reading.row] = total
             return None
-        return _finish(total / (start + len(hidden)), params)
+        return _finish((total / (start + len(hidden))).float(), params)
+
+
+def _add_rows(total: Tensor | None, rows: Tensor) -> Tensor:
+    """A sum of ``[hidden_size], float64``, None at first, and ``rows: [T, hidden_size]``.
+
+    One row after the other: bits do not depend on how a prompt was cut into chunks, as those of a
+    plain sum do.
+    """
+    for part in torch.split(rows, _ROWS_AT_ONCE):
+        part = part.double()
+        if total is not None:
+            part = torch.cat([total[None], part])
+        total = part.cumsum(dim=0)[-1]
+    assert total is not None, "a step computes a token at least"
+    return total
 
 
 def _finish(vector: Tensor, params: PoolingParams) -> Tensor:

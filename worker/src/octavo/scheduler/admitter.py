@@ -40,7 +40,9 @@ class Admitter:
         The first that does not fit stops those behind it: were they let past, a long prompt
         could wait forever. Who cannot start yet for another reason is passed over.
         """
-        if not draft.budget:
+        # Where decodes alone take all of it, every row is one, and who takes one's place takes its
+        # token, too.
+        if not draft.budget and self._running.prefills:
             return
         for request in self._candidates(now_s, below_priority):
             prefix = self._make_room(request, draft)
@@ -69,6 +71,8 @@ class Admitter:
                 if not adapters.can_start(adapter_id, now_s):
                     absent.add(adapter_id)
                     continue
+            if requests.has_grammar_to_come(request):
+                continue  # however many there are, as it may take seconds
             if self._is_ready(request):
                 yield request
             else:
@@ -76,7 +80,7 @@ class Admitter:
 
     def _is_ready(self, request: Request) -> bool:
         """Not while its own tokens are in flight, nor its leader computes the prompt they share."""
-        if request.num_in_flight or self._requests.has_grammar_to_come(request):
+        if request.num_in_flight:
             return False
         leader = request.leader
         if leader is None:

@@ -5,6 +5,7 @@ Knows amounts and moments; knows nothing of requests or of the queue's limits.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 MAX_RETRY_AFTER_S = 60.0
@@ -36,11 +37,14 @@ class DrainRate:
 
         ``room`` is the place there is already. Refused clients are given one departure each, so
         that they do not all come back at once. A queue that has stopped moving is noticed: its
-        rate falls as time passes.
+        rate falls as time passes. No more are counted than make the longest answer, or those that
+        never come back would lengthen answers long after.
         """
         self._num_refused += amount
         if not self._departures:
             return UNMEASURED_RETRY_AFTER_S
         elapsed_s = max(now_s - self._departures[0][0], 1e-3)
         rate = self._num_departed / elapsed_s
+        most = room + math.ceil(MAX_RETRY_AFTER_S * rate)
+        self._num_refused = min(self._num_refused, most)
         return min(max(self._num_refused - room, 1) / rate, MAX_RETRY_AFTER_S)

@@ -51,7 +51,7 @@ class OpenRequests:
         """Of all that ever started."""
         self._by_id: dict[str, Request] = {}
         self._deadlines = Deadlines()
-        self._uncompiled: list[Request] = []
+        self._uncompiled: dict[Request, None] = {}
         """Waiting requests whose grammar was not compiled when last looked at."""
         self._updates: list[RequestUpdate] = []
         self._num_added = 0
@@ -97,7 +97,7 @@ class OpenRequests:
         self._by_id[request.id] = request
         if request.grammar is not None:
             self.num_constrained += 1
-            self._uncompiled.append(request)
+            self._uncompiled[request] = None
         if request.deadline_s is not None:
             self._deadlines.add(deadline_s, request.id, self._num_added)
         self._wait(request)
@@ -161,6 +161,8 @@ class OpenRequests:
             request.grammar.release()
             request.grammar = None
             self.num_constrained -= 1
+        if request.deadline_s is not None:
+            self._deadlines.remove(request.order[-1])
         del self._by_id[request.id]
 
     def end(self, request_id: str, reason: FinishReason, error: str | None = None) -> bool:
@@ -186,10 +188,8 @@ class OpenRequests:
 
     def end_overdue(self, now_s: float) -> None:
         """End those whose deadline has come."""
-        for request_id, serial in self._deadlines.take_due(now_s):
-            request = self._by_id.get(request_id)
-            if request is not None and request.order[-1] == serial:
-                self.end(request_id, FinishReason.DEADLINE)
+        for request_id in self._deadlines.take_due(now_s):
+            self.end(request_id, FinishReason.DEADLINE)
 
     def tell(self, update: RequestUpdate) -> None:
         """Keep what :meth:`take_updates` is to return."""
@@ -204,19 +204,19 @@ class OpenRequests:
 
     def has_grammar_to_come(self, request: Request) -> bool:
         """Whether its grammar was not compiled when last looked at."""
-        return bool(self._uncompiled) and request in self._uncompiled
+        return request in self._uncompiled
 
     def look_at_grammars(self) -> None:
         """See whose grammar is compiled by now, and end those whose cannot be."""
         if not self._uncompiled:
             return
-        uncompiled, self._uncompiled = self._uncompiled, []
+        uncompiled, self._uncompiled = self._uncompiled, {}
         for request in uncompiled:
             grammar = request.grammar
             if grammar is None:
                 continue  # ended meanwhile
             if not grammar.is_ready:
-                self._uncompiled.append(request)
+                self._uncompiled[request] = None
             elif grammar.error is not None:
                 self.end(request.id, FinishReason.ERROR, grammar.error)
 
@@ -235,5 +235,6 @@ class OpenRequests:
             ),
             Counter(r.adapter_id for r in adapted if r.adapter_id is not None and r.row is None),
         )
+        self._deadlines.check_integrity(sum(r.deadline_s is not None for r in self))
         num_constrained = sum(request.grammar is not None for request in self)
         assert num_constrained == self.num_constrained, "a grammar is lost"

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from octavo.logs import log_event
 from octavo.server.auth import OPEN_PATHS
 from octavo.server.context import ServerContext
-from octavo.server.errors import ApiError, headers_too_large, internal_error
+from octavo.server.errors import headers_too_large, internal_error, left_behind
 from octavo.server.limits import MAX_HEADER_BYTES
 from octavo.server.requests import COUNTED_PATHS, RequestRecord
 
@@ -108,7 +108,7 @@ class RequestBoundary:
                 raise
             if record is not None:
                 record.end_in_error(503, "engine_draining")
-            await _left_behind().to_response()(scope, receive, send_with_id)
+            await left_behind().to_response()(scope, receive, send_with_id)
         except Exception:
             _logger.exception("request failed id=%s path=%s", request_id, scope["path"])
             if record is not None:
@@ -147,15 +147,6 @@ def _told(record: RequestRecord) -> dict[str, Any]:
     if record.traceparent is not None:
         fields["traceparent"] = record.traceparent
     return fields
-
-
-def _left_behind() -> ApiError:
-    return ApiError(
-        503,
-        "The server shut down before the request was answered; ask another replica.",
-        code="engine_draining",
-        headers={"Connection": "close"},
-    )
 
 
 def _header(

@@ -161,10 +161,15 @@ class CompletionChunks(ChunkWriter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._offsets: dict[int, TextOffsets] = {}
+        self._untold: dict[int, list[int]] = {}
 
     def begin(self, index: int, offsets: TextOffsets) -> None:
         """Say where the text of a choice begins; before its first token, with logprobs only."""
         self._offsets[index] = offsets
+
+    def tell_prompt(self, index: int, token_ids: list[int]) -> None:
+        """Have a choice's next chunk tell its prompt, where token ids are told."""
+        self._untold[index] = token_ids
 
     def echo(self, index: int, text: str, logprobs: CompletionLogprobs | None) -> bytes:
         """The prompt, as a chunk of its own before the text."""
@@ -185,6 +190,6 @@ class CompletionChunks(ChunkWriter):
             choice.finish_reason, choice.stop_reason = event.api_finish()
         if self._return_token_ids:
             choice.token_ids = event.token_ids
-            if event.prompt_token_ids is not None:
-                choice.prompt_token_ids = event.prompt_token_ids
+            if index in self._untold:
+                choice.prompt_token_ids = self._untold.pop(index)
         return choice

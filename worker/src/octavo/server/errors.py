@@ -147,6 +147,16 @@ def headers_too_large() -> ApiError:
     )
 
 
+def left_behind() -> ApiError:
+    """The answer to a request that a shutdown does not wait for."""
+    return ApiError(
+        503,
+        "The server shut down before the request was answered; ask another replica.",
+        code="engine_draining",
+        headers={"Connection": "close"},
+    )
+
+
 def internal_error() -> ApiError:
     """What a client is told of an error that is our fault."""
     return ApiError(

@@ -134,11 +134,12 @@ class Generation:
             self._request.adapter_wait = None
 
     def _account(self, event: GenerationEvent) -> None:
-        prompt = event.index // self._job.params.n
+        prompt, choice = divmod(event.index, self._job.params.n)
         if event.num_prompt_tokens and not self._prompt_tokens[prompt]:
             self._prompt_tokens[prompt] = event.num_prompt_tokens
             self.usage.prompt_tokens += event.num_prompt_tokens
-        if event.num_cached_tokens > self._cached_tokens[prompt]:
+        # The other choices find what the first has computed.
+        if not choice and event.num_cached_tokens > self._cached_tokens[prompt]:
             self.usage.cached_tokens += event.num_cached_tokens - self._cached_tokens[prompt]
             self._cached_tokens[prompt] = event.num_cached_tokens
         record = self._records[event.index]

@@ -161,7 +161,7 @@ class RequestRecord:
         self.outcome = self._outcome_of(status)
 
     def _outcome_of(self, status: int) -> Outcome:
-        if self.code == "request_aborted":
+        if self.code == "request_aborted" or (self.code == "engine_draining" and self.is_accepted):
             return Outcome.ABORTED
         if status == 504:
             return Outcome.DEADLINE

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from octavo.engine.model_info import ModelInfo
-from octavo.errors import OctavoError
+from octavo.errors import EngineDeadError, OctavoError
 from octavo.logs import log_event
 from octavo.outputs import GenerationEvent
 from octavo.server.auth import key_of
@@ -28,7 +28,7 @@ from octavo.server.boundary import request_id_of
 from octavo.server.chunks import DONE, StreamWriter
 from octavo.server.context import ServerContext
 from octavo.server.disconnect import ClientGoneError, DisconnectWatch
-from octavo.server.errors import ApiError, internal_error, translate
+from octavo.server.errors import ApiError, internal_error, left_behind, translate
 from octavo.server.exchange import Exchange
 from octavo.server.generation import Generation, GenerationJob
 from octavo.server.protocol.fields import EngineBody
@@ -157,7 +157,8 @@ class GenerationAnswer(Response, Generic[Body]):
         await send({"type": "http.response.body", "body": body})
 
     async def _fail(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = translate(error)
+        is_left_behind = self._context.is_leaving and isinstance(error, EngineDeadError)
+        answer = left_behind() if is_left_behind else translate(error)
         if answer is None:
             _logger.error("generation failed id=%s", request_id_of(scope), exc_info=error)
             answer = internal_error()

@@ -1,8 +1,9 @@
 """Asks the trial process whether grammars can be followed, and remembers what it said.
 
 Runs in the server's process, off the event loop: requests that wait for a verdict hold nobody up
-but those behind them in the trial. Where a schema is refused, smaller ones are asked about, for a
-short time, to tell where in it the fault is.
+but those behind them in the trial. One whose client leaves goes on to its verdict: to end it would
+end the process, and the next would wait for another to start. Where a schema is refused, smaller
+ones are asked about, for a short time, to tell where in it the fault is.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from octavo.errors import InvalidRequestError
+from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.grammar import StructuredOutputs, cannot_be_honoured
 from octavo.structured.schema_fault import find_fault
 from octavo.structured.translate import translate
@@ -56,54 +57,74 @@ class GrammarTrials:
     def __init__(self, tokenizer_path: str, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self._arguments = [tokenizer_path, str(vocab_size), json.dumps(list(eos_token_ids))]
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._under_way: dict[bytes, asyncio.Task[Verdict]] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
-        self._num_waiting = 0
         self.num_tried = 0
 
     async def check(self, text: str, asked: StructuredOutputs) -> None:
         """Return where a grammar can be followed.
 
         Raises InvalidRequestError with the reason where it cannot, and with the place of it in a
-        schema where that is sure; ``asked``: what the grammar was made of.
+        schema where that is sure, EngineDeadError when closed meanwhile; ``asked``: what the
+        grammar was made of.
         """
         key = hashlib.blake2b(text.encode(), digest_size=16).digest()
         verdict = self._verdicts.get(key)
         if verdict is None:
-            verdict = await self._try(key, text, asked)
-        self._verdicts[key] = verdict
-        self._verdicts.move_to_end(key)
-        while len(self._verdicts) > MAX_VERDICTS:
-            self._verdicts.popitem(last=False)
+            verdict = await self._shared(self._trial(key, text, asked))
+        else:
+            self._verdicts.move_to_end(key)
         if verdict.reason:
             raise cannot_be_honoured(asked.param, verdict.reason, verdict.place)
 
     async def close(self) -> None:
-        """End the process; may be called twice."""
+        """End all trials and the process; may be called twice."""
+        trials = list(self._under_way.values())
+        for trial in trials:
+            trial.cancel()
+        await asyncio.gather(*trials, return_exceptions=True)
+        await self._end_process()
+
+    async def _end_process(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
 
-    async def _try(self, key: bytes, text: str, asked: StructuredOutputs) -> Verdict:
-        if self._num_waiting >= MAX_WAITING:
-            raise InvalidRequestError(
-                f"{MAX_WAITING} new grammars are being tried; send this one again in a moment.",
-                asked.param,
-            )
-        self._num_waiting += 1
+    def _trial(self, key: bytes, text: str, asked: StructuredOutputs) -> asyncio.Task[Verdict]:
+        """The one of this grammar, which may be under way."""
+        trial = self._under_way.get(key)
+        if trial is None:
+            if len(self._under_way) >= MAX_WAITING:
+                raise InvalidRequestError(
+                    f"{MAX_WAITING} new grammars are being tried; send this one again in a moment.",
+                    asked.param,
+                )
+            trial = self._under_way[key] = asyncio.create_task(self._try(key, text, asked))
+            trial.add_done_callback(lambda _: self._under_way.pop(key))
+        return trial
+
+    @staticmethod
+    async def _shared(trial: asyncio.Task[Verdict]) -> Verdict:
+        """Its verdict; whoever stops waiting for it does not end it."""
         try:
-            async with self._turn:
-                if key in self._verdicts:  # an equal one stood before us
-                    return self._verdicts[key]
-                self.num_tried += 1
-                reason = await self._ask(text)
-                verdict = Verdict(reason, await self._place(reason, asked) if reason else "")
-                self._verdicts[key] = verdict
-                return verdict
-        finally:
-            self._num_waiting -= 1
+            return await asyncio.shield(trial)
+        except asyncio.CancelledError:
+            if trial.cancelled():
+                raise EngineDeadError("The server is shutting down.") from None
+            raise
+
+    async def _try(self, key: bytes, text: str, asked: StructuredOutputs) -> Verdict:
+        async with self._turn:
+            self.num_tried += 1
+            reason = await self._ask(text)
+            place = await self._place(reason, asked) if reason else ""
+        verdict = self._verdicts[key] = Verdict(reason, place)
+        while len(self._verdicts) > MAX_VERDICTS:
+            self._verdicts.popitem(last=False)
+        return verdict
 
     async def _place(self, reason: str, asked: StructuredOutputs) -> str:
         """Where in the schema that was asked for the reason lies; empty where that is not sure."""
@@ -127,11 +148,8 @@ class GrammarTrials:
         try:
             return await asyncio.wait_for(self._exchange(text), WALL_LIMIT_S)
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
-            await self.close()
+            await self._end_process()
             return _TOO_COSTLY
-        except BaseException:  # a client that leaves must not leave half an exchange behind
-            await asyncio.shield(self.close())
-            raise
 
     async def _exchange(self, text: str) -> str:
         if self._process is None or self._process.returncode is not None:

@@ -50,6 +50,7 @@ class Detokenizer:
         # Only the bytes of an unfinished character are kept; what they follow was text already.
         self._decoder.decode(tail)
         self._drops_space = tokenizer.drops_first_space and not tail
+        self._is_begun = False
 
     def feed(self, token_ids: Sequence[int]) -> str:
         """The text these ids add; empty while a character is not complete."""
@@ -58,11 +59,13 @@ class Detokenizer:
         if self._drops_space and data:
             self._drops_space = False
             data = data.removeprefix(b" ")
+        self._is_begun = self._is_begun or bool(data)
         return self._decoder.decode(data)
 
     def finish(self) -> str:
-        """What is left when no more ids will come: U+FFFD for an unfinished character."""
-        return self._decoder.decode(b"", final=True)
+        """What is left when no more ids will come: U+FFFD for an unfinished character, unless all
+        there is of it is the prompt's."""
+        return self._decoder.decode(b"", final=True) if self._is_begun else ""
 
     def _tail(self, token_ids: Sequence[int]) -> bytes:
         """The last bytes of the prompt, enough to hold the beginning of any character."""

@@ -93,9 +93,10 @@ class CompletionAnswer(GenerationAnswer[CompletionRequest]):
         self._opened.add(index)
         prompt = self._prompts[index // exchange.job.params.n]
         prompt.take(event)
+        writer = cast(CompletionChunks, chunks)
+        writer.tell_prompt(index, prompt.token_ids)
         if not body.echo and body.logprobs is None:
             return b""
-        writer = cast(CompletionChunks, chunks)
         offsets = self._offsets(exchange, index)
         writer.begin(index, offsets)
         if not body.echo:
