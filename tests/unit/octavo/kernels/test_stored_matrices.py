@@ -10,11 +10,9 @@ from torch import Tensor
 
 from octavo.kernels.cpu.library import load_library, runnable_variants
 from octavo.kernels.stored_matrices import (
+    MatrixCopies,
     MatrixCopy,
     StoredTensor,
-    copy_matrices,
-    copy_matrices_by_torch,
-    copy_matrices_in_c,
 )
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -33,14 +31,14 @@ def stored(matrices: list[Tensor], gap: int) -> tuple[mmap.mmap, list[StoredTens
     return data, places
 
 
-def copies_of(places: list[StoredTensor], padding: int) -> tuple[list[MatrixCopy], int]:
+def copies_of(places: list[StoredTensor], padding: int) -> tuple[MatrixCopies, int]:
     """One behind the other, ``padding`` numbers behind each row; and their end."""
     copies, end = [], 0
     for index, place in enumerate(places):
         rows, columns = place.shape
         copies.append(MatrixCopy(place, (1.0, 0.3, -2.0)[index % 3], end, columns + padding))
         end += rows * (columns + padding)
-    return copies, end
+    return MatrixCopies(copies), end
 
 
 @pytest.mark.parametrize("variant", runnable_variants())
@@ -56,8 +54,8 @@ def test_c_and_torch_give_the_same_bits(
         data, places = stored(matrices, gap)
         copies, size = copies_of(places, padding)
         by_torch, by_c = torch.full((2, size), -7.0, dtype=target)
-        assert copy_matrices_by_torch(data, copies, by_torch)
-        assert copy_matrices_in_c(load_library(variant).copy_matrices, data, copies, by_c)
+        assert copies.fill_by_torch(by_torch, data)
+        assert copies.fill_in_c(by_c, data, load_library(variant).copy_matrices)
         assert torch.equal(by_torch, by_c)
         first = by_c[: matrices[0].numel()]
         assert torch.equal(first, matrices[0].flatten().to(target))
@@ -76,7 +74,7 @@ def test_all_numbers_are_scaled_and_rounded_once(source: torch.dtype) -> None:
     data, places = stored([numbers], 2)
     for target in DTYPES:
         out = torch.empty(numbers.numel(), dtype=target)
-        copy_matrices(data, [MatrixCopy(places[0], 1.6, 0, numbers.numel())], out)
+        MatrixCopies([MatrixCopy(places[0], 1.6, 0, numbers.numel())]).fill(out, data)
         assert torch.equal(out, (numbers[0].float() * 1.6).to(target))
 
 
@@ -99,13 +97,12 @@ def test_what_is_not_finite_in_the_target_is_told(
     for place in (0, 33, 40):
         matrix = torch.ones(1, 41)
         data, places = stored([torch.ones(2, 3), matrix], 0)
-        copies = [
-            MatrixCopy(places[0], 1.0, 0, 3),
-            MatrixCopy(places[1], scaling, 6, 41),
-        ]
+        copies = MatrixCopies(
+            [MatrixCopy(places[0], 1.0, 0, 3), MatrixCopy(places[1], scaling, 6, 41)]
+        )
         out = torch.empty(47, dtype=target)
-        assert copy_matrices_in_c(function, data, copies, out)
+        assert copies.fill_in_c(out, data, function)
         matrix[0, place] = number
         data, places = stored([torch.ones(2, 3), matrix], 0)
-        assert not copy_matrices_in_c(function, data, copies, out)
-        assert not copy_matrices_by_torch(data, copies, out)
+        assert not copies.fill_in_c(out, data, function)
+        assert not copies.fill_by_torch(out, data)

@@ -25,7 +25,7 @@ from tiny_adapters import make_adapter, module_shapes
 from tiny_models import tiny_config
 
 CONFIG = tiny_config("llama")
-PROJECTIONS = projections_of(registry.resolve(CONFIG).config)
+PROJECTIONS = tuple(projections_of(registry.resolve(CONFIG).config))
 MAX_BYTES = 1 << 20
 PEFT = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
 
@@ -131,15 +131,33 @@ def test_patterns_name_modules_as_the_model_that_was_trained_does(
 ) -> None:
     pattern = {f"{prefix}layers.1.self_attn.v_proj": 32}
     written = f"base_model.model.{prefix}"
-    weights = load(make_adapter(tmp_path, CONFIG, alpha_pattern=pattern, prefix=written))
-    scalings = [parts[2].scaling for parts in weights.parts[::4] if parts[2] is not None]
-    assert scalings == [8 / 4, 32 / 4]
+    settings = {"targets": ("v_proj",), "alpha_pattern": pattern, "prefix": written}
+    weights = load(make_adapter(tmp_path, CONFIG, **settings))
+    assert [copy.scaling for copy in weights.layout.copies.copies] == [1.0, 8 / 4, 1.0, 32 / 4]
+
+
+def test_adapters_that_were_trained_alike_share_a_layout_and_others_do_not(tmp_path: Path) -> None:
+    folders = [make_adapter(tmp_path / str(seed), CONFIG, seed=seed) for seed in (1, 2)]
+    config = folders[1] / "adapter_config.json"
+    values = json.loads(config.read_text())
+    # PEFT saves them in any order.
+    values["target_modules"] = [*reversed(values["target_modules"])]
+    config.write_text(json.dumps(values))
+    first, alike = map(load, folders)
+    assert first.layout is alike.layout
+    assert first.digest != alike.digest
+    other = load(make_adapter(tmp_path / "3", CONFIG, lora_alpha=5))
+    assert other.layout is not first.layout
+    filled = torch.empty(2, first.layout.packing.size)
+    for weights, run in zip((first, alike), filled, strict=True):
+        weights.copy_into(run)
+    assert not torch.equal(filled[0], filled[1])
 
 
 def test_an_adapter_takes_no_more_than_it_is(tmp_path: Path) -> None:
     weights = load(make_adapter(tmp_path, CONFIG, rank=3, targets=("v_proj", "down_proj")))
     qkv, output, gate_up, down = PROJECTIONS[:4]
-    packing = weights.packing
+    packing = weights.layout.packing
     assert packing.ranks == (16, 0, 0, 16) * 2
     assert packing.size == 2 * (qkv.num_elements(16) + down.num_elements(16))
     buffer = torch.full((packing.size + 5,), float("nan"))
@@ -209,12 +227,12 @@ def test_tensors_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
 
 def test_what_only_training_reads_is_left_out(tmp_path: Path) -> None:
     mica = make_adapter(tmp_path / "mica", CONFIG, init_lora_weights="mica")
-    plain = load(make_adapter(tmp_path / "plain", CONFIG)).packing
-    assert load(mica).packing == plain
+    plain = load(make_adapter(tmp_path / "plain", CONFIG)).layout.packing
+    assert load(mica).layout.packing == plain
     velora = make_adapter(tmp_path / "velora", CONFIG, velora_config={"num_groups": 32})
     name = Q.format("").replace("lora_.weight", "lora_velora_embed")
     change(velora, lambda tensors: tensors.update({name: torch.ones(8)}))
-    assert load(velora).packing == plain
+    assert load(velora).layout.packing == plain
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -228,7 +246,7 @@ def test_what_is_not_finite_is_refused(
 
     weights = load(change(make_adapter(tmp_path, CONFIG), spoil))
     with pytest.raises(AdapterError, match=f"not finite as {dtype}"):
-        weights.copy_into(torch.empty(weights.packing.size, dtype=dtype))
+        weights.copy_into(torch.empty(weights.layout.packing.size, dtype=dtype))
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32], ids=str)
@@ -239,9 +257,9 @@ def test_b_is_scaled_in_float32_and_rounded_once(stored: torch.dtype, tmp_path: 
 
     folder = change(make_adapter(tmp_path, CONFIG, rank=5, lora_alpha=8), convert)
     weights = load(folder)
-    run = torch.full((weights.packing.size,), float("nan"), dtype=torch.bfloat16)
+    run = torch.full((weights.layout.packing.size,), float("nan"), dtype=torch.bfloat16)
     weights.copy_into(run)
-    (_, b) = next(weights.packing.matrices(run))
+    (_, b) = next(weights.layout.packing.matrices(run))
     stored_b = load_file(folder / "adapter_model.safetensors")[Q.format("B")]
     rows = b[: len(stored_b)]
     assert torch.equal(rows[:, :5], (stored_b.float() * 1.6).bfloat16())

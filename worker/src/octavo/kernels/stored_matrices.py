@@ -45,25 +45,12 @@ class MatrixCopy:
     """Of the target: from row to row."""
 
 
-def copy_matrices(data: mmap.mmap, copies: Sequence[MatrixCopy], target: Tensor) -> bool:
-    """Fill what is named of ``target: [N]``, float32, float16 or bfloat16, on the host.
+class MatrixCopies:
+    """All that is copied of a file, described once for any number of files that look alike."""
 
-    Each number is multiplied by its matrix's scaling in float32 and rounded once to the target's
-    dtype. Returns whether all of them are finite there.
-    """
-    try:
-        library = load_library()
-    except LibraryMissingError:
-        return copy_matrices_by_torch(data, copies, target)
-    return copy_matrices_in_c(library.copy_matrices, data, copies, target)
-
-
-def copy_matrices_in_c(
-    function: KernelFunction, data: mmap.mmap, copies: Sequence[MatrixCopy], target: Tensor
-) -> bool:
-    """As :func:`copy_matrices`."""
-    described = torch.tensor(
-        [
+    def __init__(self, copies: Sequence[MatrixCopy]) -> None:
+        self.copies = tuple(copies)
+        places = [
             (
                 copy.source.offset,
                 _KINDS[copy.source.dtype],
@@ -72,32 +59,44 @@ def copy_matrices_in_c(
                 copy.stride,
             )
             for copy in copies
-        ],
-        dtype=torch.int64,
-    )
-    scalings = torch.tensor([copy.scaling for copy in copies], dtype=torch.float32)
-    all_finite = torch.ones(1, dtype=torch.int64)
-    file = torch.frombuffer(data, dtype=torch.uint8)
-    function(
-        file.data_ptr(),
-        described.data_ptr(),
-        scalings.data_ptr(),
-        len(copies),
-        target.data_ptr(),
-        _KINDS[target.dtype],
-        all_finite.data_ptr(),
-    )
-    return bool(all_finite)
+        ]
+        self._places = torch.tensor(places, dtype=torch.int64)
+        self._scalings = torch.tensor([copy.scaling for copy in copies], dtype=torch.float32)
 
+    def fill(self, target: Tensor, data: mmap.mmap) -> bool:
+        """Fill what is named of ``target: [N]``, float32, float16 or bfloat16, on the host.
 
-def copy_matrices_by_torch(data: mmap.mmap, copies: Sequence[MatrixCopy], target: Tensor) -> bool:
-    """As :func:`copy_matrices`: the truth that C is compared with."""
-    all_finite = True
-    for copy in copies:
-        rows = target.as_strided(copy.source.shape, (copy.stride, 1), copy.offset)
-        rows.copy_(_tensor(data, copy.source).float() * copy.scaling)
-        all_finite = all_finite and bool(rows.isfinite().all())
-    return all_finite
+        Each number is multiplied by its matrix's scaling in float32 and rounded once to the
+        target's dtype. Returns whether all of them are finite there.
+        """
+        try:
+            function = load_library().copy_matrices
+        except LibraryMissingError:
+            return self.fill_by_torch(target, data)
+        return self.fill_in_c(target, data, function)
+
+    def fill_in_c(self, target: Tensor, data: mmap.mmap, function: KernelFunction) -> bool:
+        """As :meth:`fill`; ``function``: of one of the compiled variants."""
+        all_finite = torch.ones(1, dtype=torch.int64)
+        function(
+            torch.frombuffer(data, dtype=torch.uint8).data_ptr(),
+            self._places.data_ptr(),
+            self._scalings.data_ptr(),
+            len(self.copies),
+            target.data_ptr(),
+            _KINDS[target.dtype],
+            all_finite.data_ptr(),
+        )
+        return bool(all_finite)
+
+    def fill_by_torch(self, target: Tensor, data: mmap.mmap) -> bool:
+        """As :meth:`fill`: the truth that C is compared with."""
+        all_finite = True
+        for copy in self.copies:
+            rows = target.as_strided(copy.source.shape, (copy.stride, 1), copy.offset)
+            rows.copy_(_tensor(data, copy.source).float() * copy.scaling)
+            all_finite = all_finite and bool(rows.isfinite().all())
+        return all_finite
 
 
 def _tensor(data: mmap.mmap, stored: StoredTensor) -> Tensor:

@@ -25,7 +25,7 @@ from octavo.errors import (
 )
 from octavo.kernels.stored_matrices import StoredTensor
 from octavo.loading.model_folder import file_inside
-from octavo.lora.adapter_config import parse_peft_config
+from octavo.lora.adapter_config import PeftConfig, parse_peft_config
 from octavo.lora.adapter_source import CONFIG_NAME, WEIGHTS_NAME
 
 _MAX_CONFIG_BYTES = 1 << 20
@@ -39,10 +39,11 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 class AdapterFiles:
     """What was read."""
 
-    config: Mapping[str, object]
+    config: PeftConfig
+    header: bytes
+    """Of the weights: what they hold, and where."""
     weights: mmap.mmap
-    tensors: Mapping[str, StoredTensor]
-    """What the weights hold, and where."""
+    """The whole file."""
     digest: str
     """``sha256:`` and hexadecimal, of both files' contents: names an adapter whatever its path."""
 
@@ -78,8 +79,7 @@ def read_adapter(
         digest.update(content)
     named = f"sha256:{digest.hexdigest()}"
     check_digest(named)
-    tensors = parse_safetensors(weights, WEIGHTS_NAME)
-    return AdapterFiles(config, weights, tensors, named)
+    return AdapterFiles(config, _header_of(weights), weights, named)
 
 
 def check_folder(folder: Path, max_rank: int) -> None:
@@ -88,7 +88,7 @@ def check_folder(folder: Path, max_rank: int) -> None:
     _check_is_there(folder, WEIGHTS_NAME)
 
 
-def _read_config(folder: Path, max_rank: int) -> tuple[mmap.mmap, dict[str, object]]:
+def _read_config(folder: Path, max_rank: int) -> tuple[mmap.mmap, PeftConfig]:
     """The file, and what it says: an adapter that is served, as far as it tells."""
     if _is_pickled(folder):
         raise AdapterError(
@@ -97,12 +97,13 @@ def _read_config(folder: Path, max_rank: int) -> tuple[mmap.mmap, dict[str, obje
         )
     config_bytes = _read(folder, CONFIG_NAME, _MAX_CONFIG_BYTES)
     try:
-        config = json.loads(config_bytes[:])
+        values = json.loads(config_bytes[:])
     except (ValueError, RecursionError) as exc:
         raise AdapterError(f"{CONFIG_NAME} cannot be read as JSON ({exc}).") from exc
-    if not isinstance(config, dict):
+    if not isinstance(values, dict):
         raise AdapterError(f"{CONFIG_NAME} must hold a JSON object.")
-    parse_peft_config(config).check_rank(max_rank)
+    config = parse_peft_config(values)
+    config.check_rank(max_rank)
     return config_bytes, config
 
 
@@ -113,22 +114,27 @@ def _is_pickled(folder: Path) -> bool:
         raise SourceForbiddenError(f"{folder} may not be read ({exc}); change its mode.") from exc
 
 
-def parse_safetensors(data: mmap.mmap, name: str) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file in memory.
+def _header_of(data: mmap.mmap) -> bytes:
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(len(data) - 8, _MAX_HEADER_BYTES):
+        raise AdapterError(
+            f"{WEIGHTS_NAME} is not a safetensors file, or was cut short; copy it again."
+        )
+    return data[8 : 8 + length]
+
+
+def parse_header(header: bytes, num_bytes: int) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file of so many bytes. Raises AdapterError.
 
     Source: huggingface.co/docs/safetensors, format. The library's own way to read from memory
     copies everything while it holds the interpreter, and with it the engine's steps.
     """
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(len(data) - 8, _MAX_HEADER_BYTES):
-        raise AdapterError(f"{name} is not a safetensors file, or was cut short; copy it again.")
-    begin = 8 + length
+    begin = 8 + len(header)
     try:
-        header = json.loads(data[8:begin])
-        entries = {key: value for key, value in header.items() if key != "__metadata__"}
-        return {key: _tensor(len(data), begin, key, entry) for key, entry in entries.items()}
+        entries = {k: entry for k, entry in json.loads(header).items() if k != "__metadata__"}
+        return {key: _tensor(num_bytes, begin, key, entry) for key, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
-        raise AdapterError(f"{name} is damaged: {exc}; copy it again.") from exc
+        raise AdapterError(f"{WEIGHTS_NAME} is damaged: {exc}; copy it again.") from exc
 
 
 def _tensor(size: int, begin: int, key: str, entry: Mapping[str, object]) -> StoredTensor:

@@ -307,14 +307,14 @@ class AdapterStore:
         weights = lay_out(files, self._stack.projections, self._stack.max_rank)
         del files
         self._cache.put(job.adapter_id, weights)
-        record.is_open = True
+        record.is_open, layout = True, weights.layout
         return Opened(
             job.adapter_id,
             weights.digest,
-            weights.rank,
-            weights.packing.size * self._cache.bytes_per_number,
+            layout.rank,
+            layout.packing.size * self._cache.bytes_per_number,
             time.perf_counter() - started,
-            weights.base_model,
+            layout.base_model,
             record.revision,
         )
 

@@ -6,6 +6,7 @@ Knows PEFT's tensor names and the model's projections. The result is one flat ru
 
 from __future__ import annotations
 
+import functools
 import mmap
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from octavo.errors import AdapterError
 from octavo.kernels.adapters import Packing, Projection, padded_rank
-from octavo.kernels.stored_matrices import MatrixCopy, StoredTensor, copy_matrices
-from octavo.lora.adapter_config import PeftConfig, parse_peft_config
-from octavo.lora.adapter_folder import AdapterFiles
+from octavo.kernels.stored_matrices import MatrixCopies, MatrixCopy, StoredTensor
+from octavo.lora.adapter_config import PeftConfig
+from octavo.lora.adapter_folder import AdapterFiles, parse_header
 
 _WRAPPER = "base_model.model."
 """PEFT's own modules around the model."""
@@ -28,6 +29,8 @@ _TENSOR = re.compile(
 )
 _READ_IN_TRAINING = ".lora_velora_embed"
 """Ends the names of what VeLoRA (arXiv:2405.17991) keeps for its backward pass."""
+_MAX_ALIKE = 8
+"""Kinds of adapters of which one layout is kept."""
 _PREFIXES = ("model.", "model.language_model.", "language_model.model.")
 """Where checkpoints keep the decoder, those that also see images included."""
 
@@ -46,54 +49,59 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterLayout:
+    """What an adapter's file holds for the model, and where each matrix of it goes."""
+
+    packing: Packing
+    copies: MatrixCopies
+    """From the file to what the packing takes."""
+    rank: int
+    """The largest."""
+    base_model: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterWeights:
     """An adapter that fits the model, not copied yet."""
 
-    weights: mmap.mmap
-    """The file, which the parts lie in."""
-    packing: Packing
-    parts: tuple[tuple[_Part | None, ...], ...]
-    """For each projection, for each of its parts: what is adapted."""
-    rank: int
-    """The largest."""
+    layout: AdapterLayout
+    file: mmap.mmap
     digest: str
-    base_model: str | None
 
     def copy_into(self, buffer: Tensor) -> None:
         """Fill what the packing takes; raises AdapterError for what is not finite."""
-        buffer = buffer[: self.packing.size]
+        buffer = buffer[: self.layout.packing.size]
         buffer.zero_()
-        if not copy_matrices(self.weights, list(self._copies()), buffer):
+        if not self.layout.copies.fill(buffer, self.file):
             raise AdapterError(
                 f"The adapter holds numbers that are not finite as {buffer.dtype}; it is broken, "
                 "or was trained in a wider format."
             )
 
-    def _copies(self) -> Iterator[MatrixCopy]:
-        """A of every part as it is, and B with its scaling, to where the packing has them."""
-        packing = self.packing
-        next_b, next_a = 0, packing.b_size
-        for projection, rank, parts in zip(
-            packing.projections, packing.ranks, self.parts, strict=True
-        ):
-            for out_features, part in zip(projection.out_features, parts, strict=True):
-                if part is not None:
-                    yield MatrixCopy(part.a, 1.0, next_a, projection.in_features)
-                    yield MatrixCopy(part.b, part.scaling, next_b, rank)
-                next_a += rank * projection.in_features
-                next_b += out_features * rank
-
 
 def lay_out(
-    files: AdapterFiles, projections: Sequence[Projection], max_rank: int
+    files: AdapterFiles, projections: tuple[Projection, ...], max_rank: int
 ) -> AdapterWeights:
     """Check an adapter against a model.
 
     Raises AdapterError with the first thing that does not fit: rank, shape, layer or module.
     """
-    config = parse_peft_config(files.config)
+    layout = _layout_of(files.config, files.header, len(files.weights), projections, max_rank)
+    return AdapterWeights(layout, files.weights, files.digest)
+
+
+@functools.lru_cache(maxsize=_MAX_ALIKE)
+def _layout_of(
+    config: PeftConfig,
+    header: bytes,
+    num_bytes: int,
+    projections: tuple[Projection, ...],
+    max_rank: int,
+) -> AdapterLayout:
+    """Kept, as adapters that were trained alike have the same, and checking hundreds of matrices
+    takes the interpreter for milliseconds: as long as a step of the engine's loop."""
     config.check_rank(max_rank)
-    found = _parts(files.tensors, projections, config)
+    found = _parts(parse_header(header, num_bytes), projections, config)
     parts = tuple(
         tuple(found.pop((projection.layer, name), None) for name in projection.names)
         for projection in projections
@@ -103,14 +111,21 @@ def lay_out(
         padded_rank(max((part.rank for part in own if part is not None), default=0))
         for own in parts
     )
-    return AdapterWeights(
-        weights=files.weights,
-        packing=Packing(tuple(projections), tuple(ranks)),
-        parts=parts,
-        rank=config.largest_rank,
-        digest=files.digest,
-        base_model=config.base_model,
-    )
+    packing = Packing(projections, tuple(ranks))
+    copies = MatrixCopies(list(_copies(packing, parts)))
+    return AdapterLayout(packing, copies, config.largest_rank, config.base_model)
+
+
+def _copies(packing: Packing, parts: Sequence[Sequence[_Part | None]]) -> Iterator[MatrixCopy]:
+    """A of every part as it is, and B with its scaling, to where the packing has them."""
+    next_b, next_a = 0, packing.b_size
+    for projection, rank, own in zip(packing.projections, packing.ranks, parts, strict=True):
+        for out_features, part in zip(projection.out_features, own, strict=True):
+            if part is not None:
+                yield MatrixCopy(part.a, 1.0, next_a, projection.in_features)
+                yield MatrixCopy(part.b, part.scaling, next_b, rank)
+            next_a += rank * projection.in_features
+            next_b += out_features * rank
 
 
 def _parts(

@@ -90,10 +90,10 @@ class HostCache:
         """
         entry = self._take_entry(adapter_id)
         try:
-            run, table = self._weights[entry], self._tables[entry]
+            run, table, packing = self._weights[entry], self._tables[entry], weights.layout.packing
             weights.copy_into(run)
-            table.copy_(torch.tensor(weights.packing.table, dtype=torch.int64))
-            adapter = weights.packing.cut(run, table)
+            table.copy_(torch.tensor(packing.table, dtype=torch.int64))
+            adapter = packing.cut(run, table)
         except BaseException:
             self.forget(adapter_id)
             self.release(entry)
