@@ -267,6 +267,7 @@ class FakeEngine:
         tools: list[dict[str, Any]] | None = None,
         *,
         add_special_tokens: bool = False,
+        most_tokens: int | None = None,
         **kwargs: Any,
     ) -> list[int]:
         self.template_kwargs = dict(kwargs)

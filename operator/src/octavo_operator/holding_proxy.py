@@ -25,6 +25,10 @@ HELD_POLL_S: Final = 0.1
 MAX_HELD: Final = 1000
 """Connections that wait at a time, each with a file descriptor and little else."""
 
+MAX_CONNECTIONS: Final = 3000
+"""At a time, those that wait for nothing included: each takes up to two of the files that the whole
+program may open. The next is closed at once."""
+
 _MOST_BYTES_AHEAD: Final = 16 * 1024 * 1024
 """Of all callers that wait. Who has sent what is beyond it is held to the end, there or not."""
 
@@ -102,6 +106,9 @@ class HoldingProxy:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if len(self._connections) >= MAX_CONNECTIONS:
+            writer.close()
+            return
         self._connections.add(task)
         try:
             await self._serve(reader, writer)

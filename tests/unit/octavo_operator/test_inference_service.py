@@ -266,6 +266,19 @@ def test_name_that_no_service_can_bear_is_refused(name: str) -> None:
         parse_inference_service(inference_service(name))
 
 
+@pytest.mark.parametrize(("levels", "is_taken"), [(64, True), (65, False), (900, False)])
+def test_template_may_only_be_so_deep(levels: int, is_taken: bool) -> None:
+    """The API server takes any depth there, and whoever walks through it calls himself."""
+    template: Any = []
+    for _ in range(levels - 1):
+        template = {"a": template}
+    if is_taken:
+        assert parse_inference_service(inference_service(template=template)).template == template
+        return
+    with pytest.raises(ResourceError, match=r"spec\.template has .* more than 64 levels"):
+        parse_inference_service(inference_service(template=template))
+
+
 def test_other_kind_is_refused() -> None:
     with pytest.raises(ResourceError, match="kind is Pod of serving"):
         parse_inference_service({**inference_service(), "kind": "Pod"})

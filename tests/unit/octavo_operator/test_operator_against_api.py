@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import socket
@@ -162,6 +163,30 @@ async def test_create_makes_all_children_and_reports(kmock: Any, operator: Any) 
     assert status["summary"] == {"replicas": "1/1"}
     for live in (await children(kmock.store)).values():
         assert live["metadata"]["ownerReferences"][0]["uid"] == service["metadata"]["uid"]
+
+
+@pytest.mark.parametrize("depth", [900, 5000])
+async def test_resource_nested_too_deeply_stops_nobody_else(
+    kmock: Any, operator: Any, depth: int
+) -> None:
+    """A user of one namespace can write it, since the API server takes it."""
+    spec = '"spec":{"template":' + '{"a":' * depth + "1" + "}" * depth + "}"
+    named = '"metadata":{"name":"deep","namespace":"models","uid":"u","resourceVersion":"1"}'
+    chat = json.dumps(await kmock.store.create(inference_service()))
+    listed = f'{{"metadata":{{"resourceVersion":"1"}},"items":[{{{named},{spec}}},{chat}]}}'
+    event = f'{{"type":"ADDED","object":{{{named},{spec}}}}}\n'
+    headers = kmock_package.headers({"Content-Type": "application/json"})
+    kmock[kmock_package.action.LIST, "inferenceservices"] << listed.encode() << headers
+    path = "/apis/serving.octavo.dev/v1alpha1/namespaces/models/inferenceservices"
+    kmock[f"get {path}", {"watch": "true"}] << event.encode()
+    await operator()
+    await eventually(lambda: is_reported(kmock.store))
+
+    def is_watched_on() -> bool:
+        watches = [r for r in kmock if r.url.path == path and "watch" in r.params]
+        return len(watches) > 2
+
+    await eventually(is_watched_on)
 
 
 async def test_resource_itself_is_never_written_but_for_its_status(

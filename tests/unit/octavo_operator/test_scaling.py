@@ -500,6 +500,24 @@ async def test_no_more_calls_are_held_than_there_is_room_for(
     await proxy.finish()
 
 
+async def test_connections_past_the_bound_are_closed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Held or not: each takes files that the operator needs itself."""
+    monkeypatch.setattr("octavo_operator.holding_proxy.MAX_CONNECTIONS", 1)
+    proxy = HoldingProxy("127.0.0.1", 0, lambda: (), hold_s=60.0)
+    await proxy.start()
+    _, first = await asyncio.open_connection("127.0.0.1", proxy.port)
+    await eventually(lambda: proxy.num_held == 1)
+    reader, second = await asyncio.open_connection("127.0.0.1", proxy.port)
+    assert await reader.read() == b""
+    assert proxy.num_held == 1
+    first.close()
+    second.close()
+    proxy.close()
+    await proxy.finish()
+
+
 async def test_each_service_has_a_port_of_its_own_that_stays() -> None:
     calls: list[tuple[str, str]] = []
     activator = Activator("127.0.0.1", range(0), 60.0, pods=lambda key: (), on_call=calls.append)

@@ -63,8 +63,9 @@ async def test_object_as_large_as_they_come_is_an_event(kmock: Any, api: Kuberne
         b"{}\n",
         b'{"type":"LATER","object":{}}\n',
         b'{"type":"ADDED","object":{"metad',
+        b'{"type":"ADDED","object":' + b'{"a":' * 5000,
     ],
-    ids=["html", "list", "empty", "unknown", "cut-off"],
+    ids=["html", "list", "empty", "unknown", "cut-off", "cut-off-deep"],
 )
 async def test_line_that_is_no_event_is_waited_out(
     kmock: Any, api: KubernetesApi, line: bytes
@@ -72,6 +73,21 @@ async def test_line_that_is_no_event_is_waited_out(
     kmock[WATCH] << BOOKMARK + line
     with pytest.raises(UnavailableError, match="watch configmaps"):
         await _watched(api)
+
+
+async def test_object_nested_too_deeply_stops_no_list_and_no_watch(
+    kmock: Any, api: KubernetesApi
+) -> None:
+    """Nor does it take along what stands beside it."""
+    metadata = b'"metadata":{"name":"chat","namespace":"models","resourceVersion":"8"}'
+    live = b'{"spec":' + b'{"a":[{"}":"]"},' * 5000 + b"1" + b"]}" * 5000 + b"," + metadata + b"}"
+    kmock[WATCH] << b'{"type":"ADDED","object":' + live + b"}\n"
+    (event,) = await _watched(api, 1)
+    assert event.object["metadata"]["name"] == "chat"
+    kmock["get /api/v1/namespaces/models/configmaps/chat"] << live
+    read = await api.get(CONFIG_MAP, "models", "chat")
+    assert read["spec"]["a"][1]["a"][0] == {"}": "]"}
+    assert read["metadata"]["name"] == "chat"
 
 
 async def test_watch_of_which_nothing_is_heard_ends_as_others_do(

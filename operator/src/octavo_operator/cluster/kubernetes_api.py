@@ -20,6 +20,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from octavo_operator.cluster.failures import network_error, response_error
 from octavo_operator.cluster.interface import EventType, ObjectList, WatchEvent
+from octavo_operator.cluster.json_text import read_json
 from octavo_operator.errors import ClusterError, GoneError, NotFoundError, SettingsError
 from octavo_operator.labels import FIELD_MANAGER, selector_string
 from octavo_operator.manifests.kinds import OPTIONAL_KINDS, OWN_KINDS, Kind, kind_of
@@ -223,7 +224,7 @@ class KubernetesApi:
         if not 200 <= response.status < 300:
             raise response_error(action, response.status, response.headers, data)
         try:
-            parsed: dict[str, Any] = json.loads(data)
+            parsed: dict[str, Any] = read_json(data)
         except ValueError as error:
             raise network_error(action, error) from error
         return parsed
@@ -265,7 +266,7 @@ def _selector(labels: Mapping[str, str]) -> dict[str, str]:
 
 def _watch_event(action: str, line: bytes) -> WatchEvent:
     try:
-        event = json.loads(line)
+        event = read_json(line)
         kind, live = event["type"], event["object"]
         if kind != "ERROR":
             return WatchEvent(EventType(kind), live)

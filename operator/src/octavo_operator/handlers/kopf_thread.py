@@ -10,10 +10,14 @@ import asyncio
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import kopf
+from kopf._cogs.clients import api as kopf_api
 
+from octavo_operator.cluster.json_text import read_json
 from octavo_operator.errors import KindsGoneError
 from octavo_operator.settings import OperatorSettings
 
@@ -32,6 +36,7 @@ async def run_kopf(
     thread_flag = threading.Event()
     port = settings.probe_port
     _tell_failures_once()
+    _read_json_as_ours()
 
     async def serve() -> None:
         try:
@@ -65,6 +70,13 @@ async def run_kopf(
         stopping.cancel()
         await running
         executor.shutdown()
+
+
+def _read_json_as_ours() -> None:
+    """kopf has no setting for it, and ends with the first thing that it cannot read."""
+    vars(kopf_api)["json"] = SimpleNamespace(loads=read_json)  # of events
+    assert aiohttp.ClientResponse.json.__kwdefaults__ is not None
+    aiohttp.ClientResponse.json.__kwdefaults__["loads"] = read_json  # of lists
 
 
 def _tell_failures_once() -> None:

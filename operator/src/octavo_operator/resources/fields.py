@@ -19,6 +19,8 @@ from octavo_operator.resources.quantity import parse_quantity
 _T = TypeVar("_T")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _REQUIRED = "is missing"
+MAX_OPAQUE_DEPTH = 64
+"""Of what the schema lets pass as it is: whoever walks through it may call himself so often."""
 
 
 class Fields:
@@ -212,6 +214,9 @@ class Fields:
             return {}
         if not isinstance(value, Mapping):
             raise self.error(name, f"is {value!r}", "give an object with named fields")
+        if _is_deeper(value, MAX_OPAQUE_DEPTH):
+            problem = f"has objects and lists more than {MAX_OPAQUE_DEPTH} levels inside each other"
+            raise self.error(name, problem, "leave out what lies so deep; no field of a pod does")
         return dict(value)
 
     def note_unknown(self) -> None:
@@ -235,3 +240,16 @@ class Fields:
         if isinstance(values, str) or not isinstance(values, Sequence):
             raise self.error(name, f"is {values!r}", "give a list")
         return values
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Whether objects and lists lie more than so many levels inside each other."""
+    level = [value]
+    for _ in range(levels):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, Mapping | list)
+            for inner in (outer.values() if isinstance(outer, Mapping) else outer)
+        ]
+    return any(isinstance(inner, Mapping | list) for inner in level)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from octavo.server import lifecycle
 from octavo.server.app import create_app
 from octavo.server.context import ServerContext
 from octavo.server.errors import ApiError
-from octavo.server.listening import open_listener
+from octavo.server.listening import allow_many_connections, open_listener
 from polling import until
 from running_server import RunningServer, running_server
 
@@ -302,6 +303,17 @@ def test_port_in_use_is_one_sentence() -> None:
 def test_wrong_host_is_one_sentence(host: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         open_listener(host, 0)
+
+
+def test_few_open_files_are_raised_to_what_is_allowed() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+        allow_many_connections()
+        most = before[1] if before[1] != resource.RLIM_INFINITY else 65_536
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(most, 65_536), before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def start_process(step_s: float = 0.0) -> tuple[subprocess.Popen[str], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from octavo.server import http_protocol
 from octavo.server.app import create_app
 from octavo.server.body import validate
 from octavo.server.errors import ApiError
-from octavo.server.limits import MAX_HEADER_BYTES, MAX_JSON_DEPTH, json_depth
+from octavo.server.limits import MAX_HEADER_BYTES, MAX_JSON_DEPTH, MAX_PIPELINED, json_depth
 from octavo.server.protocol.chat import ChatCompletionRequest
 from octavo.server.protocol.completion import CompletionRequest
 from octavo.server.protocol.fields import RequestBody
@@ -199,6 +200,42 @@ async def test_client_that_never_ends_its_headers_is_let_go(
             await asyncio.sleep(0.5)
             await loop.sock_sendall(connection, request[:20])
             assert await loop.sock_recv(connection, 4096) == b""
+
+
+async def test_client_that_never_ends_a_body_nobody_reads_is_let_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A byte after the answer must not keep the connection for good."""
+    monkeypatch.setattr(http_protocol, "BODY_TIMEOUT_S", 0.3)
+    head = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    async with running_server(FakeEngine()) as server, asyncio.timeout(20):
+        answer = await _refused(server.url, head, b"a", b"a")
+        assert b" 404 " in answer.split(b"\r\n")[0]
+
+
+async def test_client_that_takes_no_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "UNREAD_TIMEOUT_S", 0.3)
+    asked = {"prompt": "a", "max_tokens": 2000, "n": 64, "logprobs": 20, "stream": True}
+    body = json.dumps(asked).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    engine = FakeEngine()
+    async with running_server(engine) as server, asyncio.timeout(20):
+        where = httpx.URL(server.url)
+        assert where.port is not None
+        with socket.create_connection((where.host, where.port)) as connection:
+            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            while not engine.aborted_ids:
+                await asyncio.sleep(0.01)
+
+
+async def test_requests_ahead_of_answers_are_bounded() -> None:
+    """They come in one piece, so to stop reading is too late."""
+    request = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with running_server(FakeEngine()) as server:
+        last = request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        answers = await _refused(server.url, request * MAX_PIPELINED + last)
+        assert answers.count(b"HTTP/1.1 200 ") == MAX_PIPELINED + 1
+        assert await _refused(server.url, request * 1000) in (b"", b"reset")
 
 
 @pytest.mark.parametrize(("num_parts", "is_beside"), [(1, False), (1024, True)])

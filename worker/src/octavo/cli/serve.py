@@ -19,7 +19,7 @@ from octavo.config import EngineConfig, ServerConfig
 from octavo.engine.async_engine import AsyncEngine
 from octavo.logs import configure_logging, log_event
 from octavo.server.event_loop import new_event_loop
-from octavo.server.listening import base_url, open_listener
+from octavo.server.listening import allow_many_connections, base_url, open_listener
 
 _logger = logging.getLogger("octavo.server")
 
@@ -39,6 +39,7 @@ def run(parsed: argparse.Namespace) -> int:
 async def _serve(
     engine_settings: EngineConfig, server_settings: ServerConfig, is_plain: bool
 ) -> int:
+    allow_many_connections()
     with contextlib.ExitStack() as sockets:
         listener = sockets.enter_context(open_listener(server_settings.host, server_settings.port))
         admin = None

@@ -235,10 +235,11 @@ class AsyncEngine:
         tools: Sequence[Mapping[str, Any]] | None = None,
         *,
         add_special_tokens: bool = False,
+        most_tokens: int | None = None,
         **options: Any,
     ) -> list[int]:
         """A conversation as token ids; template and tokenizer run off the event loop."""
-        return await self._prompts.render(messages, tools, add_special_tokens, options)
+        return await self._prompts.render(messages, tools, add_special_tokens, options, most_tokens)
 
     def stats(self) -> EngineStats:
         """The engine's last report, and how long it has been silent though it has work."""

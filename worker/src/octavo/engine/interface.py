@@ -176,11 +176,13 @@ class Engine(Protocol):
         tools: list[dict[str, Any]] | None = None,
         *,
         add_special_tokens: bool = False,
+        most_tokens: int | None = None,
         **kwargs: Any,
     ) -> list[int]:
         """A conversation as a prompt, by the model's chat template, off the event loop.
 
-        ``add_special_tokens``: also those that encoding puts around a text. ``kwargs``: see
+        ``add_special_tokens``: also those that encoding puts around a text. ``most_tokens``: raise
+        PromptTooLongError for a prompt that is far longer. ``kwargs``: see
         :meth:`octavo.tokenization.chat_template.ChatTemplate.render`.
         Raises InvalidRequestError when the template refuses the conversation.
         """

@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
-from octavo.errors import InvalidRequestError
+from octavo.errors import InvalidRequestError, PromptTooLongError
 from octavo.tokenization.chat_template import ChatTemplate
 from octavo.tokenization.tokenizer import Tokenizer, Truncation
+
+_LONG_CHARS, _MOST_LONG = 128 * 1024, 4
+_HUGE_CHARS, _MOST_HUGE = 1024 * 1024, 1
+"""How many texts of so many characters are encoded at a time. The library takes some 330 bytes for
+a token, which may be a single character: 3 GB for the longest body."""
+_LIKELY_CHARS = 16
+"""A text with more of them for each token that is allowed is first tried by its beginning."""
+_CUT_TOKENS = 1024
+"""By so many more tokens the beginning of a text may be encoded as when the rest is there."""
 
 
 class PromptWriter:
@@ -22,6 +32,8 @@ class PromptWriter:
         self._chat_template_path = chat_template_path
         self.tokenizer: Tokenizer | None = None
         self._template: ChatTemplate | None = None
+        self._long = asyncio.Semaphore(_MOST_LONG)
+        self._huge = asyncio.Semaphore(_MOST_HUGE)
 
     async def load(self, path: str) -> None:
         """From a model's folder or file; raises OctavoError for what is broken."""
@@ -43,16 +55,25 @@ class PromptWriter:
         return self._template is not None and self._template.reads(variable)
 
     async def encode(
-        self, text: str, add_special_tokens: bool = True, truncation: Truncation | None = None
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        truncation: Truncation | None = None,
+        most_tokens: int | None = None,
     ) -> list[int]:
-        """As :meth:`octavo.engine.interface.Engine.encode`."""
+        """As :meth:`octavo.engine.interface.Engine.encode`.
+
+        ``most_tokens``: raise PromptTooLongError, without encoding all of it, for a text that is
+        far longer.
+        """
         tokenizer = self.tokenizer
         if tokenizer is None:
             raise InvalidRequestError(
                 "This server runs without a tokenizer (--skip-tokenizer-init); send token ids.",
                 "prompt",
             )
-        return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens, truncation)
+        await self._check_length(tokenizer, text, most_tokens)
+        return await self._encode(tokenizer, text, add_special_tokens, truncation)
 
     async def render(
         self,
@@ -60,6 +81,7 @@ class PromptWriter:
         tools: Sequence[Mapping[str, Any]] | None,
         add_special_tokens: bool,
         options: Mapping[str, Any],
+        most_tokens: int | None = None,
     ) -> list[int]:
         """As :meth:`octavo.engine.interface.Engine.render_chat`."""
         template, tokenizer = self._template, self.tokenizer
@@ -70,11 +92,9 @@ class PromptWriter:
                 "messages",
             )
 
-        def render() -> list[int]:
-            text = template.render(list(messages), tools=tools, **options)
-            return tokenizer.encode(text, add_special_tokens)
-
-        return await asyncio.to_thread(render)
+        text = await asyncio.to_thread(template.render, list(messages), tools=tools, **options)
+        await self._check_length(tokenizer, text, most_tokens)
+        return await self._encode(tokenizer, text, add_special_tokens)
 
     def ids_of(self, tokens: Sequence[str]) -> frozenset[int]:
         """Ids of those that are tokens of the vocabulary."""
@@ -82,3 +102,31 @@ class PromptWriter:
             return frozenset()
         ids = [self.tokenizer.token_id(token) for token in tokens]
         return frozenset(token_id for token_id in ids if token_id is not None)
+
+    async def _check_length(self, tokenizer: Tokenizer, text: str, most_tokens: int | None) -> None:
+        if most_tokens is None or len(text) <= _LIKELY_CHARS * most_tokens:
+            return
+        beginning = text[: _LIKELY_CHARS * most_tokens]
+        if len(await self._encode(tokenizer, beginning, False)) > most_tokens + _CUT_TOKENS:
+            raise PromptTooLongError(
+                f"The prompt has {len(text)} characters and more than {most_tokens} tokens, all "
+                "that this model takes. Shorten the prompt, or serve the model with a larger "
+                "--max-model-len.",
+                "prompt",
+            )
+
+    async def _encode(
+        self,
+        tokenizer: Tokenizer,
+        text: str,
+        add_special_tokens: bool,
+        truncation: Truncation | None = None,
+    ) -> list[int]:
+        async with self._turn(len(text)):
+            return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens, truncation)
+
+    def _turn(self, num_chars: int) -> AbstractAsyncContextManager[object]:
+        """Short texts wait for nobody, and long ones for no huge ones."""
+        if num_chars <= _LONG_CHARS:
+            return nullcontext()
+        return self._long if num_chars <= _HUGE_CHARS else self._huge

@@ -28,6 +28,7 @@ class RequestWriter:
         self, info: ModelInfo, seed: int, prompts: PromptWriter, tokenizer_path: str | None
     ) -> None:
         self._prompts = prompts
+        self._most_tokens = info.max_model_len
         self._intake = Intake(info, seed, prompts.tokenizer)
         self._trials: GrammarTrials | None = None
         if info.can_constrain and tokenizer_path is not None:
@@ -62,7 +63,9 @@ class RequestWriter:
             await self._trials.close()
 
     async def _token_ids(self, prompt: str | list[int]) -> list[int]:
-        return await self._prompts.encode(prompt) if isinstance(prompt, str) else prompt
+        if not isinstance(prompt, str):
+            return prompt
+        return await self._prompts.encode(prompt, most_tokens=self._most_tokens)
 
     async def _grammar(
         self, params: SamplingParams, reasoning: ReasoningSpan | None

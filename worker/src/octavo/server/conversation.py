@@ -17,7 +17,10 @@ from octavo.tools.tool_prompt import with_tools
 
 
 async def render_conversation(
-    engine: Engine, body: Conversation, tools: Sequence[Tool] = ()
+    engine: Engine,
+    body: Conversation,
+    tools: Sequence[Tool] = (),
+    most_tokens: int | None = None,
 ) -> list[int]:
     """The prompt, which tells the model of its tools.
 
@@ -51,5 +54,6 @@ async def render_conversation(
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
         add_special_tokens=body.add_special_tokens,
+        most_tokens=most_tokens,
         **variables,
     )

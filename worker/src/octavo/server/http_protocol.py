@@ -1,7 +1,9 @@
-"""uvicorn's HTTP/1.1, with bounds on what it buffers before a request is one.
+"""uvicorn's HTTP/1.1, with bounds on what one connection holds and for how long.
 
-It buffers headers without a limit and waits for them without a time: both would let one client
-hold memory and connections. Delete what uvicorn's own limits come to cover for httptools.
+It buffers headers and requests that come ahead without a limit, and waits without a time for
+headers, for the rest of a body that nobody reads, and for a client to take its answer: each would
+let one client hold memory and connections. Delete what uvicorn's own limits come to cover for
+httptools.
 """
 
 from __future__ import annotations
@@ -13,7 +15,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from octavo.server.errors import headers_too_large
 from octavo.server.http_parser import HttpParser
-from octavo.server.limits import HEADER_TIMEOUT_S, MAX_HEADER_BYTES
+from octavo.server.limits import (
+    BODY_TIMEOUT_S,
+    HEADER_TIMEOUT_S,
+    MAX_HEADER_BYTES,
+    MAX_PIPELINED,
+    UNREAD_TIMEOUT_S,
+)
 
 _BODY = headers_too_large().to_json()
 _TOO_LARGE = (
@@ -33,6 +41,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._num_field_bytes = 0
         self._is_in_body = False
         self._timer: asyncio.TimerHandle | None = None
+        """Until the request that is coming has to be there."""
+        self._unread: asyncio.TimerHandle | None = None
+        """Until the client has to have taken what was sent."""
         self._answering: RequestResponseCycle | None = None
         """The request that is being answered; uvicorn knows the last that came, which may wait."""
 
@@ -42,11 +53,22 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self.resume_writing()
         super().connection_lost(exc)
         answering, self._answering = self._answering, None
         if answering is not None and not answering.response_complete:
             answering.disconnected = True
             answering.message_event.set()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_TIMEOUT_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if not self._is_in_body:
@@ -73,10 +95,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
+        self._timer = self.loop.call_later(BODY_TIMEOUT_S, self._give_up)
         self._num_header_bytes, self._is_in_body = 0, True
-        super().on_headers_complete()
+        if len(self.pipeline) < MAX_PIPELINED:
+            super().on_headers_complete()
+        else:
+            self.transport.abort()
 
     def on_message_complete(self) -> None:
+        self._stop_timer()
         self._is_in_body = False
         super().on_message_complete()
 
@@ -86,7 +113,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         self._timer = None
-        if not self._is_in_body and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._is_in_body and not self.cycle.response_complete:
+            # Whoever reads the body has a time of his own; then, at the latest, nobody reads it.
+            self._timer = self.loop.call_later(BODY_TIMEOUT_S, self._give_up)
+        else:
             self.transport.close()
 
     def _stop_timer(self) -> None:

@@ -13,6 +13,10 @@ HEADER_TIMEOUT_S = 30.0
 """Until a request's headers are complete."""
 BODY_TIMEOUT_S = 120.0
 """Until its body is."""
+UNREAD_TIMEOUT_S = 120.0
+"""For which a client may take nothing of an answer."""
+MAX_PIPELINED = 32
+"""Requests that wait on one connection for the answer to the one before."""
 MAX_JSON_DEPTH = 64
 """Objects and lists inside each other."""
 MAX_FIELDS = 256

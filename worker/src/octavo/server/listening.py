@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import resource
 import socket
 
 from octavo.errors import ConfigError
 
 _BACKLOG = 2048
+_MOST_FILES = 65_536
+"""Each connection is one; idle ones take little else."""
 
 
 def open_listener(host: str, port: int) -> socket.socket:
@@ -36,6 +39,18 @@ def open_listener(host: str, port: int) -> socket.socket:
         raise ConfigError(_reason(error, host, port)) from None
     listener.setblocking(False)
     return listener
+
+
+def allow_many_connections() -> None:
+    """Let this process open as many files as it may ask for.
+
+    Where 1,024 is what it gets without asking, as many idle connections would lock out all others,
+    probes among them.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def base_url(listener: socket.socket) -> str:

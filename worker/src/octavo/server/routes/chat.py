@@ -58,8 +58,9 @@ class ChatAnswer(GenerationAnswer[ChatCompletionRequest]):
             self._names["max_tokens"] = "max_completion_tokens"
         params = body.to_sampling_params(info.sampling_defaults)
         engine = self._context.engine
-        prompt = await render_conversation(engine, body, body.usable_tools())
         truncation = body.truncation(info.max_model_len, params.max_tokens)
+        most_tokens = info.max_model_len if truncation is None else None
+        prompt = await render_conversation(engine, body, body.usable_tools(), most_tokens)
         if truncation is not None:
             prompt = truncation.cut(prompt)
         message_format = self._context.message_format()

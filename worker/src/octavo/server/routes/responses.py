@@ -69,7 +69,9 @@ class ResponseOfModel(GenerationAnswer[ResponseRequest]):
     async def _job(self, body: ResponseRequest, info: ModelInfo) -> GenerationJob:
         engine = self._context.engine
         params = body.to_sampling_params(info.sampling_defaults)
-        prompt = await render_conversation(engine, body.conversation(), body.usable_tools())
+        prompt = await render_conversation(
+            engine, body.conversation(), body.usable_tools(), info.max_model_len
+        )
         message_format = self._context.message_format()
         plan = MessagePlan.of(body, params, message_format, prompt, engine.tokenizer)
         if not plan.is_plain:
