@@ -48,7 +48,7 @@ def test_a_full_cache_with_aborts_and_preemptions_harms_nobody(
 def test_adapters_that_come_and_go_meanwhile_harm_nobody(tmp_path: Path) -> None:
     """Eight names, four host entries, two slots; each answer bit for bit that of its generation."""
     arguments = ("--adapters", "8", "--max-lora-rank", "4", "--batch-invariant")
-    arguments += ("--requests", "350", "--checks", "60", "--max-num-seqs", "64")
+    arguments += ("--requests", "900", "--checks", "60", "--max-num-seqs", "64")
     status, figures = soak(tmp_path, *arguments)
     assert (status, figures["faults"]) == (0, [])
     assert figures["checked"] >= 8

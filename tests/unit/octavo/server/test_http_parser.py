@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from fake_engine import FakeEngine
+from octavo.server import http_protocol
 from running_server import running_server
 
 BODY = json.dumps({"prompt": "hello", "max_tokens": 2}).encode()
@@ -68,7 +69,8 @@ async def test_what_follows_an_offer_and_is_no_http_is_refused() -> None:
     assert b"HTTP/1.1 400 Bad Request" in answer
 
 
-async def test_any_number_of_offers_may_come_at_once() -> None:
+async def test_any_number_of_offers_may_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "MAX_PIPELINED", 1000)
     get = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     async with running_server(FakeEngine()) as server:
         answer = await _ask(server.url, iter([600 * get + LAST]))

@@ -219,10 +219,12 @@ async def test_client_that_takes_no_answer_is_let_go(monkeypatch: pytest.MonkeyP
     body = json.dumps(asked).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     engine = FakeEngine()
-    async with running_server(engine) as server, asyncio.timeout(20):
+    async with running_server(engine) as server, asyncio.timeout(120):
         where = httpx.URL(server.url)
         assert where.port is not None
-        with socket.create_connection((where.host, where.port)) as connection:
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect((where.host, where.port))
             connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
             while not engine.aborted_ids:
                 await asyncio.sleep(0.01)
