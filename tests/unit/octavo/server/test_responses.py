@@ -196,6 +196,17 @@ def test_thoughts_that_nothing_was_said_after_are_a_message_without_words() -> N
     assert [bool(one.tool_calls) for one in messages] == [False] * 4 + [True, False]
 
 
+def test_thoughts_in_a_row_are_joined_in_order() -> None:
+    more = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "So."}]}
+    items = [{"role": "user", "content": "Hi"}, THOUGHT, {"type": "reasoning"}, more]
+    said = {"role": "assistant", "content": "Well."}
+    messages = ResponseRequest.model_validate({"input": [*items, said]}).conversation().messages
+    assert [(one.text, one.reasoning_content) for one in messages] == [
+        ("Hi", None),
+        ("Well.", "Hm.\nSo."),
+    ]
+
+
 async def test_a_forced_call_is_a_grammar(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     named = {"type": "function", "name": "f"}
     allowed = {"type": "allowed_tools", "mode": "required", "tools": [named]}

@@ -8,7 +8,6 @@ the check, and the one keyword that duplicate keys could get around.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,23 +23,15 @@ MAX_MULTIPLE_OF = 10_000
 """Divisibility by n takes an automaton of about n states."""
 
 _OTHER_DRAFTS = {
-    "additionalItems": "use prefixItems for the first items and items for the rest",
     "divisibleBy": "use multipleOf",
     "disallow": "it has no equivalent that can be honoured",
     "extends": "use allOf",
     "$recursiveAnchor": "use $ref",
     "x-guidance": "it is set by the server",
 }
-_DEFINED_FORMATS = frozenset(
-    str.split(
-        "date-time date time duration email idn-email hostname idn-hostname ipv4 ipv6 uri "
-        "uri-reference iri iri-reference uuid uri-template json-pointer relative-json-pointer regex"
-    )
-)
-"""By draft 2020-12 (Validation, 7.3). What others mean is whatever their author says."""
-_ANNOTATIONS = ("title", "description", "examples", "default", "$comment")
-SUBSCHEMAS = ("items", "additionalProperties")
-LISTS_OF_SUBSCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_BOUNDS = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
+SUBSCHEMAS = ("items", "additionalProperties", "additionalItems")
+LISTS_OF_SUBSCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 MAPS_OF_SUBSCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 
 
@@ -67,7 +58,7 @@ def check_schema(schema: object, param: str) -> None:
             param, f"it is nested more than {MAX_DEPTH} levels deep; move inner schemas to $defs"
         )
     num_references = 0
-    for path, part in _subschemas(schema, "#"):
+    for path, part in subschemas(schema, "#"):
         num_references += "$ref" in part
         _check_keywords(path, part, param)
     if num_references > MAX_REFERENCES:
@@ -97,41 +88,20 @@ def closed(schema: object) -> object:
     return inner
 
 
-def without_idle_keywords(schema: object) -> object:
-    """The schema less what asks for nothing, which the library would refuse. zod writes both: a
-    ``propertyNames`` that any key satisfies, for every record; and for its own kinds of text a
-    ``format`` that JSON Schema does not define, beside the ``pattern`` that says what it means."""
-    plain = copy.deepcopy(schema)
-    for _, part in _subschemas(plain, "#"):
-        assert isinstance(part, dict), "a copy of JSON"
-        if _allows_any_text(part.get("propertyNames", False)):
-            del part["propertyNames"]
-        if "pattern" in part and _is_undefined(part.get("format")):
-            del part["format"]
-    return plain
-
-
-def _is_undefined(form: object) -> bool:
-    return isinstance(form, str) and form not in _DEFINED_FORMATS
-
-
-def _allows_any_text(schema: object) -> bool:
-    if not isinstance(schema, Mapping):
-        return schema is True
-    return schema.get("type", "string") == "string" and schema.keys() <= {"type", *_ANNOTATIONS}
-
-
 def _check_keywords(path: str, schema: Mapping[str, Any], param: str) -> None:
     for name in _OTHER_DRAFTS.keys() & schema.keys():
         reason = f"{name!r} is not of draft 2020-12: {_OTHER_DRAFTS[name]}"
         raise cannot_be_honoured(param, reason, path)
-    if isinstance(schema.get("items"), list):
-        reason = "'items' is a list, as in older drafts: use prefixItems"
+    if "prefixItems" in schema and "additionalItems" in schema:
+        reason = "'additionalItems' stands beside prefixItems: write items for the rest"
         raise cannot_be_honoured(param, reason, path)
-    for name in ("exclusiveMinimum", "exclusiveMaximum", "required"):
-        if isinstance(schema.get(name), bool):
-            reason = f"{name!r} is true or false, as in older drafts"
+    for name, bound in _BOUNDS.items():
+        if schema.get(name) is True and not isinstance(schema.get(bound), (int, float)):
+            reason = f"{name!r} is true, as in draft 4, and there is no {bound} that it speaks of"
             raise cannot_be_honoured(param, reason, path)
+    if isinstance(schema.get("required"), bool):
+        reason = "'required' is true or false, as in draft 3: list names in the object's required"
+        raise cannot_be_honoured(param, reason, path)
     pattern = schema.get("pattern")
     patterns = [pattern] if isinstance(pattern, str) else []
     by_pattern = schema.get("patternProperties")
@@ -162,21 +132,21 @@ def _check_least_properties(path: str, schema: Mapping[str, Any], param: str) ->
         )
 
 
-def _subschemas(schema: object, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def subschemas(schema: object, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every schema in it, by place. What is data (enum, const, default) is not looked into."""
     if not isinstance(schema, Mapping):
         return
     yield path, schema
     for name in SUBSCHEMAS:
-        yield from _subschemas(schema.get(name), pointer(path, name))
+        yield from subschemas(schema.get(name), pointer(path, name))
     for name in LISTS_OF_SUBSCHEMAS:
         parts = schema.get(name)
         for index, part in enumerate(parts if isinstance(parts, list) else ()):
-            yield from _subschemas(part, pointer(path, name, str(index)))
+            yield from subschemas(part, pointer(path, name, str(index)))
     for name in MAPS_OF_SUBSCHEMAS:
         named = schema.get(name)
-        for key, part in named.items() if isinstance(named, Mapping) else ():
-            yield from _subschemas(part, pointer(path, name, key))
+        for key, part in list(named.items()) if isinstance(named, Mapping) else ():
+            yield from subschemas(part, pointer(path, name, key))
 
 
 def _depth(value: object) -> int:

@@ -23,6 +23,20 @@ _IN_A_PATTERN = re.compile(r"regex parse error:\s+(.*?)\s*\n[ ^]*\n?\s*error: (.
 _Words = Callable[[re.Match[str]], str]
 _SENTENCES: tuple[tuple[str, _Words], ...] = (
     (
+        r"Unimplemented keys: \[\"uniqueItems\"\]",
+        lambda _: (
+            "it uses 'uniqueItems', which a grammar can only keep where items are an enum of few "
+            "values: leave it out, and check answers for it yourself"
+        ),
+    ),
+    (
+        r"Unimplemented keys: \[\"propertyNames\"\]",
+        lambda _: (
+            "it uses 'propertyNames', which a grammar can only keep where it is an enum of "
+            "strings, or a pattern and nothing else: name the properties, or leave it out"
+        ),
+    ),
+    (
         r"Unimplemented keys: \[(.*)\]",
         lambda found: (
             f"it uses {_listed(found[1])}, which no grammar can express: leave it out, "
@@ -63,6 +77,10 @@ _SENTENCES: tuple[tuple[str, _Words], ...] = (
         ),
     ),
     (r"Unknown format: (.*)", lambda found: f"format is {found[1]!r}: use {_FORMATS}, or pattern"),
+    (
+        r"[Ff]ailed to generate regex for (integer|float) range",
+        lambda _: "its bounds are too far for a grammar to count: give bounds of up to 15 digits",
+    ),
     (r"invalid multiple of", lambda _: "multipleOf must be above 0"),
     (
         r"lookarounds not supported.* in regex (.*)",

@@ -73,6 +73,33 @@ def expanded_size(pattern: str) -> int:
     return sum(sizes)
 
 
+_NO_TEXT_OF = re.compile(r"\^\(\?!\^?\[([^]\\^]+)\]\*\$\)")
+
+
+def split_look_ahead(pattern: str) -> tuple[str, str] | None:
+    """``^(?=A)B`` as two patterns, ``^(?:A)`` and ``^B``, that a text fits both or not; so too
+    ``^(?![abc]*$)B`` (pydantic's numbers): a text with any other character, and ``^B``.
+
+    None for patterns that do not begin so, or of which that is one alternative.
+    """
+    negated = _NO_TEXT_OF.match(pattern)
+    if not pattern.startswith("^(?=") and negated is None:
+        return None
+    depth, ends, position = 0, [], 1
+    while position < len(pattern):
+        character = pattern[position]
+        depth += (character == "(") - (character == ")")
+        if depth == 0 and character == "|":
+            return None
+        if depth == 0 and character == ")":
+            ends.append(position)
+        position += _atom_width(pattern, position)
+    if not ends or pattern[ends[0] + 1 : ends[0] + 2] in {"?", "*", "+", "{"}:
+        return None
+    wanted = f"[^{negated[1]}]" if negated else f"^(?:{pattern[4 : ends[0]]})"
+    return wanted, "^" + pattern[ends[0] + 1 :]
+
+
 def _atom_width(pattern: str, position: int) -> int:
     if pattern[position] == "\\":
         return 2

@@ -16,8 +16,8 @@ from octavo.structured.json_schema import (
     MAX_SCHEMA_CHARS,
     check_schema,
     closed,
-    without_idle_keywords,
 )
+from octavo.structured.normal_form import normal_form
 from octavo.structured.regex_size import check_regex
 
 MAX_GRAMMAR_CHARS = 65_536
@@ -45,7 +45,7 @@ def json_rule(schema: object, *, whitespace: str | None = _WHITESPACE) -> str:
 
     ``whitespace``: the pattern of white space between tokens of JSON; None: none at all.
     """
-    return "%json " + json.dumps(_with_whitespace(without_idle_keywords(schema), whitespace))
+    return "%json " + json.dumps(_with_whitespace(normal_form(schema), whitespace))
 
 
 def lark_string(text: str) -> str:

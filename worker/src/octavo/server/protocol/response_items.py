@@ -132,7 +132,8 @@ def to_messages(items: Sequence[InputItem]) -> list[Message]:
     thoughts: str | None = None
     for item in items:
         if isinstance(item, InputReasoning):
-            thoughts = "".join(part.text for part in item.content or ()) or thoughts
+            said = "".join(part.text for part in item.content or ())
+            thoughts = "\n".join(filter(None, (thoughts, said))) or thoughts
             continue
         if thoughts is not None and not _is_assistants(item):
             messages.append(_wordless(thoughts))
