@@ -92,9 +92,17 @@ class PromptWriter:
                 "messages",
             )
 
-        text = await asyncio.to_thread(template.render, list(messages), tools=tools, **options)
-        await self._check_length(tokenizer, text, most_tokens)
-        return await self._encode(tokenizer, text, add_special_tokens)
+        def render() -> str | list[int]:
+            """A short text is encoded at once: most are, and each way to a thread takes time."""
+            text = template.render(list(messages), tools=tools, **options)
+            is_short = len(text) <= _LONG_CHARS and not _is_suspect(text, most_tokens)
+            return tokenizer.encode(text, add_special_tokens) if is_short else text
+
+        rendered = await asyncio.to_thread(render)
+        if not isinstance(rendered, str):
+            return rendered
+        await self._check_length(tokenizer, rendered, most_tokens)
+        return await self._encode(tokenizer, rendered, add_special_tokens)
 
     def ids_of(self, tokens: Sequence[str]) -> frozenset[int]:
         """Ids of those that are tokens of the vocabulary."""
@@ -104,7 +112,7 @@ class PromptWriter:
         return frozenset(token_id for token_id in ids if token_id is not None)
 
     async def _check_length(self, tokenizer: Tokenizer, text: str, most_tokens: int | None) -> None:
-        if most_tokens is None or len(text) <= _LIKELY_CHARS * most_tokens:
+        if most_tokens is None or not _is_suspect(text, most_tokens):
             return
         beginning = text[: _LIKELY_CHARS * most_tokens]
         if len(await self._encode(tokenizer, beginning, False)) > most_tokens + _CUT_TOKENS:
@@ -130,3 +138,8 @@ class PromptWriter:
         if num_chars <= _LONG_CHARS:
             return nullcontext()
         return self._long if num_chars <= _HUGE_CHARS else self._huge
+
+
+def _is_suspect(text: str, most_tokens: int | None) -> bool:
+    """Whether it is tried by its beginning first."""
+    return most_tokens is not None and len(text) > _LIKELY_CHARS * most_tokens

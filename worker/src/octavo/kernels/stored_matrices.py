@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.cpu.library import KernelFunction, LibraryMissingError, load_library
-
-_KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-"""``block_kind`` of ``csrc/blocks.h``."""
+from octavo.kernels.cpu.linear import DENSE_KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class MatrixCopies:
         places = [
             (
                 copy.source.offset,
-                _KINDS[copy.source.dtype],
+                DENSE_KINDS[copy.source.dtype],
                 *copy.source.shape,
                 copy.offset,
                 copy.stride,
@@ -84,7 +82,7 @@ class MatrixCopies:
             self._scalings.data_ptr(),
             len(self.copies),
             target.data_ptr(),
-            _KINDS[target.dtype],
+            DENSE_KINDS[target.dtype],
             all_finite.data_ptr(),
         )
         return bool(all_finite)

@@ -307,7 +307,8 @@ class AdapterStore:
         weights = lay_out(files, self._stack.projections, self._stack.max_rank)
         del files
         self._cache.put(job.adapter_id, weights)
-        record.is_open, layout = True, weights.layout
+        record.is_open = True
+        layout = weights.layout
         return Opened(
             job.adapter_id,
             weights.digest,

@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from octavo.errors import AdapterError
-from octavo.kernels.adapters import Packing, Projection, padded_rank
+from octavo.kernels.adapters import Packing, Projection, padded_rank, rows_of_parts
 from octavo.kernels.stored_matrices import MatrixCopies, MatrixCopy, StoredTensor
 from octavo.lora.adapter_config import PeftConfig
 from octavo.lora.adapter_folder import AdapterFiles, parse_header
@@ -118,14 +119,14 @@ def _layout_of(
 
 def _copies(packing: Packing, parts: Sequence[Sequence[_Part | None]]) -> Iterator[MatrixCopy]:
     """A of every part as it is, and B with its scaling, to where the packing has them."""
-    next_b, next_a = 0, packing.b_size
-    for projection, rank, own in zip(packing.projections, packing.ranks, parts, strict=True):
-        for out_features, part in zip(projection.out_features, own, strict=True):
+    run = torch.empty(packing.size, device="meta")
+    for projection, own, (a, b) in zip(
+        packing.projections, parts, packing.matrices(run), strict=True
+    ):
+        for part, own_a, own_b in zip(own, a, rows_of_parts(b, projection), strict=True):
             if part is not None:
-                yield MatrixCopy(part.a, 1.0, next_a, projection.in_features)
-                yield MatrixCopy(part.b, part.scaling, next_b, rank)
-            next_a += rank * projection.in_features
-            next_b += out_features * rank
+                yield MatrixCopy(part.a, 1.0, int(own_a.storage_offset()), own_a.stride(0))
+                yield MatrixCopy(part.b, part.scaling, int(own_b.storage_offset()), own_b.stride(0))
 
 
 def _parts(

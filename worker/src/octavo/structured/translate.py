@@ -12,11 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from octavo.grammar import Grammar, ReasoningSpan, StructuredOutputs, cannot_be_honoured
-from octavo.structured.json_schema import (
-    MAX_SCHEMA_CHARS,
-    check_schema,
-    closed,
-)
+from octavo.structured.json_schema import MAX_SCHEMA_CHARS, check_schema, closed
 from octavo.structured.normal_form import normal_form
 from octavo.structured.regex_size import check_regex
 

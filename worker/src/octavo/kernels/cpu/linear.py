@@ -22,7 +22,7 @@ PANEL = 32
 
 HUGE_PAGE_BYTES = 2 << 20
 
-_DENSE_KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+DENSE_KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _DENSE_FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _DENSE_GGML = {GGMLType.F32: 0, GGMLType.F16: 1, GGMLType.BF16: 2}
 _DENSE_BYTES = {0: 4, 1: 2, 2: 2}
@@ -167,8 +167,8 @@ def _describe(part: WeightPart, dtype: torch.dtype) -> _Source:
         _check_row_bytes(part, num_columns * _DENSE_BYTES[kind])
         tensor = part.blocks.contiguous()
     else:
-        tensor = (part if part.dtype in _DENSE_KINDS else part.float()).contiguous()
-        kind, num_columns = _DENSE_KINDS[tensor.dtype], tensor.shape[1]
+        tensor = (part if part.dtype in DENSE_KINDS else part.float()).contiguous()
+        kind, num_columns = DENSE_KINDS[tensor.dtype], tensor.shape[1]
     return _Source(
         tensor=tensor,
         kind=kind,
