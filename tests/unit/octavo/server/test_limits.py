@@ -218,7 +218,8 @@ async def test_client_that_takes_no_answer_is_let_go(monkeypatch: pytest.MonkeyP
     asked = {"prompt": "a", "max_tokens": 2000, "n": 64, "logprobs": 20, "stream": True}
     body = json.dumps(asked).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    engine = FakeEngine()
+    # One token of each choice at a time: told together, all would fit the system's buffers.
+    engine = FakeEngine(step_s=0.001)
     async with running_server(engine) as server, asyncio.timeout(120):
         where = httpx.URL(server.url)
         assert where.port is not None
