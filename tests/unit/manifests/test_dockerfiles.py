@@ -108,6 +108,17 @@ def test_package_lists_do_not_stay_in_a_layer(image: str) -> None:
 
 
 @images
+def test_libraries_are_compiled_to_bytecode_as_they_are_installed(image: str) -> None:
+    # A container writes none; without it importing torch takes twice as long at each start.
+    for stage in stages(image):
+        told = environment(stage)
+        assert not {"PIP_NO_COMPILE", "PIP_COMPILE"} & told.keys()
+        for command in values(stage, "RUN"):
+            assert "--no-compile" not in command
+            assert "uv " not in command or "--compile-bytecode" in command
+
+
+@images
 def test_process_is_started_directly_and_not_as_root(image: str) -> None:
     last = stages(image)[-1]
     assert values(last, "USER") == ["65532:65532"]

@@ -21,6 +21,7 @@ import time
 import msgspec
 
 from octavo.config import EngineConfig
+from octavo.engine.bytecode import warn_unless_kept
 from octavo.engine.carried_errors import to_load_failure, to_refusal
 from octavo.engine.compiler_process import CompilerProcess
 from octavo.engine.core import EngineCore
@@ -83,9 +84,12 @@ def main() -> int:
         compiler.prepare(config)
         gc.disable()  # importing leaves no garbage, and it would be looked for in all of torch
         # Not at the top: torch takes seconds, in which signals and the parent's end must count.
+        import torch
+
         from octavo.engine.build import build_engine
 
         gc.enable()
+        warn_unless_kept(torch)
         channel.send(PhaseFinished("import", seconds_since_process_start()))
         engine = build_engine(config, channel.send, compiler=compiler, head_start=head_start)
     except ServerGoneError:
