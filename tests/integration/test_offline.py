@@ -88,9 +88,22 @@ def test_more_prompts_than_may_wait_are_all_served(model: Path) -> None:
         prompts = [f"prompt {number}" for number in range(20)]
         together = texts(llm, prompts)
         assert together == [texts(llm, prompt)[0] for prompt in prompts]
-        with pytest.raises(InvalidRequestError, match=r"n is 4.* at most 3"):
-            llm.generate("x", SamplingParams(n=4), use_tqdm=False)
         assert texts(llm, prompts[0]) == together[:1]
+        llm.check_integrity()
+    finally:
+        llm.close()
+
+
+def test_more_choices_than_may_wait_are_refused_before_others_are_answered(model: Path) -> None:
+    llm = LLM(str(model), **LIMITS, max_num_waiting=3)
+    try:
+        params = [GREEDY] * 9 + [SamplingParams(n=4)]
+        with pytest.raises(
+            InvalidRequestError, match=r"n is 4.*max_num_waiting is 3; .* at most 3"
+        ):
+            llm.generate(["x"] * 10, params, use_tqdm=False)
+        assert llm.stats().num_steps == 0
+        assert len(texts(llm, ["x"] * 9, SamplingParams(n=3, max_tokens=2))) == 27
         llm.check_integrity()
     finally:
         llm.close()

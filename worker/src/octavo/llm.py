@@ -79,6 +79,7 @@ class LLM:
         self._engine = build_engine(config, vocabulary=vocabulary)
         self._tokenizer = self._engine.open_tokenizer()
         self._intake = Intake(self._engine.info, config.seed, self._tokenizer)
+        self._max_num_waiting = config.max_num_waiting
         self._chat_template: ChatTemplate | None = None
         self._ids = itertools.count()
         self._adapters = OfflineAdapters(self._engine.core)
@@ -237,6 +238,7 @@ class _OfflineBatch:
             params_of_ids = llm._intake.spell_bad_words(one)
             options = RequestOptions(adapter=adapter)
             specs = llm._intake.prepare(request_id, ids, params_of_ids, options)
+            _check_may_wait(one.n, llm._max_num_waiting)
             output = RequestOutput(request_id, text, ids)
             self._outputs.append(output)
             self._specs.append(specs)
@@ -360,6 +362,17 @@ class _OfflineBatch:
         if piece.finish_reason is not None and update.finish_reason is None:
             self._core.abort([update.request_id])
         return piece.finish_reason is not None
+
+
+def _check_may_wait(n: int, most: int) -> None:
+    """Raise InvalidRequestError for a prompt whose choices the queue would never take: it would be
+    refused when its turn comes, and take the answers of those before it along."""
+    if n > most:
+        raise InvalidRequestError(
+            f"n is {n}, and max_num_waiting is {most}; ask for at most {most} choices of a prompt, "
+            "or open the LLM with a larger max_num_waiting.",
+            "n",
+        )
 
 
 def _adapter_of(specs: Sequence[RequestSpec]) -> int:
