@@ -11,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from octavo import LLM, SamplingParams
 from octavo.errors import (
@@ -80,6 +82,54 @@ def test_texts_and_ids_may_be_mixed_and_keep_their_order(llm: LLM) -> None:
     assert [output.prompt for output in mixed] == ["other", None, "hello"]
     assert [output.prompt_token_ids for output in mixed][1] == list(b"hello")
     assert all(output.outputs[0].finish_reason == "length" for output in mixed)
+
+
+HELLO = list(b"hello")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"prompt": "hello"},
+        {"prompt": "hello", "prompt_token_ids": None},
+        {"prompt": "whatever", "prompt_token_ids": HELLO},
+        {"prompt": "hello", "cache_salt": "mine"},
+        HELLO,
+        tuple(HELLO),
+        [np.int64(one) for one in HELLO],
+        np.array(HELLO, dtype=np.uint8),
+        torch.tensor(HELLO),
+        list(torch.tensor(HELLO)),
+        {"prompt_token_ids": torch.tensor(HELLO)},
+        {"prompt_token_ids": iter(HELLO)},
+    ],
+    ids=str,
+)
+def test_a_prompt_may_be_written_in_many_ways(llm: LLM, prompt: Any) -> None:
+    (output,) = llm.generate(prompt, GREEDY, use_tqdm=False)
+    assert output.prompt_token_ids == HELLO
+    assert all(type(one) is int for one in output.prompt_token_ids)
+    assert output.outputs[0].text == texts(llm, "hello")[0]
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [[HELLO, HELLO], np.array([HELLO, HELLO]), torch.tensor([HELLO, HELLO]), (HELLO, "hello")],
+    ids=["lists", "numpy", "torch", "mixed"],
+)
+def test_several_prompts_may_be_lists_of_token_ids(llm: LLM, prompts: Any) -> None:
+    assert texts(llm, prompts) == texts(llm, "hello") * 2
+
+
+def test_prompts_of_another_salt_share_no_cached_prefix(llm: LLM) -> None:
+    llm.reset_prefix_cache()
+    ids = [9] * 100
+    salts = [None, "mine", None, "mine"]
+    cached = [
+        llm.generate({"prompt_token_ids": ids, "cache_salt": salt}, GREEDY, use_tqdm=False)
+        for salt in salts
+    ]
+    assert [output.num_cached_tokens for (output,) in cached] == [0, 0, 96, 96]
 
 
 def test_more_prompts_than_may_wait_are_all_served(model: Path) -> None:
@@ -200,11 +250,25 @@ def test_the_progress_bar_is_shown_unless_turned_off(
         ("x" * 200, GREEDY, PromptTooLongError, "200 tokens.*128"),
         ({"prompt_token_ids": [272]}, GREEDY, InvalidRequestError, "272.*271"),
         ({"prompt_token_ids": ["a"]}, GREEDY, InvalidRequestError, "must be integers"),
-        ({"prompt": "x"}, GREEDY, InvalidRequestError, "prompt_token_ids"),
-        ({"prompt_token_ids": 5}, GREEDY, InvalidRequestError, r"is \{'prompt_token_ids': 5\}"),
+        ({"prompt_token_ids": 5}, GREEDY, InvalidRequestError, "Prompt 1: It is 5; pass a text"),
+        ({"prompt_token_ids": [1, True]}, GREEDY, InvalidRequestError, "True among its token ids"),
+        ({"prompt_token_ids": np.ones(3)}, GREEDY, InvalidRequestError, "has 1.0 among"),
+        ({"prompt_token_ids": b"ab"}, GREEDY, InvalidRequestError, "is b'ab'; pass a text"),
+        ({"prompt_token_ids": {1: 2}}, GREEDY, InvalidRequestError, r"is \{1: 2\}; pass a text"),
+        ({"prompt_token_ids": None}, GREEDY, InvalidRequestError, r"is \{'prompt_token_ids'"),
+        ({"prompt": b"x"}, GREEDY, InvalidRequestError, "has the prompt b'x'"),
+        (
+            {"prompt": "x", "multi_modal_data": {}},
+            GREEDY,
+            InvalidRequestError,
+            "'multi_modal_data'",
+        ),
+        ({"prompt_embeds": [[0.5]]}, GREEDY, InvalidRequestError, "'prompt_embeds', which is not"),
+        ({"prompt": "x", "cache_salt": 5}, GREEDY, InvalidRequestError, "has the cache_salt 5"),
+        (b"x", GREEDY, InvalidRequestError, "Prompt 1: It is b'x'; pass a text"),
         ("x", {"n": 1}, InvalidRequestError, r"is \{'n': 1\}; pass one SamplingParams for all"),
         ("x", [GREEDY, None], InvalidRequestError, "pass one SamplingParams for all"),
-        ([5], GREEDY, InvalidRequestError, "A prompt is 5; pass a text"),
+        (["x", 5], GREEDY, InvalidRequestError, "Prompt 1: It is 5; pass a text"),
         ("x", SamplingParams(max_tokens=128), PromptTooLongError, "128.* leaves 124"),
     ],
 )

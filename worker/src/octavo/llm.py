@@ -31,6 +31,7 @@ from octavo.engine.intake import Intake
 from octavo.engine.messages import RequestSpec
 from octavo.engine.model_info import ModelInfo
 from octavo.engine.offline_adapters import OfflineAdapters
+from octavo.engine.offline_prompts import OfflinePrompt, Prompt, listed
 from octavo.engine.request_options import RequestOptions
 from octavo.engine.text import ChoiceText
 from octavo.errors import (
@@ -47,9 +48,6 @@ from octavo.tokenization.chat_template import ChatTemplate
 from octavo.tokenization.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
-
-Prompt = str | Mapping[str, Any]
-"""A text, or ``{"prompt_token_ids": [...]}``."""
 
 _NOBODY_WAITS: dict[str, Any] = {
     "max_num_batched_tokens_while_decoding": sys.maxsize,
@@ -136,10 +134,10 @@ class LLM:
         logged. Whatever ends the call early ends all its requests, and the next call starts from
         nothing; Ctrl-C does when the step under way has ended, and a second one at once.
         """
-        prompts = _listed(prompts)
+        each = listed(prompts)
         if sampling_params is None:
             sampling_params = SamplingParams()
-        count = len(prompts)
+        count = len(each)
         params = _one_each(
             sampling_params, count, "sampling_params", "sampling parameters", SamplingParams
         )
@@ -150,7 +148,7 @@ class LLM:
         with self._turn():
             loaded = iter(self._adapters.load(named, use_tqdm))
             adapters = [None if request is None else next(loaded) for request in requests]
-            return _OfflineBatch(self, prompts, params, adapters).run(use_tqdm)
+            return _OfflineBatch(self, each, params, adapters).run(use_tqdm)
 
     def load_lora(self, request: LoRARequest) -> AdapterGeneration:
         """Load an adapter, unless it is, from the same files; raises AdapterError or
@@ -232,22 +230,33 @@ class _OfflineBatch:
         self._outputs: list[RequestOutput] = []
         self._choices: dict[str, tuple[RequestOutput, CompletionOutput, ChoiceText]] = {}
         self._specs: list[list[RequestSpec]] = []
-        for prompt, one, adapter in zip(prompts, params, adapters, strict=True):
-            text, ids = self._tokens(prompt)
-            request_id = str(next(llm._ids))
-            params_of_ids = llm._intake.spell_bad_words(one)
-            options = RequestOptions(adapter=adapter)
-            specs = llm._intake.prepare(request_id, ids, params_of_ids, options)
-            _check_may_wait(one.n, llm._max_num_waiting)
-            output = RequestOutput(request_id, text, ids)
-            self._outputs.append(output)
-            self._specs.append(specs)
-            for index, spec in enumerate(specs):
-                choice = CompletionOutput(index, "", [])
-                output.outputs.append(choice)
-                text_state = ChoiceText(self._tokenizer, one, ids)
-                self._choices[spec.id] = (output, choice, text_state)
+        for number, (prompt, one, adapter) in enumerate(
+            zip(prompts, params, adapters, strict=True)
+        ):
+            try:
+                self._add(llm, prompt, one, adapter)
+            except InvalidRequestError as error:
+                raise type(error)(f"Prompt {number}: {error}", error.param) from error
         self._params = params
+
+    def _add(
+        self, llm: LLM, given: object, params: SamplingParams, adapter: AdapterGeneration | None
+    ) -> None:
+        prompt = OfflinePrompt.of(given)
+        options = RequestOptions(adapter=adapter, cache_salt=prompt.cache_salt)
+        params_of_ids = llm._intake.spell_bad_words(params)
+        ids = prompt.encode(self._tokenizer)
+        request_id = str(next(llm._ids))
+        specs = llm._intake.prepare(request_id, ids, params_of_ids, options)
+        _check_may_wait(params.n, llm._max_num_waiting)
+        ids = specs[0].prompt_token_ids
+        output = RequestOutput(request_id, prompt.text, ids)
+        self._outputs.append(output)
+        self._specs.append(specs)
+        for index, spec in enumerate(specs):
+            choice = CompletionOutput(index, "", [])
+            output.outputs.append(choice)
+            self._choices[spec.id] = (output, choice, ChoiceText(self._tokenizer, params, ids))
 
     def run(self, use_tqdm: bool) -> list[RequestOutput]:
         """Step until every request has ended."""
@@ -318,24 +327,6 @@ class _OfflineBatch:
                 return
             pending.popleft()
 
-    def _tokens(self, prompt: Prompt) -> tuple[str | None, list[int]]:
-        if isinstance(prompt, str):
-            if self._tokenizer is None:
-                raise InvalidRequestError(
-                    "This model was opened without a tokenizer (skip_tokenizer_init); pass "
-                    '{"prompt_token_ids": [...]} instead of a text.',
-                    "prompts",
-                )
-            return prompt, self._tokenizer.encode(prompt)
-        unchecked: Any = prompt
-        ids = unchecked.get("prompt_token_ids") if isinstance(unchecked, Mapping) else None
-        if not isinstance(ids, Iterable):
-            raise InvalidRequestError(
-                f'A prompt is {unchecked!r:.120}; pass a text or {{"prompt_token_ids": [...]}}.',
-                "prompts",
-            )
-        return None, list(ids)
-
     def _apply(self, update: RequestUpdate) -> bool:
         """Add to its choice; returns whether that ended it."""
         known = self._choices.get(update.request_id)
@@ -378,20 +369,6 @@ def _check_may_wait(n: int, most: int) -> None:
 def _adapter_of(specs: Sequence[RequestSpec]) -> int:
     """Of the choices of one prompt; below all adapters' ids where there is none."""
     return specs[0].adapter_id or 0
-
-
-def _listed(prompts: Prompt | Iterable[Prompt]) -> Sequence[Prompt]:
-    """One prompt, or all that an iterable gives; what each is, is checked later."""
-    given: Any = prompts
-    if isinstance(given, str | Mapping):
-        return [given]
-    if not isinstance(given, Iterable):
-        raise InvalidRequestError(
-            f'prompts is {given!r:.120}; pass a text, {{"prompt_token_ids": [...]}}, or several '
-            "of them.",
-            "prompts",
-        )
-    return list(given)
 
 
 def _conversations(messages: object) -> list[list[Mapping[str, Any]]]:
