@@ -500,6 +500,22 @@ def test_recommended_sampling_is_known_as_far_as_it_can_be_served(
     try:
         assert llm.info.sampling_defaults == {"temperature": 0.6, "top_k": 20}
         assert "top_p is 7" in caplog.text
+        assert llm.get_default_sampling_params() == SamplingParams(temperature=0.6, top_k=20)
+    finally:
+        llm.close()
+
+
+def test_calls_without_parameters_use_what_the_model_recommends(tmp_path: Path) -> None:
+    folder = make_tiny_model("llama", tmp_path)
+    values = {"eos_token_id": 257, "temperature": 0.7, "top_k": 1}
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    llm = LLM(str(folder), **LIMITS)
+    try:
+        greedy = SamplingParams(temperature=0)
+        assert texts(llm, "hello", None) == texts(llm, "hello", greedy)
+        hi = [{"role": "user", "content": "hi"}]
+        asked, unasked = llm.chat(hi, greedy), llm.chat(hi)
+        assert asked[0].outputs[0].token_ids == unasked[0].outputs[0].token_ids
     finally:
         llm.close()
 

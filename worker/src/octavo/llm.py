@@ -94,6 +94,12 @@ class LLM:
         """The model's tokenizer; None with ``skip_tokenizer_init``."""
         return self._tokenizer
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What calls without parameters use: those of the model's ``generation_config.json``, as
+        a server's requests do."""
+        defaults: dict[str, Any] = self.info.sampling_defaults
+        return SamplingParams(**defaults)
+
     def stats(self) -> EngineStats:
         """The engine's counters since it was built."""
         return self._engine.core.stats()
@@ -125,8 +131,9 @@ class LLM:
 
         Prompts of one adapter are begun together, so that a step reads, and a slot holds, few.
         ``sampling_params`` and ``lora_request``: one for all, or one for each prompt (None there:
-        the base model). Adapters are loaded when first named, side by side (``enable_lora=True``);
-        a name given with another path than before, or whose files have changed, is loaded anew.
+        the base model). Without parameters, :meth:`get_default_sampling_params`. Adapters are
+        loaded when first named, side by side (``enable_lora=True``); a name given with another
+        path than before, or whose files have changed, is loaded anew.
         Raises InvalidRequestError before anything runs when one of them cannot be served,
         AdapterError or ModelLoadError for an adapter. A request that fails while it runs (no token
         can follow its grammar, its adapter cannot be copied) ends alone: ``finish_reason`` of its
@@ -136,7 +143,7 @@ class LLM:
         """
         each = listed(prompts)
         if sampling_params is None:
-            sampling_params = SamplingParams()
+            sampling_params = self.get_default_sampling_params()
         count = len(each)
         params = _one_each(
             sampling_params, count, "sampling_params", "sampling parameters", SamplingParams
