@@ -526,6 +526,14 @@ def test_calls_without_parameters_use_what_the_model_recommends(tmp_path: Path) 
         ({"max_model_len": 1000}, ConfigError, "1000.*512"),
         ({"block_size": 17}, ConfigError, "17.* 8, 16"),
         ({"load_format": "pickle"}, ConfigError, "'pickle'.*safetensors"),
+        ({"max_modellen": 64}, ConfigError, "no option max_modellen; did you mean max_model_len"),
+        ({"qwertz": 1}, ConfigError, "no option qwertz; there are model, revision"),
+        ({"max_model_len": "64"}, ConfigError, "max_model_len is '64'.*Expected `int"),
+        ({"max_model_len": 64.5}, ConfigError, "max_model_len is 64.5.*Expected `int"),
+        ({"enable_prefix_caching": "no"}, ConfigError, "is 'no'.*Expected `bool`"),
+        ({"tensor_parallel_size": 2}, ConfigError, "_size is 2, and can only be 1 here; leave"),
+        ({"trust_remote_code": True}, ConfigError, "is True, and can only be False here"),
+        ({"lora_modules": (("a", "b"),)}, ConfigError, "option of servers; .* lora_request"),
         ({"hf_overrides": {"architectures": ["Odd"]}}, UnsupportedModelError, "Odd"),
     ],
 )
@@ -534,6 +542,21 @@ def test_options_that_cannot_be_served_are_told(
 ) -> None:
     with pytest.raises(kind, match=words):
         LLM(str(model), **{**LIMITS, **options})
+
+
+@pytest.mark.parametrize("name", [None, "", 5])
+def test_what_names_no_model_is_refused(name: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"model is {name!r}; it must be a folder"):
+        LLM(name)
+
+
+def test_options_of_vllm_that_ask_for_what_is_always_so_are_taken(model: Path) -> None:
+    options = {"tensor_parallel_size": 1, "trust_remote_code": False, "tokenizer": None}
+    llm = LLM(model, **LIMITS, **options, gpu_memory_utilization=1)
+    try:
+        assert llm.info.name == str(model)
+    finally:
+        llm.close()
 
 
 def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:

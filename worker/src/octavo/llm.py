@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import sys
 import threading
 from collections import deque
@@ -23,7 +24,6 @@ from typing import Any, TypeVar
 import msgspec
 from tqdm import tqdm
 
-from octavo.config import EngineConfig
 from octavo.engine.build import build_engine
 from octavo.engine.core import EngineCore
 from octavo.engine.held_interrupt import HeldInterrupt
@@ -31,6 +31,7 @@ from octavo.engine.intake import Intake
 from octavo.engine.messages import RequestSpec
 from octavo.engine.model_info import ModelInfo
 from octavo.engine.offline_adapters import OfflineAdapters
+from octavo.engine.offline_options import offline_config
 from octavo.engine.offline_prompts import OfflinePrompt, Prompt, listed
 from octavo.engine.request_options import RequestOptions
 from octavo.engine.text import ChoiceText
@@ -71,9 +72,19 @@ class LLM:
     Threads that call it at the same time take turns: pass many prompts to one call instead.
     """
 
-    def __init__(self, model: str, *, vocabulary: Vocabulary | None = None, **options: Any) -> None:
-        """``vocabulary``: lets grammars work without a tokenizer, for measurements."""
-        config = EngineConfig(model=model, **_NOBODY_WAITS | options)
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        vocabulary: Vocabulary | None = None,
+        **options: Any,
+    ) -> None:
+        """``vocabulary``: lets grammars work without a tokenizer, for measurements.
+
+        Raises ConfigError for an option that there is not or that cannot be served, ModelLoadError
+        for a model that cannot be loaded.
+        """
+        config = offline_config(model, _NOBODY_WAITS, options)
         self._engine = build_engine(config, vocabulary=vocabulary)
         self._tokenizer = self._engine.open_tokenizer()
         self._intake = Intake(self._engine.info, config.seed, self._tokenizer)
