@@ -7,8 +7,10 @@ far as its own fields go; token ids are checked against a vocabulary at intake.
 
 from __future__ import annotations
 
+import operator
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -26,6 +28,13 @@ least keeps the quotient finite, with the most hardly any difference is left. A 
 temperature is greedy anyway."""
 
 _SWITCHES = ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "detokenize")
+_SCALARS = (
+    *("n", "temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "min_tokens"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("logprobs", "prompt_logprobs", *_SWITCHES),
+)
+_scalars = operator.attrgetter(*_SCALARS)
+_PLAIN = frozenset({int, float, bool, str, type(None)})
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -86,7 +95,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """What the text must follow; None: anything."""
 
     def __post_init__(self) -> None:
+        self._store_scalars()
         self._store_sequences()
+        self._check_structured_outputs()
         for name in _SWITCHES:
             _check_switch(name, getattr(self, name))
         _check_integer("n", self.n, 1, MAX_N, "send several requests for more")
@@ -115,6 +126,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             or self.frequency_penalty != 0.0
         )
 
+    def _store_scalars(self) -> None:
+        """As Python's own, which cross processes."""
+        values = _scalars(self)
+        if not _PLAIN.issuperset(map(type, values)):
+            for name, value in zip(_SCALARS, values, strict=True):
+                msgspec.structs.force_setattr(self, name, _plain(value))
+
     def _store_sequences(self) -> None:
         """Bring the forms a client may write to one form a reader can rely on."""
         stop: object = self.stop
@@ -131,6 +149,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         elif not isinstance(bias, Mapping):
             raise InvalidRequestError(
                 f"logit_bias is {bias!r}; it must map token ids to numbers.", "logit_bias"
+            )
+        else:
+            bias = {_plain(id): _plain(value) for id, value in bias.items()}
+            msgspec.structs.force_setattr(self, "logit_bias", bias)
+
+    def _check_structured_outputs(self) -> None:
+        given: object = self.structured_outputs
+        if given is not None and not isinstance(given, StructuredOutputs):
+            raise InvalidRequestError(
+                f"structured_outputs is {given!r:.120}; pass a StructuredOutputs of "
+                'octavo.grammar, such as StructuredOutputs(regex="[0-9]+").',
+                "structured_outputs",
             )
 
     def _check_distribution(self) -> None:
@@ -220,9 +250,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 def _as_tuple(param: str, value: object) -> tuple[object, ...]:
     if value is None:
         return ()
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return tuple(value)
-    raise InvalidRequestError(f"{param} is {value!r}; it must be a list.", param)
+    listed: object = value.tolist() if hasattr(value, "tolist") else value  # numpy's and torch's
+    if not isinstance(listed, Iterable) or isinstance(listed, (str, bytes, Mapping)):
+        raise InvalidRequestError(f"{param} is {value!r:.120}; it must be a list.", param)
+    return tuple(map(_plain, listed))
+
+
+def _plain(value: Any) -> Any:
+    """A number or truth value of numpy's or torch's as Python's; others as they are."""
+    if type(value) in _PLAIN:
+        return value
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _check_switch(param: str, value: object) -> None:
