@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -232,6 +233,21 @@ def test_logprobs_come_with_every_token(llm: LLM) -> None:
     assert llm.generate("hello", GREEDY, use_tqdm=False)[0].outputs[0].logprobs is None
 
 
+def test_log_probabilities_of_the_whole_vocabulary_are_a_distribution(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=3, logprobs=-1, prompt_logprobs=-1)
+    few = SamplingParams(temperature=0, max_tokens=3, logprobs=30)
+    (output, other) = llm.generate(["hello", "hello"], [params, few], use_tqdm=False)
+    choice = output.outputs[0]
+    assert choice.logprobs is not None
+    assert output.prompt_logprobs is not None
+    places = [*choice.logprobs, *filter(None, output.prompt_logprobs)]
+    assert len(places) == 3 + 4
+    for place in places:
+        assert len(place.top_token_ids) == llm.info.vocab_size
+        assert math.fsum(map(math.exp, place.top_logprobs)) == pytest.approx(1, abs=1e-5)
+    assert [len(place.top_token_ids) for place in other.outputs[0].logprobs or []] == [30] * 3
+
+
 def test_the_progress_bar_is_shown_unless_turned_off(
     llm: LLM, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,6 +285,7 @@ def test_the_progress_bar_is_shown_unless_turned_off(
         ("x", {"n": 1}, InvalidRequestError, r"is \{'n': 1\}; pass one SamplingParams for all"),
         ("x", [GREEDY, None], InvalidRequestError, "pass one SamplingParams for all"),
         (["x", 5], GREEDY, InvalidRequestError, "Prompt 1: It is 5; pass a text"),
+        ("x", SamplingParams(logprobs=273), InvalidRequestError, "logprobs is 273.* 272 .*-1"),
         ("x", SamplingParams(max_tokens=128), PromptTooLongError, "128.* leaves 124"),
     ],
 )

@@ -20,7 +20,7 @@ from octavo.grammar import StructuredOutputs
 MAX_N = 128
 """Choices per prompt; OpenAI's limit."""
 MAX_LOGPROBS = 20
-"""Alternatives listed per token; OpenAI's limit for chat."""
+"""Alternatives listed per token that a server's client may ask for; OpenAI's limit for chat."""
 MAX_ABS_LOGIT_BIAS = 100.0
 _MIN_DIVISOR, _MAX_DIVISOR = 1e-5, 1e6
 """Of logits, which are float32 when they are divided by a temperature or a repetition penalty: the
@@ -72,7 +72,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     min_tokens: int = 0
     """Tokens before which no end-of-text or stop token is drawn."""
     logprobs: int | None = None
-    """Alternatives to report at each token; 0: the chosen one only; None: nothing."""
+    """Alternatives to report at each token; 0: the chosen one only; -1: the whole vocabulary;
+    None: nothing."""
     prompt_logprobs: int | None = None
     """The same at each token of the prompt but the first, which nothing precedes."""
     logit_bias: Mapping[int, float] = {}
@@ -218,7 +219,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def _check_logits(self) -> None:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), 0, MAX_LOGPROBS, "ask for fewer")
+                _check_integer(name, getattr(self, name), -1, None, "-1 asks for all tokens")
         for token_id in self.allowed_token_ids:
             _check_integer("allowed_token_ids", token_id, 0, None, "list token ids of the model")
         self._check_bad_words()

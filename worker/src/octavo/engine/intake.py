@@ -52,7 +52,7 @@ class Intake:
         """
         tokens = _integers(prompt_token_ids)
         self._check_tokens(tokens, params)
-        params = self._limit_length(len(tokens), params)
+        params = self._count_logprobs(self._limit_length(len(tokens), params))
         self._check_something_is_left(params)
         grammar = grammar or self.grammar_of(params, options.reasoning)
         if grammar is not None:
@@ -165,6 +165,21 @@ class Intake:
                         f"{vocab_size - 1}.",
                         name,
                     )
+
+    def _count_logprobs(self, params: SamplingParams) -> SamplingParams:
+        """-1 as the number of tokens there are; raises InvalidRequestError for more."""
+        vocab_size = self._info.vocab_size
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(params, name)
+            if count == -1:
+                params = msgspec.structs.replace(params, **{name: vocab_size})
+            elif count is not None and count > vocab_size:
+                raise InvalidRequestError(
+                    f"{name} is {count}, and this model has {vocab_size} tokens; ask for fewer, "
+                    "or for all with -1.",
+                    name,
+                )
+        return params
 
     def _limit_length(self, num_prompt_tokens: int, params: SamplingParams) -> SamplingParams:
         room = self._info.max_model_len - num_prompt_tokens
