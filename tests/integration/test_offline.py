@@ -227,10 +227,40 @@ def test_logprobs_come_with_every_token(llm: LLM) -> None:
     (output,) = llm.generate("hello", params, use_tqdm=False)
     choice = output.outputs[0]
     assert choice.logprobs is not None
-    assert [one.token_id for one in choice.logprobs] == choice.token_ids
-    assert all(one.rank == 1 and len(one.top_token_ids) == 2 for one in choice.logprobs)
-    assert texts(llm, "hello", params)[0]
-    assert llm.generate("hello", GREEDY, use_tqdm=False)[0].outputs[0].logprobs is None
+    assert [next(iter(place)) for place in choice.logprobs] == choice.token_ids
+    assert all([one.rank for one in place.values()] == [1, 2] for place in choice.logprobs)
+    drawn = [choice.logprobs[i][token_id].logprob for i, token_id in enumerate(choice.token_ids)]
+    assert choice.cumulative_logprob == pytest.approx(math.fsum(drawn))
+    plain = llm.generate("hello", GREEDY, use_tqdm=False)[0].outputs[0]
+    assert (plain.logprobs, plain.cumulative_logprob) == (None, None)
+
+
+def test_the_likeliest_tokens_stand_beside_one_that_is_not_among_them(llm: LLM) -> None:
+    barred = texts(llm, "hello", SamplingParams(temperature=0, max_tokens=1))
+    first = llm.generate("hello", GREEDY, use_tqdm=False)[0].outputs[0].token_ids[0]
+    bias = {first: -100.0}
+    params = SamplingParams(temperature=0, max_tokens=1, logprobs=1, logit_bias=bias)
+    choice = llm.generate("hello", params, use_tqdm=False)[0].outputs[0]
+    (place,) = choice.logprobs or []
+    assert list(place) == [*choice.token_ids, first]
+    assert [one.rank for one in place.values()] == [2, 1]
+    assert place[first].decoded_token == barred[0]
+    none = SamplingParams(temperature=0, max_tokens=1, logprobs=0, logit_bias=bias)
+    (place,) = llm.generate("hello", none, use_tqdm=False)[0].outputs[0].logprobs or []
+    assert list(place) == choice.token_ids
+
+
+def test_a_prompt_is_told_with_each_of_its_tokens(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    (output,) = llm.generate("hello", params, use_tqdm=False)
+    first, *others = output.prompt_logprobs or []
+    assert first is None
+    assert [[one.decoded_token for one in place.values()] for place in others if place] == [
+        ["e"],
+        ["l"],
+        ["l"],
+        ["o"],
+    ]
 
 
 def test_log_probabilities_of_the_whole_vocabulary_are_a_distribution(llm: LLM) -> None:
@@ -243,9 +273,10 @@ def test_log_probabilities_of_the_whole_vocabulary_are_a_distribution(llm: LLM) 
     places = [*choice.logprobs, *filter(None, output.prompt_logprobs)]
     assert len(places) == 3 + 4
     for place in places:
-        assert len(place.top_token_ids) == llm.info.vocab_size
-        assert math.fsum(map(math.exp, place.top_logprobs)) == pytest.approx(1, abs=1e-5)
-    assert [len(place.top_token_ids) for place in other.outputs[0].logprobs or []] == [30] * 3
+        assert place.keys() == set(range(llm.info.vocab_size))
+        chances = [math.exp(one.logprob) for one in place.values()]
+        assert math.fsum(chances) == pytest.approx(1, abs=1e-5)
+    assert [len(place) for place in other.outputs[0].logprobs or []] == [30] * 3
 
 
 def test_the_progress_bar_is_shown_unless_turned_off(
@@ -427,7 +458,7 @@ def test_a_request_that_fails_as_it_runs_ends_alone(
     assert [output.outputs[0].text for output in outputs] == [alone, "ab"] * 3
     good, failed = outputs[0].outputs[0], outputs[1].outputs[0]
     assert failed.token_ids == list(b"ab")
-    assert [each.token_id for each in failed.logprobs or []] == list(b"ab")
+    assert [next(iter(place)) for place in failed.logprobs or []] == list(b"ab")
     assert "No token could follow the grammar after 2 tokens" in (failed.error or "")
     assert good.error is None
     assert "3 of 6 requests failed, the first one so: No token" in caplog.text

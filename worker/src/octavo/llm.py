@@ -31,6 +31,7 @@ from octavo.engine.intake import Intake
 from octavo.engine.messages import RequestSpec
 from octavo.engine.model_info import ModelInfo
 from octavo.engine.offline_adapters import OfflineAdapters
+from octavo.engine.offline_logprobs import OfflineLogprobs
 from octavo.engine.offline_options import offline_config
 from octavo.engine.offline_prompts import OfflinePrompt, Prompt, listed
 from octavo.engine.request_options import RequestOptions
@@ -42,7 +43,13 @@ from octavo.errors import (
 )
 from octavo.grammar import Vocabulary
 from octavo.lora.request import LoRARequest
-from octavo.outputs import CompletionOutput, EngineStats, RequestOutput, RequestUpdate
+from octavo.outputs import (
+    CompletionOutput,
+    EngineStats,
+    RequestOutput,
+    RequestUpdate,
+    TokenLogprobs,
+)
 from octavo.request import AdapterGeneration
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.chat_template import ChatTemplate
@@ -245,6 +252,7 @@ class _OfflineBatch:
     ) -> None:
         self._core = llm._engine.core
         self._tokenizer = llm._tokenizer
+        self._logprobs = OfflineLogprobs(llm._tokenizer)
         self._outputs: list[RequestOutput] = []
         self._choices: dict[str, tuple[RequestOutput, CompletionOutput, ChoiceText]] = {}
         self._specs: list[list[RequestSpec]] = []
@@ -360,9 +368,9 @@ class _OfflineBatch:
         choice.text += piece.text
         choice.token_ids += piece.token_ids
         if piece.logprobs is not None:
-            choice.logprobs = (choice.logprobs or []) + piece.logprobs
+            self._add_logprobs(choice, piece.logprobs)
         if piece.prompt_logprobs is not None:
-            output.prompt_logprobs = [None, *piece.prompt_logprobs]
+            output.prompt_logprobs = [None, *self._logprobs.by_token(piece.prompt_logprobs)]
         if not choice.index:  # the others find what the first has computed
             output.num_cached_tokens = max(output.num_cached_tokens, update.num_cached_tokens)
         choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
@@ -371,6 +379,12 @@ class _OfflineBatch:
         if piece.finish_reason is not None and update.finish_reason is None:
             self._core.abort([update.request_id])
         return piece.finish_reason is not None
+
+    def _add_logprobs(self, choice: CompletionOutput, scores: list[TokenLogprobs]) -> None:
+        if choice.logprobs is None or choice.cumulative_logprob is None:
+            choice.logprobs, choice.cumulative_logprob = [], 0.0
+        choice.logprobs += self._logprobs.by_token(scores)
+        choice.cumulative_logprob += sum(score.logprob for score in scores)
 
 
 def _check_may_wait(n: int, most: int) -> None:
