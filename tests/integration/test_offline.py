@@ -468,7 +468,54 @@ def test_a_conversation_is_rendered_by_the_models_template(llm: LLM) -> None:
     (output,) = llm.chat([{"role": "user", "content": "hi"}], GREEDY)
     prompt = [256, 258, *b"user\nhi", 259, *b"\n", 258, *b"assistant\n"]
     assert output.prompt_token_ids == prompt
+    expected = "<|bos|><|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert output.prompt == expected
     assert output.outputs[0].text == texts(llm, {"prompt_token_ids": prompt})[0]
+
+
+def test_what_a_template_is_told_may_be_chosen(llm: LLM) -> None:
+    def rendered(messages: list[dict[str, Any]], **options: Any) -> str | None:
+        return llm.chat(messages, GREEDY, use_tqdm=False, **options)[0].prompt
+
+    begun = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well,"}]
+    closed = rendered(begun, add_generation_prompt=False)
+    assert closed is not None
+    assert closed.endswith("Well,<|im_end|>\n")
+    going_on = rendered(begun, add_generation_prompt=False, continue_final_message=True)
+    assert going_on == closed.removesuffix("<|im_end|>\n")
+    own = "{{ messages[0].content }} {{ mood }} {{ tools[0].function.name }}"
+    tools = [{"type": "function", "function": {"name": "roll"}}]
+    kwargs = {"mood": "glad"}
+    assert (
+        rendered(begun, chat_template=own, chat_template_kwargs=kwargs, tools=tools)
+        == "hi glad roll"
+    )
+    assert rendered(begun[:1], tools=tools) == rendered(begun[:1])
+
+
+def test_arguments_of_calls_reach_the_template_as_objects(llm: LLM) -> None:
+    own = "{{ messages[0].tool_calls[0].function.arguments.sides }}"
+    function = {"name": "roll", "arguments": '{"sides": 6}'}
+    call = {"id": "1", "type": "function", "function": function}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    (output,) = llm.chat([message], GREEDY, chat_template=own, use_tqdm=False)
+    assert output.prompt == "6"
+    assert function["arguments"] == '{"sides": 6}'
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [
+        ({"chat_template_kwargs": {"tools": []}}, InvalidRequestError, "holds 'tools'; pass it to"),
+        ({"continue_final_message": True}, InvalidRequestError, "exclude each other"),
+        ({"chat_template": "{% if %}"}, ModelLoadError, "chat template"),
+    ],
+)
+def test_what_a_template_cannot_be_told_is_refused(
+    llm: LLM, options: dict[str, Any], kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        llm.chat([{"role": "user", "content": "hi"}], GREEDY, **options)
 
 
 def test_a_list_of_conversations_is_answered_one_by_one(llm: LLM) -> None:

@@ -31,6 +31,7 @@ from octavo.engine.intake import Intake
 from octavo.engine.messages import RequestSpec
 from octavo.engine.model_info import ModelInfo
 from octavo.engine.offline_adapters import OfflineAdapters
+from octavo.engine.offline_chat import Message, chat_prompts, checked_template_kwargs
 from octavo.engine.offline_logprobs import OfflineLogprobs
 from octavo.engine.offline_options import offline_config
 from octavo.engine.offline_prompts import OfflinePrompt, Prompt, listed
@@ -194,30 +195,33 @@ class LLM:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]] | Iterable[Sequence[Mapping[str, Any]]],
+        messages: Sequence[Message] | Iterable[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
-        use_tqdm: bool = False,
+        use_tqdm: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> list[RequestOutput]:
         """Complete one conversation, or each of several, rendered with the model's chat template.
 
-        ``sampling_params``, ``lora_request`` and results as of :meth:`generate`.
+        ``sampling_params``, ``lora_request`` and results as of :meth:`generate`; ``prompt`` of an
+        output is what was rendered. ``tools``: functions as OpenAI writes them, of which the
+        template tells the model; its calls stay in the text. ``chat_template``: Jinja's source, in
+        place of the model's own; ``chat_template_kwargs`` reach it (``enable_thinking``).
+        ``continue_final_message``, with ``add_generation_prompt=False``: go on with the last
+        message.
         """
-        conversations = _conversations(messages)
-        template = self._open_chat_template()
-        if template is None or self._tokenizer is None:
-            raise InvalidRequestError(
-                "This model has no chat template; use generate() with a plain prompt.", "messages"
-            )
-        prompts: list[Prompt] = []
-        for number, each in enumerate(conversations):
-            try:
-                text = template.render(each, add_generation_prompt=True)
-            except InvalidRequestError as error:
-                raise InvalidRequestError(f"Conversation {number}: {error}", error.param) from error
-            ids = self._tokenizer.encode(text, add_special_tokens=False)
-            prompts.append({"prompt_token_ids": ids})
+        variables = {
+            **checked_template_kwargs(chat_template_kwargs),
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+        }
+        template = self._open_chat_template(chat_template)
+        prompts = chat_prompts(messages, self._tokenizer, template, tools, variables)
         return self.generate(prompts, sampling_params, lora_request=lora_request, use_tqdm=use_tqdm)
 
     def close(self) -> None:
@@ -234,7 +238,9 @@ class LLM:
                 raise EngineDeadError("This LLM has been closed; open another one.")
             yield self._engine.core
 
-    def _open_chat_template(self) -> ChatTemplate | None:
+    def _open_chat_template(self, source: str | None) -> ChatTemplate | None:
+        if source is not None and self._tokenizer is not None:
+            return ChatTemplate(source, self._tokenizer.named_tokens)
         if self._chat_template is None and self._tokenizer is not None:
             self._chat_template = self._engine.open_chat_template(self._tokenizer)
         return self._chat_template
@@ -401,30 +407,6 @@ def _check_may_wait(n: int, most: int) -> None:
 def _adapter_of(specs: Sequence[RequestSpec]) -> int:
     """Of the choices of one prompt; below all adapters' ids where there is none."""
     return specs[0].adapter_id or 0
-
-
-def _conversations(messages: object) -> list[list[Mapping[str, Any]]]:
-    """The one, or those, that ``messages`` hold; none where they are empty."""
-    given: list[Any] = [None]
-    if isinstance(messages, Iterable) and not isinstance(messages, str | Mapping):
-        given = list(messages)
-    if given and all(isinstance(each, Mapping) for each in given):
-        return [given]
-    if all(map(_is_conversation, given)):
-        return [list(each) for each in given]
-    raise InvalidRequestError(
-        f"messages is {messages!r:.120}; pass a conversation, such as "
-        '[{"role": "user", "content": "..."}], or a list of conversations.',
-        "messages",
-    )
-
-
-def _is_conversation(given: object) -> bool:
-    return (
-        isinstance(given, Sequence)
-        and len(given) > 0
-        and all(isinstance(message, Mapping) for message in given)
-    )
 
 
 _One = TypeVar("_One")
