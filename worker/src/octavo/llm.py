@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 import threading
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from octavo.engine.offline_adapters import OfflineAdapters
 from octavo.engine.offline_chat import Message, chat_prompts, checked_template_kwargs
 from octavo.engine.offline_logprobs import OfflineLogprobs
 from octavo.engine.offline_options import offline_config
+from octavo.engine.offline_pooling import offline_pooling
 from octavo.engine.offline_prompts import OfflinePrompt, Prompt, listed
 from octavo.engine.request_options import RequestOptions
 from octavo.engine.text import ChoiceText
@@ -46,11 +48,14 @@ from octavo.grammar import Vocabulary
 from octavo.lora.request import LoRARequest
 from octavo.outputs import (
     CompletionOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
     EngineStats,
     RequestOutput,
     RequestUpdate,
     TokenLogprobs,
 )
+from octavo.pooling_params import Pooling, PoolingParams
 from octavo.request import AdapterGeneration
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.chat_template import ChatTemplate
@@ -160,9 +165,50 @@ class LLM:
         logged. Whatever ends the call early ends all its requests, and the next call starts from
         nothing; Ctrl-C does when the step under way has ended, and a second one at once.
         """
-        each = listed(prompts)
         if sampling_params is None:
             sampling_params = self.get_default_sampling_params()
+        return self._run(prompts, sampling_params, lora_request, use_tqdm).outputs
+
+    def embed(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        *,
+        pooling: Pooling | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingRequestOutput]:
+        """A vector for every prompt, of the model's hidden states; results in the prompts' order.
+
+        ``pooling``: ``last`` for the last token's, ``mean`` for the mean of all tokens', None for
+        what the model was made for. ``dimensions``: keep so many first components, where it was
+        made for that. ``normalize``: scale to length 1. The rest, and errors, as of
+        :meth:`generate`; a request that fails while it runs has an empty vector and ``error``.
+        """
+        params = SamplingParams(max_tokens=0, detokenize=False)
+        asked = offline_pooling(self.info, pooling, dimensions, normalize)
+        batch = self._run(prompts, params, lora_request, use_tqdm, asked)
+        return [
+            EmbeddingRequestOutput(
+                output.request_id,
+                EmbeddingOutput(batch.vectors.get(output.request_id, []), output.outputs[0].error),
+                output.prompt_token_ids,
+                output.num_cached_tokens,
+            )
+            for output in batch.outputs
+        ]
+
+    def _run(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams],
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None,
+        use_tqdm: bool,
+        pooling: PoolingParams | None = None,
+    ) -> _OfflineBatch:
+        """All of it, to the end."""
+        each = listed(prompts)
         count = len(each)
         params = _one_each(
             sampling_params, count, "sampling_params", "sampling parameters", SamplingParams
@@ -174,7 +220,9 @@ class LLM:
         with self._turn():
             loaded = iter(self._adapters.load(named, use_tqdm))
             adapters = [None if request is None else next(loaded) for request in requests]
-            return _OfflineBatch(self, each, params, adapters).run(use_tqdm)
+            batch = _OfflineBatch(self, each, params, adapters, pooling)
+            batch.run(use_tqdm)
+        return batch
 
     def load_lora(self, request: LoRARequest) -> AdapterGeneration:
         """Load an adapter, unless it is, from the same files; raises AdapterError or
@@ -255,11 +303,16 @@ class _OfflineBatch:
         prompts: Sequence[Prompt],
         params: Sequence[SamplingParams],
         adapters: Sequence[AdapterGeneration | None],
+        pooling: PoolingParams | None,
     ) -> None:
         self._core = llm._engine.core
         self._tokenizer = llm._tokenizer
         self._logprobs = OfflineLogprobs(llm._tokenizer)
-        self._outputs: list[RequestOutput] = []
+        self._pooling = pooling
+        self.outputs: list[RequestOutput] = []
+        """In the prompts' order."""
+        self.vectors: dict[str, list[float]] = {}
+        """By request."""
         self._choices: dict[str, tuple[RequestOutput, CompletionOutput, ChoiceText]] = {}
         self._specs: list[list[RequestSpec]] = []
         for number, (prompt, one, adapter) in enumerate(
@@ -275,7 +328,9 @@ class _OfflineBatch:
         self, llm: LLM, given: object, params: SamplingParams, adapter: AdapterGeneration | None
     ) -> None:
         prompt = OfflinePrompt.of(given)
-        options = RequestOptions(adapter=adapter, cache_salt=prompt.cache_salt)
+        options = RequestOptions(
+            adapter=adapter, cache_salt=prompt.cache_salt, pooling=self._pooling
+        )
         params_of_ids = llm._intake.spell_bad_words(params)
         ids = prompt.encode(self._tokenizer)
         request_id = str(next(llm._ids))
@@ -283,14 +338,14 @@ class _OfflineBatch:
         _check_may_wait(params.n, llm._max_num_waiting)
         ids = specs[0].prompt_token_ids
         output = RequestOutput(request_id, prompt.text, ids)
-        self._outputs.append(output)
+        self.outputs.append(output)
         self._specs.append(specs)
         for index, spec in enumerate(specs):
             choice = CompletionOutput(index, "", [])
             output.outputs.append(choice)
             self._choices[spec.id] = (output, choice, ChoiceText(self._tokenizer, params, ids))
 
-    def run(self, use_tqdm: bool) -> list[RequestOutput]:
+    def run(self, use_tqdm: bool) -> None:
         """Step until every request has ended."""
         try:
             with HeldInterrupt() as interrupt:
@@ -303,7 +358,6 @@ class _OfflineBatch:
             self._core.give_up()
             raise
         self._warn_of_failures()
-        return self._outputs
 
     def _warn_of_failures(self) -> None:
         failed = [c for _, c, _ in self._choices.values() if c.finish_reason == "error"]
@@ -377,6 +431,8 @@ class _OfflineBatch:
             self._add_logprobs(choice, piece.logprobs)
         if piece.prompt_logprobs is not None:
             output.prompt_logprobs = [None, *self._logprobs.by_token(piece.prompt_logprobs)]
+        if piece.embedding is not None:
+            self.vectors[output.request_id] = array("f", piece.embedding).tolist()
         if not choice.index:  # the others find what the first has computed
             output.num_cached_tokens = max(output.num_cached_tokens, update.num_cached_tokens)
         choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason

@@ -238,3 +238,24 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     """As :attr:`CompletionOutput.logprobs` for each token of the prompt, None for the first, which
     nothing precedes; None if not asked for."""
+
+
+@dataclass(slots=True)
+class EmbeddingOutput:
+    """The vector of one prompt (vLLM's name and fields, and ``error``)."""
+
+    embedding: list[float]
+    """Empty where the request failed."""
+    error: str | None = None
+    """What went wrong, if anything did."""
+
+
+@dataclass(slots=True)
+class EmbeddingRequestOutput:
+    """What :meth:`octavo.LLM.embed` returns for each prompt (vLLM's name and fields)."""
+
+    request_id: str
+    outputs: EmbeddingOutput
+    prompt_token_ids: list[int]
+    num_cached_tokens: int = 0
+    finished: bool = True
