@@ -178,6 +178,21 @@ def test_choices_and_seeds(llm: LLM) -> None:
     assert texts(llm, ["other", "hello", "third"], params)[3:6] == first
 
 
+@pytest.mark.parametrize("seed", [0, 1, -5])
+def test_an_engine_with_a_seed_answers_the_same_calls_alike(model: Path, seed: int) -> None:
+    def answers(**options: Any) -> list[str]:
+        llm = LLM(model, **LIMITS, **options)
+        try:
+            return texts(llm, ["hello", "hello"], SamplingParams(ignore_eos=True))
+        finally:
+            llm.close()
+
+    first, second = answers(seed=seed)
+    assert first != second
+    assert answers(seed=seed) == [first, second]
+    assert answers() != answers()
+
+
 def test_choices_of_one_prompt_that_are_preempted_go_on_with_their_own_blocks(
     llm: LLM, cramped: LLM
 ) -> None:

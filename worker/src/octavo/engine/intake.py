@@ -29,7 +29,9 @@ _MAX_SEED = 2**63
 class Intake:
     """Prepares requests for one engine."""
 
-    def __init__(self, info: ModelInfo, seed: int, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self, info: ModelInfo, seed: int | None, tokenizer: Tokenizer | None = None
+    ) -> None:
         self._info = info
         self._tokenizer = tokenizer
         self._base_seed = seed
@@ -197,8 +199,8 @@ class Intake:
     def _seed(self, params: SamplingParams) -> int:
         if params.seed is not None:
             return params.seed % _MAX_SEED
-        # Reproducible for a given engine seed and order of requests; 0 asks for neither.
-        if self._base_seed == 0:
+        # Reproducible for a given engine seed and order of requests.
+        if self._base_seed is None:
             return secrets.randbits(63)
         self._num_requests += 1
         digest = hashlib.blake2b(
