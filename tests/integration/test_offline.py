@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from octavo import LLM, SamplingParams
 from octavo.errors import (
@@ -26,6 +27,7 @@ from octavo.errors import (
     UnsupportedModelError,
 )
 from octavo.grammar import StructuredOutputs
+from octavo.outputs import RequestUpdate
 from octavo.structured import compiler
 from octavo.tokenization.chat_template import ChatTemplate
 from tiny_models import make_tiny_model, tiny_config
@@ -303,6 +305,42 @@ def test_the_progress_bar_is_shown_unless_turned_off(
     assert "2/2" in shown
     llm.generate(["a", "b"], GREEDY, use_tqdm=False)
     assert capsys.readouterr().err == ""
+
+
+def test_a_progress_bar_of_ones_own_is_told_of_every_answer(llm: LLM) -> None:
+    bars: list[tqdm[Any]] = []
+
+    def make(**options: Any) -> tqdm[Any]:
+        bars.append(tqdm(**options, disable=True))
+        return bars[-1]
+
+    seen: list[int] = []
+    llm.generate(["a", "b"], GREEDY, use_tqdm=lambda **options: seen.append(1) or make(**options))
+    llm.chat([{"role": "user", "content": "hi"}], GREEDY, use_tqdm=make)
+    assert (len(bars), seen) == (2, [1])
+    assert [bar.total for bar in bars] == [2, 1]
+
+
+@pytest.mark.parametrize("max_num_waiting", [2, 100])
+def test_prompts_of_better_priority_run_first(model: Path, max_num_waiting: int) -> None:
+    llm = LLM(model, **{**LIMITS, "max_num_seqs": 1}, max_num_waiting=max_num_waiting)
+    try:
+        core, ended = llm._engine.core, []
+        step = core.step
+
+        def noting() -> list[RequestUpdate]:
+            updates = step()
+            ended.extend(int(one.request_id) for one in updates if one.finish_reason)
+            return updates
+
+        core.step = noting  # type: ignore[method-assign]
+        llm.generate(["x"] * 5, GREEDY, priority=[3, 0, 3, -1, 2], use_tqdm=False)
+        assert ended == [3, 1, 4, 0, 2]
+        words = "2 priorities for 1 prompts"
+        with pytest.raises(InvalidRequestError, match=words):
+            llm.generate("x", GREEDY, priority=[1, 2])
+    finally:
+        llm.close()
 
 
 @pytest.mark.parametrize(

@@ -12,56 +12,32 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import sys
 import threading
-from array import array
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import msgspec
-from tqdm import tqdm
-
 from octavo.engine.build import build_engine
 from octavo.engine.core import EngineCore
-from octavo.engine.held_interrupt import HeldInterrupt
 from octavo.engine.intake import Intake
-from octavo.engine.messages import RequestSpec
 from octavo.engine.model_info import ModelInfo
 from octavo.engine.offline_adapters import OfflineAdapters
+from octavo.engine.offline_batch import OfflineBatch, UseTqdm
 from octavo.engine.offline_chat import Message, chat_prompts, checked_template_kwargs
-from octavo.engine.offline_logprobs import OfflineLogprobs
 from octavo.engine.offline_options import offline_config
 from octavo.engine.offline_pooling import offline_pooling
-from octavo.engine.offline_prompts import OfflinePrompt, Prompt, listed
-from octavo.engine.request_options import RequestOptions
-from octavo.engine.text import ChoiceText
-from octavo.errors import (
-    EngineDeadError,
-    InvalidRequestError,
-    QueueFullError,
-)
+from octavo.engine.offline_prompts import Prompt, listed
+from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.grammar import Vocabulary
 from octavo.lora.request import LoRARequest
-from octavo.outputs import (
-    CompletionOutput,
-    EmbeddingOutput,
-    EmbeddingRequestOutput,
-    EngineStats,
-    RequestOutput,
-    RequestUpdate,
-    TokenLogprobs,
-)
+from octavo.outputs import EmbeddingOutput, EmbeddingRequestOutput, EngineStats, RequestOutput
 from octavo.pooling_params import Pooling, PoolingParams
 from octavo.request import AdapterGeneration
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.chat_template import ChatTemplate
 from octavo.tokenization.tokenizer import Tokenizer
-
-_log = logging.getLogger(__name__)
 
 _NOBODY_WAITS: dict[str, Any] = {
     "max_num_batched_tokens_while_decoding": sys.maxsize,
@@ -70,9 +46,6 @@ _NOBODY_WAITS: dict[str, Any] = {
 """For a step in which others decode, so prompts need not be cut small; few long steps read
 adapters less often than many short ones. Nor for a slot, which those of other adapters may hold
 for as long as their prompts take."""
-
-_GRAMMARS_AT_ONCE = 64
-"""That are compiled before anything runs: each takes memory."""
 
 
 class LLM:
@@ -149,7 +122,8 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: UseTqdm = True,
+        priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Complete every prompt; results in the prompts' order.
 
@@ -157,7 +131,9 @@ class LLM:
         ``sampling_params`` and ``lora_request``: one for all, or one for each prompt (None there:
         the base model). Without parameters, :meth:`get_default_sampling_params`. Adapters are
         loaded when first named, side by side (``enable_lora=True``); a name given with another
-        path than before, or whose files have changed, is loaded anew.
+        path than before, or whose files have changed, is loaded anew. ``priority``: a number for
+        each prompt, or one for all; lower ones run first. ``use_tqdm``: whether a progress bar is
+        shown, or what makes one in the place of tqdm's class.
         Raises InvalidRequestError before anything runs when one of them cannot be served,
         AdapterError or ModelLoadError for an adapter. A request that fails while it runs (no token
         can follow its grammar, its adapter cannot be copied) ends alone: ``finish_reason`` of its
@@ -167,7 +143,7 @@ class LLM:
         """
         if sampling_params is None:
             sampling_params = self.get_default_sampling_params()
-        return self._run(prompts, sampling_params, lora_request, use_tqdm).outputs
+        return self._run(prompts, sampling_params, lora_request, use_tqdm, priority).outputs
 
     def embed(
         self,
@@ -177,7 +153,7 @@ class LLM:
         dimensions: int | None = None,
         normalize: bool = True,
         lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: UseTqdm = True,
     ) -> list[EmbeddingRequestOutput]:
         """A vector for every prompt, of the model's hidden states; results in the prompts' order.
 
@@ -188,7 +164,7 @@ class LLM:
         """
         params = SamplingParams(max_tokens=0, detokenize=False)
         asked = offline_pooling(self.info, pooling, dimensions, normalize)
-        batch = self._run(prompts, params, lora_request, use_tqdm, asked)
+        batch = self._run(prompts, params, lora_request, use_tqdm, pooling=asked)
         return [
             EmbeddingRequestOutput(
                 output.request_id,
@@ -204,9 +180,10 @@ class LLM:
         prompts: Prompt | Iterable[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams],
         lora_request: LoRARequest | Sequence[LoRARequest | None] | None,
-        use_tqdm: bool,
+        use_tqdm: UseTqdm,
+        priority: int | Sequence[int] | None = None,
         pooling: PoolingParams | None = None,
-    ) -> _OfflineBatch:
+    ) -> OfflineBatch:
         """All of it, to the end."""
         each = listed(prompts)
         count = len(each)
@@ -216,11 +193,21 @@ class LLM:
         requests = _one_each(
             lora_request, count, "lora_request", "adapters", LoRARequest, type(None)
         )
+        priorities = _one_each(
+            0 if priority is None else priority, count, "priority", "priorities", int
+        )
         named = [request for request in requests if request is not None]
         with self._turn():
-            loaded = iter(self._adapters.load(named, use_tqdm))
+            loaded = iter(self._adapters.load(named, bool(use_tqdm)))
             adapters = [None if request is None else next(loaded) for request in requests]
-            batch = _OfflineBatch(self, each, params, adapters, pooling)
+            batch = OfflineBatch(
+                self._engine.core, self._intake, self._tokenizer, self._max_num_waiting, pooling
+            )
+            for number, asked in enumerate(zip(each, params, adapters, priorities, strict=True)):
+                try:
+                    batch.add(str(next(self._ids)), *asked)
+                except InvalidRequestError as error:
+                    raise type(error)(f"Prompt {number}: {error}", error.param) from error
             batch.run(use_tqdm)
         return batch
 
@@ -247,18 +234,19 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: UseTqdm = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Complete one conversation, or each of several, rendered with the model's chat template.
 
-        ``sampling_params``, ``lora_request`` and results as of :meth:`generate`; ``prompt`` of an
-        output is what was rendered. ``tools``: functions as OpenAI writes them, of which the
-        template tells the model; its calls stay in the text. ``chat_template``: Jinja's source, in
+        The rest and results as of :meth:`generate`; ``prompt`` of an output is what was rendered.
+        ``tools``: functions as OpenAI writes them, of which the template tells the model; its
+        calls stay in the text. ``chat_template``: Jinja's source, in
         place of the model's own; ``chat_template_kwargs`` reach it (``enable_thinking``).
         ``continue_final_message``, with ``add_generation_prompt=False``: go on with the last
         message.
@@ -270,7 +258,13 @@ class LLM:
         }
         template = self._open_chat_template(chat_template)
         prompts = chat_prompts(messages, self._tokenizer, template, tools, variables)
-        return self.generate(prompts, sampling_params, lora_request=lora_request, use_tqdm=use_tqdm)
+        return self.generate(
+            prompts,
+            sampling_params,
+            lora_request=lora_request,
+            use_tqdm=use_tqdm,
+            priority=priority,
+        )
 
     def close(self) -> None:
         """Release the model's memory; the object cannot be used afterwards."""
@@ -292,177 +286,6 @@ class LLM:
         if self._chat_template is None and self._tokenizer is not None:
             self._chat_template = self._engine.open_chat_template(self._tokenizer)
         return self._chat_template
-
-
-class _OfflineBatch:
-    """One call of generate: its requests, their texts, a progress bar."""
-
-    def __init__(
-        self,
-        llm: LLM,
-        prompts: Sequence[Prompt],
-        params: Sequence[SamplingParams],
-        adapters: Sequence[AdapterGeneration | None],
-        pooling: PoolingParams | None,
-    ) -> None:
-        self._core = llm._engine.core
-        self._tokenizer = llm._tokenizer
-        self._logprobs = OfflineLogprobs(llm._tokenizer)
-        self._pooling = pooling
-        self.outputs: list[RequestOutput] = []
-        """In the prompts' order."""
-        self.vectors: dict[str, list[float]] = {}
-        """By request."""
-        self._choices: dict[str, tuple[RequestOutput, CompletionOutput, ChoiceText]] = {}
-        self._specs: list[list[RequestSpec]] = []
-        for number, (prompt, one, adapter) in enumerate(
-            zip(prompts, params, adapters, strict=True)
-        ):
-            try:
-                self._add(llm, prompt, one, adapter)
-            except InvalidRequestError as error:
-                raise type(error)(f"Prompt {number}: {error}", error.param) from error
-        self._params = params
-
-    def _add(
-        self, llm: LLM, given: object, params: SamplingParams, adapter: AdapterGeneration | None
-    ) -> None:
-        prompt = OfflinePrompt.of(given)
-        options = RequestOptions(
-            adapter=adapter, cache_salt=prompt.cache_salt, pooling=self._pooling
-        )
-        params_of_ids = llm._intake.spell_bad_words(params)
-        ids = prompt.encode(self._tokenizer)
-        request_id = str(next(llm._ids))
-        specs = llm._intake.prepare(request_id, ids, params_of_ids, options)
-        _check_may_wait(params.n, llm._max_num_waiting)
-        ids = specs[0].prompt_token_ids
-        output = RequestOutput(request_id, prompt.text, ids)
-        self.outputs.append(output)
-        self._specs.append(specs)
-        for index, spec in enumerate(specs):
-            choice = CompletionOutput(index, "", [])
-            output.outputs.append(choice)
-            self._choices[spec.id] = (output, choice, ChoiceText(self._tokenizer, params, ids))
-
-    def run(self, use_tqdm: bool) -> None:
-        """Step until every request has ended."""
-        try:
-            with HeldInterrupt() as interrupt:
-                if use_tqdm:
-                    with tqdm(total=len(self._choices), desc="Generating", unit="seq") as bar:
-                        self._run(bar, interrupt)
-                else:
-                    self._run(None, interrupt)
-        except BaseException:
-            self._core.give_up()
-            raise
-        self._warn_of_failures()
-
-    def _warn_of_failures(self) -> None:
-        failed = [c for _, c, _ in self._choices.values() if c.finish_reason == "error"]
-        if failed:
-            _log.warning(
-                "%d of %d requests failed, the first one so: %s See finish_reason and error of "
-                "their outputs.",
-                len(failed),
-                len(self._choices),
-                failed[0].error,
-            )
-
-    def _run(self, bar: tqdm[Any] | None, interrupt: HeldInterrupt) -> None:
-        pending = deque(sorted(self._specs, key=_adapter_of))
-        self._submit(pending)
-        self._check_grammars(interrupt)
-        num_tokens = 0
-        while pending or self._core.has_work:
-            interrupt.check()
-            self._submit(pending)
-            updates = self._core.step()
-            self._core.take_adapter_events()  # the ends of requests tell the same
-            for update in updates:
-                num_tokens += len(update.new_token_ids)
-                if self._apply(update) and bar is not None:
-                    bar.update()
-                    rate = num_tokens / max(bar.format_dict["elapsed"], 1e-9)
-                    bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
-
-    def _check_grammars(self, interrupt: HeldInterrupt) -> None:
-        """Raise InvalidRequestError for one that cannot be compiled, before anything runs. Those of
-        requests that wait are kept, as these follow them."""
-        asked = {
-            specs[0].grammar: (number, one.structured_outputs)
-            for number, (specs, one) in enumerate(zip(self._specs, self._params, strict=True))
-        }
-        # The last first: of more than are kept besides, those that begin soonest are.
-        grammars = [grammar for grammar in reversed(asked) if grammar is not None]
-        for first in range(0, len(grammars), _GRAMMARS_AT_ONCE):
-            interrupt.check()
-            faults = self._core.grammar_faults(grammars[first : first + _GRAMMARS_AT_ONCE])
-            for grammar, fault in faults.items():
-                number, outputs = asked[grammar]
-                asked_by = None if outputs is None else outputs.asked_by
-                raise InvalidRequestError(f"{asked_by} of prompt {number}: {fault}", asked_by)
-
-    def _submit(self, pending: deque[list[RequestSpec]]) -> None:
-        """As many prompts as the engine's queue takes."""
-        while pending:
-            try:
-                self._core.submit(pending[0])
-            except QueueFullError:
-                return
-            pending.popleft()
-
-    def _apply(self, update: RequestUpdate) -> bool:
-        """Add to its choice; returns whether that ended it."""
-        known = self._choices.get(update.request_id)
-        if known is None:
-            return False  # the last word on a request of a call that was ended early
-        output, choice, text = known
-        if choice.finish_reason is not None:
-            return False  # a stop string ended it; the engine's own last word comes after
-        if update.finish_reason == "error":
-            # The token that came with it is none of the answer's.
-            update = msgspec.structs.replace(update, new_token_ids=[], logprobs=None)
-        piece = text.feed(update)
-        choice.text += piece.text
-        choice.token_ids += piece.token_ids
-        if piece.logprobs is not None:
-            self._add_logprobs(choice, piece.logprobs)
-        if piece.prompt_logprobs is not None:
-            output.prompt_logprobs = [None, *self._logprobs.by_token(piece.prompt_logprobs)]
-        if piece.embedding is not None:
-            self.vectors[output.request_id] = array("f", piece.embedding).tolist()
-        if not choice.index:  # the others find what the first has computed
-            output.num_cached_tokens = max(output.num_cached_tokens, update.num_cached_tokens)
-        choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
-        if piece.finish_reason == "error":
-            choice.error = update.error or "The engine gave no reason."
-        if piece.finish_reason is not None and update.finish_reason is None:
-            self._core.abort([update.request_id])
-        return piece.finish_reason is not None
-
-    def _add_logprobs(self, choice: CompletionOutput, scores: list[TokenLogprobs]) -> None:
-        if choice.logprobs is None or choice.cumulative_logprob is None:
-            choice.logprobs, choice.cumulative_logprob = [], 0.0
-        choice.logprobs += self._logprobs.by_token(scores)
-        choice.cumulative_logprob += sum(score.logprob for score in scores)
-
-
-def _check_may_wait(n: int, most: int) -> None:
-    """Raise InvalidRequestError for a prompt whose choices the queue would never take: it would be
-    refused when its turn comes, and take the answers of those before it along."""
-    if n > most:
-        raise InvalidRequestError(
-            f"n is {n}, and max_num_waiting is {most}; ask for at most {most} choices of a prompt, "
-            "or open the LLM with a larger max_num_waiting.",
-            "n",
-        )
-
-
-def _adapter_of(specs: Sequence[RequestSpec]) -> int:
-    """Of the choices of one prompt; below all adapters' ids where there is none."""
-    return specs[0].adapter_id or 0
 
 
 _One = TypeVar("_One")
