@@ -195,8 +195,7 @@ class GenerationEvent:
         self.embedding = self.embedding or later.embedding
 
 
-@dataclass(frozen=True, slots=True)
-class Logprob:
+class Logprob(msgspec.Struct, frozen=True, gc=False):
     """Of one token at one place (vLLM's name and fields)."""
 
     logprob: float
