@@ -466,6 +466,29 @@ def test_one_that_is_closed_says_so(model: Path) -> None:
         llm.generate("hello", GREEDY, use_tqdm=False)
 
 
+def test_it_is_closed_at_the_end_of_a_with(model: Path) -> None:
+    with LLM(model, **LIMITS) as llm:
+        assert texts(llm, "hello")
+    with pytest.raises(EngineDeadError, match="closed; open another"):
+        texts(llm, "hello")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("get_tokenizer", "'get_tokenizer': use the property tokenizer"),
+        ("encode", r"'encode': use embed\(\)"),
+        ("nothing", "'LLM' object has no attribute 'nothing'$"),
+    ],
+)
+def test_a_method_of_vllm_that_is_not_there_is_told_with_what_is(
+    llm: LLM, name: str, words: str
+) -> None:
+    with pytest.raises(AttributeError, match=words):
+        getattr(llm, name)
+    assert not hasattr(llm, name)
+
+
 @pytest.mark.parametrize(
     ("outputs", "words"),
     [

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from octavo.engine.build import build_engine
 from octavo.engine.core import EngineCore
@@ -48,6 +48,24 @@ adapters less often than many short ones. Nor for a slot, which those of other a
 for as long as their prompts take."""
 
 
+_METHODS_OF_VLLM: Mapping[str, str] = {
+    "apply_model": "the model is the engine's own",
+    "beam_search": "use generate() with n, and sort by cumulative_logprob",
+    "classify": "models with a classification head are not served",
+    "collective_rpc": "there are no worker processes",
+    "encode": "use embed()",
+    "get_metrics": "use stats()",
+    "get_tokenizer": "use the property tokenizer",
+    "llm_engine": "use the methods of LLM itself",
+    "reward": "models with a reward head are not served",
+    "score": "use embed(), whose vectors have length 1, and multiply them",
+    "set_tokenizer": "the tokenizer comes with the model",
+    "sleep": "use close(), and open another LLM later",
+    "wake_up": "use close(), and open another LLM later",
+}
+"""Those that there are not, and what to do instead."""
+
+
 class LLM:
     """An engine in this process, for batches.
 
@@ -55,6 +73,7 @@ class LLM:
     ``max_model_len``, ``dtype``, ``skip_tokenizer_init``, ...), the same names as the flags of
     ``octavo serve``. Two defaults differ: steps in which requests decode are as long as others,
     and requests wait for a slot for their adapter as long as it takes.
+    ``with`` closes it at its end, which gives its memory back.
     Threads that call it at the same time take turns: pass many prompts to one call instead.
     """
 
@@ -80,6 +99,20 @@ class LLM:
         self._adapters = OfflineAdapters(self._engine.core)
         self._lock = threading.Lock()
         self._is_closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    if not TYPE_CHECKING:  # to a type checker it would be an attribute of any name
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Asked for what is not there."""
+            remedy = _METHODS_OF_VLLM.get(name)
+            words = "" if remedy is None else f": {remedy}"
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{words}")
 
     @property
     def info(self) -> ModelInfo:
