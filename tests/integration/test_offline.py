@@ -367,7 +367,13 @@ def test_prompts_of_better_priority_run_first(model: Path, max_num_waiting: int)
         ({"prompt": "x", "cache_salt": 5}, GREEDY, InvalidRequestError, "has the cache_salt 5"),
         (b"x", GREEDY, InvalidRequestError, "Prompt 1: It is b'x'; pass a text"),
         ("x", {"n": 1}, InvalidRequestError, r"is \{'n': 1\}; pass one SamplingParams for all"),
-        ("x", [GREEDY, None], InvalidRequestError, "pass one SamplingParams for all"),
+        (
+            "x",
+            [GREEDY, None],
+            InvalidRequestError,
+            "has None for prompt 1; pass one SamplingParams",
+        ),
+        ("x", iter([GREEDY]), InvalidRequestError, "is <list_iterator.*; pass one SamplingParams"),
         (["x", 5], GREEDY, InvalidRequestError, "Prompt 1: It is 5; pass a text"),
         ("x", SamplingParams(logprobs=273), InvalidRequestError, "logprobs is 273.* 272 .*-1"),
         ("x", SamplingParams(max_tokens=128), PromptTooLongError, "128.* leaves 124"),
@@ -611,6 +617,26 @@ def test_a_list_of_conversations_is_answered_one_by_one(llm: LLM) -> None:
 def test_what_is_no_conversation_is_refused_by_name(llm: LLM, messages: Any) -> None:
     with pytest.raises(InvalidRequestError, match=r"messages is .*; pass a conversation"):
         llm.chat(messages, GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"content": "hi"}, "role is None; it must be a text"),
+        ({"role": "user", "contents": "hi"}, "a message of the user has no content"),
+        ({"role": "user", "content": 5}, "content is 5; it must be a text, or a list"),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+            r"content is \[\{'type': 'image_url'.*must be a text",
+        ),
+    ],
+)
+def test_a_message_that_says_nothing_or_something_else_is_refused(
+    llm: LLM, message: dict[str, Any], words: str
+) -> None:
+    fine = [{"role": "assistant", "content": None}]
+    with pytest.raises(InvalidRequestError, match=rf"Conversation 1: {words}"):
+        llm.chat([fine, [message]], GREEDY)
 
 
 def test_a_conversation_that_the_template_refuses_is_named(

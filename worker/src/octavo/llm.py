@@ -332,12 +332,14 @@ def _one_each(
     if isinstance(given, kinds):
         one: Any = given
         return [one] * count
-    if not isinstance(given, Sequence) or not all(isinstance(each, kinds) for each in given):
-        raise InvalidRequestError(
-            f"{name} is {given!r:.120}; pass one {kinds[0].__name__} for all prompts, or a list "
-            "of one for each.",
-            name,
-        )
+    remedy = f"pass one {kinds[0].__name__} for all prompts, or a list of one for each."
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise InvalidRequestError(f"{name} is {given!r:.120}; {remedy}", name)
+    for place, each in enumerate(given):
+        if not isinstance(each, kinds):
+            raise InvalidRequestError(
+                f"{name} has {each!r:.120} for prompt {place}; {remedy}", name
+            )
     if len(given) != count:
         raise InvalidRequestError(
             f"{len(given)} {what} for {count} prompts; pass one, or one for each.",

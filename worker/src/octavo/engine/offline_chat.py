@@ -38,6 +38,8 @@ def chat_prompts(
     prompts: list[Prompt] = []
     for number, each in enumerate(conversations):
         try:
+            for message in each:
+                _check(message)
             text = template.render(list(map(_shaped, each)), tools, **variables)
         except InvalidRequestError as error:
             raise InvalidRequestError(f"Conversation {number}: {error}", error.param) from error
@@ -56,6 +58,35 @@ def checked_template_kwargs(given: Mapping[str, Any] | None) -> Mapping[str, Any
             "chat_template_kwargs",
         )
     return given or {}
+
+
+def _check(message: Message) -> None:
+    """Templates print what they do not expect, or leave it out, and say nothing of either."""
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not role:
+        raise _refused(f"role is {role!r:.120}; it must be a text, such as 'user'")
+    if content is None:
+        if role != "assistant":  # which may have called tools only
+            raise _refused(f"a message of the {role} has no content; give it a text")
+        return
+    parts: Any = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not all(map(_is_text, parts)):
+        raise _refused(
+            f"content is {content!r:.120}; it must be a text, or a list of "
+            '{"type": "text", "text": ...}'
+        )
+
+
+def _is_text(part: Any) -> bool:
+    return (
+        isinstance(part, Mapping)
+        and part.get("type") == "text"
+        and isinstance(part.get("text"), str)
+    )
+
+
+def _refused(words: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{words}.", "messages")
 
 
 def _shaped(message: Message) -> Message:
