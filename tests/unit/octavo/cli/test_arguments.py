@@ -187,7 +187,10 @@ def test_version_is_a_flag_too(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "words"),
     [
         (["serv", "x"], "unknown command serv; did you mean serve?"),
-        (["run-batch"], "unknown command run-batch; there are serve, chat, fetch, inspect, warm"),
+        (
+            ["bench"],
+            "unknown command bench; there are serve, chat, run-batch, fetch, inspect, warm",
+        ),
         (["--port", "1", "serve", "x"], "--port stands before the command; write 'octavo COMMAND"),
         (["chat", "--modle", "x"], "did you mean --model? ('octavo chat --help' lists all)"),
         (["chat", "--temperature", "-1"], "'-1' is no temperature; write a number from 0 to 2"),

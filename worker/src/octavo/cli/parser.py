@@ -33,6 +33,18 @@ the same; a flag of vLLM that is not supported is refused by name.
 """
 
 
+_BATCH_EXAMPLES = """\
+example:
+  octavo run-batch Qwen/Qwen3-8B -i requests.jsonl -o answers.jsonl
+
+a line of requests.jsonl, with a custom_id of its own (url: /v1/chat/completions, /v1/completions,
+/v1/embeddings or /v1/responses; body: what a server takes there):
+  {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions",
+   "body": {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 60}}
+
+The exit status is 1 where some lines failed; what was interrupted goes on with --resume.
+"""
+
 _INSPECT_EXAMPLES = """\
 examples:
   octavo inspect Qwen/Qwen3-8B
@@ -65,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_serve_flags(serve)
     _add_chat(commands)
+    _add_run_batch(commands)
     _add_fetch(commands)
     _add_inspect(commands)
     _add_warm_kernels(commands)
@@ -94,7 +107,7 @@ def _check_command(parser: argparse.ArgumentParser, first: str) -> None:
     if first.startswith("-") and first not in parser._option_string_actions:
         parser.error(f"{first} stands before the command; write 'octavo COMMAND {first}'.")
     if first and not first.startswith("-") and first not in names:
-        close = difflib.get_close_matches(first, names, n=1)
+        close = difflib.get_close_matches(first, names, n=1, cutoff=0.7)
         remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}."
         parser.error(f"unknown command {first}; {remedy}")
 
@@ -141,6 +154,31 @@ def _add_chat(commands: _Commands[argparse.ArgumentParser]) -> None:
         metavar="NUMBER",
         help="0: the likeliest words (default: the model's)",
     )
+
+
+def _add_run_batch(commands: _Commands[argparse.ArgumentParser]) -> None:
+    batch = commands.add_parser(
+        "run-batch",
+        help="answer a file of requests, without a server",
+        description="Answer each line of an OpenAI batch file as a server would, and write the "
+        "answers to another, in the order in which they come. Takes the flags of serve, too; "
+        "those of HTTP do nothing.",
+        epilog=_BATCH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    batch.add_argument(
+        *("-i", "--input-file"), required=True, metavar="FILE", help="the requests, one a line"
+    )
+    batch.add_argument(
+        *("-o", "--output-file"), required=True, metavar="FILE", help="where answers are written"
+    )
+    batch.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an output file that is there: answer the lines it has no answer to",
+    )
+    add_serve_flags(batch)
 
 
 def _add_fetch(commands: _Commands[argparse.ArgumentParser]) -> None:
