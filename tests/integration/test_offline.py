@@ -195,6 +195,16 @@ def test_an_engine_with_a_seed_answers_the_same_calls_alike(model: Path, seed: i
     assert answers() != answers()
 
 
+def test_as_many_choices_as_may_wait_can_be_asked_for(llm: LLM) -> None:
+    params = SamplingParams(n=1000, seed=4, max_tokens=2, ignore_eos=True)
+    (output,) = llm.generate("hello", params, use_tqdm=False)
+    assert [choice.index for choice in output.outputs] == list(range(1000))
+    few = SamplingParams(n=3, seed=4, max_tokens=2, ignore_eos=True)
+    assert [choice.text for choice in output.outputs[:3]] == texts(llm, "hello", few)
+    with pytest.raises(InvalidRequestError, match=r"n is 10+, and max_num_waiting is 4096"):
+        llm.generate("hello", SamplingParams(n=10**15), use_tqdm=False)
+
+
 def test_choices_of_one_prompt_that_are_preempted_go_on_with_their_own_blocks(
     llm: LLM, cramped: LLM
 ) -> None:

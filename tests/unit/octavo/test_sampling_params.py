@@ -28,8 +28,7 @@ def test_defaults_are_vllms() -> None:
 @pytest.mark.parametrize(
     ("arguments", "param", "limit"),
     [
-        pytest.param({"n": 0}, "n", "between 1 and 128", id="n-zero"),
-        pytest.param({"n": 129}, "n", "between 1 and 128", id="n-too-large"),
+        pytest.param({"n": 0}, "n", "at least 1", id="n-zero"),
         pytest.param({"n": True}, "n", "an integer", id="n-bool"),
         pytest.param({"temperature": -0.1}, "temperature", "between 0.0", id="temperature"),
         pytest.param(

@@ -18,7 +18,7 @@ from octavo.errors import InvalidRequestError
 from octavo.grammar import StructuredOutputs
 
 MAX_N = 128
-"""Choices per prompt; OpenAI's limit."""
+"""Choices per prompt that a server's client may ask for; OpenAI's limit."""
 MAX_LOGPROBS = 20
 """Alternatives listed per token that a server's client may ask for; OpenAI's limit for chat."""
 MAX_ABS_LOGIT_BIAS = 100.0
@@ -101,7 +101,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         self._check_structured_outputs()
         for name in _SWITCHES:
             _check_switch(name, getattr(self, name))
-        _check_integer("n", self.n, 1, MAX_N, "send several requests for more")
+        _check_integer("n", self.n, 1, None, "leave it out for one choice")
         self._check_distribution()
         self._check_penalties()
         self._check_lengths()

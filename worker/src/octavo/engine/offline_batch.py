@@ -73,6 +73,7 @@ class OfflineBatch:
         priority: int,
     ) -> None:
         """Raises InvalidRequestError for a prompt that cannot be served."""
+        _check_may_wait(params.n, self._max_num_waiting)
         prompt = OfflinePrompt.of(given)
         options = RequestOptions(
             adapter=adapter,
@@ -83,7 +84,6 @@ class OfflineBatch:
         params_of_ids = self._intake.spell_bad_words(params)
         ids = prompt.encode(self._tokenizer)
         specs = self._intake.prepare(request_id, ids, params_of_ids, options)
-        _check_may_wait(params.n, self._max_num_waiting)
         ids = specs[0].prompt_token_ids
         output = RequestOutput(request_id, prompt.text, ids)
         self.outputs.append(output)
