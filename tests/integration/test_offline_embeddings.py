@@ -63,6 +63,24 @@ def test_a_vector_that_cannot_be_had_is_refused(
         llm.embed("hello", **options)
 
 
+def test_prompts_that_are_too_long_can_be_cut(llm: LLM) -> None:
+    long = "0123456789" * 20
+    with pytest.raises(InvalidRequestError, match=r"Prompt 1: The prompt has 200 tokens"):
+        llm.embed(["x", long], use_tqdm=False)
+    for prompt in (long, list(long.encode())):
+        (fits,) = llm.embed(prompt, truncate_prompt_tokens=-1, use_tqdm=False)
+        assert bytes(fits.prompt_token_ids).decode() == long[-128:]
+    short, cut = llm.embed(["ab", long], truncate_prompt_tokens=5, use_tqdm=False)
+    assert bytes(short.prompt_token_ids) == b"ab"
+    assert bytes(cut.prompt_token_ids) == b"56789"
+
+
+@pytest.mark.parametrize("kept", [0, -2, 1.5, "5", True])
+def test_a_cut_that_makes_no_sense_is_refused(llm: LLM, kept: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=r"truncate_prompt_tokens is .*at least 1, or -1"):
+        llm.embed("x", truncate_prompt_tokens=kept)
+
+
 def test_adapters_change_vectors(llm: LLM, tmp_path: Path) -> None:
     adapter = LoRARequest("one", str(make_adapter(tmp_path, tiny_config("llama"))))
     asked = [None, adapter, None]

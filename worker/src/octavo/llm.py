@@ -27,7 +27,7 @@ from octavo.engine.offline_adapters import OfflineAdapters
 from octavo.engine.offline_batch import OfflineBatch, UseTqdm
 from octavo.engine.offline_chat import Message, chat_prompts, checked_template_kwargs
 from octavo.engine.offline_options import offline_config
-from octavo.engine.offline_pooling import offline_pooling
+from octavo.engine.offline_pooling import offline_pooling, offline_truncation
 from octavo.engine.offline_prompts import Prompt, listed
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.grammar import Vocabulary
@@ -37,7 +37,7 @@ from octavo.pooling_params import Pooling, PoolingParams
 from octavo.request import AdapterGeneration
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.chat_template import ChatTemplate
-from octavo.tokenization.tokenizer import Tokenizer
+from octavo.tokenization.tokenizer import Tokenizer, Truncation
 
 _NOBODY_WAITS: dict[str, Any] = {
     "max_num_batched_tokens_while_decoding": sys.maxsize,
@@ -185,6 +185,7 @@ class LLM:
         pooling: Pooling | None = None,
         dimensions: int | None = None,
         normalize: bool = True,
+        truncate_prompt_tokens: int | None = None,
         lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
         use_tqdm: UseTqdm = True,
     ) -> list[EmbeddingRequestOutput]:
@@ -192,12 +193,14 @@ class LLM:
 
         ``pooling``: ``last`` for the last token's, ``mean`` for the mean of all tokens', None for
         what the model was made for. ``dimensions``: keep so many first components, where it was
-        made for that. ``normalize``: scale to length 1. The rest, and errors, as of
+        made for that. ``normalize``: scale to length 1. ``truncate_prompt_tokens``: keep so many
+        tokens of each prompt, its last ones; -1: as many as fit. The rest, and errors, as of
         :meth:`generate`; a request that fails while it runs has an empty vector and ``error``.
         """
         params = SamplingParams(max_tokens=0, detokenize=False)
         asked = offline_pooling(self.info, pooling, dimensions, normalize)
-        batch = self._run(prompts, params, lora_request, use_tqdm, pooling=asked)
+        cut = offline_truncation(self.info, truncate_prompt_tokens)
+        batch = self._run(prompts, params, lora_request, use_tqdm, pooling=asked, truncation=cut)
         return [
             EmbeddingRequestOutput(
                 output.request_id,
@@ -216,6 +219,7 @@ class LLM:
         use_tqdm: UseTqdm,
         priority: int | Sequence[int] | None = None,
         pooling: PoolingParams | None = None,
+        truncation: Truncation | None = None,
     ) -> OfflineBatch:
         """All of it, to the end."""
         each = listed(prompts)
@@ -234,7 +238,12 @@ class LLM:
             loaded = iter(self._adapters.load(named, bool(use_tqdm)))
             adapters = [None if request is None else next(loaded) for request in requests]
             batch = OfflineBatch(
-                self._engine.core, self._intake, self._tokenizer, self._max_num_waiting, pooling
+                self._engine.core,
+                self._intake,
+                self._tokenizer,
+                self._max_num_waiting,
+                pooling,
+                truncation,
             )
             for number, asked in enumerate(zip(each, params, adapters, priorities, strict=True)):
                 try:

@@ -27,7 +27,7 @@ from octavo.outputs import CompletionOutput, RequestOutput, RequestUpdate, Token
 from octavo.pooling_params import PoolingParams
 from octavo.request import AdapterGeneration
 from octavo.sampling_params import SamplingParams
-from octavo.tokenization.tokenizer import Tokenizer
+from octavo.tokenization.tokenizer import Tokenizer, Truncation
 
 _log = logging.getLogger(__name__)
 
@@ -48,8 +48,10 @@ class OfflineBatch:
         tokenizer: Tokenizer | None,
         max_num_waiting: int,
         pooling: PoolingParams | None = None,
+        truncation: Truncation | None = None,
     ) -> None:
-        """``pooling``: embed the prompts, so; None: generate."""
+        """``pooling``: embed the prompts, so; None: generate. ``truncation``: cut them first."""
+        self._truncation = truncation
         self._core = core
         self._intake = intake
         self._tokenizer = tokenizer
@@ -82,7 +84,7 @@ class OfflineBatch:
             priority=priority,
         )
         params_of_ids = self._intake.spell_bad_words(params)
-        ids = prompt.encode(self._tokenizer)
+        ids = prompt.encode(self._tokenizer, self._truncation)
         specs = self._intake.prepare(request_id, ids, params_of_ids, options)
         ids = specs[0].prompt_token_ids
         output = RequestOutput(request_id, prompt.text, ids)

@@ -7,6 +7,7 @@ from typing import get_args
 from octavo.engine.model_info import ModelInfo
 from octavo.errors import InvalidRequestError
 from octavo.pooling_params import Pooling, PoolingParams
+from octavo.tokenization.tokenizer import Truncation
 
 
 def offline_pooling(
@@ -23,6 +24,19 @@ def offline_pooling(
     if dimensions is not None:
         _check_dimensions(dimensions, info)
     return PoolingParams(pooling or info.pooling, dimensions, bool(normalize))
+
+
+def offline_truncation(info: ModelInfo, kept: object) -> Truncation | None:
+    """``kept``: tokens of each prompt, its last ones; -1: as many as fit; None: no cut."""
+    if kept is None:
+        return None
+    if isinstance(kept, bool) or not isinstance(kept, int) or (kept < 1 and kept != -1):
+        raise InvalidRequestError(
+            f"truncate_prompt_tokens is {kept!r:.120}; it must be at least 1, or -1 for as many "
+            "as fit. Leave it out to refuse prompts that are too long.",
+            "truncate_prompt_tokens",
+        )
+    return Truncation(info.max_model_len if kept == -1 else kept, "left")
 
 
 def _check_dimensions(asked: object, info: ModelInfo) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.errors import InvalidRequestError
-from octavo.tokenization.tokenizer import Tokenizer
+from octavo.tokenization.tokenizer import Tokenizer, Truncation
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """A text, token ids (a list, or an array of numpy's or torch's), or ``{"prompt": text}``,
@@ -52,17 +52,17 @@ class OfflinePrompt:
                 raise _refused(f"has the {name} {value!r:.120}, which is no text; {_FORMS}")
         return cls(text, None if ids is None else _token_ids(ids), salt)
 
-    def encode(self, tokenizer: Tokenizer | None) -> list[Any]:
+    def encode(self, tokenizer: Tokenizer | None, truncation: Truncation | None) -> list[Any]:
         """Its token ids, which are not checked against a vocabulary."""
         if self.token_ids is not None:
-            return self.token_ids
+            return self.token_ids if truncation is None else truncation.cut(self.token_ids)
         if tokenizer is None:
             raise _refused(
                 "is a text, and this model was opened without a tokenizer (skip_tokenizer_init); "
                 'pass {"prompt_token_ids": [...]} instead.'
             )
         assert self.text is not None, "one of them is there"
-        return tokenizer.encode(self.text)
+        return tokenizer.encode(self.text, truncation=truncation)
 
 
 def listed(prompts: object) -> list[Any]:
