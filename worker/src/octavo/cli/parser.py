@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from octavo.cli.serve_flags import MODEL_HELP, add_serve_flags, add_source_flags
-from octavo.cli.values import count, dtype, json_object, some, temperature
+from octavo.cli.values import dtype, json_object, some, temperature
 from octavo.cli.vllm_flags import refusal
 from octavo.config import DTYPES
 from octavo.version import __version__
@@ -220,7 +220,7 @@ def _add_inspect(commands: _Commands[argparse.ArgumentParser]) -> None:
     )
     inspect.add_argument(
         "--max-model-len",
-        type=count,
+        type=some,
         metavar="TOKENS",
         help="length of the request that the table counts with (default: the model's longest)",
     )
