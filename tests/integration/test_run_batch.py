@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +103,25 @@ def test_a_batch_goes_on_where_it_was_killed(model: Path, tmp_path: Path) -> Non
     before = target.read_bytes()
     assert run(model, source, target, "--resume") == 0
     assert target.read_bytes() == before
+
+
+def test_an_engine_that_dies_ends_the_batch_and_spoils_no_line(model: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    body = {"prompt": "hi", "max_tokens": 100, "ignore_eos": True}
+    source.write_text("\n".join(asked(str(number), body) for number in range(5000)))
+    command = [sys.executable, "-m", "octavo", "run-batch", str(model), *LIMITS]
+    command += ["-i", str(source), "-o", str(target)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not (target.exists() and target.stat().st_size):
+            assert process.poll() is None
+            time.sleep(0.02)
+        (engine,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(engine), signal.SIGKILL)
+        _, words = process.communicate()
+    assert process.returncode == 1
+    assert "The engine has died; with --resume the same command goes on." in words
+    assert 0 < len(answers(target)) < 5000
+    assert {one["response"]["status_code"] for one in answers(target)} == {200}
 
 
 @pytest.mark.parametrize(
