@@ -64,7 +64,7 @@ def greedy_with_adapters(folder: str, kernels: str) -> list[list[float]]:
             )
         llm.check_integrity()
         return [
-            [one.logprob for one in output.outputs[0].logprobs or [] if one is not None]
+            [next(iter(place.values())).logprob for place in output.outputs[0].logprobs or []]
             for output in outputs
         ]
     finally:

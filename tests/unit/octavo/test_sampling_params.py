@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+import torch
 
 from octavo.errors import InvalidRequestError
 from octavo.sampling_params import SamplingParams
@@ -25,8 +28,7 @@ def test_defaults_are_vllms() -> None:
 @pytest.mark.parametrize(
     ("arguments", "param", "limit"),
     [
-        pytest.param({"n": 0}, "n", "between 1 and 128", id="n-zero"),
-        pytest.param({"n": 129}, "n", "between 1 and 128", id="n-too-large"),
+        pytest.param({"n": 0}, "n", "at least 1", id="n-zero"),
         pytest.param({"n": True}, "n", "an integer", id="n-bool"),
         pytest.param({"temperature": -0.1}, "temperature", "between 0.0", id="temperature"),
         pytest.param(
@@ -49,8 +51,8 @@ def test_defaults_are_vllms() -> None:
         pytest.param({"seed": 2**63}, "seed", str(2**63 - 1), id="seed"),
         pytest.param({"max_tokens": -1}, "max_tokens", "at least 0", id="max_tokens"),
         pytest.param({"min_tokens": 17}, "min_tokens", "between 0 and 16", id="min_tokens"),
-        pytest.param({"logprobs": 21}, "logprobs", "between 0 and 20", id="logprobs"),
-        pytest.param({"prompt_logprobs": 21}, "prompt_logprobs", "between 0 and 20", id="prompt"),
+        pytest.param({"logprobs": -2}, "logprobs", "at least -1", id="logprobs"),
+        pytest.param({"prompt_logprobs": -2}, "prompt_logprobs", "at least -1", id="prompt"),
         pytest.param({"allowed_token_ids": [-1]}, "allowed_token_ids", "at least 0", id="allowed"),
         pytest.param({"bad_words": [" "]}, "bad_words", "no space", id="bad-words"),
         pytest.param({"bad_word_token_ids": [[]]}, "bad_word_token_ids", "empty", id="bad-empty"),
@@ -58,6 +60,15 @@ def test_defaults_are_vllms() -> None:
         pytest.param({"logit_bias": {5: 101.0}}, "logit_bias", "100", id="bias-value"),
         pytest.param({"logit_bias": {-1: 1.0}}, "logit_bias", "at least 0", id="bias-id"),
         pytest.param({"logit_bias": [5]}, "logit_bias", "must map", id="bias-list"),
+        pytest.param(
+            {"structured_outputs": {"regex": "a"}},
+            "structured_outputs",
+            "is {'regex': 'a'}; pass a StructuredOutputs",
+            id="structured-dict",
+        ),
+        pytest.param({"stop_token_ids": "ab"}, "stop_token_ids", "a list", id="stop-ids-text"),
+        pytest.param({"allowed_token_ids": {1: 2}}, "allowed_token_ids", "a list", id="map"),
+        pytest.param({"seed": np.float64(0.5)}, "seed", "an integer", id="seed-numpy"),
         pytest.param({"stop": [""]}, "stop", "at least one", id="stop-empty"),
         pytest.param({"stop": 7}, "stop", "a list", id="stop-number"),
         pytest.param({"stop": ["x"], "detokenize": False}, "stop", "detokenize", id="stop-ids"),
@@ -80,6 +91,31 @@ def test_one_stop_string_and_absent_lists_are_stored_as_tuples() -> None:
     nulls: dict[str, Any] = {"stop": None, "stop_token_ids": None, "logit_bias": None}
     params = SamplingParams(**nulls)
     assert (params.stop, params.stop_token_ids, params.logit_bias) == ((), (), {})
+
+
+@pytest.mark.parametrize("of", [np.array, torch.tensor], ids=["numpy", "torch"])
+def test_numbers_and_lists_of_arrays_are_stored_as_pythons_own(of: Callable[[object], Any]) -> None:
+    params = SamplingParams(
+        temperature=of(0.5).reshape(1)[0],
+        seed=of([3])[0],
+        max_tokens=of([4])[0],
+        ignore_eos=of([True])[0],
+        stop_token_ids=of([1, 2]),
+        allowed_token_ids=list(of([3, 4])),
+        logit_bias={of([5])[0]: of([0.5])[0]},
+        bad_word_token_ids=of([[6, 7]]),
+    )
+    assert params == SamplingParams(
+        temperature=0.5,
+        seed=3,
+        max_tokens=4,
+        ignore_eos=True,
+        stop_token_ids=[1, 2],
+        allowed_token_ids=range(3, 5),
+        logit_bias={5: 0.5},
+        bad_word_token_ids=[[6, 7]],
+    )
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams) == params
 
 
 @pytest.mark.parametrize(

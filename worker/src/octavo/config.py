@@ -67,8 +67,9 @@ class EngineConfig:
     what max_num_seqs requests of max_model_len need, at most 4 GiB."""
     enable_prefix_caching: bool = True
     """Share the KV blocks of equal prompt beginnings between requests."""
-    seed: int = 0
-    """Base of the seeds of requests that bring none."""
+    seed: int | None = None
+    """Base of the seeds of requests that bring none: the same ones in the same order are answered
+    alike. None: they get random ones."""
     num_threads: int | None = None
     """CPU threads of the engine process; None: all cores it may use."""
     enforce_eager: bool = False

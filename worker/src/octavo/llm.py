@@ -12,44 +12,32 @@
 from __future__ import annotations
 
 import itertools
-import logging
+import os
 import sys
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
-import msgspec
-from tqdm import tqdm
-
-from octavo.config import EngineConfig
 from octavo.engine.build import build_engine
 from octavo.engine.core import EngineCore
-from octavo.engine.held_interrupt import HeldInterrupt
 from octavo.engine.intake import Intake
-from octavo.engine.messages import RequestSpec
 from octavo.engine.model_info import ModelInfo
 from octavo.engine.offline_adapters import OfflineAdapters
-from octavo.engine.request_options import RequestOptions
-from octavo.engine.text import ChoiceText
-from octavo.errors import (
-    EngineDeadError,
-    InvalidRequestError,
-    QueueFullError,
-)
+from octavo.engine.offline_batch import OfflineBatch, UseTqdm
+from octavo.engine.offline_chat import Message, chat_prompts, checked_template_kwargs
+from octavo.engine.offline_options import offline_config
+from octavo.engine.offline_pooling import offline_pooling, offline_truncation
+from octavo.engine.offline_prompts import Prompt, listed
+from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.grammar import Vocabulary
 from octavo.lora.request import LoRARequest
-from octavo.outputs import CompletionOutput, EngineStats, RequestOutput, RequestUpdate
+from octavo.outputs import EmbeddingOutput, EmbeddingRequestOutput, EngineStats, RequestOutput
+from octavo.pooling_params import Pooling, PoolingParams
 from octavo.request import AdapterGeneration
 from octavo.sampling_params import SamplingParams
 from octavo.tokenization.chat_template import ChatTemplate
-from octavo.tokenization.tokenizer import Tokenizer
-
-_log = logging.getLogger(__name__)
-
-Prompt = str | Mapping[str, Any]
-"""A text, or ``{"prompt_token_ids": [...]}``."""
+from octavo.tokenization.tokenizer import Tokenizer, Truncation
 
 _NOBODY_WAITS: dict[str, Any] = {
     "max_num_batched_tokens_while_decoding": sys.maxsize,
@@ -59,8 +47,23 @@ _NOBODY_WAITS: dict[str, Any] = {
 adapters less often than many short ones. Nor for a slot, which those of other adapters may hold
 for as long as their prompts take."""
 
-_GRAMMARS_AT_ONCE = 64
-"""That are compiled before anything runs: each takes memory."""
+
+_METHODS_OF_VLLM: Mapping[str, str] = {
+    "apply_model": "the model is the engine's own",
+    "beam_search": "use generate() with n, and sort by cumulative_logprob",
+    "classify": "models with a classification head are not served",
+    "collective_rpc": "there are no worker processes",
+    "encode": "use embed()",
+    "get_metrics": "use stats()",
+    "get_tokenizer": "use the property tokenizer",
+    "llm_engine": "use the methods of LLM itself",
+    "reward": "models with a reward head are not served",
+    "score": "use embed(), whose vectors have length 1, and multiply them",
+    "set_tokenizer": "the tokenizer comes with the model",
+    "sleep": "use close(), and open another LLM later",
+    "wake_up": "use close(), and open another LLM later",
+}
+"""Those that there are not, and what to do instead."""
 
 
 class LLM:
@@ -70,20 +73,46 @@ class LLM:
     ``max_model_len``, ``dtype``, ``skip_tokenizer_init``, ...), the same names as the flags of
     ``octavo serve``. Two defaults differ: steps in which requests decode are as long as others,
     and requests wait for a slot for their adapter as long as it takes.
+    ``with`` closes it at its end, which gives its memory back.
     Threads that call it at the same time take turns: pass many prompts to one call instead.
     """
 
-    def __init__(self, model: str, *, vocabulary: Vocabulary | None = None, **options: Any) -> None:
-        """``vocabulary``: lets grammars work without a tokenizer, for measurements."""
-        config = EngineConfig(model=model, **_NOBODY_WAITS | options)
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        vocabulary: Vocabulary | None = None,
+        **options: Any,
+    ) -> None:
+        """``vocabulary``: lets grammars work without a tokenizer, for measurements.
+
+        Raises ConfigError for an option that there is not or that cannot be served, ModelLoadError
+        for a model that cannot be loaded.
+        """
+        config = offline_config(model, _NOBODY_WAITS, options)
         self._engine = build_engine(config, vocabulary=vocabulary)
         self._tokenizer = self._engine.open_tokenizer()
         self._intake = Intake(self._engine.info, config.seed, self._tokenizer)
+        self._max_num_waiting = config.max_num_waiting
         self._chat_template: ChatTemplate | None = None
         self._ids = itertools.count()
         self._adapters = OfflineAdapters(self._engine.core)
         self._lock = threading.Lock()
         self._is_closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    if not TYPE_CHECKING:  # to a type checker it would be an attribute of any name
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Asked for what is not there."""
+            remedy = _METHODS_OF_VLLM.get(name)
+            words = "" if remedy is None else f": {remedy}"
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{words}")
 
     @property
     def info(self) -> ModelInfo:
@@ -94,6 +123,12 @@ class LLM:
     def tokenizer(self) -> Tokenizer | None:
         """The model's tokenizer; None with ``skip_tokenizer_init``."""
         return self._tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What calls without parameters use: those of the model's ``generation_config.json``, as
+        a server's requests do."""
+        defaults: dict[str, Any] = self.info.sampling_defaults
+        return SamplingParams(**defaults)
 
     def stats(self) -> EngineStats:
         """The engine's counters since it was built."""
@@ -120,14 +155,18 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: UseTqdm = True,
+        priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Complete every prompt; results in the prompts' order.
 
         Prompts of one adapter are begun together, so that a step reads, and a slot holds, few.
         ``sampling_params`` and ``lora_request``: one for all, or one for each prompt (None there:
-        the base model). Adapters are loaded when first named, side by side (``enable_lora=True``);
-        a name given with another path than before, or whose files have changed, is loaded anew.
+        the base model). Without parameters, :meth:`get_default_sampling_params`. Adapters are
+        loaded when first named, side by side (``enable_lora=True``); a name given with another
+        path than before, or whose files have changed, is loaded anew. ``priority``: a number for
+        each prompt, or one for all; lower ones run first. ``use_tqdm``: whether a progress bar is
+        shown, or what makes one in the place of tqdm's class.
         Raises InvalidRequestError before anything runs when one of them cannot be served,
         AdapterError or ModelLoadError for an adapter. A request that fails while it runs (no token
         can follow its grammar, its adapter cannot be copied) ends alone: ``finish_reason`` of its
@@ -135,21 +174,84 @@ class LLM:
         logged. Whatever ends the call early ends all its requests, and the next call starts from
         nothing; Ctrl-C does when the step under way has ended, and a second one at once.
         """
-        prompts = _listed(prompts)
         if sampling_params is None:
-            sampling_params = SamplingParams()
-        count = len(prompts)
+            sampling_params = self.get_default_sampling_params()
+        return self._run(prompts, sampling_params, lora_request, use_tqdm, priority).outputs
+
+    def embed(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        *,
+        pooling: Pooling | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        truncate_prompt_tokens: int | None = None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
+        use_tqdm: UseTqdm = True,
+    ) -> list[EmbeddingRequestOutput]:
+        """A vector for every prompt, of the model's hidden states; results in the prompts' order.
+
+        ``pooling``: ``last`` for the last token's, ``mean`` for the mean of all tokens', None for
+        what the model was made for. ``dimensions``: keep so many first components, where it was
+        made for that. ``normalize``: scale to length 1. ``truncate_prompt_tokens``: keep so many
+        tokens of each prompt, its last ones; -1: as many as fit. The rest, and errors, as of
+        :meth:`generate`; a request that fails while it runs has an empty vector and ``error``.
+        """
+        params = SamplingParams(max_tokens=0, detokenize=False)
+        asked = offline_pooling(self.info, pooling, dimensions, normalize)
+        cut = offline_truncation(self.info, truncate_prompt_tokens)
+        batch = self._run(prompts, params, lora_request, use_tqdm, pooling=asked, truncation=cut)
+        return [
+            EmbeddingRequestOutput(
+                output.request_id,
+                EmbeddingOutput(batch.vectors.get(output.request_id, []), output.outputs[0].error),
+                output.prompt_token_ids,
+                output.num_cached_tokens,
+            )
+            for output in batch.outputs
+        ]
+
+    def _run(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams],
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None,
+        use_tqdm: UseTqdm,
+        priority: int | Sequence[int] | None = None,
+        pooling: PoolingParams | None = None,
+        truncation: Truncation | None = None,
+    ) -> OfflineBatch:
+        """All of it, to the end."""
+        each = listed(prompts)
+        count = len(each)
         params = _one_each(
             sampling_params, count, "sampling_params", "sampling parameters", SamplingParams
         )
         requests = _one_each(
             lora_request, count, "lora_request", "adapters", LoRARequest, type(None)
         )
+        priorities = _one_each(
+            0 if priority is None else priority, count, "priority", "priorities", int
+        )
         named = [request for request in requests if request is not None]
         with self._turn():
-            loaded = iter(self._adapters.load(named, use_tqdm))
+            loaded = iter(self._adapters.load(named, bool(use_tqdm)))
             adapters = [None if request is None else next(loaded) for request in requests]
-            return _OfflineBatch(self, prompts, params, adapters).run(use_tqdm)
+            batch = OfflineBatch(
+                self._engine.core,
+                self._intake,
+                self._tokenizer,
+                self._max_num_waiting,
+                pooling,
+                truncation,
+            )
+            for number, asked in enumerate(zip(each, params, adapters, priorities, strict=True)):
+                try:
+                    batch.add(str(next(self._ids)), *asked)
+                except InvalidRequestError as error:
+                    raise type(error)(f"Prompt {number}: {error}", error.param) from error
+            batch.run(use_tqdm)
+        return batch
 
     def load_lora(self, request: LoRARequest) -> AdapterGeneration:
         """Load an adapter, unless it is, from the same files; raises AdapterError or
@@ -170,31 +272,41 @@ class LLM:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]] | Iterable[Sequence[Mapping[str, Any]]],
+        messages: Sequence[Message] | Iterable[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
-        use_tqdm: bool = False,
+        use_tqdm: UseTqdm = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Complete one conversation, or each of several, rendered with the model's chat template.
 
-        ``sampling_params``, ``lora_request`` and results as of :meth:`generate`.
+        The rest and results as of :meth:`generate`; ``prompt`` of an output is what was rendered.
+        ``tools``: functions as OpenAI writes them, of which the template tells the model; its
+        calls stay in the text. ``chat_template``: Jinja's source, in
+        place of the model's own; ``chat_template_kwargs`` reach it (``enable_thinking``).
+        ``continue_final_message``, with ``add_generation_prompt=False``: go on with the last
+        message.
         """
-        conversations = _conversations(messages)
-        template = self._open_chat_template()
-        if template is None or self._tokenizer is None:
-            raise InvalidRequestError(
-                "This model has no chat template; use generate() with a plain prompt.", "messages"
-            )
-        prompts: list[Prompt] = []
-        for number, each in enumerate(conversations):
-            try:
-                text = template.render(each, add_generation_prompt=True)
-            except InvalidRequestError as error:
-                raise InvalidRequestError(f"Conversation {number}: {error}", error.param) from error
-            ids = self._tokenizer.encode(text, add_special_tokens=False)
-            prompts.append({"prompt_token_ids": ids})
-        return self.generate(prompts, sampling_params, lora_request=lora_request, use_tqdm=use_tqdm)
+        variables = {
+            **checked_template_kwargs(chat_template_kwargs),
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+        }
+        template = self._open_chat_template(chat_template)
+        prompts = chat_prompts(messages, self._tokenizer, template, tools, variables)
+        return self.generate(
+            prompts,
+            sampling_params,
+            lora_request=lora_request,
+            use_tqdm=use_tqdm,
+            priority=priority,
+        )
 
     def close(self) -> None:
         """Release the model's memory; the object cannot be used afterwards."""
@@ -210,199 +322,12 @@ class LLM:
                 raise EngineDeadError("This LLM has been closed; open another one.")
             yield self._engine.core
 
-    def _open_chat_template(self) -> ChatTemplate | None:
+    def _open_chat_template(self, source: str | None) -> ChatTemplate | None:
+        if source is not None and self._tokenizer is not None:
+            return ChatTemplate(source, self._tokenizer.named_tokens)
         if self._chat_template is None and self._tokenizer is not None:
             self._chat_template = self._engine.open_chat_template(self._tokenizer)
         return self._chat_template
-
-
-class _OfflineBatch:
-    """One call of generate: its requests, their texts, a progress bar."""
-
-    def __init__(
-        self,
-        llm: LLM,
-        prompts: Sequence[Prompt],
-        params: Sequence[SamplingParams],
-        adapters: Sequence[AdapterGeneration | None],
-    ) -> None:
-        self._core = llm._engine.core
-        self._tokenizer = llm._tokenizer
-        self._outputs: list[RequestOutput] = []
-        self._choices: dict[str, tuple[RequestOutput, CompletionOutput, ChoiceText]] = {}
-        self._specs: list[list[RequestSpec]] = []
-        for prompt, one, adapter in zip(prompts, params, adapters, strict=True):
-            text, ids = self._tokens(prompt)
-            request_id = str(next(llm._ids))
-            params_of_ids = llm._intake.spell_bad_words(one)
-            options = RequestOptions(adapter=adapter)
-            specs = llm._intake.prepare(request_id, ids, params_of_ids, options)
-            output = RequestOutput(request_id, text, ids)
-            self._outputs.append(output)
-            self._specs.append(specs)
-            for index, spec in enumerate(specs):
-                choice = CompletionOutput(index, "", [])
-                output.outputs.append(choice)
-                text_state = ChoiceText(self._tokenizer, one, ids)
-                self._choices[spec.id] = (output, choice, text_state)
-        self._params = params
-
-    def run(self, use_tqdm: bool) -> list[RequestOutput]:
-        """Step until every request has ended."""
-        try:
-            with HeldInterrupt() as interrupt:
-                if use_tqdm:
-                    with tqdm(total=len(self._choices), desc="Generating", unit="seq") as bar:
-                        self._run(bar, interrupt)
-                else:
-                    self._run(None, interrupt)
-        except BaseException:
-            self._core.give_up()
-            raise
-        self._warn_of_failures()
-        return self._outputs
-
-    def _warn_of_failures(self) -> None:
-        failed = [c for _, c, _ in self._choices.values() if c.finish_reason == "error"]
-        if failed:
-            _log.warning(
-                "%d of %d requests failed, the first one so: %s See finish_reason and error of "
-                "their outputs.",
-                len(failed),
-                len(self._choices),
-                failed[0].error,
-            )
-
-    def _run(self, bar: tqdm[Any] | None, interrupt: HeldInterrupt) -> None:
-        pending = deque(sorted(self._specs, key=_adapter_of))
-        self._submit(pending)
-        self._check_grammars(interrupt)
-        num_tokens = 0
-        while pending or self._core.has_work:
-            interrupt.check()
-            self._submit(pending)
-            updates = self._core.step()
-            self._core.take_adapter_events()  # the ends of requests tell the same
-            for update in updates:
-                num_tokens += len(update.new_token_ids)
-                if self._apply(update) and bar is not None:
-                    bar.update()
-                    rate = num_tokens / max(bar.format_dict["elapsed"], 1e-9)
-                    bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
-
-    def _check_grammars(self, interrupt: HeldInterrupt) -> None:
-        """Raise InvalidRequestError for one that cannot be compiled, before anything runs. Those of
-        requests that wait are kept, as these follow them."""
-        asked = {
-            specs[0].grammar: (number, one.structured_outputs)
-            for number, (specs, one) in enumerate(zip(self._specs, self._params, strict=True))
-        }
-        # The last first: of more than are kept besides, those that begin soonest are.
-        grammars = [grammar for grammar in reversed(asked) if grammar is not None]
-        for first in range(0, len(grammars), _GRAMMARS_AT_ONCE):
-            interrupt.check()
-            faults = self._core.grammar_faults(grammars[first : first + _GRAMMARS_AT_ONCE])
-            for grammar, fault in faults.items():
-                number, outputs = asked[grammar]
-                asked_by = None if outputs is None else outputs.asked_by
-                raise InvalidRequestError(f"{asked_by} of prompt {number}: {fault}", asked_by)
-
-    def _submit(self, pending: deque[list[RequestSpec]]) -> None:
-        """As many prompts as the engine's queue takes."""
-        while pending:
-            try:
-                self._core.submit(pending[0])
-            except QueueFullError:
-                return
-            pending.popleft()
-
-    def _tokens(self, prompt: Prompt) -> tuple[str | None, list[int]]:
-        if isinstance(prompt, str):
-            if self._tokenizer is None:
-                raise InvalidRequestError(
-                    "This model was opened without a tokenizer (skip_tokenizer_init); pass "
-                    '{"prompt_token_ids": [...]} instead of a text.',
-                    "prompts",
-                )
-            return prompt, self._tokenizer.encode(prompt)
-        unchecked: Any = prompt
-        ids = unchecked.get("prompt_token_ids") if isinstance(unchecked, Mapping) else None
-        if not isinstance(ids, Iterable):
-            raise InvalidRequestError(
-                f'A prompt is {unchecked!r:.120}; pass a text or {{"prompt_token_ids": [...]}}.',
-                "prompts",
-            )
-        return None, list(ids)
-
-    def _apply(self, update: RequestUpdate) -> bool:
-        """Add to its choice; returns whether that ended it."""
-        known = self._choices.get(update.request_id)
-        if known is None:
-            return False  # the last word on a request of a call that was ended early
-        output, choice, text = known
-        if choice.finish_reason is not None:
-            return False  # a stop string ended it; the engine's own last word comes after
-        if update.finish_reason == "error":
-            # The token that came with it is none of the answer's.
-            update = msgspec.structs.replace(update, new_token_ids=[], logprobs=None)
-        piece = text.feed(update)
-        choice.text += piece.text
-        choice.token_ids += piece.token_ids
-        if piece.logprobs is not None:
-            choice.logprobs = (choice.logprobs or []) + piece.logprobs
-        if piece.prompt_logprobs is not None:
-            output.prompt_logprobs = [None, *piece.prompt_logprobs]
-        if not choice.index:  # the others find what the first has computed
-            output.num_cached_tokens = max(output.num_cached_tokens, update.num_cached_tokens)
-        choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
-        if piece.finish_reason == "error":
-            choice.error = update.error or "The engine gave no reason."
-        if piece.finish_reason is not None and update.finish_reason is None:
-            self._core.abort([update.request_id])
-        return piece.finish_reason is not None
-
-
-def _adapter_of(specs: Sequence[RequestSpec]) -> int:
-    """Of the choices of one prompt; below all adapters' ids where there is none."""
-    return specs[0].adapter_id or 0
-
-
-def _listed(prompts: Prompt | Iterable[Prompt]) -> Sequence[Prompt]:
-    """One prompt, or all that an iterable gives; what each is, is checked later."""
-    given: Any = prompts
-    if isinstance(given, str | Mapping):
-        return [given]
-    if not isinstance(given, Iterable):
-        raise InvalidRequestError(
-            f'prompts is {given!r:.120}; pass a text, {{"prompt_token_ids": [...]}}, or several '
-            "of them.",
-            "prompts",
-        )
-    return list(given)
-
-
-def _conversations(messages: object) -> list[list[Mapping[str, Any]]]:
-    """The one, or those, that ``messages`` hold; none where they are empty."""
-    given: list[Any] = [None]
-    if isinstance(messages, Iterable) and not isinstance(messages, str | Mapping):
-        given = list(messages)
-    if given and all(isinstance(each, Mapping) for each in given):
-        return [given]
-    if all(map(_is_conversation, given)):
-        return [list(each) for each in given]
-    raise InvalidRequestError(
-        f"messages is {messages!r:.120}; pass a conversation, such as "
-        '[{"role": "user", "content": "..."}], or a list of conversations.',
-        "messages",
-    )
-
-
-def _is_conversation(given: object) -> bool:
-    return (
-        isinstance(given, Sequence)
-        and len(given) > 0
-        and all(isinstance(message, Mapping) for message in given)
-    )
 
 
 _One = TypeVar("_One")
@@ -416,12 +341,14 @@ def _one_each(
     if isinstance(given, kinds):
         one: Any = given
         return [one] * count
-    if not isinstance(given, Sequence) or not all(isinstance(each, kinds) for each in given):
-        raise InvalidRequestError(
-            f"{name} is {given!r:.120}; pass one {kinds[0].__name__} for all prompts, or a list "
-            "of one for each.",
-            name,
-        )
+    remedy = f"pass one {kinds[0].__name__} for all prompts, or a list of one for each."
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise InvalidRequestError(f"{name} is {given!r:.120}; {remedy}", name)
+    for place, each in enumerate(given):
+        if not isinstance(each, kinds):
+            raise InvalidRequestError(
+                f"{name} has {each!r:.120} for prompt {place}; {remedy}", name
+            )
     if len(given) != count:
         raise InvalidRequestError(
             f"{len(given)} {what} for {count} prompts; pass one, or one for each.",

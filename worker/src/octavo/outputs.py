@@ -195,6 +195,17 @@ class GenerationEvent:
         self.embedding = self.embedding or later.embedding
 
 
+class Logprob(msgspec.Struct, frozen=True, gc=False):
+    """Of one token at one place (vLLM's name and fields)."""
+
+    logprob: float
+    """From the raw logits, natural logarithm."""
+    rank: int
+    """1 for the most likely token."""
+    decoded_token: str | None
+    """None without a tokenizer."""
+
+
 @dataclass(slots=True)
 class CompletionOutput:
     """One finished choice (vLLM's name and fields, and ``error``)."""
@@ -204,7 +215,11 @@ class CompletionOutput:
     token_ids: list[int]
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    logprobs: list[TokenLogprobs] | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
+    """By token id for each of ``token_ids``: of the token itself first, then of as many of the
+    likeliest as were asked for. None if none were."""
+    cumulative_logprob: float | None = None
+    """Of all ``token_ids`` together; None if none were asked for."""
     error: str | None = None
     """With finish_reason ``error``: what went wrong."""
 
@@ -219,5 +234,27 @@ class RequestOutput:
     outputs: list[CompletionOutput] = field(default_factory=list)
     num_cached_tokens: int = 0
     finished: bool = True
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
-    """One for each token of the prompt, None for the first; None if not asked for."""
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    """As :attr:`CompletionOutput.logprobs` for each token of the prompt, None for the first, which
+    nothing precedes; None if not asked for."""
+
+
+@dataclass(slots=True)
+class EmbeddingOutput:
+    """The vector of one prompt (vLLM's name and fields, and ``error``)."""
+
+    embedding: list[float]
+    """Empty where the request failed."""
+    error: str | None = None
+    """What went wrong, if anything did."""
+
+
+@dataclass(slots=True)
+class EmbeddingRequestOutput:
+    """What :meth:`octavo.LLM.embed` returns for each prompt (vLLM's name and fields)."""
+
+    request_id: str
+    outputs: EmbeddingOutput
+    prompt_token_ids: list[int]
+    num_cached_tokens: int = 0
+    finished: bool = True

@@ -7,8 +7,10 @@ far as its own fields go; token ids are checked against a vocabulary at intake.
 
 from __future__ import annotations
 
+import operator
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -16,9 +18,9 @@ from octavo.errors import InvalidRequestError
 from octavo.grammar import StructuredOutputs
 
 MAX_N = 128
-"""Choices per prompt; OpenAI's limit."""
+"""Choices per prompt that a server's client may ask for; OpenAI's limit."""
 MAX_LOGPROBS = 20
-"""Alternatives listed per token; OpenAI's limit for chat."""
+"""Alternatives listed per token that a server's client may ask for; OpenAI's limit for chat."""
 MAX_ABS_LOGIT_BIAS = 100.0
 _MIN_DIVISOR, _MAX_DIVISOR = 1e-5, 1e6
 """Of logits, which are float32 when they are divided by a temperature or a repetition penalty: the
@@ -26,6 +28,13 @@ least keeps the quotient finite, with the most hardly any difference is left. A 
 temperature is greedy anyway."""
 
 _SWITCHES = ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "detokenize")
+_SCALARS = (
+    *("n", "temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "min_tokens"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("logprobs", "prompt_logprobs", *_SWITCHES),
+)
+_scalars = operator.attrgetter(*_SCALARS)
+_PLAIN = frozenset({int, float, bool, str, type(None)})
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -63,7 +72,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     min_tokens: int = 0
     """Tokens before which no end-of-text or stop token is drawn."""
     logprobs: int | None = None
-    """Alternatives to report at each token; 0: the chosen one only; None: nothing."""
+    """Alternatives to report at each token; 0: the chosen one only; -1: the whole vocabulary;
+    None: nothing."""
     prompt_logprobs: int | None = None
     """The same at each token of the prompt but the first, which nothing precedes."""
     logit_bias: Mapping[int, float] = {}
@@ -86,10 +96,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """What the text must follow; None: anything."""
 
     def __post_init__(self) -> None:
+        self._store_scalars()
         self._store_sequences()
+        self._check_structured_outputs()
         for name in _SWITCHES:
             _check_switch(name, getattr(self, name))
-        _check_integer("n", self.n, 1, MAX_N, "send several requests for more")
+        _check_integer("n", self.n, 1, None, "leave it out for one choice")
         self._check_distribution()
         self._check_penalties()
         self._check_lengths()
@@ -115,6 +127,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             or self.frequency_penalty != 0.0
         )
 
+    def _store_scalars(self) -> None:
+        """As Python's own, which cross processes."""
+        values = _scalars(self)
+        if not _PLAIN.issuperset(map(type, values)):
+            for name, value in zip(_SCALARS, values, strict=True):
+                msgspec.structs.force_setattr(self, name, _plain(value))
+
     def _store_sequences(self) -> None:
         """Bring the forms a client may write to one form a reader can rely on."""
         stop: object = self.stop
@@ -131,6 +150,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         elif not isinstance(bias, Mapping):
             raise InvalidRequestError(
                 f"logit_bias is {bias!r}; it must map token ids to numbers.", "logit_bias"
+            )
+        else:
+            bias = {_plain(id): _plain(value) for id, value in bias.items()}
+            msgspec.structs.force_setattr(self, "logit_bias", bias)
+
+    def _check_structured_outputs(self) -> None:
+        given: object = self.structured_outputs
+        if given is not None and not isinstance(given, StructuredOutputs):
+            raise InvalidRequestError(
+                f"structured_outputs is {given!r:.120}; pass a StructuredOutputs of "
+                'octavo.grammar, such as StructuredOutputs(regex="[0-9]+").',
+                "structured_outputs",
             )
 
     def _check_distribution(self) -> None:
@@ -188,7 +219,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def _check_logits(self) -> None:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), 0, MAX_LOGPROBS, "ask for fewer")
+                _check_integer(name, getattr(self, name), -1, None, "-1 asks for all tokens")
         for token_id in self.allowed_token_ids:
             _check_integer("allowed_token_ids", token_id, 0, None, "list token ids of the model")
         self._check_bad_words()
@@ -220,9 +251,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 def _as_tuple(param: str, value: object) -> tuple[object, ...]:
     if value is None:
         return ()
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return tuple(value)
-    raise InvalidRequestError(f"{param} is {value!r}; it must be a list.", param)
+    listed: object = value.tolist() if hasattr(value, "tolist") else value  # numpy's and torch's
+    if not isinstance(listed, Iterable) or isinstance(listed, (str, bytes, Mapping)):
+        raise InvalidRequestError(f"{param} is {value!r:.120}; it must be a list.", param)
+    return tuple(map(_plain, listed))
+
+
+def _plain(value: Any) -> Any:
+    """A number or truth value of numpy's or torch's as Python's; others as they are."""
+    if type(value) in _PLAIN:
+        return value
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _check_switch(param: str, value: object) -> None:

@@ -14,6 +14,7 @@ from octavo.cli.values import count, count_or_auto
 from octavo.config import EngineConfig, ServerConfig
 from octavo.errors import ConfigError
 from octavo.server.keys import KeyRing
+from octavo.version import __version__
 
 
 def parse(*arguments: str) -> argparse.Namespace:
@@ -173,6 +174,38 @@ def test_key_file_without_a_key_does_not_open_the_door(tmp_path: Path) -> None:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["version"]) == 0
     assert capsys.readouterr().out.startswith("octavo ")
+
+
+def test_version_is_a_flag_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"octavo {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["serv", "x"], "unknown command serv; did you mean serve?"),
+        (
+            ["bench"],
+            "unknown command bench; there are serve, chat, run-batch, fetch, inspect, warm",
+        ),
+        (["--port", "1", "serve", "x"], "--port stands before the command; write 'octavo COMMAND"),
+        (["chat", "--modle", "x"], "did you mean --model? ('octavo chat --help' lists all)"),
+        (["chat", "--temperature", "-1"], "'-1' is no temperature; write a number from 0 to 2"),
+        (["chat", "--temperature", "nan"], "'nan' is no temperature"),
+        (["chat", "--temperature", "warm"], "'warm' is no temperature"),
+        (["chat", "--max-tokens", "0"], "'0' is too few; write 1 or more, or leave it out"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_with_a_remedy(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 def test_help_groups_flags_and_gives_examples(capsys: pytest.CaptureFixture[str]) -> None:

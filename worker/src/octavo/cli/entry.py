@@ -37,6 +37,10 @@ def _run(parsed: argparse.Namespace) -> int:
             from octavo.cli import chat
 
             return chat.run(parsed)
+        case "run-batch":
+            from octavo.cli import run_batch
+
+            return run_batch.run(parsed)
         case "fetch":
             from octavo.cli import fetch
 

@@ -27,12 +27,22 @@ def run(parsed: argparse.Namespace) -> int:
             hf_overrides=parsed.hf_overrides,
         )
     )
+    _check_length(parsed.max_model_len, shape)
     text = msgspec.json.encode(shape).decode() if parsed.json else _table(shape, parsed)
     if parsed.output is None:
         print(text)
     else:
         _write(parsed.output, text)
     return 0
+
+
+def _check_length(length: int | None, shape: ModelShape) -> None:
+    """As serving the model would."""
+    if length is not None and length > shape.context_len:
+        raise ConfigError(
+            f"--max-model-len is {length}, but the model was made for {shape.context_len} "
+            "positions: lower it, or extend the model with --hf-overrides and a rope scaling."
+        )
 
 
 def _write(path: str, text: str) -> None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
 from collections.abc import Sequence
 
 from octavo.cli.serve_flags import MODEL_HELP, add_serve_flags, add_source_flags
-from octavo.cli.values import count, dtype, json_object
+from octavo.cli.values import dtype, json_object, some, temperature
 from octavo.cli.vllm_flags import refusal
 from octavo.config import DTYPES
+from octavo.version import __version__
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _Commands = argparse._SubParsersAction
@@ -31,6 +33,18 @@ the same; a flag of vLLM that is not supported is refused by name.
 """
 
 
+_BATCH_EXAMPLES = """\
+example:
+  octavo run-batch Qwen/Qwen3-8B -i requests.jsonl -o answers.jsonl
+
+a line of requests.jsonl, with a custom_id of its own (url: /v1/chat/completions, /v1/completions,
+/v1/embeddings or /v1/responses; body: what a server takes there):
+  {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions",
+   "body": {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 60}}
+
+The exit status is 1 where some lines failed; what was interrupted goes on with --resume.
+"""
+
 _INSPECT_EXAMPLES = """\
 examples:
   octavo inspect Qwen/Qwen3-8B
@@ -48,8 +62,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="octavo",
         description="Serve large language models behind an OpenAI-compatible API.",
+        epilog="'octavo COMMAND --help' tells a command's flags.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"octavo {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     serve = commands.add_parser(
         "serve",
@@ -61,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_serve_flags(serve)
     _add_chat(commands)
+    _add_run_batch(commands)
     _add_fetch(commands)
     _add_inspect(commands)
     _add_warm_kernels(commands)
@@ -72,22 +89,38 @@ def parse_arguments(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
 ) -> argparse.Namespace:
     """Parse; a flag that is unknown, or vLLM's and unsupported, ends with a sentence on it."""
-    parsed, rest = parser.parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    _check_command(parser, given[0] if given else "")
+    parsed, rest = parser.parse_known_args(given)
     if rest:
         flags = [word for word in rest if word.startswith("-")]
         if flags:
-            parser.error(_unknown(flags[0], flags_of(parser, parsed.command)))
+            remedy = f"'octavo {parsed.command} --help' lists all"
+            parser.error(f"{_unknown(flags[0], flags_of(parser, parsed.command))} ({remedy})")
         parser.error(f"unexpected: {' '.join(rest)}")
     return parsed
 
 
+def _check_command(parser: argparse.ArgumentParser, first: str) -> None:
+    """End with a sentence on what stands where the command should."""
+    names = _commands_of(parser)
+    if first.startswith("-") and first not in parser._option_string_actions:
+        parser.error(f"{first} stands before the command; write 'octavo COMMAND {first}'.")
+    if first and not first.startswith("-") and first not in names:
+        close = difflib.get_close_matches(first, names, n=1, cutoff=0.7)
+        remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}."
+        parser.error(f"unknown command {first}; {remedy}")
+
+
+def _commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    (commands,) = (action for action in parser._actions if isinstance(action, _Commands))
+    return dict(commands.choices)
+
+
 def flags_of(parser: argparse.ArgumentParser, command: str) -> set[str]:
     """All flags of a command."""
-    for action in parser._actions:
-        if isinstance(action, _Commands) and command in action.choices:
-            actions = action.choices[command]._actions
-            return {name for each in actions for name in each.option_strings}
-    raise LookupError(command)
+    actions = _commands_of(parser)[command]._actions
+    return {name for each in actions for name in each.option_strings}
 
 
 def _unknown(flag: str, known: set[str]) -> str:
@@ -113,11 +146,39 @@ def _add_chat(commands: _Commands[argparse.ArgumentParser]) -> None:
         "--api-key", metavar="KEY", help="bearer token (default: $OCTAVO_API_KEY, if set)"
     )
     chat.add_argument(
-        "--max-tokens", type=count, metavar="TOKENS", help="longest answer (default: no limit)"
+        "--max-tokens", type=some, metavar="TOKENS", help="longest answer (default: no limit)"
     )
     chat.add_argument(
-        "--temperature", type=float, help="0: the likeliest words (default: the model's)"
+        "--temperature",
+        type=temperature,
+        metavar="NUMBER",
+        help="0: the likeliest words (default: the model's)",
     )
+
+
+def _add_run_batch(commands: _Commands[argparse.ArgumentParser]) -> None:
+    batch = commands.add_parser(
+        "run-batch",
+        help="answer a file of requests, without a server",
+        description="Answer each line of an OpenAI batch file as a server would, and write the "
+        "answers to another, in the order in which they come. Takes the flags of serve, too; "
+        "those of HTTP do nothing.",
+        epilog=_BATCH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    batch.add_argument(
+        *("-i", "--input-file"), required=True, metavar="FILE", help="the requests, one a line"
+    )
+    batch.add_argument(
+        *("-o", "--output-file"), required=True, metavar="FILE", help="where answers are written"
+    )
+    batch.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an output file that is there: answer the lines it has no answer to",
+    )
+    add_serve_flags(batch)
 
 
 def _add_fetch(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -159,7 +220,7 @@ def _add_inspect(commands: _Commands[argparse.ArgumentParser]) -> None:
     )
     inspect.add_argument(
         "--max-model-len",
-        type=count,
+        type=some,
         metavar="TOKENS",
         help="length of the request that the table counts with (default: the model's longest)",
     )

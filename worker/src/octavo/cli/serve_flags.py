@@ -112,7 +112,9 @@ def _add_model_flags(group: argparse._ActionsContainer) -> None:
         "--seed",
         type=int,
         default=_ENGINE.seed,
-        help="seed of requests that bring none; 0: random each time (default: %(default)s)",
+        metavar="NUMBER",
+        help="base of the seeds of requests that bring none: the same ones in the same order are "
+        "answered alike (default: random seeds)",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from typing import Any
 
@@ -27,6 +28,24 @@ def count(text: str) -> int:
     if value != int(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(value)
+
+
+def some(text: str) -> int:
+    """A count of at least 1."""
+    if not (value := count(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is too few; write 1 or more, or leave it out")
+    return value
+
+
+def temperature(text: str) -> float:
+    """A number from 0 on, as far as OpenAI's API goes."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is no temperature; write a number from 0 to 2")
+    return value
 
 
 def count_or_auto(text: str) -> int | None:

@@ -29,7 +29,9 @@ _MAX_SEED = 2**63
 class Intake:
     """Prepares requests for one engine."""
 
-    def __init__(self, info: ModelInfo, seed: int, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self, info: ModelInfo, seed: int | None, tokenizer: Tokenizer | None = None
+    ) -> None:
         self._info = info
         self._tokenizer = tokenizer
         self._base_seed = seed
@@ -52,7 +54,7 @@ class Intake:
         """
         tokens = _integers(prompt_token_ids)
         self._check_tokens(tokens, params)
-        params = self._limit_length(len(tokens), params)
+        params = self._count_logprobs(self._limit_length(len(tokens), params))
         self._check_something_is_left(params)
         grammar = grammar or self.grammar_of(params, options.reasoning)
         if grammar is not None:
@@ -166,6 +168,21 @@ class Intake:
                         name,
                     )
 
+    def _count_logprobs(self, params: SamplingParams) -> SamplingParams:
+        """-1 as the number of tokens there are; raises InvalidRequestError for more."""
+        vocab_size = self._info.vocab_size
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(params, name)
+            if count == -1:
+                params = msgspec.structs.replace(params, **{name: vocab_size})
+            elif count is not None and count > vocab_size:
+                raise InvalidRequestError(
+                    f"{name} is {count}, and this model has {vocab_size} tokens; ask for fewer, "
+                    "or for all with -1.",
+                    name,
+                )
+        return params
+
     def _limit_length(self, num_prompt_tokens: int, params: SamplingParams) -> SamplingParams:
         room = self._info.max_model_len - num_prompt_tokens
         if params.max_tokens is None:
@@ -182,8 +199,8 @@ class Intake:
     def _seed(self, params: SamplingParams) -> int:
         if params.seed is not None:
             return params.seed % _MAX_SEED
-        # Reproducible for a given engine seed and order of requests; 0 asks for neither.
-        if self._base_seed == 0:
+        # Reproducible for a given engine seed and order of requests.
+        if self._base_seed is None:
             return secrets.randbits(63)
         self._num_requests += 1
         digest = hashlib.blake2b(

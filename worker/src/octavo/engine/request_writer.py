@@ -25,7 +25,7 @@ class RequestWriter:
     tried."""
 
     def __init__(
-        self, info: ModelInfo, seed: int, prompts: PromptWriter, tokenizer_path: str | None
+        self, info: ModelInfo, seed: int | None, prompts: PromptWriter, tokenizer_path: str | None
     ) -> None:
         self._prompts = prompts
         self._most_tokens = info.max_model_len
