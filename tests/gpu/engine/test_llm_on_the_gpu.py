@@ -110,7 +110,8 @@ def _scores(llm: LLM, texts: list[list[int]]) -> list[float]:
     """The log probability of each token of each text but its first."""
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, ignore_eos=True)
     outputs = llm.generate([{"prompt_token_ids": t} for t in texts], params, use_tqdm=False)
-    return [one.logprob for output in outputs for one in output.prompt_logprobs or [] if one]
+    places = [place for output in outputs for place in output.prompt_logprobs or [] if place]
+    return [next(iter(place.values())).logprob for place in places]
 
 
 def bits_of(llm: LLM, prompts: list[list[int]] = PROMPTS) -> list[tuple[list[int], Any]]:
