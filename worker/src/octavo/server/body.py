@@ -15,7 +15,14 @@ from starlette.requests import ClientDisconnect, Request
 
 from octavo.server.disconnect import ClientGoneError
 from octavo.server.errors import ApiError, bad_request
-from octavo.server.limits import BODY_TIMEOUT_S, MAX_FIELDS, MAX_JSON_DEPTH, json_depth
+from octavo.server.limits import (
+    BODY_TIMEOUT_S,
+    MAX_FIELDS,
+    MAX_JSON_DEPTH,
+    MAX_JSON_PARTS,
+    json_depth,
+    json_parts,
+)
 from octavo.server.protocol.fields import RequestBody
 from octavo.server.validation import explain
 
@@ -124,6 +131,12 @@ def _too_large(size: str, max_bytes: int) -> ApiError:
 def _decode(raw: bytes) -> dict[str, Any]:
     if not raw.strip():
         raise bad_request("The request body is empty; send a JSON object.", code="invalid_json")
+    if (num_parts := json_parts(raw)) > MAX_JSON_PARTS:
+        raise bad_request(
+            f"The request body holds {num_parts} objects, lists and members; at most "
+            f"{MAX_JSON_PARTS} are allowed. Send several requests.",
+            code="invalid_json",
+        )
     try:
         document = msgspec.json.decode(raw)
     except RecursionError:
