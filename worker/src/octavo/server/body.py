@@ -23,6 +23,7 @@ from octavo.server.limits import (
     json_depth,
     json_parts,
 )
+from octavo.server.open_bodies import HeldBody, held_body_of
 from octavo.server.protocol.fields import RequestBody
 from octavo.server.validation import explain
 
@@ -32,16 +33,17 @@ _LONG_BYTES = 32 * 1024
 
 
 async def read_model(
-    request: Request, model: type[Body] | Callable[[dict[str, Any]], type[Body]], max_bytes: int
+    request: Request, model: type[Body] | Callable[[dict[str, Any]], type[Body]]
 ) -> Body:
     """The request's body as ``model``, or as the one that a function chooses for the document.
 
-    Raises ApiError: 413 when larger than ``max_bytes``, 415 when not JSON by its content type
-    or compressed, 400 when malformed or not valid. Raises ClientGoneError when the client leaves.
+    Raises ApiError: 413 when it is too large, 429 when those of all open requests are, 415 when
+    not JSON by its content type or compressed, 400 when malformed or not valid. Raises
+    ClientGoneError when the client leaves.
     """
     _check_content_type(request)
     _check_content_encoding(request)
-    raw = await _read(request, max_bytes)
+    raw = await _read(request, held_body_of(request.scope))
     if len(raw) < _LONG_BYTES:
         return _parse(raw, model)
     return await asyncio.to_thread(_parse, raw, model)
@@ -95,7 +97,8 @@ def _check_content_encoding(request: Request) -> None:
     )
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def _read(request: Request, held: HeldBody) -> bytes:
+    max_bytes = held.bodies.max_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(f"{int(declared)} bytes", max_bytes)
@@ -107,6 +110,8 @@ async def _read(request: Request, max_bytes: int) -> bytes:
                 if size > max_bytes:
                     raise _too_large(f"more than {max_bytes} bytes", max_bytes)
                 chunks.append(chunk)
+                if not held.grow(size):
+                    chunks.clear()  # and read on: who still sends does not see an answer
     except TimeoutError:
         raise ApiError(
             408,
@@ -116,6 +121,8 @@ async def _read(request: Request, max_bytes: int) -> bytes:
         ) from None
     except ClientDisconnect:
         raise ClientGoneError from None
+    if not held.has_room:
+        raise held.bodies.full()
     return b"".join(chunks)
 
 

@@ -50,9 +50,14 @@ class RequestBoundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = scope["headers"]
-        request_id = _header(headers, b"x-request-id", _USABLE_ID) or uuid.uuid4().hex
+        request_id = _header(scope["headers"], b"x-request-id", _USABLE_ID) or uuid.uuid4().hex
         scope["octavo.request_id"] = request_id
+        with self._context.bodies.hold() as scope["octavo.body"]:
+            await self._take(scope, receive, send, request_id)
+
+    async def _take(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        """Answer it, and keep its account where it has one."""
+        headers = scope["headers"]
         if scope["method"] != "POST" or scope["path"] not in COUNTED_PATHS:
             started_s = time.monotonic()
             status = await self._answer(scope, receive, send, request_id, None)

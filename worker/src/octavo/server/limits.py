@@ -15,6 +15,10 @@ BODY_TIMEOUT_S = 120.0
 """Until its body is."""
 UNREAD_TIMEOUT_S = 120.0
 """For which a client may take nothing of an answer."""
+FREE_BODY_BYTES = 32 * 1024
+"""Of each body; those beyond count towards what all bodies may take together."""
+NUM_LONGEST_BODIES = 32
+"""So many of the longest is what all may take together."""
 MAX_PIPELINED = 32
 """Requests that wait on one connection for the answer to the one before."""
 MAX_JSON_DEPTH = 64
