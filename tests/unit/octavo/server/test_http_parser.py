@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from fake_engine import FakeEngine
+from octavo.config import ServerConfig
 from octavo.server import http_protocol
 from running_server import running_server
 
@@ -53,6 +54,20 @@ async def test_an_offer_of_another_protocol_is_passed_over(request_: bytes, size
     assert answer.count(b"HTTP/1.1 200 OK") == 3
     assert answer.count(b'"object":"text_completion"') == 2
     assert answer.endswith(b'{"status":"ready"}')
+
+
+@pytest.mark.parametrize("offer", [b"", OFFER], ids=["", "offer"])
+async def test_trailers_are_no_headers(offer: bytes) -> None:
+    """A proxy that checks or replaces headers does not look at them."""
+    chunked = CHUNKED.replace(OFFER, offer)
+    trailers = b"Authorization: Bearer k\r\nX-Request-Id: from-a-trailer\r\n"
+    asked = chunked.replace(b"X-Trailer: 1\r\n", trailers)
+    for config, status in ((ServerConfig(), b"200"), (ServerConfig(api_keys=("k",)), b"401")):
+        async with running_server(FakeEngine(), config) as server:
+            answer = await _ask(server.url, iter([asked + LAST]))
+        assert answer.startswith(b"HTTP/1.1 %b " % status)
+        assert answer.count(b"HTTP/1.1 ") == 2
+        assert b"from-a-trailer" not in answer
 
 
 async def test_an_offer_without_a_body_is_passed_over() -> None:

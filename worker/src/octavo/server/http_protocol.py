@@ -86,11 +86,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Trailers come after the headers are complete, and would be kept without a bound.
         self._num_field_bytes += len(name) + len(value)
         if self._num_field_bytes > 2 * MAX_HEADER_BYTES:
             self.transport.close()
-        else:
+        elif not self._is_in_body:  # else it is a trailer, which nobody in front of us looks at
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
