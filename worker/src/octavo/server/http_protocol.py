@@ -40,6 +40,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Received since the last request ended, of one whose headers are not complete."""
         self._num_field_bytes = 0
         self._is_in_body = False
+        self.is_unheard = True
+        """Its first request has not come yet, or not whole headers of it."""
         self._timer: asyncio.TimerHandle | None = None
         """Until the request that is coming has to be there."""
         self._unread: asyncio.TimerHandle | None = None
@@ -52,6 +54,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._timer = self.loop.call_later(HEADER_TIMEOUT_S, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.is_unheard = False
         self._stop_timer()
         self.resume_writing()
         super().connection_lost(exc)
@@ -95,7 +98,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_timer()
         self._timer = self.loop.call_later(BODY_TIMEOUT_S, self._give_up)
-        self._num_header_bytes, self._is_in_body = 0, True
+        self._num_header_bytes, self._is_in_body, self.is_unheard = 0, True, False
         if len(self.pipeline) < MAX_PIPELINED:
             super().on_headers_complete()
         else:
