@@ -70,6 +70,32 @@ async def test_trailers_are_no_headers(offer: bytes) -> None:
         assert b"from-a-trailer" not in answer
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/health", 200),
+        ("/v1/models", 200),
+        ("/metrics", 200),
+        ("/no", 404),
+        ("/v1/responses", 405),
+    ],
+)
+async def test_head_is_get_without_a_body(path: str, status: int) -> None:
+    """As load balancers, monitors and ``curl -I`` ask; the connection stays usable."""
+    head = b"HEAD %b HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode()
+    async with running_server(FakeEngine()) as server:
+        answer = await _ask(server.url, iter([head + LAST]))
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            got = await client.get(path)
+    first, second = answer.split(b"\r\n\r\n", 1)
+    assert first.startswith(b"HTTP/1.1 %d " % status)
+    assert got.status_code == status
+    if path != "/metrics":  # which counts its own
+        assert b"content-length: %d" % len(got.content) in first
+    assert second.startswith(b"HTTP/1.1 200 OK")
+    assert second.endswith(b'{"status":"ready"}')
+
+
 async def test_an_offer_without_a_body_is_passed_over() -> None:
     get = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     async with running_server(FakeEngine()) as server:

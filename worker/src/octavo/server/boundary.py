@@ -106,7 +106,7 @@ class RequestBoundary:
             if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
                 await headers_too_large().to_response()(scope, receive, send_with_id)
             else:
-                await self._app(scope, receive, send_with_id)
+                await self._app(_as_get(scope), receive, send_with_id)
         except asyncio.CancelledError:
             # A server that ends cancels what it cannot wait for any longer.
             if status != 0 or not self._context.is_leaving:
@@ -137,6 +137,11 @@ class RequestBoundary:
             seconds=round(seconds, 4),
             **more,
         )
+
+
+def _as_get(scope: Scope) -> Scope:
+    """HEAD is GET (RFC 9110, section 9.3.2); the protocol leaves the body out."""
+    return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
 
 def _told(record: RequestRecord) -> dict[str, Any]:
