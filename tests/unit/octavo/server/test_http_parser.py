@@ -110,6 +110,25 @@ async def test_what_follows_an_offer_and_is_no_http_is_refused() -> None:
     assert b"HTTP/1.1 400 Bad Request" in answer
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        WHOLE.replace(b"Content-Length", b"Content-Length: 1\r\nContent-Length"),
+        CHUNKED.replace(b"Transfer-", b"Content-Length: 4\r\nTransfer-"),
+        WHOLE.replace(b"Host: x", b"Host: x\r\nno header"),
+    ],
+    ids=["http2", "tls", "two lengths", "length and chunks", "header"],
+)
+async def test_what_is_no_http_is_refused_in_the_shape_of_all_errors(bad: bytes) -> None:
+    async with running_server(FakeEngine()) as server:
+        answer = await _ask(server.url, iter([bad]))
+    head, body = answer.split(b"\r\n\r\n", 1)
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+
+
 async def test_any_number_of_offers_may_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "MAX_PIPELINED", 1000)
     get = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"

@@ -9,11 +9,12 @@ httptools.
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from octavo.server.errors import headers_too_large
+from octavo.server.errors import ApiError, headers_too_large, no_http
 from octavo.server.http_parser import HttpParser
 from octavo.server.limits import (
     BODY_TIMEOUT_S,
@@ -21,12 +22,6 @@ from octavo.server.limits import (
     MAX_HEADER_BYTES,
     MAX_PIPELINED,
     UNREAD_TIMEOUT_S,
-)
-
-_BODY = headers_too_large().to_json()
-_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
-    b"connection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
 )
 
 
@@ -80,9 +75,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self._timer = self.loop.call_later(HEADER_TIMEOUT_S, self._give_up)
         super().data_received(data)
         if not self._is_in_body and self._num_header_bytes > MAX_HEADER_BYTES:
-            if not self.transport.is_closing():
-                self.transport.write(_TOO_LARGE)
-            self.transport.close()
+            self._refuse(headers_too_large())
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(no_http())
 
     def on_message_begin(self) -> None:
         self._num_field_bytes = 0
@@ -112,6 +108,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
+
+    def _refuse(self, answer: ApiError) -> None:
+        """The last that is said on this connection."""
+        if not self.transport.is_closing():
+            body = answer.to_json()
+            status, phrase = answer.status, HTTPStatus(answer.status).phrase
+            head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\n"
+            head += f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+            self.transport.write(head.encode() + body)
+        self.transport.close()
 
     def _give_up(self) -> None:
         self._timer = None
