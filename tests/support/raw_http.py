@@ -53,7 +53,7 @@ async def post(
     """
     reader, writer = await asyncio.open_connection(*address, limit=1 << 16)
     try:
-        lines = [f"POST {path} HTTP/1.1", "Host: x", "Connection: close"]
+        lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Connection: close"]
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         writer.write("\r\n".join([*lines, "", ""]).encode() + body)

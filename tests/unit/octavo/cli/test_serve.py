@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
@@ -27,14 +28,15 @@ def test_port_in_use_is_told_before_an_engine_is_made(
     )
 
 
+def broken_engine(*arguments: object) -> FakeEngine:
+    engine = FakeEngine(ready=False)
+    engine.fail_to_load(ModelLoadError("m has no config.json; give a model's folder."))
+    return engine
+
+
 def test_load_error_is_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken_engine(*arguments: object) -> FakeEngine:
-        engine = FakeEngine(ready=False)
-        engine.fail_to_load(ModelLoadError("m has no config.json; give a model's folder."))
-        return engine
-
     monkeypatch.setattr(serve, "AsyncEngine", broken_engine)
     assert main(["serve", "m", "--port", "0"]) == 1
     lines = capsys.readouterr().err.splitlines()
@@ -65,3 +67,14 @@ def test_the_engine_is_ended_where_the_server_cannot_be_made(
     assert main(["serve", "m", "--port", "0"]) == 2
     assert engine.closed
     assert capsys.readouterr().err.splitlines()[-1] == "octavo: no such template"
+
+
+def test_what_was_imported_is_kept_from_the_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All streams wait while it is walked."""
+    gc.unfreeze()
+    monkeypatch.setattr(serve, "AsyncEngine", broken_engine)
+    assert main(["serve", "m", "--port", "0"]) == 1
+    try:
+        assert gc.get_freeze_count() > len(gc.get_objects())
+    finally:
+        gc.unfreeze()

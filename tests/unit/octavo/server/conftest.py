@@ -20,5 +20,5 @@ async def engine() -> FakeEngine:
 @pytest.fixture
 async def client(engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(create_app(engine, ServerConfig()), raise_app_exceptions=True)
-    async with httpx.AsyncClient(transport=transport, base_url="http://octavo") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client

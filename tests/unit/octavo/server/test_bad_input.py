@@ -15,6 +15,12 @@ from hypothesis import strategies as st
 from fake_engine import MAX_MODEL_LEN, FakeEngine
 from octavo.config import ServerConfig
 from octavo.server.app import create_app
+from octavo.server.body import validate
+from octavo.server.protocol.chat import ChatCompletionRequest
+from octavo.server.protocol.completion import CompletionRequest
+from octavo.server.protocol.embeddings import EmbeddingRequest
+from octavo.server.protocol.fields import RequestBody
+from octavo.server.protocol.responses import ResponseRequest
 from puppet_engine import puppet_engine
 from tiny_models import save_byte_tokenizer
 
@@ -267,6 +273,27 @@ async def test_a_compressed_body_is_refused_as_such(client: httpx.AsyncClient) -
         TEXT, content=body, headers=headers | {"content-encoding": "Identity"}
     )
     assert plain.status_code == 200
+
+
+NULLABLE = [
+    (model, name)
+    for model in (ChatCompletionRequest, CompletionRequest, EmbeddingRequest, ResponseRequest)
+    for name, field in model.model_fields.items()
+    if not field.is_required()
+]
+
+
+@pytest.mark.parametrize(("model", "name"), NULLABLE, ids=lambda each: str(each))
+def test_null_means_the_default(model: type[RequestBody], name: str) -> None:
+    start = {
+        ChatCompletionRequest: {"messages": HELLO},
+        CompletionRequest: {"prompt": "hi"},
+        EmbeddingRequest: {"input": "hi"},
+        ResponseRequest: {"input": "hi"},
+    }[model]
+    assert validate({**start, name: None}, model) == validate({**start}, model)
+    schema = model.model_json_schema()["properties"][name]
+    assert {"type": "null"} in schema["anyOf"]
 
 
 async def test_content_type_may_have_parameters(client: httpx.AsyncClient) -> None:

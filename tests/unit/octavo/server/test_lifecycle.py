@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -229,6 +230,39 @@ async def test_a_request_that_is_not_complete_when_the_server_ends_is_told_so(
     assert json.loads(body)["error"]["code"] == "engine_draining"
     assert context.ledger.outcomes["refused"] == 1
     assert "Exception in ASGI application" not in caplog.text
+
+
+async def test_a_server_that_ends_answers_who_has_connected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also whom the event loop has not come to yet, and who says what it wants a moment later."""
+    request = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+    clients = [socket.socket() for _ in range(20)]
+    end = lifecycle._HttpServer.shutdown
+
+    async def connect_and_end(
+        http: lifecycle._HttpServer, sockets: list[socket.socket] | None = None
+    ) -> None:
+        for number, client in enumerate(clients if sockets else ()):
+            client.connect(address)
+            if number % 2:
+                client.sendall(request)
+        ending = asyncio.create_task(end(http, sockets))
+        await asyncio.sleep(0.05)
+        for client in clients[::2] if sockets else ():
+            client.sendall(request)
+        await ending
+
+    monkeypatch.setattr(lifecycle._HttpServer, "shutdown", connect_and_end)
+    async with running_server(FakeEngine()) as server:
+        address = (httpx.URL(server.url).host, httpx.URL(server.url).port)
+        assert await server.stop() == 0
+    for client in clients:
+        client.settimeout(20)
+        answer = client.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b'"engine_draining"' in answer
+        client.close()
 
 
 async def test_an_engine_that_has_gone_when_a_server_leaves_is_told_as_its_leaving() -> None:

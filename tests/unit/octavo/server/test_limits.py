@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from pydantic import ValidationError
 
@@ -19,7 +20,14 @@ from octavo.server import http_protocol
 from octavo.server.app import create_app
 from octavo.server.body import validate
 from octavo.server.errors import ApiError
-from octavo.server.limits import MAX_HEADER_BYTES, MAX_JSON_DEPTH, MAX_PIPELINED, json_depth
+from octavo.server.limits import (
+    MAX_HEADER_BYTES,
+    MAX_JSON_DEPTH,
+    MAX_JSON_PARTS,
+    MAX_PIPELINED,
+    json_depth,
+    json_parts,
+)
 from octavo.server.protocol.chat import ChatCompletionRequest
 from octavo.server.protocol.completion import CompletionRequest
 from octavo.server.protocol.fields import RequestBody
@@ -145,6 +153,35 @@ async def test_body_nested_too_deeply_is_refused(client: httpx.AsyncClient, dept
 
 def test_depth_counts_lists_and_objects() -> None:
     assert [json_depth(each) for each in (1, [], [[1], {"a": [2]}])] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("part", ["[]", "{}", '{"a":1}', '["[[[",[]]'])
+async def test_body_of_too_many_parts_is_refused_before_it_is_decoded(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    decoded: list[bytes] = []
+    monkeypatch.setattr(msgspec.json, "decode", decoded.append)
+    body = '{"prompt": "a", "x": [' + ",".join([part] * MAX_JSON_PARTS) + "]}"
+    headers = {"Content-Type": "application/json"}
+    response = await client.post("/v1/completions", content=body, headers=headers)
+    assert response.status_code == 400
+    assert f"at most {MAX_JSON_PARTS}" in response.json()["error"]["message"]
+    assert decoded == []
+
+
+@pytest.mark.parametrize("text", ["[{:", '\\"[', '\\\\"[', "\\\\[\\\\\\\\"])
+async def test_what_a_text_says_is_no_part(client: httpx.AsyncClient, text: str) -> None:
+    body = {"messages": [{"role": "user", "content": text * MAX_JSON_PARTS}]}
+    response = await client.post("/v1/chat/completions", json=body)
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_parts_are_counted_across_the_pieces_of_a_text() -> None:
+    strings = ['"[' + '\\\\\\"[:' * length + '"' for length in range(1, 400)]
+    text = "[" + ",".join(f'{{"a":{string}}}' for string in strings * 5) + "]"
+    assert len(json.loads(text)) == 1995
+    assert text.count("[") > MAX_JSON_PARTS
+    assert json_parts(text.encode()) == 1 + 2 * 1995
 
 
 async def _refused(url: str, *pieces: bytes) -> bytes:

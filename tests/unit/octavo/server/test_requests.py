@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import socket
 from typing import Any
 from urllib.parse import quote
 
@@ -25,7 +26,7 @@ ROOT_HASH = hashlib.sha256(b"root").hexdigest()
 
 def client_of(app: Any, host: str = "127.0.0.1") -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app, client=(host, 4321))
-    return httpx.AsyncClient(transport=transport, base_url="http://octavo")
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
 
 def outcomes_of(app: Any) -> dict[str, int]:
@@ -235,6 +236,7 @@ ADMIN_ROUTES = [("GET", "/v1/requests"), ("POST", "/v1/requests/x/cancel")]
         ({}, "10.0.0.7", {}, 403),
         ({}, "127.0.0.1", {"X-Forwarded-For": "10.0.0.7"}, 403),
         ({}, "127.0.0.1", {"Origin": "http://evil.example"}, 403),
+        ({}, "127.0.0.1", {"Host": "evil.example:8000"}, 403),
         ({"api_keys": ("k",)}, "127.0.0.1", {}, 401),
         ({"api_keys": ("k",)}, "127.0.0.1", {"Authorization": "Bearer k"}, 200),
         ({"api_keys": ("k",)}, "10.0.0.7", {"Authorization": "Bearer k"}, 403),
@@ -270,6 +272,9 @@ async def test_admin_routes_on_the_main_port_are_for_administrators(
     [
         ({}, "127.0.0.1", {}, 200),
         ({}, "10.0.0.7", {}, 403),
+        ({}, "127.0.0.1", {"Host": "evil.example:8001"}, 403),
+        ({"admin_host": "127.43.0.2"}, "127.0.0.1", {"Host": "evil.example:8001"}, 403),
+        ({"admin_host": "0.0.0.0"}, "10.0.0.7", {"Host": "octavo-0.octavo:8001"}, 200),
         ({"api_keys": ("k",)}, "10.0.0.7", {"Authorization": "Bearer k"}, 403),
         ({"admin_host": "0.0.0.0"}, "10.0.0.7", {}, 200),
         ({"admin_host": "0.0.0.0", "admin_keys": ("root",)}, "10.0.0.7", {}, 401),
@@ -305,6 +310,46 @@ async def test_admin_port_takes_the_admin_routes_off_the_main_one(
             assert "admin port (--admin-port)" in refused.json()["error"]["message"]
         refused = await client.get("/v1/nothing", headers=key)
         assert "There is no '/v1/nothing' here" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LocalHost:8000", 200),
+        ("octavo.localhost:8000", 200),
+        ("127.0.0.1:8000", 200),
+        ("127.43.0.2", 200),
+        ("10.0.0.7:80", 200),
+        ("[::1]:8000", 200),
+        ("[::1]", 200),
+        (f"{socket.gethostname()}:8000", 200),
+        ("evil.example", 403),
+        ("localhost.evil.example:8000", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("[evil.example]", 403),
+        ("", 403),
+        ("2130706433", 403),
+    ],
+)
+async def test_a_name_that_somebody_led_to_this_machine_is_not_its_own(
+    host: str, status: int
+) -> None:
+    """A web page on a browser here may have it (DNS rebinding); its GETs tell no origin."""
+    async with client_of(create_app(FakeEngine(), ServerConfig())) as client:
+        response = await client.get("/v1/requests", headers={"Host": host})
+        assert response.status_code == status
+        if status == 403:
+            assert f"The Host header is {host!r}" in response.json()["error"]["message"]
+        for path in ("/health/ready", "/metrics", "/v1/models"):
+            assert (await client.get(path, headers={"Host": host})).status_code == 200
+
+
+async def test_a_key_opens_admin_routes_under_any_name() -> None:
+    app = create_app(FakeEngine(), ServerConfig(admin_keys=("root",)))
+    async with client_of(app) as client:
+        headers = ADMIN | {"Host": "octavo.example"}
+        assert (await client.get("/v1/requests", headers=headers)).status_code == 200
 
 
 async def test_key_of_the_admin_port_opens_nothing_else_and_locks_nothing_else() -> None:

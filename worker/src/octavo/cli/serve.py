@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -55,6 +56,9 @@ async def _serve(
             from octavo.server.lifecycle import Lifecycle
 
             lifecycle = Lifecycle(engine, server_settings, display)
+            # What was imported lives forever: the collector would stop all streams to walk it.
+            gc.collect()
+            gc.freeze()
         except BaseException:
             await engine.close()
             raise

@@ -52,6 +52,7 @@ class Intake:
 
         Raises InvalidRequestError naming the field, the value, the limit and the remedy.
         """
+        self._check_length(len(prompt_token_ids), params)
         tokens = _integers(prompt_token_ids)
         self._check_tokens(tokens, params)
         params = self._count_logprobs(self._limit_length(len(tokens), params))
@@ -134,19 +135,22 @@ class Intake:
                 "allowed_token_ids",
             )
 
-    def _check_tokens(self, tokens: list[int], params: SamplingParams) -> None:
-        vocab_size = self._info.vocab_size
-        if not tokens:
+    def _check_length(self, num_tokens: int, params: SamplingParams) -> None:
+        """Before any token is looked at: there may be millions."""
+        if not num_tokens:
             raise InvalidRequestError(
                 "The prompt has no tokens; send at least one character or token id.", "prompt"
             )
-        if len(tokens) + (params.max_tokens != 0) > self._info.max_model_len:
+        if num_tokens + (params.max_tokens != 0) > self._info.max_model_len:
             raise PromptTooLongError(
-                f"The prompt has {len(tokens)} tokens; this model takes at most "
+                f"The prompt has {num_tokens} tokens; this model takes at most "
                 f"{self._info.max_model_len} with those to generate. Shorten the prompt, "
                 "or serve the model with a larger --max-model-len.",
                 "prompt",
             )
+
+    def _check_tokens(self, tokens: list[int], params: SamplingParams) -> None:
+        vocab_size = self._info.vocab_size
         if min(tokens) < 0 or max(tokens) >= vocab_size:
             wrong = next(token for token in tokens if not 0 <= token < vocab_size)
             raise InvalidRequestError(

@@ -87,9 +87,11 @@ class ChoiceText:
         # The last of min_tokens may end the text, those before it may not.
         num_early = max(0, min(self._min_tokens - 1 - self._num_tokens, len(token_ids)))
         event.text = stops.pass_over(detokenizer.feed(token_ids[:num_early])) if num_early else ""
-        text = detokenizer.feed(token_ids[num_early:])
+        text, rest = detokenizer.feed(token_ids[num_early:]), ""
         if event.finish_reason is not None:
-            text += detokenizer.finish()
+            rest = detokenizer.finish()
+        if event.finish_reason == "stop":  # else a character was cut off, which nobody has written
+            text, rest = text + rest, ""
         found = stops.feed(text)
         if isinstance(found, StopMatch):
             event.text += found.text
@@ -97,4 +99,4 @@ class ChoiceText:
         else:
             event.text += found
             if event.finish_reason is not None:
-                event.text += stops.finish()
+                event.text += stops.finish() + rest

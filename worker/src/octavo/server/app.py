@@ -11,7 +11,7 @@ from starlette.routing import Match
 from octavo.config import ServerConfig
 from octavo.engine.interface import Engine
 from octavo.errors import OctavoError
-from octavo.server.auth import ApiKeyAuth, Keys, admin_only
+from octavo.server.auth import ApiKeyAuth, Keys, admin_only, is_loopback
 from octavo.server.boundary import RequestBoundary
 from octavo.server.context import ServerContext
 from octavo.server.disconnect import ClientGoneError
@@ -64,8 +64,7 @@ def create_admin_app(context: ServerContext) -> FastAPI:
     for module in (health, operations):
         app.include_router(module.build_router(context))
     keys = AdminRing(context.keys, context.config.admin_key_hashes)
-    host = context.config.admin_host
-    is_open_port = host not in ("127.0.0.1", "::1", "localhost")
+    is_open_port = not is_loopback(context.config.admin_host)
     _include_admin_routes(app, context, keys, is_open_port=is_open_port)
     _surround(app, context, keys)
     return app

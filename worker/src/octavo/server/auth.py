@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -115,30 +116,59 @@ def admin_only(keys: Keys, *, is_open_port: bool = False) -> Callable[[Request],
         if key_of(request.scope).is_admin:
             return
         if keys.has_admin:
-            raise ApiError(
-                403,
-                "This route takes an admin key only; send one in the Authorization header.",
-                code="admin_key_required",
+            raise _admins_only(
+                "This route takes an admin key only; send one in the Authorization header."
             )
-        if not is_open_port and not _is_of_this_machine(request.scope):
-            raise ApiError(
-                403,
-                "This route answers this machine only, since the server has no admin key; "
-                "set OCTAVO_ADMIN_KEY, or start the server with --admin-port.",
-                code="admin_key_required",
-            )
+        if not is_open_port:
+            _refuse_others(request.scope)
 
     return check
 
 
-def _is_of_this_machine(scope: Scope) -> bool:
-    client = scope.get("client")
-    if client is None or any(name in _FORWARDED for name, _ in scope["headers"]):
-        return False
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
     try:
-        return ipaddress.ip_address(client[0]).is_loopback
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _refuse_others(scope: Scope) -> None:
+    """Raise ApiError for who is not on this machine, or asks for a web page that is not."""
+    client, headers = scope.get("client"), scope["headers"]
+    remedy = "set OCTAVO_ADMIN_KEY, or start the server with --admin-port."
+    if (
+        client is None
+        or not is_loopback(client[0])
+        or any(name in _FORWARDED for name, _ in headers)
+    ):
+        raise _admins_only(
+            f"This route answers this machine only, since the server has no admin key; {remedy}"
+        )
+    for host in (value.decode("latin-1") for name, value in headers if name == b"host"):
+        if not _is_own_name(host):
+            raise _admins_only(
+                f"The Host header is {host[:100]!r}; this route answers to localhost or an IP "
+                f"address only, since the server has no admin key. Use one of these, or {remedy}"
+            )
+
+
+def _is_own_name(host: str) -> bool:
+    """Whether a URL with this host means this machine whatever a name server says: a web page may
+    have its own name lead here, and then asks as if it were of the same origin."""
+    bracketed, _, _ = host[1:].partition("]")
+    name = bracketed if host.startswith("[") else host.partition(":")[0].lower()
+    if name == "localhost" or name.endswith(".localhost") or name == socket.gethostname().lower():
+        return True
+    try:
+        ipaddress.ip_address(name)
     except ValueError:
         return False
+    return True
+
+
+def _admins_only(message: str) -> ApiError:
+    return ApiError(403, message, code="admin_key_required")
 
 
 def _bearer_token(scope: Scope) -> bytes | None:

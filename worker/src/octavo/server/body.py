@@ -15,7 +15,15 @@ from starlette.requests import ClientDisconnect, Request
 
 from octavo.server.disconnect import ClientGoneError
 from octavo.server.errors import ApiError, bad_request
-from octavo.server.limits import BODY_TIMEOUT_S, MAX_FIELDS, MAX_JSON_DEPTH, json_depth
+from octavo.server.limits import (
+    BODY_TIMEOUT_S,
+    MAX_FIELDS,
+    MAX_JSON_DEPTH,
+    MAX_JSON_PARTS,
+    json_depth,
+    json_parts,
+)
+from octavo.server.open_bodies import HeldBody, held_body_of
 from octavo.server.protocol.fields import RequestBody
 from octavo.server.validation import explain
 
@@ -25,16 +33,17 @@ _LONG_BYTES = 32 * 1024
 
 
 async def read_model(
-    request: Request, model: type[Body] | Callable[[dict[str, Any]], type[Body]], max_bytes: int
+    request: Request, model: type[Body] | Callable[[dict[str, Any]], type[Body]]
 ) -> Body:
     """The request's body as ``model``, or as the one that a function chooses for the document.
 
-    Raises ApiError: 413 when larger than ``max_bytes``, 415 when not JSON by its content type
-    or compressed, 400 when malformed or not valid. Raises ClientGoneError when the client leaves.
+    Raises ApiError: 413 when it is too large, 429 when those of all open requests are, 415 when
+    not JSON by its content type or compressed, 400 when malformed or not valid. Raises
+    ClientGoneError when the client leaves.
     """
     _check_content_type(request)
     _check_content_encoding(request)
-    raw = await _read(request, max_bytes)
+    raw = await _read(request, held_body_of(request.scope))
     if len(raw) < _LONG_BYTES:
         return _parse(raw, model)
     return await asyncio.to_thread(_parse, raw, model)
@@ -88,7 +97,8 @@ def _check_content_encoding(request: Request) -> None:
     )
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def _read(request: Request, held: HeldBody) -> bytes:
+    max_bytes = held.bodies.max_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(f"{int(declared)} bytes", max_bytes)
@@ -100,6 +110,8 @@ async def _read(request: Request, max_bytes: int) -> bytes:
                 if size > max_bytes:
                     raise _too_large(f"more than {max_bytes} bytes", max_bytes)
                 chunks.append(chunk)
+                if not held.grow(size):
+                    chunks.clear()  # and read on: who still sends does not see an answer
     except TimeoutError:
         raise ApiError(
             408,
@@ -109,6 +121,8 @@ async def _read(request: Request, max_bytes: int) -> bytes:
         ) from None
     except ClientDisconnect:
         raise ClientGoneError from None
+    if not held.has_room:
+        raise held.bodies.full()
     return b"".join(chunks)
 
 
@@ -124,6 +138,12 @@ def _too_large(size: str, max_bytes: int) -> ApiError:
 def _decode(raw: bytes) -> dict[str, Any]:
     if not raw.strip():
         raise bad_request("The request body is empty; send a JSON object.", code="invalid_json")
+    if (num_parts := json_parts(raw)) > MAX_JSON_PARTS:
+        raise bad_request(
+            f"The request body holds {num_parts} objects, lists and members; at most "
+            f"{MAX_JSON_PARTS} are allowed. Send several requests.",
+            code="invalid_json",
+        )
     try:
         document = msgspec.json.decode(raw)
     except RecursionError:

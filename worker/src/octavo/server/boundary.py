@@ -50,9 +50,14 @@ class RequestBoundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = scope["headers"]
-        request_id = _header(headers, b"x-request-id", _USABLE_ID) or uuid.uuid4().hex
+        request_id = _header(scope["headers"], b"x-request-id", _USABLE_ID) or uuid.uuid4().hex
         scope["octavo.request_id"] = request_id
+        with self._context.bodies.hold() as scope["octavo.body"]:
+            await self._take(scope, receive, send, request_id)
+
+    async def _take(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        """Answer it, and keep its account where it has one."""
+        headers = scope["headers"]
         if scope["method"] != "POST" or scope["path"] not in COUNTED_PATHS:
             started_s = time.monotonic()
             status = await self._answer(scope, receive, send, request_id, None)
@@ -101,7 +106,7 @@ class RequestBoundary:
             if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
                 await headers_too_large().to_response()(scope, receive, send_with_id)
             else:
-                await self._app(scope, receive, send_with_id)
+                await self._app(_as_get(scope), receive, send_with_id)
         except asyncio.CancelledError:
             # A server that ends cancels what it cannot wait for any longer.
             if status != 0 or not self._context.is_leaving:
@@ -132,6 +137,11 @@ class RequestBoundary:
             seconds=round(seconds, 4),
             **more,
         )
+
+
+def _as_get(scope: Scope) -> Scope:
+    """HEAD is GET (RFC 9110, section 9.3.2); the protocol leaves the body out."""
+    return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
 
 def _told(record: RequestRecord) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from octavo.errors import UnknownModelError
 from octavo.metrics.server_metrics import ServerMetrics
 from octavo.server.errors import ApiError
 from octavo.server.keys import KeyRing
+from octavo.server.open_bodies import OpenBodies
 from octavo.server.requests import RequestLedger
 from octavo.server.tracing import RequestTracer
 from octavo.tools.formats import MessageFormat
@@ -34,6 +35,7 @@ class ServerContext:
     metrics: ServerMetrics | None = None
     tracer: RequestTracer | None = None
     """Where there is a collector."""
+    bodies: OpenBodies = field(init=False)
     num_open: int = 0
     """Generation requests being answered now."""
     is_leaving: bool = False
@@ -41,6 +43,9 @@ class ServerContext:
     idle_since_s: float = field(default_factory=time.monotonic)
     """When the last generation request ended; counts only while none is open."""
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.bodies = OpenBodies(self.config.max_body_bytes)
 
     def model_names(self) -> tuple[str, ...]:
         """Names clients may use; the first is the one answers carry."""

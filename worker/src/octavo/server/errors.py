@@ -147,6 +147,17 @@ def headers_too_large() -> ApiError:
     )
 
 
+def no_http() -> ApiError:
+    """The answer to what the protocol's parser does not take."""
+    return ApiError(
+        400,
+        "This is no HTTP/1.1 request that this server takes: its first line, a header, or the "
+        "length of its body is malformed or told twice. Send plain HTTP/1.1; TLS and HTTP/2 end "
+        "at a proxy in front of it.",
+        code="invalid_http",
+    )
+
+
 def left_behind() -> ApiError:
     """The answer to a request that a shutdown does not wait for."""
     return ApiError(

@@ -9,11 +9,12 @@ httptools.
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from octavo.server.errors import headers_too_large
+from octavo.server.errors import ApiError, headers_too_large, no_http
 from octavo.server.http_parser import HttpParser
 from octavo.server.limits import (
     BODY_TIMEOUT_S,
@@ -21,12 +22,6 @@ from octavo.server.limits import (
     MAX_HEADER_BYTES,
     MAX_PIPELINED,
     UNREAD_TIMEOUT_S,
-)
-
-_BODY = headers_too_large().to_json()
-_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
-    b"connection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
 )
 
 
@@ -40,6 +35,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Received since the last request ended, of one whose headers are not complete."""
         self._num_field_bytes = 0
         self._is_in_body = False
+        self.is_unheard = True
+        """Its first request has not come yet, or not whole headers of it."""
         self._timer: asyncio.TimerHandle | None = None
         """Until the request that is coming has to be there."""
         self._unread: asyncio.TimerHandle | None = None
@@ -52,6 +49,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._timer = self.loop.call_later(HEADER_TIMEOUT_S, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.is_unheard = False
         self._stop_timer()
         self.resume_writing()
         super().connection_lost(exc)
@@ -77,26 +75,26 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self._timer = self.loop.call_later(HEADER_TIMEOUT_S, self._give_up)
         super().data_received(data)
         if not self._is_in_body and self._num_header_bytes > MAX_HEADER_BYTES:
-            if not self.transport.is_closing():
-                self.transport.write(_TOO_LARGE)
-            self.transport.close()
+            self._refuse(headers_too_large())
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(no_http())
 
     def on_message_begin(self) -> None:
         self._num_field_bytes = 0
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Trailers come after the headers are complete, and would be kept without a bound.
         self._num_field_bytes += len(name) + len(value)
         if self._num_field_bytes > 2 * MAX_HEADER_BYTES:
             self.transport.close()
-        else:
+        elif not self._is_in_body:  # else it is a trailer, which nobody in front of us looks at
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
         self._timer = self.loop.call_later(BODY_TIMEOUT_S, self._give_up)
-        self._num_header_bytes, self._is_in_body = 0, True
+        self._num_header_bytes, self._is_in_body, self.is_unheard = 0, True, False
         if len(self.pipeline) < MAX_PIPELINED:
             super().on_headers_complete()
         else:
@@ -110,6 +108,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
+
+    def _refuse(self, answer: ApiError) -> None:
+        """The last that is said on this connection."""
+        if not self.transport.is_closing():
+            body = answer.to_json()
+            status, phrase = answer.status, HTTPStatus(answer.status).phrase
+            head = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\n"
+            head += f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+            self.transport.write(head.encode() + body)
+        self.transport.close()
 
     def _give_up(self) -> None:
         self._timer = None

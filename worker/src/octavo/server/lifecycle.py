@@ -25,6 +25,7 @@ from octavo.logs import log_event
 from octavo.server.app import create_admin_app, create_app
 from octavo.server.context import ServerContext
 from octavo.server.http_protocol import BoundedHttpProtocol
+from octavo.server.listening import accept_waiting
 
 _logger = logging.getLogger("octavo.server")
 _LOADING_POLL_S = 0.1
@@ -32,6 +33,8 @@ _STATE_POLL_S = 0.2
 _KEY_POLL_S = 2.0
 _FLUSH_LIMIT_S = 5.0
 """How long answers may take to leave after their generation has ended."""
+_HEARING_POLLS, _HEARING_POLL_S = 50, 0.01
+"""How long a connection may take to say what it was made for, when the server ends."""
 _KEEP_ALIVE_S = 75
 """Above the 60 s that proxies keep idle connections, so that it is the proxy that closes them."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -198,8 +201,39 @@ class _HttpServer(uvicorn.Server):
 
     def end_connections(self) -> None:
         """Close idle connections now, and each of the others after its answer."""
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
+        for connection in self._connections():
+            if not connection.is_unheard:
+                connection.shutdown()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End, once those have their answer who had connected by then.
+
+        Whoever the loop had not come to yet would find the connection reset.
+        """
+        listeners = sockets or []
+        late = [connection for listener in listeners for connection in accept_waiting(listener)]
+        for server in self.servers:
+            server.close()
+        for listener in listeners:
+            listener.close()
+        loop = asyncio.get_running_loop()
+        for connection in late:
+            await loop.connect_accepted_socket(self._protocol, connection)
+        for _ in range(_HEARING_POLLS):
+            if not any(connection.is_unheard for connection in self._connections()):
+                break
+            await asyncio.sleep(_HEARING_POLL_S)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> BoundedHttpProtocol:
+        return BoundedHttpProtocol(self.config, self.server_state, self.lifespan.state)
+
+    def _connections(self) -> list[BoundedHttpProtocol]:
+        return [
+            connection
+            for connection in self.server_state.connections
+            if isinstance(connection, BoundedHttpProtocol)
+        ]
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import resource
 import socket
+from collections.abc import Iterator
 
 from octavo.errors import ConfigError
 
@@ -39,6 +41,15 @@ def open_listener(host: str, port: int) -> socket.socket:
         raise ConfigError(_reason(error, host, port)) from None
     listener.setblocking(False)
     return listener
+
+
+def accept_waiting(listener: socket.socket) -> Iterator[socket.socket]:
+    """The connections that nobody has accepted yet. A socket that is closed resets those."""
+    with contextlib.suppress(OSError):  # BlockingIOError: these were all
+        while True:
+            connection, _ = listener.accept()
+            connection.setblocking(False)
+            yield connection
 
 
 def allow_many_connections() -> None:

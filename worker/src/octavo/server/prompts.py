@@ -20,7 +20,8 @@ def check_prompts(prompts: Sequence[str | list[int]], info: ModelInfo, field: st
                     "send token ids, or start it without --skip-tokenizer-init.",
                     field,
                 )
-        elif (largest := max(prompt)) >= info.vocab_size:
+        # A longer one is refused for that, or cut and then looked at, by the engine.
+        elif len(prompt) <= info.max_model_len and (largest := max(prompt)) >= info.vocab_size:
             raise bad_request(
                 f"{field} {number} holds the token id {largest}; the model's ids end at "
                 f"{info.vocab_size - 1}. Encode the text with this model's tokenizer.",

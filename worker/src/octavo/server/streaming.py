@@ -68,9 +68,7 @@ class GenerationAnswer(Response, Generic[Body]):
         record = record_of(scope)
         try:
             info = self._context.ready_model()
-            body = await read_model(
-                Request(scope, receive), self.body_type, self._context.config.max_body_bytes
-            )
+            body = await read_model(Request(scope, receive), self.body_type)
             with self._context.track_request():
                 async with DisconnectWatch(receive):
                     await self._answer(body, info, scope, send)

@@ -29,14 +29,8 @@ MAX_METADATA = 16
 
 
 def _as_list(value: object) -> object:
-    """One string is a list of one, null an empty list."""
-    if value is None:
-        return []
+    """One string is a list of one."""
     return [value] if isinstance(value, str) else value
-
-
-def _null_as_empty(value: object) -> object:
-    return [] if value is None else value
 
 
 def at_most(most: int, value: object) -> object:
@@ -69,6 +63,19 @@ KeptTokens = Annotated[int, Field(ge=-1, le=MAX_INT32), AfterValidator(_some)]
 """Of a prompt; -1: as many as fit."""
 
 
+_SAID_OF_FIELDS = frozenset({"title", "description", "default"})
+
+
+def _nullable(described: dict[str, Any]) -> dict[str, Any]:
+    """A field's schema, and null."""
+    told = {key: value for key, value in described.items() if key in _SAID_OF_FIELDS}
+    form = {key: value for key, value in described.items() if key not in _SAID_OF_FIELDS}
+    forms = form["anyOf"] if list(form) == ["anyOf"] else [form]
+    if {"type": "null"} not in forms:
+        forms = [*forms, {"type": "null"}]
+    return {"anyOf": forms, **told}
+
+
 class StrictModel(BaseModel):
     """Unknown fields are errors; nothing is converted; no NaN, no infinity."""
 
@@ -94,9 +101,28 @@ class RequestBody(StrictModel):
         """Drop the harmless known fields; raise ApiError for one that cannot be honoured."""
         settle(document, cls.unsupported)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, document: Any) -> Any:
+        if not isinstance(document, dict):
+            return document
+        return {
+            name: value
+            for name, value in document.items()
+            if value is not None or not cls._is_optional(name)
+        }
+
+    @classmethod
+    def _is_optional(cls, name: str) -> bool:
+        field = cls.model_fields.get(name)
+        return field is not None and not field.is_required()
+
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
         written: dict[str, Any] = handler.resolve_ref_schema(handler(schema))
+        for name, described in written["properties"].items():
+            if cls._is_optional(name):
+                written["properties"][name] = _nullable(described)
         for name, field in cls.unsupported.items():
             written["properties"][name] = field.json_schema()
         return written
@@ -173,12 +199,9 @@ class SamplingBody(EngineBody):
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: Annotated[
         StopStrings,
-        BeforeValidator(_as_list, json_schema_input_type=StopString | StopStrings | None),
+        BeforeValidator(_as_list, json_schema_input_type=StopString | StopStrings),
     ] = []
-    stop_token_ids: Annotated[
-        StopTokenIds,
-        BeforeValidator(_null_as_empty, json_schema_input_type=StopTokenIds | None),
-    ] = []
+    stop_token_ids: StopTokenIds = []
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0, le=MAX_INT32)
@@ -189,11 +212,7 @@ class SamplingBody(EngineBody):
     allowed_token_ids: (
         Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS)] | None
     ) = Field(None, description="The only token ids that may be generated.")
-    bad_words: Annotated[
-        BadWords,
-        BeforeValidator(_null_as_empty, json_schema_input_type=BadWords | None),
-        Field(description="Words that are not generated."),
-    ] = []
+    bad_words: BadWords = Field([], description="Words that are not generated.")
     stream: bool | None = False
 
     @property

@@ -133,7 +133,7 @@ def build_router(context: ServerContext) -> APIRouter:
     async def load_adapter(request: Request) -> Response:
         """Load an adapter, or replace what its name stands for."""
         context.ready_model()
-        body = await read_model(request, LoadAdapterRequest, context.config.max_body_bytes)
+        body = await read_model(request, LoadAdapterRequest)
         if body.lora_name in context.model_names():
             raise bad_request(
                 f"lora_name is {body.lora_name!r}, which is the base model's name; choose another.",
@@ -151,7 +151,7 @@ def build_router(context: ServerContext) -> APIRouter:
     async def unload_adapter(request: Request) -> Response:
         """Forget an adapter: its name at once, its weights when its requests have ended."""
         context.ready_model()
-        body = await read_model(request, UnloadAdapterRequest, context.config.max_body_bytes)
+        body = await read_model(request, UnloadAdapterRequest)
         table, num_ended = context.engine.adapters, 0
         if body.lora_name in table or not body.missing_ok:
             num_ended = await table.unload(body.lora_name, body.timeout)

@@ -37,7 +37,7 @@ def build_router(context: ServerContext) -> APIRouter:
     async def tokenize(request: Request) -> Response:
         """A text, or a conversation, as token ids."""
         info = context.ready_model()
-        body = await read_model(request, tokenize_form, context.config.max_body_bytes)
+        body = await read_model(request, tokenize_form)
         _check_model(context, body.model)
         tokenizer = _tokenizer(context)
         if isinstance(body, TokenizeText):
@@ -54,7 +54,7 @@ def build_router(context: ServerContext) -> APIRouter:
     async def detokenize(request: Request) -> Response:
         """Token ids as text, special tokens included."""
         info = context.ready_model()
-        body = await read_model(request, Detokenize, context.config.max_body_bytes)
+        body = await read_model(request, Detokenize)
         _check_model(context, body.model)
         _check_ids(body.tokens, info)
         decode = partial(_tokenizer(context).decode, skip_special_tokens=False)
