@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from octavo.batch import BatchPlan, Runner, StepHandle
 from octavo.engine.adapter_control import AdapterControl
-from octavo.engine.carried_requests import from_spec, to_state, to_timings
+from octavo.engine.carried_requests import from_spec, to_state
 from octavo.engine.constrained_rows import ConstrainedRows
 from octavo.engine.messages import AdapterEvent, RequestSpec
 from octavo.engine.step_accounts import StepAccounts
@@ -59,7 +59,6 @@ class EngineCore:
         """Whether the last step did nothing."""
         self._under_way: deque[tuple[BatchPlan, int, StepHandle]] = deque()
         """Plans, how many tokens each computes, and what will come of them; oldest first."""
-        self._open: dict[str, Request] = {}
         self._aborted: list[RequestUpdate] = []
         """Ends not told of yet; without them the last request's would wait for the next one's."""
         self._accounts = StepAccounts()
@@ -81,7 +80,6 @@ class EngineCore:
                 if request.grammar is not None:
                     request.grammar.release()
             raise
-        self._open |= group
 
     def abort(self, request_ids: list[str]) -> None:
         """End these requests at once; unknown and finished ones are ignored."""
@@ -102,7 +100,6 @@ class EngineCore:
         self._scheduler.fail_all("A step was given up.")
         self._scheduler.take_updates()
         self._aborted.clear()
-        self._open.clear()
 
     def open_adapter(
         self, adapter_id: int, source: AdapterSource, known_digest: str | None = None
@@ -218,9 +215,6 @@ class EngineCore:
             updates += self._commit_timed(started_s)
         updates += self._aborted + self._scheduler.take_updates()
         self._aborted = []
-        for update in updates:
-            if update.finish_reason is not None:
-                self._close(update)
         self._has_stopped = not has_steps and not updates
         return updates
 
@@ -249,7 +243,7 @@ class EngineCore:
     def inspect(self) -> list[RequestState]:
         """Where every open request stands."""
         now_s = time.monotonic()
-        return [to_state(request, now_s) for request in self._open.values()]
+        return [to_state(request, now_s) for request in self._scheduler.requests()]
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix no request holds."""
@@ -268,7 +262,7 @@ class EngineCore:
         self._scheduler.check_integrity()
         if self._adapters is not None:
             self._adapters.check_integrity()
-        num_constrained = sum(request.grammar is not None for request in self._open.values())
+        num_constrained = sum(r.grammar is not None for r in self._scheduler.requests())
         num_leaked = self._constrained.num_open - num_constrained
         assert not num_leaked, f"{num_leaked} grammars leak"
 
@@ -290,8 +284,3 @@ class EngineCore:
         # One update a token: what was drawn for a request that has ended meanwhile is nobody's.
         self._accounts.committed(num_tokens, len(updates), time.perf_counter() - started_s)
         return updates
-
-    def _close(self, update: RequestUpdate) -> None:
-        """Say where the time of a request went that has just ended."""
-        request = self._open.pop(update.request_id)
-        update.timings = to_timings(request, time.monotonic())

@@ -177,6 +177,7 @@ class OpenRequests:
             finish_reason=reason.value,
             num_cached_tokens=request.num_cached_tokens,
             error=error,
+            timings=request.timings(self.clock()),
         )
         self.tell(update)
         return True

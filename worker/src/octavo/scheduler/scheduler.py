@@ -28,7 +28,7 @@ registered as a prefix before a committed step has filled it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 
 from octavo.batch import BatchPlan, StepResult
 from octavo.config import SchedulerConfig
@@ -93,6 +93,10 @@ class Scheduler:
         for request in list(self._requests):
             self._requests.end(request.id, FinishReason.ERROR, message)
         self._in_flight.clear()
+
+    def requests(self) -> Iterator[Request]:
+        """Every open one."""
+        return iter(self._requests)
 
     def waiting_for(self, adapter_ids: Container[int | None]) -> list[Request]:
         """The requests of these adapters that have no row."""
