@@ -139,8 +139,7 @@ class SchedulerWorld:
         """Everything has ended, nothing is held, every output is what it would be alone."""
         assert self.ends.keys() == self.requests.keys()
         stats = self.scheduler.stats()
-        assert (stats.num_running, stats.num_waiting) == (0, 0)
-        assert stats.num_free_blocks + stats.num_cached_blocks == self.config.num_blocks
+        assert (stats.num_running, stats.num_waiting, stats.num_owned_blocks) == (0, 0, 0)
         for id, request in self.requests.items():
             self._check_outputs(request, self.outputs[id])
 

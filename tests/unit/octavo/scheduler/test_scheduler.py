@@ -360,7 +360,8 @@ def test_prompt_seen_before_is_computed_from_its_last_block_on() -> None:
     world.run()
     assert world.ends["b"].num_cached_tokens == 8
     stats = world.scheduler.stats()
-    assert (stats.prefix_queries, stats.prefix_hits, stats.num_prompt_tokens) == (24, 8, 24)
+    assert (stats.prefix_query_tokens, stats.cached_prompt_tokens) == (24, 8)
+    assert stats.prompt_tokens == 24
 
 
 def test_conversation_finds_the_blocks_of_its_last_answer() -> None:

@@ -237,8 +237,10 @@ class EngineCore:
 
     def stats(self) -> EngineStats:
         """Counters and gauges for metrics, as of now."""
-        adapters = None if self._adapters is None else self._adapters.stats()
-        return self._accounts.stats(self._scheduler.stats(), adapters)
+        stats = self._scheduler.stats()
+        self._accounts.add_to(stats)
+        stats.adapters = None if self._adapters is None else self._adapters.stats()
+        return stats
 
     def inspect(self) -> list[RequestState]:
         """Where every open request stands."""
