@@ -129,6 +129,21 @@ async def test_a_broken_tokenizer_fails_loading_before_the_weights_are_there(
         assert engine.state is EngineState.DEAD
 
 
+async def test_what_nobody_expects_of_the_last_part_of_loading_ends_it(
+    monkeypatch: pytest.MonkeyPatch, byte_tokenizer: Path
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr("octavo.engine.async_engine.load_first_adapters", fail)
+    async with puppet_engine() as engine, asyncio.timeout(30):
+        engine.say(FilesFound(str(byte_tokenizer)))
+        engine.say(Ready(INFO))
+        with pytest.raises(ModelLoadError, match="cannot be readied: no such thing"):
+            await engine.wait_ready()
+        assert engine.state is EngineState.DEAD
+
+
 async def test_a_process_that_dies_while_loading_says_how() -> None:
     async with puppet_engine() as engine:
         engine.process.kill()
