@@ -663,6 +663,16 @@ async def test_an_engine_deaf_to_shutdown_is_killed(
     assert engine.process.returncode == -signal.SIGKILL
 
 
+async def test_an_engine_that_the_kernel_holds_is_not_waited_for(
+    engine: PuppetEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.engine.engine_connection._KILL_AFTER_S", 0.05)
+    monkeypatch.setattr(engine.process, "kill", lambda: None)
+    async with asyncio.timeout(30):
+        await engine.close()
+    assert engine.process.returncode is None
+
+
 async def test_age_of_progress_counts_only_with_work(engine: PuppetEngine) -> None:
     assert engine.stats().last_progress_age_s == 0
     task = asking(engine)
