@@ -112,6 +112,10 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
          "unevaluatedProperties": False},
         ['{"a":1}', '{"a":1,"b":2}'], ['{"a":1,"c":2}', '{"b":1}'],
     ),
+    "names of properties that nothing evaluates": (
+        {"type": "object", "propertyNames": {"enum": ["a"]}, "unevaluatedProperties": False},
+        ["{}"], ['{"a":1}'],
+    ),
     "never": (
         {"type": "object", "properties": {"a": {"not": {}}, "b": INTEGER}},
         ['{"b":1}', "{}"], ['{"a":1,"b":1}'],

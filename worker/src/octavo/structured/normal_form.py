@@ -269,11 +269,11 @@ _RULES: tuple[_Rule, ...] = (
     _dialect,
     _nullable,
     _never,
+    _unevaluated,  # before names become properties, which are evaluated
     _property_names,
     _unique_items,
     _discriminator,
     _one_of,
-    _unevaluated,
     _format,
     _encoding,
     _look_ahead,
