@@ -80,6 +80,9 @@ class SchedulerWorld:
 
     def add(self, *requests: Request) -> Request:
         """Add as one group; returns the first."""
+        if not self.config.enable_prefix_caching:
+            for request in requests:
+                request.cache_key = None
         self.scheduler.add_group(requests)
         for request in requests:
             self.requests[request.id] = request

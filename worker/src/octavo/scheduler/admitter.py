@@ -86,7 +86,7 @@ class Admitter:
         if leader is None or leader.num_output_tokens or leader.is_finished:
             return True
         has_blocks = request.num_prompt_tokens > self._kv_cache.block_size
-        is_shared = has_blocks and self._kv_cache.can_share(request)
+        is_shared = has_blocks and request.cache_key is not None
         # What is said of the prompt comes first, with the leader's first token.
         return not is_shared and leader.prompt_logprobs is None
 

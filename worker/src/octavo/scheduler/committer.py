@@ -24,8 +24,7 @@ class Committer:
 
     def commit(self, step: PlannedStep, result: StepResult) -> list[RequestUpdate]:
         """One update for each token drawn by a request that is still open."""
-        if self._kv_cache.enable_prefix_caching:
-            self._register_filled(step)  # before tokens: who ends gives its blocks away
+        self._register_filled(step)  # before tokens: who ends gives its blocks away
         if step.plan.readings:
             self._take_prompts(step, result)
         for i in range(step.num_grouped, len(step.plan.requests)):

@@ -38,11 +38,7 @@ class OpenRequests:
         self.clock = clock
         self.waiting = WaitingQueue(config.max_num_waiting, config.max_queue_tokens)
         self.running = RunningRequests(config)
-        self.kv_cache = KVCacheManager(
-            config.num_blocks,
-            config.block_size,
-            enable_prefix_caching=config.enable_prefix_caching,
-        )
+        self.kv_cache = KVCacheManager(config.num_blocks, config.block_size)
         self.adapters = AdapterSlots(config.num_adapter_slots)
         self.num_constrained = 0
         """Those with a grammar."""
