@@ -91,7 +91,7 @@ class SchemaValues:
         required = schema.get("required")
         names = required if isinstance(required, list) else []
         return Facts(
-            kinds=_kinds(schema) if values is None else {kind for kind, _ in values},
+            kinds=_kinds(schema) if values is None else set(map(_kind, self.listed(schema) or ())),
             values=values,
             marks=marks,
             required={name for name in names if isinstance(name, str)},
@@ -167,8 +167,11 @@ def _once(values: Sequence[Any]) -> list[Any]:
 
 
 def _kind(value: object) -> str:
+    """The narrowest: a number without a fraction is an integer, however it is written."""
     if isinstance(value, bool):
         return "boolean"
+    if isinstance(value, float) and value.is_integer():
+        return "integer"
     for kind, types in (("string", str), ("integer", int), ("number", float), ("array", list)):
         if isinstance(value, types):
             return kind
