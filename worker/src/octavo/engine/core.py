@@ -59,8 +59,6 @@ class EngineCore:
         """Whether the last step did nothing."""
         self._under_way: deque[tuple[BatchPlan, int, StepHandle]] = deque()
         """Plans, how many tokens each computes, and what will come of them; oldest first."""
-        self._aborted: list[RequestUpdate] = []
-        """Ends not told of yet; without them the last request's would wait for the next one's."""
         self._accounts = StepAccounts()
 
     def submit(self, specs: list[RequestSpec]) -> None:
@@ -85,7 +83,6 @@ class EngineCore:
         """End these requests at once; unknown and finished ones are ignored."""
         for request_id in request_ids:
             self._scheduler.abort(request_id)
-        self._aborted += self._scheduler.take_updates()
 
     def grammar_faults(self, grammars: Sequence[Grammar]) -> dict[Grammar, str]:
         """Which of these grammars cannot be compiled, and why; waits until that is known. Those
@@ -99,7 +96,6 @@ class EngineCore:
         self._under_way.clear()
         self._scheduler.fail_all("A step was given up.")
         self._scheduler.take_updates()
-        self._aborted.clear()
 
     def open_adapter(
         self, adapter_id: int, source: AdapterSource, known_digest: str | None = None
@@ -118,7 +114,6 @@ class EngineCore:
         """Forget an adapter; requests of it that are still open end as if cancelled."""
         if self._adapters is not None:
             self._adapters.close(adapter_id)
-            self._aborted += self._scheduler.take_updates()
 
     def take_adapter_events(self) -> list[AdapterEvent]:
         """What became of adapters, and whom they made wait in vain, since last asked."""
@@ -151,7 +146,8 @@ class EngineCore:
 
     @property
     def _has_news(self) -> bool:
-        if self._under_way or self._aborted:
+        # Without the ends not told of yet the last request's would wait for the next one's.
+        if self._under_way or self._scheduler.has_updates:
             return True
         return self._adapters is not None and self._adapters.is_busy
 
@@ -209,12 +205,11 @@ class EngineCore:
                 while len(self._under_way) > 1:
                     updates += self._commit_timed(started_s)
                 self._constrained.draw(plan, handle)
-        elif not self._under_way and not self._aborted and self._adapters is not None:
+        elif self._adapters is not None and not (self._under_way or self._scheduler.has_updates):
             self._adapters.wait_for_copy()
         if self._under_way and (planned is None or len(self._under_way) > self._look_ahead):
             updates += self._commit_timed(started_s)
-        updates += self._aborted + self._scheduler.take_updates()
-        self._aborted = []
+        updates += self._scheduler.take_updates()
         self._has_stopped = not has_steps and not updates
         return updates
 

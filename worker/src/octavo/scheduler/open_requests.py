@@ -192,6 +192,11 @@ class OpenRequests:
         """Keep what :meth:`take_updates` is to return."""
         self._updates.append(update)
 
+    @property
+    def has_updates(self) -> bool:
+        """Whether :meth:`take_updates` has something to return."""
+        return bool(self._updates)
+
     def take_updates(self) -> list[RequestUpdate]:
         """What was told since last asked."""
         updates, self._updates = self._updates, []

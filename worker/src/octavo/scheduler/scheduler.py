@@ -109,6 +109,11 @@ class Scheduler:
         """Ends that came about outside :meth:`commit` since the last call."""
         return self._requests.take_updates()
 
+    @property
+    def has_updates(self) -> bool:
+        """Whether there is something to take."""
+        return self._requests.has_updates
+
     def has_work(self) -> bool:
         """Whether a request is open or a step under way."""
         return bool(self._requests or self._in_flight)
