@@ -775,3 +775,17 @@ def test_options_of_vllm_that_ask_for_what_is_always_so_are_taken(model: Path) -
 def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="nowhere"):
         LLM(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_choices_share_their_prompt_whether_requests_share_prefixes_or_not(
+    model: Path, shares: bool
+) -> None:
+    llm = LLM(str(model), **LIMITS, enable_prefix_caching=shares)
+    prompt = {"prompt_token_ids": list(range(64))}
+    params = SamplingParams(n=3, max_tokens=2, ignore_eos=True)
+    for _ in range(2):
+        llm.generate([prompt], params, use_tqdm=False)
+    # Of 64 tokens the last block is computed again, to draw from it.
+    assert llm.stats().cached_prompt_tokens == (5 if shares else 4) * 48
+    llm.close()

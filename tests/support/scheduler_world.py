@@ -80,6 +80,9 @@ class SchedulerWorld:
 
     def add(self, *requests: Request) -> Request:
         """Add as one group; returns the first."""
+        if not self.config.enable_prefix_caching:
+            for request in requests:
+                request.cache_key = None
         self.scheduler.add_group(requests)
         for request in requests:
             self.requests[request.id] = request
@@ -139,8 +142,7 @@ class SchedulerWorld:
         """Everything has ended, nothing is held, every output is what it would be alone."""
         assert self.ends.keys() == self.requests.keys()
         stats = self.scheduler.stats()
-        assert (stats.num_running, stats.num_waiting) == (0, 0)
-        assert stats.num_free_blocks + stats.num_cached_blocks == self.config.num_blocks
+        assert (stats.num_running, stats.num_waiting, stats.num_owned_blocks) == (0, 0, 0)
         for id, request in self.requests.items():
             self._check_outputs(request, self.outputs[id])
 

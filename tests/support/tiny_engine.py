@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import torch
 from safetensors.torch import load_file
 
@@ -84,7 +85,8 @@ class TinyEngine:
             max_num_batched_tokens_while_decoding=max_num_batched_tokens_while_decoding,
         )
         runner = self.runner(limits, graphs)
-        return EngineCore(Scheduler(limits), wrap_runner(runner), look_ahead, grammars)
+        core = EngineCore if enable_prefix_caching else UnsharingCore
+        return core(Scheduler(limits), wrap_runner(runner), look_ahead, grammars)
 
     def runner(self, limits: SchedulerConfig, graphs: type[StepGraphs] | None) -> ModelRunner:
         """A runner with memory of its own."""
@@ -113,6 +115,13 @@ class TinyEngine:
         updates = run_to_end(core)
         core.check_integrity()
         return [tokens_of(updates, str(index)) for index in range(len(prompts))]
+
+
+class UnsharingCore(EngineCore):
+    """Its requests come as intake prepares them where prefixes are not shared."""
+
+    def submit(self, specs: list[RequestSpec]) -> None:
+        super().submit([msgspec.structs.replace(spec, cache_key=None) for spec in specs])
 
 
 class UncapturedGraphs(StepGraphs):

@@ -182,6 +182,7 @@ class SchedulerConfig:
     block_size: int
     num_blocks: int
     enable_prefix_caching: bool
+    """Whether requests share the blocks of equal beginnings: intake gives them keys accordingly."""
     max_queue_tokens: int = 4 * 1024 * 1024
     max_tokens_in_flight: int = 1
     """Steps planned ahead of the one whose result is known; 0: none (CPU)."""

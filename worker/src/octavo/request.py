@@ -21,7 +21,7 @@ from typing import Protocol
 
 import msgspec
 
-from octavo.outputs import TokenLogprobs
+from octavo.outputs import RequestTimings, TokenLogprobs
 from octavo.pooling_params import PoolingParams
 from octavo.sampling_params import SamplingParams
 
@@ -255,6 +255,16 @@ class Request:
     @property
     def is_finished(self) -> bool:
         return self.status is RequestStatus.FINISHED
+
+    def timings(self, now_s: float) -> RequestTimings:
+        """Where its time has gone until now."""
+        scheduled_s = self.first_scheduled_s or now_s
+        first_token_s = self.first_token_s or now_s
+        return RequestTimings(
+            queue_s=scheduled_s - self.arrival_s,
+            prefill_s=first_token_s - scheduled_s,
+            decode_s=now_s - first_token_s,
+        )
 
     def transition(self, status: RequestStatus) -> None:
         """Move to another state; the scheduler's release path is the only caller for FINISHED.

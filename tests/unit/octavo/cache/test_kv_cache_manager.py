@@ -23,8 +23,8 @@ def admit(manager: KVCacheManager, request: Request) -> list[int]:
     return prefix
 
 
-def manager_with(num_blocks: int = 8, *, caching: bool = True) -> KVCacheManager:
-    return KVCacheManager(num_blocks, 4, enable_prefix_caching=caching)
+def manager_with(num_blocks: int = 8) -> KVCacheManager:
+    return KVCacheManager(num_blocks, 4)
 
 
 def test_equal_prompt_shares_its_full_blocks_while_they_are_held() -> None:
@@ -53,13 +53,9 @@ def test_last_token_of_a_known_prompt_is_left_to_compute() -> None:
     assert len(admit(manager, make_request("b", PROMPT[:8]))) == 1
 
 
-@pytest.mark.parametrize(
-    ("tenants", "caching"), [((1, 2), True), ((None, None), True), ((1, 1), False)]
-)
-def test_nothing_is_shared_without_a_common_key(
-    tenants: tuple[int | None, int | None], caching: bool
-) -> None:
-    manager = manager_with(caching=caching)
+@pytest.mark.parametrize("tenants", [(1, 2), (None, None)])
+def test_nothing_is_shared_without_a_common_key(tenants: tuple[int | None, int | None]) -> None:
+    manager = manager_with()
     admit(manager, make_request("a", PROMPT, tenant=tenants[0]))
     assert admit(manager, make_request("b", PROMPT, tenant=tenants[1])) == []
 

@@ -63,10 +63,18 @@ class World(SchedulerWorld):
         self.control.advance()
         assert len(self.control.take_events()) == 3
 
-    def ask(self, id: str, adapter_id: int | None, max_tokens: int = 4000) -> None:
-        self.add(
-            make_request(id, 6, max_tokens=max_tokens, adapter_id=adapter_id, arrival_s=self.now_s)
+    def ask(
+        self, id: str, adapter_id: int | None, max_tokens: int = 4000, priority: int = 0
+    ) -> None:
+        request = make_request(
+            id,
+            6,
+            max_tokens=max_tokens,
+            adapter_id=adapter_id,
+            arrival_s=self.now_s,
+            priority=priority,
         )
+        self.add(request)
 
     def run(self, num_steps: int = 4, seconds: float = 0.0) -> None:
         self.now_s += seconds
@@ -151,6 +159,22 @@ def test_who_waits_for_something_else_is_not_refused() -> None:
     world.end("holder", "abort")
     world.run()
     assert world.outputs["a"]
+
+
+def test_whose_adapter_has_come_is_not_refused_while_the_turns_of_others_come() -> None:
+    world = World(max_num_seqs=1)
+    world.store.is_holding = True
+    world.ask("late", 0, max_tokens=4, priority=1)
+    world.run()
+    world.ask("holder", None)
+    world.ask("next", None, max_tokens=4)
+    world.run()
+    world.store.outcomes += [Filled(*fill) for fill in world.store.fills]
+    world.run(seconds=2 * WAIT_S)
+    assert not world.refused()
+    world.end("holder", "abort")
+    world.run(12)
+    assert world.ends["late"].finish_reason == "length"
 
 
 def test_choices_of_an_answer_that_has_begun_are_not_refused() -> None:

@@ -146,6 +146,14 @@ def test_a_state_file_that_cannot_be_understood_keeps_nobody_out(
     assert [one["name"] for one in remembered(state)] == ["good"]
 
 
+def test_a_state_file_that_cannot_be_looked_at_keeps_nobody_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = AdapterEngine(tmp_path / ("x" * 300), wanted=tmp_path / "wanted")
+    run(engine.table.restore)
+    assert "cannot be written" in caplog.text
+
+
 def test_a_name_that_reads_as_others_is_not_restored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -129,6 +129,21 @@ async def test_a_broken_tokenizer_fails_loading_before_the_weights_are_there(
         assert engine.state is EngineState.DEAD
 
 
+async def test_what_nobody_expects_of_the_last_part_of_loading_ends_it(
+    monkeypatch: pytest.MonkeyPatch, byte_tokenizer: Path
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr("octavo.engine.async_engine.load_first_adapters", fail)
+    async with puppet_engine() as engine, asyncio.timeout(30):
+        engine.say(FilesFound(str(byte_tokenizer)))
+        engine.say(Ready(INFO))
+        with pytest.raises(ModelLoadError, match="cannot be readied: no such thing"):
+            await engine.wait_ready()
+        assert engine.state is EngineState.DEAD
+
+
 async def test_a_process_that_dies_while_loading_says_how() -> None:
     async with puppet_engine() as engine:
         engine.process.kill()
@@ -646,6 +661,16 @@ async def test_an_engine_deaf_to_shutdown_is_killed(
     monkeypatch.setattr("octavo.engine.engine_connection._KILL_AFTER_S", 0.05)
     await engine.close()
     assert engine.process.returncode == -signal.SIGKILL
+
+
+async def test_an_engine_that_the_kernel_holds_is_not_waited_for(
+    engine: PuppetEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.engine.engine_connection._KILL_AFTER_S", 0.05)
+    monkeypatch.setattr(engine.process, "kill", lambda: None)
+    async with asyncio.timeout(30):
+        await engine.close()
+    assert engine.process.returncode is None
 
 
 async def test_age_of_progress_counts_only_with_work(engine: PuppetEngine) -> None:

@@ -122,7 +122,7 @@ def test_products_of_any_number_of_rows_have_the_same_bits(
 
 
 def test_kernels_without_such_a_form_refuse(tmp_path: Path) -> None:
-    assert isinstance(select_kernels(torch.device("cpu"), None, True), InvariantCpuKernels)
+    assert isinstance(select_kernels(torch.device("cpu"), "auto", True), InvariantCpuKernels)
     with pytest.raises(ConfigError, match="reference kernels have no batch-invariant form"):
         select_kernels(torch.device("cpu"), "reference", True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -91,6 +92,22 @@ def test_the_marker_is_named_for_what_decides(
     names = {marker_of(task) for task in [TASK, *others]}
     assert len(names) == 1 + len(others)
     assert marker_of(replace(TASK, config=replace(config, seed=3))) in names
+
+
+@pytest.mark.parametrize(
+    "source", ["kernels/triton/linear.py", "models/decoder.py", "runner/step_shapes.py"]
+)
+def test_another_version_of_what_is_launched_is_compiled_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    copied = shutil.copytree(compiler_process._PACKAGE, tmp_path / "octavo")
+    before = marker_of(TASK)
+    monkeypatch.setattr(compiler_process, "_PACKAGE", copied)
+    assert marker_of(TASK) == before
+    with (copied / source).open("a") as file:
+        file.write("\n")
+    assert marker_of(TASK) != before
 
 
 @pytest.fixture

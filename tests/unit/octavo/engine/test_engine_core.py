@@ -165,6 +165,19 @@ def test_aborting_mid_flight_frees_everything(engine: TinyEngine) -> None:
     core.check_integrity()
 
 
+def test_an_id_can_be_used_again_before_the_end_of_its_request_is_told(engine: TinyEngine) -> None:
+    core = engine.core()
+    core.submit([request_spec("a", [1, 2], GREEDY)])
+    core.abort(["a"])
+    core.submit([request_spec("a", [1, 2, 3], GREEDY)])
+    updates = run_to_end(core)
+    assert [update.finish_reason for update in updates if update.finish_reason] == [
+        "abort",
+        "length",
+    ]
+    core.check_integrity()
+
+
 def test_finished_requests_tell_where_their_time_went(engine: TinyEngine) -> None:
     core = engine.core()
     core.submit([request_spec("a", [1, 2, 3], GREEDY)])

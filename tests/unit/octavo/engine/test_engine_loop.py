@@ -204,5 +204,5 @@ def test_nothing_of_ended_requests_is_kept(tiny: TinyEngine) -> None:
         (update,) = core.step()
         assert (update.request_id, update.finish_reason) == (str(index), "abort")
         assert not core.has_work
-    assert not core._open
+    assert not list(core._scheduler.requests())
     core.check_integrity()

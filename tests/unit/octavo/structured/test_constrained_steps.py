@@ -329,7 +329,7 @@ def test_equal_grammars_are_compiled_once(engine: TinyEngine) -> None:
     run_to_end(core)
     grammars = core._constrained._grammars
     assert grammars is not None
-    assert (grammars.num_compiled, grammars.num_hits) == (1, ROWS_PER_AUTOMATON - 1)
+    assert grammars.num_compiled == 1
 
 
 def test_a_request_whose_parameters_bar_all_that_its_grammar_allows_fails(

@@ -106,11 +106,18 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
         {"discriminator": {"propertyName": "k"}, "oneOf": BRANCHES, "$defs": TWO},
         ['{"k":1}', '{"k":2}'], ["{}", '{"k":3}'],
     ),
+    "branches of numbers that exclude each other": (
+        {"oneOf": [INTEGER, {"const": 1.5}]}, ["1", "1.5"], ["2.5"],
+    ),
     "unevaluated properties": (
         {"allOf": [{"type": "object", "properties": {"a": INTEGER}, "required": ["a"]},
                    {"type": "object", "properties": {"b": INTEGER}}],
          "unevaluatedProperties": False},
         ['{"a":1}', '{"a":1,"b":2}'], ['{"a":1,"c":2}', '{"b":1}'],
+    ),
+    "names of properties that nothing evaluates": (
+        {"type": "object", "propertyNames": {"enum": ["a"]}, "unevaluatedProperties": False},
+        ["{}"], ['{"a":1}'],
     ),
     "never": (
         {"type": "object", "properties": {"a": {"not": {}}, "b": INTEGER}},
@@ -170,6 +177,8 @@ def test_what_is_valid_is_admitted_and_nothing_else(
 NOT_KEPT: dict[str, Any] = {
     "a younger keyword beside an older draft's name": DRAFT_7 | {"dependentRequired": {"a": ["b"]}},
     "branches that both fit": {"oneOf": [{"const": 1}, {"const": 1.0}]},
+    "a type and one of its values": {"oneOf": [INTEGER, {"const": 1}]},
+    "a type and one of its values in another spelling": {"oneOf": [INTEGER, {"enum": ["a", 1.0]}]},
     "branches of which neither is an object": {
         "oneOf": [{"properties": {"k": {"const": k}}, "required": ["k"]} for k in (1, 2)]
     },

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
-from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.errors import EngineDeadError, InvalidRequestError, RequestFailedError
 from octavo.grammar import StructuredOutputs
 from octavo.structured import trial
+from octavo.structured.translate import translate
 from octavo.structured.trial import GrammarTrials
 from polling import until
+from tiny_models import EOS_TOKEN_ID, VOCAB_SIZE
 
 
 class GatedTrials(GrammarTrials):
@@ -80,3 +84,17 @@ async def test_who_waits_when_trials_end_is_told(trials: GatedTrials) -> None:
     for task in waiting:
         with pytest.raises(EngineDeadError, match="shutting down"):
             await task
+
+
+async def test_a_process_that_does_not_start_says_nothing_of_a_grammar(
+    tmp_path: Path, byte_tokenizer: Path
+) -> None:
+    trials = GrammarTrials(str(tmp_path / "tokenizer"), VOCAB_SIZE, [EOS_TOKEN_ID])
+    asked = StructuredOutputs(regex="[ab]")
+    try:
+        with pytest.raises(RequestFailedError, match="did not start"):
+            await trials.check(translate(asked).text, asked)
+        shutil.copytree(byte_tokenizer, tmp_path / "tokenizer")
+        await trials.check(translate(asked).text, asked)
+    finally:
+        await trials.close()

@@ -15,11 +15,10 @@ from octavo.request import Request
 
 
 class KVCacheManager:
-    """Block tables of all requests on one device."""
+    """Block tables of all requests on one device. Those with one cache key share blocks."""
 
-    def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool) -> None:
+    def __init__(self, num_blocks: int, block_size: int) -> None:
         self.block_size = block_size
-        self.enable_prefix_caching = enable_prefix_caching
         self.pool = BlockPool(num_blocks)
         self.prefix_queries = 0
         """Prompt tokens looked up in the prefix index; after a preemption not again."""
@@ -34,12 +33,9 @@ class KVCacheManager:
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
-    def can_share(self, request: Request) -> bool:
-        return self.enable_prefix_caching and request.cache_key is not None
-
     def prepare(self, request: Request) -> None:
         """Make sure the prompt's hashes are there; intake normally brings them."""
-        if self.can_share(request):
+        if request.cache_key is not None:
             self._extend_hashes(request)
 
     def find_prefix(self, request: Request) -> list[int]:
@@ -48,7 +44,7 @@ class KVCacheManager:
         Never all of them: the last token is computed, so that there is something to draw from.
         None where every position has to be computed to be read.
         """
-        if not self.can_share(request) or request.reads_whole_prompt:
+        if request.cache_key is None or request.reads_whole_prompt:
             return []
         max_blocks = (len(request.token_ids) - 1) // self.block_size
         return self.pool.index.longest_prefix(request.block_hashes, max_blocks)
@@ -68,7 +64,7 @@ class KVCacheManager:
         self.pool.share(prefix)  # first: taking could evict them
         fresh = self.pool.take(self.blocks_for(len(request.token_ids)) - len(prefix))
         request.block_ids = prefix + fresh
-        is_lookup = self.can_share(request) and not request.reads_whole_prompt
+        is_lookup = request.cache_key is not None and not request.reads_whole_prompt
         if is_lookup and not request.num_preemptions:
             self.prefix_queries += len(request.token_ids)
             self.prefix_hits += len(prefix) * self.block_size
@@ -87,7 +83,7 @@ class KVCacheManager:
     def register(self, request: Request, start: int, end: int) -> None:
         """Make findable the blocks that computing positions ``start : end`` has filled."""
         first, last = start // self.block_size, end // self.block_size
-        if first == last or not self.can_share(request):
+        if first == last or request.cache_key is None:
             return
         if len(request.block_hashes) < last:
             self._extend_hashes(request)

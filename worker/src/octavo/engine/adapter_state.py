@@ -47,7 +47,7 @@ class AdapterStateFile:
 
     def exists(self) -> bool:
         """Whether anything was ever written."""
-        return self._path.exists()
+        return os.path.exists(self._path)  # which raises nothing, where Path.exists() does
 
     def read(self) -> list[RememberedAdapter]:
         """What was written last; nothing where there is no file, or none that can be understood."""

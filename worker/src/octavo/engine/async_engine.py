@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -310,10 +310,12 @@ class AsyncEngine:
             case PhaseStarted() | PhaseFinished():
                 self._loading.hear(message)
             case FilesFound():
-                self._tokenizer_load = asyncio.create_task(self._load_tokenizer(message))
-                self._tasks.append(self._tokenizer_load)
+                self._tokenizer_load = self._part_of_load(
+                    self._load_tokenizer(message.tokenizer_path),
+                    f"The tokenizer in {message.tokenizer_path} cannot be opened",
+                )
             case Ready():
-                self._tasks.append(asyncio.create_task(self._become_ready(message.info)))
+                self._part_of_load(self._become_ready(message.info), "The server cannot be readied")
             case AdapterOpened() | AdapterFailed():
                 self.adapters.heard(message)
             case LoadFailed():
@@ -341,29 +343,33 @@ class AsyncEngine:
         await self._connection.kill_telling_where()
         await self._died()
 
-    async def _load_tokenizer(self, files: FilesFound) -> None:
-        path = self._tokenizer_path = files.tokenizer_path
-        if path is None:
-            return
-        try:
+    def _part_of_load(self, work: Coroutine[Any, Any, None], failure: str) -> asyncio.Task[None]:
+        """Do it in a task, which ends loading where it fails; ``failure`` says so."""
+
+        async def run() -> None:
+            try:
+                await work
+            except OctavoError as error:
+                self._fail_load(error)
+            except Exception as error:  # the task's edge: nobody else would hear of it
+                _log.exception("%s", failure)
+                self._fail_load(ModelLoadError(f"{failure}: {error}"))
+
+        task = asyncio.create_task(run())
+        self._tasks.append(task)
+        return task
+
+    async def _load_tokenizer(self, path: str | None) -> None:
+        self._tokenizer_path = path
+        if path is not None:
             await self._prompts.load(path)
-        except OctavoError as error:
-            self._fail_load(error)
-        except Exception as error:  # the task's edge: nobody else would hear of it
-            _log.exception("The tokenizer in %s cannot be opened", path)
-            self._fail_load(ModelLoadError(f"The tokenizer in {path} cannot be opened: {error}"))
 
     async def _become_ready(self, info: ModelInfo) -> None:
         if self._tokenizer_load is not None:
             await self._tokenizer_load
         self._info = info
         self._requests = RequestWriter(info, self._config.seed, self._prompts, self._tokenizer_path)
-        modules = self._config.lora_modules
-        try:
-            await load_first_adapters(self.adapters, modules, self._loading.hear)
-        except OctavoError as error:
-            self._fail_load(error)
-            return
+        await load_first_adapters(self.adapters, self._config.lora_modules, self._loading.hear)
         if self.state is EngineState.LOADING:
             self.state = EngineState.READY
             self._loading.succeed()

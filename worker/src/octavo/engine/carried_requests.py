@@ -6,7 +6,7 @@ Knows both forms; changes nothing of a request.
 from __future__ import annotations
 
 from octavo.engine.messages import RequestSpec
-from octavo.outputs import RequestState, RequestTimings
+from octavo.outputs import RequestState
 from octavo.request import Request, RequestStatus, TokenConstraint
 
 
@@ -35,17 +35,6 @@ def from_spec(
     )
 
 
-def to_timings(request: Request, now_s: float) -> RequestTimings:
-    """Where its time has gone."""
-    scheduled_s = request.first_scheduled_s or now_s
-    first_token_s = request.first_token_s or now_s
-    return RequestTimings(
-        queue_s=scheduled_s - request.arrival_s,
-        prefill_s=first_token_s - scheduled_s,
-        decode_s=now_s - first_token_s,
-    )
-
-
 def to_state(request: Request, now_s: float) -> RequestState:
     """Where it stands."""
     state = request.status.value
@@ -54,7 +43,7 @@ def to_state(request: Request, now_s: float) -> RequestState:
     return RequestState(
         request.id,
         state,
-        to_timings(request, now_s),
+        request.timings(now_s),
         request.num_output_tokens,
         request.num_computed_tokens,
         len(request.block_ids),

@@ -26,6 +26,9 @@ from octavo.engine.head_start import may_use_gpu
 
 _log = logging.getLogger(__name__)
 _CACHE_VARIABLE = "TRITON_CACHE_DIR"
+_PACKAGE = Path(__file__).parents[1]
+_DECIDING = ("kernels", "layers", "models", "runner", "sampling")
+"""Rooms whose sources say what is launched, and in which shapes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +103,14 @@ class CompilerProcess:
 
 def marker_of(task: CompileTask) -> Path:
     """A file in Triton's cache that says that a task is done: it is named for everything that
-    decides what is compiled, Octavo's kernels included."""
+    decides what is compiled, Octavo's sources included."""
     import triton
     from triton import knobs
 
     known = hashlib.blake2b(digest_size=16)
-    for source in sorted((Path(__file__).parents[1] / "kernels" / "triton").glob("*.py")):
-        known.update(source.read_bytes())
+    for room in _DECIDING:
+        for source in sorted((_PACKAGE / room).rglob("*.py")):
+            known.update(source.read_bytes())
     config = task.config
     facts = (
         task.hf_config,

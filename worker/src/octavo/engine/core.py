@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from octavo.batch import BatchPlan, Runner, StepHandle
 from octavo.engine.adapter_control import AdapterControl
-from octavo.engine.carried_requests import from_spec, to_state, to_timings
+from octavo.engine.carried_requests import from_spec, to_state
 from octavo.engine.constrained_rows import ConstrainedRows
 from octavo.engine.messages import AdapterEvent, RequestSpec
 from octavo.engine.step_accounts import StepAccounts
@@ -59,9 +59,6 @@ class EngineCore:
         """Whether the last step did nothing."""
         self._under_way: deque[tuple[BatchPlan, int, StepHandle]] = deque()
         """Plans, how many tokens each computes, and what will come of them; oldest first."""
-        self._open: dict[str, Request] = {}
-        self._aborted: list[RequestUpdate] = []
-        """Ends not told of yet; without them the last request's would wait for the next one's."""
         self._accounts = StepAccounts()
 
     def submit(self, specs: list[RequestSpec]) -> None:
@@ -81,13 +78,11 @@ class EngineCore:
                 if request.grammar is not None:
                     request.grammar.release()
             raise
-        self._open |= group
 
     def abort(self, request_ids: list[str]) -> None:
         """End these requests at once; unknown and finished ones are ignored."""
         for request_id in request_ids:
             self._scheduler.abort(request_id)
-        self._aborted += self._scheduler.take_updates()
 
     def grammar_faults(self, grammars: Sequence[Grammar]) -> dict[Grammar, str]:
         """Which of these grammars cannot be compiled, and why; waits until that is known. Those
@@ -101,8 +96,6 @@ class EngineCore:
         self._under_way.clear()
         self._scheduler.fail_all("A step was given up.")
         self._scheduler.take_updates()
-        self._aborted.clear()
-        self._open.clear()
 
     def open_adapter(
         self, adapter_id: int, source: AdapterSource, known_digest: str | None = None
@@ -121,7 +114,6 @@ class EngineCore:
         """Forget an adapter; requests of it that are still open end as if cancelled."""
         if self._adapters is not None:
             self._adapters.close(adapter_id)
-            self._aborted += self._scheduler.take_updates()
 
     def take_adapter_events(self) -> list[AdapterEvent]:
         """What became of adapters, and whom they made wait in vain, since last asked."""
@@ -154,7 +146,8 @@ class EngineCore:
 
     @property
     def _has_news(self) -> bool:
-        if self._under_way or self._aborted:
+        # Without the ends not told of yet the last request's would wait for the next one's.
+        if self._under_way or self._scheduler.has_updates:
             return True
         return self._adapters is not None and self._adapters.is_busy
 
@@ -212,15 +205,11 @@ class EngineCore:
                 while len(self._under_way) > 1:
                     updates += self._commit_timed(started_s)
                 self._constrained.draw(plan, handle)
-        elif not self._under_way and not self._aborted and self._adapters is not None:
+        elif self._adapters is not None and not (self._under_way or self._scheduler.has_updates):
             self._adapters.wait_for_copy()
         if self._under_way and (planned is None or len(self._under_way) > self._look_ahead):
             updates += self._commit_timed(started_s)
-        updates += self._aborted + self._scheduler.take_updates()
-        self._aborted = []
-        for update in updates:
-            if update.finish_reason is not None:
-                self._close(update)
+        updates += self._scheduler.take_updates()
         self._has_stopped = not has_steps and not updates
         return updates
 
@@ -243,13 +232,15 @@ class EngineCore:
 
     def stats(self) -> EngineStats:
         """Counters and gauges for metrics, as of now."""
-        adapters = None if self._adapters is None else self._adapters.stats()
-        return self._accounts.stats(self._scheduler.stats(), adapters)
+        stats = self._scheduler.stats()
+        self._accounts.add_to(stats)
+        stats.adapters = None if self._adapters is None else self._adapters.stats()
+        return stats
 
     def inspect(self) -> list[RequestState]:
         """Where every open request stands."""
         now_s = time.monotonic()
-        return [to_state(request, now_s) for request in self._open.values()]
+        return [to_state(request, now_s) for request in self._scheduler.requests()]
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix no request holds."""
@@ -268,7 +259,7 @@ class EngineCore:
         self._scheduler.check_integrity()
         if self._adapters is not None:
             self._adapters.check_integrity()
-        num_constrained = sum(request.grammar is not None for request in self._open.values())
+        num_constrained = sum(r.grammar is not None for r in self._scheduler.requests())
         num_leaked = self._constrained.num_open - num_constrained
         assert not num_leaked, f"{num_leaked} grammars leak"
 
@@ -290,8 +281,3 @@ class EngineCore:
         # One update a token: what was drawn for a request that has ended meanwhile is nobody's.
         self._accounts.committed(num_tokens, len(updates), time.perf_counter() - started_s)
         return updates
-
-    def _close(self, update: RequestUpdate) -> None:
-        """Say where the time of a request went that has just ended."""
-        request = self._open.pop(update.request_id)
-        update.timings = to_timings(request, time.monotonic())

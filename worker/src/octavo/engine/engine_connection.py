@@ -122,13 +122,17 @@ class EngineConnection:
         return f"ended with status {status}; its log says why"
 
     async def end_process(self, is_listening: bool) -> None:
-        """Ask it to end if it listens, and end it if it does not."""
+        """Ask it to end if it listens, and end it if it does not. One that the kernel holds is left
+        behind."""
         if is_listening:
             self.send(Shutdown())
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.process.wait(), _KILL_AFTER_S)
+            await self._wait_for_end()
         self.kill()
-        await self.process.wait()
+        await self._wait_for_end()
+
+    async def _wait_for_end(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.process.wait(), _KILL_AFTER_S)
 
     async def close(self) -> None:
         self._writer.close()

@@ -128,10 +128,11 @@ class Engine(Protocol):
         """Generate ``params.n`` choices for each prompt; with ``options.pooling``, embed it.
 
         They are admitted or refused as a whole. An event's ``index`` counts choices over all
-        prompts. ``request_id`` is unique among open requests. Closing the generator, at any moment,
-        aborts what is still running; :meth:`abort` ends it from elsewhere. While the consumer is
-        busy, pending events of one choice are merged
-        (:meth:`octavo.outputs.GenerationEvent.absorb`), so that at most one per choice waits.
+        prompts. ``request_id`` is used once: what the engine still says of a request that was
+        closed must reach no other. Closing the generator, at any moment, aborts what is still
+        running; :meth:`abort` ends it from elsewhere. While the consumer is busy, pending events of
+        one choice are merged (:meth:`octavo.outputs.GenerationEvent.absorb`), so that at most one
+        per choice waits.
 
         The first step of the generator raises InvalidRequestError, QueueFullError or
         EngineDeadError; a later one EngineDeadError, or RequestFailedError when this request

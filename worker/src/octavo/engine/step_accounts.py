@@ -7,13 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from octavo.outputs import (
-    SCHEDULER_STEP_BUCKETS,
-    STEP_TOKEN_BUCKETS,
-    AdapterStats,
-    EngineStats,
-)
-from octavo.scheduler.stats import SchedulerStats
+from octavo.outputs import SCHEDULER_STEP_BUCKETS, STEP_TOKEN_BUCKETS, EngineStats
 
 
 class StepAccounts:
@@ -48,27 +42,12 @@ class StepAccounts:
         """From the plan to the commit of the oldest step under way it was so long."""
         self._step_s += seconds + self._scheduled_s
 
-    def stats(self, scheduler: SchedulerStats, adapters: AdapterStats | None) -> EngineStats:
-        """All that is told of the engine, as of now."""
-        num_free = scheduler.num_free_blocks + scheduler.num_cached_blocks
-        return EngineStats(
-            num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting,
-            num_deferred=scheduler.num_deferred,
-            num_waiting_tokens=scheduler.num_waiting_tokens,
-            num_blocks=scheduler.num_blocks,
-            num_owned_blocks=scheduler.num_blocks - num_free,
-            num_cached_blocks=scheduler.num_cached_blocks,
-            num_steps=self._num_steps,
-            step_seconds=self._step_s,
-            prompt_tokens=scheduler.num_prompt_tokens,
-            cached_prompt_tokens=scheduler.prefix_hits,
-            prefix_query_tokens=scheduler.prefix_queries,
-            generation_tokens=self._num_generated,
-            num_preemptions=scheduler.num_preemptions,
-            step_token_counts=list(self._token_counts),
-            step_token_sum=self._num_tokens,
-            scheduler_step_counts=list(self._scheduler_counts),
-            scheduler_seconds=self._scheduler_s,
-            adapters=adapters,
-        )
+    def add_to(self, stats: EngineStats) -> None:
+        """Tell what is known here."""
+        stats.num_steps = self._num_steps
+        stats.step_seconds = self._step_s
+        stats.generation_tokens = self._num_generated
+        stats.step_token_counts = list(self._token_counts)
+        stats.step_token_sum = self._num_tokens
+        stats.scheduler_step_counts = list(self._scheduler_counts)
+        stats.scheduler_seconds = self._scheduler_s

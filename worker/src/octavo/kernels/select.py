@@ -19,29 +19,28 @@ logger = logging.getLogger(__name__)
 
 _MULTIPROCESSORS = 132
 """Of a card that is not here: an H100's. No program is compiled for their number."""
-_fallbacks_logged: set[str] = set()
 
 
 def select_kernels(
-    device: torch.device, name: str | None = None, batch_invariant: bool = False
+    device: torch.device, name: str = "auto", batch_invariant: bool = False
 ) -> Kernels:
-    """The kernels of this name, or with None or "auto" the best ones for the device.
+    """The kernels of this name, or with "auto" the best ones for the device.
 
     ``batch_invariant``: those whose results for a token have the same bits whatever else is
     computed with it, in however many steps the tokens before it were computed: slower.
 
-    Where the C library of the CPU kernels is missing, "auto" falls back to the reference
-    kernels and says so once. Raises :class:`octavo.errors.ConfigError` for an unknown name, a
-    device without kernels, or an explicit choice that cannot be had.
+    Where the C library of the CPU kernels is missing, "auto" falls back to the reference kernels
+    and says so. Raises :class:`octavo.errors.ConfigError` for an unknown name, a device without
+    kernels, or a choice that cannot be had.
     """
-    if batch_invariant:
-        return _select_invariant(device, name)
-    if name is None or name == "auto":
-        return _select_for(device)
     if name not in KERNELS:
         raise ConfigError(f"kernels '{name}' do not exist: choose one of {', '.join(KERNELS)}")
-    kernels = _load(name, device)
-    logger.info("Kernels for %s: %s (asked for)", device.type, kernels.name)
+    if name == "auto":
+        kernels = _load_best(device, batch_invariant)
+    else:
+        kernels = _load(name, device, batch_invariant)
+    form = ", batch-invariant" if batch_invariant else ""
+    logger.info("Kernels for %s: %s%s", device.type, kernels.name, form)
     return kernels
 
 
@@ -79,66 +78,49 @@ def select_absent_kernels(capability: tuple[int, int], batch_invariant: bool) ->
     return (InvariantTritonKernels if batch_invariant else TritonKernels)(device, machine)
 
 
-def _select_invariant(device: torch.device, name: str | None) -> Kernels:
-    if name is None or name == "auto":
-        name = "triton" if device.type == "cuda" else "cpu"
-    kernels: Kernels
-    try:
-        if name == "cpu":
-            from octavo.kernels.cpu.invariant import InvariantCpuKernels
-
-            kernels = InvariantCpuKernels()
-        elif name == "triton":
-            from octavo.kernels.triton.invariant import InvariantTritonKernels
-
-            kernels = InvariantTritonKernels(device)
-        else:
-            raise ConfigError(
-                f"the {name} kernels have no batch-invariant form: use --kernels cpu or triton, "
-                "or leave --batch-invariant out"
-            )
-    except ImportError as error:
-        raise ConfigError(f"the {name} kernels cannot be used here: {error}") from error
-    logger.info("Kernels for %s: %s, batch-invariant", device.type, kernels.name)
-    return kernels
-
-
-def _select_for(device: torch.device) -> Kernels:
-    if device.type not in ("cpu", "cuda"):
+def _load_best(device: torch.device, batch_invariant: bool) -> Kernels:
+    if device.type == "cuda":
+        return _load("triton", device, batch_invariant)
+    if device.type != "cpu":
         raise ConfigError(
             f"there are no kernels for device '{device.type}': choose 'cpu' or 'cuda', or ask "
             "for the slow 'reference' kernels"
         )
-    if device.type == "cuda":
-        kernels = _load("triton", device)
-    else:
-        try:
-            kernels = _load("cpu", device)
-        except ConfigError as error:
-            kernels = _load("reference", device)
-            _warn_once(f"Falling back to the slow reference kernels: {error}")
-    logger.info("Kernels for %s: %s", device.type, kernels.name)
-    return kernels
-
-
-def _load(name: str, device: torch.device) -> Kernels:
     try:
-        if name == "cpu":
-            from octavo.kernels.cpu import CpuKernels
+        return _load("cpu", device, batch_invariant)
+    except ConfigError as error:
+        if batch_invariant:
+            raise
+        logger.warning("Falling back to the slow reference kernels: %s", error)
+        return _load("reference", device, batch_invariant)
 
-            return CpuKernels()
-        if name == "triton":
-            from octavo.kernels.triton import TritonKernels
 
-            return TritonKernels(device)
-        from octavo.kernels.reference import ReferenceKernels
+def _load(name: str, device: torch.device, batch_invariant: bool) -> Kernels:
+    try:
+        match name, batch_invariant:
+            case "cpu", False:
+                from octavo.kernels.cpu import CpuKernels
 
-        return ReferenceKernels()
+                return CpuKernels()
+            case "cpu", True:
+                from octavo.kernels.cpu.invariant import InvariantCpuKernels
+
+                return InvariantCpuKernels()
+            case "triton", False:
+                from octavo.kernels.triton import TritonKernels
+
+                return TritonKernels(device)
+            case "triton", True:
+                from octavo.kernels.triton.invariant import InvariantTritonKernels
+
+                return InvariantTritonKernels(device)
+            case _, False:
+                from octavo.kernels.reference import ReferenceKernels
+
+                return ReferenceKernels()
     except ImportError as error:
         raise ConfigError(f"the {name} kernels cannot be used here: {error}") from error
-
-
-def _warn_once(message: str) -> None:
-    if message not in _fallbacks_logged:
-        _fallbacks_logged.add(message)
-        logger.warning(message)
+    raise ConfigError(
+        f"the {name} kernels have no batch-invariant form: use --kernels cpu or triton, or leave "
+        "--batch-invariant out"
+    )

@@ -38,6 +38,11 @@ class _Adapter:
     """Since when others have been kept from its slot, as nobody could start in it yet."""
     last_used: int = 0
 
+    @property
+    def can_be_used(self) -> bool:
+        """Whether nothing of it keeps a request from starting."""
+        return self.is_filled and self.leaves_for is None
+
 
 class AdapterSlots:
     """Slots 0 to ``num_slots - 1``. Not thread-safe: the scheduler's."""
@@ -106,7 +111,7 @@ class AdapterSlots:
         """Whether a request of it could start; if not, what can be done to that end is done."""
         adapter = self._adapters[adapter_id]
         self._settle(adapter)
-        if adapter.is_filled and adapter.leaves_for is None:
+        if adapter.can_be_used:
             adapter.missing_since_s = None
             if adapter.open_since_s is None:
                 adapter.open_since_s = now_s
@@ -119,11 +124,12 @@ class AdapterSlots:
 
     def missing(self) -> dict[int, float]:
         """Adapters that alone keep requests from starting, and since when, in seconds."""
+        waiting = [(adapter_id, self._adapters[adapter_id]) for adapter_id in sorted(self._waiting)]
+        # One that can be used may not have been asked for since: others' turns came before.
         return {
-            adapter_id: since_s
-            for adapter_id in sorted(self._waiting)
-            for since_s in [self._adapters[adapter_id].missing_since_s]
-            if since_s is not None
+            adapter_id: adapter.missing_since_s
+            for adapter_id, adapter in waiting
+            if adapter.missing_since_s is not None and not adapter.can_be_used
         }
 
     def next_turn_s(self, now_s: float) -> float:

@@ -83,16 +83,12 @@ class Admitter:
         if request.num_in_flight:
             return False
         leader = request.leader
-        if leader is None:
+        if leader is None or leader.num_output_tokens or leader.is_finished:
             return True
-        if leader.num_output_tokens == 0 and not leader.is_finished:
-            has_blocks = request.num_prompt_tokens > self._kv_cache.block_size
-            is_shared = has_blocks and self._kv_cache.can_share(request)
-            # What is said of the prompt comes first, with the leader's first token.
-            if is_shared or leader.prompt_logprobs is not None:
-                return False
-        request.leader = None
-        return True
+        has_blocks = request.num_prompt_tokens > self._kv_cache.block_size
+        is_shared = has_blocks and request.cache_key is not None
+        # What is said of the prompt comes first, with the leader's first token.
+        return not is_shared and leader.prompt_logprobs is None
 
     def _make_room(self, request: Request, draft: StepDraft) -> list[int] | None:
         """The prefix found for a waiting request once it fits, preempting worse priorities."""

@@ -24,8 +24,7 @@ class Committer:
 
     def commit(self, step: PlannedStep, result: StepResult) -> list[RequestUpdate]:
         """One update for each token drawn by a request that is still open."""
-        if self._kv_cache.enable_prefix_caching:
-            self._register_filled(step)  # before tokens: who ends gives its blocks away
+        self._register_filled(step)  # before tokens: who ends gives its blocks away
         if step.plan.readings:
             self._take_prompts(step, result)
         for i in range(step.num_grouped, len(step.plan.requests)):
@@ -65,13 +64,14 @@ class Committer:
         plan, request = step.plan, step.plan.requests[i]
         is_due = request.is_prompt_only and not request.is_finished
         if is_due and plan.starts[i] + plan.num_tokens[i] == request.num_prompt_tokens:
-            request.first_token_s = self._requests.clock()
+            now_s = request.first_token_s = self._requests.clock()
             self._requests.finish(request, FinishReason.LENGTH)
             update = RequestUpdate(
                 request.id,
                 [],
                 finish_reason=FinishReason.LENGTH.value,
                 num_cached_tokens=request.num_cached_tokens,
+                timings=request.timings(now_s),
                 prompt_logprobs=request.prompt_logprobs,
                 embedding=request.embedding,
             )
@@ -110,12 +110,13 @@ class Committer:
         update = RequestUpdate(request.id, [token_id], None if logprobs is None else [logprobs])
         is_first = request.num_output_tokens == 1
         update.error = self._end_if_last(request, token_id)
-        if request.finish_reason is not None:
-            update.finish_reason = request.finish_reason.value
-            update.stop_reason = request.stop_reason
         if is_first:
             request.first_token_s = self._requests.clock()
             update.prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
+        if request.finish_reason is not None:
+            update.finish_reason = request.finish_reason.value
+            update.stop_reason = request.stop_reason
+            update.timings = request.timings(self._requests.clock())
         if is_first or request.is_finished:
             update.num_cached_tokens = request.num_cached_tokens
         return update

@@ -19,18 +19,21 @@ from operator import attrgetter
 from octavo.request import Request, RequestStatus
 
 _ORDER = attrgetter("order")
+_TURN = attrgetter("virtual_tokens", "serial")
 
 
 class TenantLine:
     """The requests of one tenant that wait with one priority, first first."""
 
-    __slots__ = ("name", "requests", "virtual_tokens")
+    __slots__ = ("name", "requests", "serial", "virtual_tokens")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.requests: list[Request] = []
         self.virtual_tokens = 0.0
         """Tokens it was charged for, or those of the class where that was ahead of it."""
+        self.serial = 0
+        """Of lines with as many, the one that has stood for longer goes first."""
 
 
 class PriorityClass:
@@ -41,10 +44,8 @@ class PriorityClass:
         self.preempted: list[Request] = []
         """Sorted by order."""
         self._lines: dict[str, TenantLine] = {}
-        self._turns: list[tuple[float, int, TenantLine]] = []
-        """(virtual tokens, serial number, line) of every line that is not empty, sorted."""
-        self._serial_of: dict[str, int] = {}
-        """The serial number under which a line stands in ``_turns``."""
+        self._turns: list[TenantLine] = []
+        """Every line that is not empty, sorted."""
         self._num_activated = 0
         self._virtual_tokens = 0.0
         """Of the line whose request was started last. Nobody who waits is behind it, but tenants
@@ -67,7 +68,8 @@ class PriorityClass:
         if len(line.requests) == 1:
             line.virtual_tokens = max(line.virtual_tokens, self._virtual_tokens)
             self._num_activated += 1
-            self._take_turn(line, self._num_activated)
+            line.serial = self._num_activated
+            self._take_turn(line)
 
     def remove(self, request: Request) -> None:
         """Take out a request that starts or ends; called before its status changes."""
@@ -91,11 +93,11 @@ class PriorityClass:
                 return
             line = self._lines[request.tenant.name] = TenantLine(request.tenant.name)
             line.virtual_tokens = self._virtual_tokens
-        is_waiting = bool(line.requests)
-        serial = self._leave_turns(line) if is_waiting else 0
+        if line.requests:
+            self._leave_turns(line)
         line.virtual_tokens = max(line.virtual_tokens + num_tokens, self._virtual_tokens)
-        if is_waiting:
-            self._take_turn(line, serial)
+        if line.requests:
+            self._take_turn(line)
         else:
             self._forget_unless_ahead(line)
 
@@ -103,11 +105,11 @@ class PriorityClass:
         """Take out a request whose turn has come and charge its tenant."""
         line = self._lines[request.tenant.name]
         self._virtual_tokens = max(self._virtual_tokens, line.virtual_tokens)
-        serial = self._leave_turns(line)
+        self._leave_turns(line)
         _take_out(line.requests, request)
         line.virtual_tokens = max(line.virtual_tokens + num_tokens, self._virtual_tokens)
         if line.requests:
-            self._take_turn(line, serial)
+            self._take_turn(line)
         else:
             self._forget_unless_ahead(line)
 
@@ -125,7 +127,7 @@ class PriorityClass:
         passed: dict[str, int] = {}
         turn = 0
         while turn < len(self._turns):
-            line = self._turns[turn][2]
+            line = self._turns[turn]
             at = passed.get(line.name, 0)
             if at >= len(line.requests) or not may_start.get(line.name, True):
                 turn += 1
@@ -140,32 +142,27 @@ class PriorityClass:
     def __iter__(self) -> Iterator[Request]:
         """Everyone, in no promised order."""
         yield from self.preempted
-        for _, _, line in self._turns:
+        for line in self._turns:
             yield from line.requests
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless lines, turns and orders agree."""
-        assert self._turns == sorted(self._turns, key=lambda turn: turn[:2]), "turns out of order"
-        standing = {line.name for _, _, line in self._turns}
-        waiting = {line.name for line in self._lines.values() if line.requests}
-        assert standing == waiting == self._serial_of.keys(), "a tenant waits without a turn"
-        for tokens, serial, line in self._turns:
-            assert tokens == line.virtual_tokens, f"{line.name} stands at an old turn"
-            assert self._serial_of[line.name] == serial, f"{line.name} stands twice"
+        assert self._turns == sorted(self._turns, key=_TURN), "turns out of order"
+        standing = sorted(line.name for line in self._turns)
+        waiting = sorted(line.name for line in self._lines.values() if line.requests)
+        assert standing == waiting, "a tenant waits without a turn, or has two"
         for requests in (self.preempted, *(line.requests for line in self._lines.values())):
             orders = [request.order for request in requests]
             assert orders == sorted(orders), "requests are out of order"
 
-    def _take_turn(self, line: TenantLine, serial: int) -> None:
-        self._serial_of[line.name] = serial
-        insort(self._turns, (line.virtual_tokens, serial, line))
+    def _take_turn(self, line: TenantLine) -> None:
+        insort(self._turns, line, key=_TURN)
 
-    def _leave_turns(self, line: TenantLine) -> int:
-        serial = self._serial_of.pop(line.name)
-        i = bisect_left(self._turns, (line.virtual_tokens, serial, line))
-        assert self._turns[i][2] is line, f"{line.name} has no turn"
+    def _leave_turns(self, line: TenantLine) -> None:
+        """Before what its turn follows from changes."""
+        i = bisect_left(self._turns, _TURN(line), key=_TURN)
+        assert self._turns[i] is line, f"{line.name} has no turn"
         del self._turns[i]
-        return serial
 
     def _forget_unless_ahead(self, line: TenantLine) -> None:
         """Who is no further than the class would start there anyway."""

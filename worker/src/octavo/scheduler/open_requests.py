@@ -38,11 +38,7 @@ class OpenRequests:
         self.clock = clock
         self.waiting = WaitingQueue(config.max_num_waiting, config.max_queue_tokens)
         self.running = RunningRequests(config)
-        self.kv_cache = KVCacheManager(
-            config.num_blocks,
-            config.block_size,
-            enable_prefix_caching=config.enable_prefix_caching,
-        )
+        self.kv_cache = KVCacheManager(config.num_blocks, config.block_size)
         self.adapters = AdapterSlots(config.num_adapter_slots)
         self.num_constrained = 0
         """Those with a grammar."""
@@ -177,6 +173,7 @@ class OpenRequests:
             finish_reason=reason.value,
             num_cached_tokens=request.num_cached_tokens,
             error=error,
+            timings=request.timings(self.clock()),
         )
         self.tell(update)
         return True
@@ -194,6 +191,11 @@ class OpenRequests:
     def tell(self, update: RequestUpdate) -> None:
         """Keep what :meth:`take_updates` is to return."""
         self._updates.append(update)
+
+    @property
+    def has_updates(self) -> bool:
+        """Whether :meth:`take_updates` has something to return."""
+        return bool(self._updates)
 
     def take_updates(self) -> list[RequestUpdate]:
         """What was told since last asked."""

@@ -28,17 +28,16 @@ registered as a prefix before a committed step has filled it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 
 from octavo.batch import BatchPlan, StepResult
 from octavo.config import SchedulerConfig
-from octavo.outputs import RequestUpdate
+from octavo.outputs import EngineStats, RequestUpdate
 from octavo.request import FinishReason, Request
 from octavo.scheduler.adapter_slots import AdapterSlots
 from octavo.scheduler.committer import Committer
 from octavo.scheduler.open_requests import OpenRequests
 from octavo.scheduler.planner import Planner
-from octavo.scheduler.stats import SchedulerStats
 
 
 class Scheduler:
@@ -94,6 +93,10 @@ class Scheduler:
             self._requests.end(request.id, FinishReason.ERROR, message)
         self._in_flight.clear()
 
+    def requests(self) -> Iterator[Request]:
+        """Every open one."""
+        return iter(self._requests)
+
     def waiting_for(self, adapter_ids: Container[int | None]) -> list[Request]:
         """The requests of these adapters that have no row."""
         return [r for r in self._requests if r.adapter_id in adapter_ids and r.row is None]
@@ -105,6 +108,11 @@ class Scheduler:
     def take_updates(self) -> list[RequestUpdate]:
         """Ends that came about outside :meth:`commit` since the last call."""
         return self._requests.take_updates()
+
+    @property
+    def has_updates(self) -> bool:
+        """Whether there is something to take."""
+        return self._requests.has_updates
 
     def has_work(self) -> bool:
         """Whether a request is open or a step under way."""
@@ -140,21 +148,21 @@ class Scheduler:
 
     # ---- Accounts ---------------------------------------------------------------------------
 
-    def stats(self) -> SchedulerStats:
-        """As of now."""
+    def stats(self) -> EngineStats:
+        """As of now, what it knows of them; the rest is zeros."""
         requests, kv_cache = self._requests, self._requests.kv_cache
-        return SchedulerStats(
+        return EngineStats(
             num_running=len(requests.running),
             num_waiting=len(requests.waiting),
             num_deferred=requests.waiting.num_deferred,
             num_waiting_tokens=requests.waiting.num_tokens,
             num_blocks=kv_cache.pool.num_blocks,
+            num_owned_blocks=kv_cache.pool.num_owned,
             num_cached_blocks=kv_cache.pool.num_cached,
-            num_free_blocks=kv_cache.num_free_blocks - kv_cache.pool.num_cached,
             num_preemptions=requests.num_preemptions,
-            num_prompt_tokens=requests.num_prompt_tokens,
-            prefix_queries=kv_cache.prefix_queries,
-            prefix_hits=kv_cache.prefix_hits,
+            prompt_tokens=requests.num_prompt_tokens,
+            prefix_query_tokens=kv_cache.prefix_queries,
+            cached_prompt_tokens=kv_cache.prefix_hits,
         )
 
     def reset_prefix_cache(self) -> None:

@@ -16,6 +16,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from octavo.structured.library import GrammarLibrary
+
 ROWS_PER_AUTOMATON = 4
 """More keep threads waiting for each other; fewer find less done by others. Measured: following 128
 rows with one, 12 and 128 automata takes 8.4, 9.2 and 12.7 ms of processor time a step."""
@@ -29,6 +31,8 @@ class Compilation:
 
     matcher: Any
     """At its beginning; only to be copied."""
+    library: GrammarLibrary
+    """That compiled it."""
     seconds: float
     """Of processor time."""
 
@@ -53,6 +57,11 @@ class Automaton:
     def seconds(self) -> float:
         """Of processor time to compile it."""
         return self._compilation.result().seconds
+
+    @property
+    def library(self) -> GrammarLibrary:
+        """That compiled it; once it is done, and well."""
+        return self._compilation.result().library
 
     def new_matcher(self) -> Any:
         return self._compilation.result().matcher.deep_copy()

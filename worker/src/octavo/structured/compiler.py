@@ -12,7 +12,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 from weakref import WeakValueDictionary
 
 from octavo.grammar import Grammar, Vocabulary
@@ -58,9 +57,6 @@ class GrammarCompiler:
             min(num_threads, _MAX_COMPILING), thread_name_prefix="grammar"
         )
         self._wake: Callable[[], None] | None = None
-        self.num_open = 0
-        """Followers given out and not released."""
-        self.num_hits = 0
         self.num_compiled = 0
 
     def when_done(self, wake: Callable[[], None]) -> None:
@@ -74,6 +70,11 @@ class GrammarCompiler:
         if not self._is_prepared:
             self._is_prepared = True
             self._threads.submit(self._load)
+
+    @property
+    def num_open(self) -> int:
+        """Followers given out and not released."""
+        return sum(compiled.num_open for compiled in self._known.values())
 
     @property
     def library(self) -> GrammarLibrary:
@@ -93,11 +94,8 @@ class GrammarCompiler:
         ``eos_token_ids``: those that may end this request; none with ``ignore_eos``.
         ``stop_token_ids``: others that end it, from ``min_tokens`` on.
         """
-        self.num_open += 1
-        compiled = self._compiled(grammar.text)
         return GrammarFollower(
-            compiled,
-            self,
+            self._compiled(grammar.text),
             grammar.reasoning,
             eos_token_ids,
             min_tokens=min_tokens,
@@ -114,15 +112,6 @@ class GrammarCompiler:
             for (follower, _), verdict in zip(drawn, verdicts, strict=True):
                 follower.foretell(verdict)
 
-    def recompile(self, grammar: CompiledGrammar) -> Any:
-        """A matcher at the beginning with an automaton of its own, at once: the grammar has been
-        compiled before, and not for long."""
-        return self.library.compile(grammar.text)
-
-    def released(self) -> None:
-        """A follower is done with."""
-        self.num_open -= 1
-
     def close(self) -> None:
         """Stop compiling and forget everything."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -136,10 +125,8 @@ class GrammarCompiler:
             most = 1 if self._num_threads == 1 else 2 * self._num_threads
             compiled = CompiledGrammar(text, lambda: self._begin(text), most)
             self._known[key] = compiled
-        else:
-            self.num_hits += 1
-            if key not in self._kept:
-                self._make_room()
+        elif key not in self._kept:
+            self._make_room()
         self._kept[key] = compiled
         self._kept.move_to_end(key)
         return compiled
@@ -172,7 +159,7 @@ class GrammarCompiler:
             self.num_compiled += 1
         started_s = time.thread_time()
         matcher = library.compile(text)
-        return Compilation(matcher, time.thread_time() - started_s)
+        return Compilation(matcher, library, time.thread_time() - started_s)
 
     def _load(self) -> GrammarLibrary:
         """In a thread; others wait for it."""

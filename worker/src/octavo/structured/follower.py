@@ -13,17 +13,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from octavo.grammar import ReasoningSpan
-from octavo.structured.compiled_grammar import (
-    MAX_EXTRA_COMPILE_S,
-    Automaton,
-    CompiledGrammar,
-)
-
-if TYPE_CHECKING:
-    from octavo.structured.compiler import GrammarCompiler
+from octavo.structured.compiled_grammar import MAX_EXTRA_COMPILE_S, Automaton, CompiledGrammar
+from octavo.structured.library import GrammarLibrary
 
 _FULL = "too many states"
 """What the library's error says where an automaton has reached its limit."""
@@ -43,7 +37,6 @@ class GrammarFollower:
     def __init__(
         self,
         grammar: CompiledGrammar,
-        compiler: GrammarCompiler,
         reasoning: ReasoningSpan | None,
         eos_token_ids: Sequence[int],
         *,
@@ -54,7 +47,7 @@ class GrammarFollower:
         self._grammar = grammar
         grammar.num_open += 1
         self._automaton: Automaton | None = None
-        self._compiler: GrammarCompiler | None = compiler
+        self._is_released = False
         self._reasoning = reasoning
         self._eos_token_ids = tuple(eos_token_ids)
         self._min_tokens = min_tokens
@@ -117,12 +110,12 @@ class GrammarFollower:
         False where the answer so far, or its grammar, is too much for one as well.
         """
         assert self._automaton is not None
-        assert self._compiler is not None
         self._grammar.retire(self._automaton)
         if self._is_alone or self._automaton.seconds > MAX_EXTRA_COMPILE_S:
             return False
         self._is_alone = True
-        self._matcher = self._compiler.recompile(self._grammar)
+        # At once: it has been compiled before, and not for long.
+        self._matcher = self._library.compile(self._grammar.text)
         return bool(self._matcher.consume_tokens(self._answer_ids))
 
     def foretell(self, is_allowed: bool) -> None:
@@ -166,32 +159,35 @@ class GrammarFollower:
 
     def release(self) -> None:
         """The request has ended; may be called twice."""
-        if self._compiler is not None:
-            self._compiler.released()
-            self._grammar.num_open -= 1
-            if self._matcher is not None and self._automaton is not None:
-                self._automaton.num_followers -= 1
-        self._compiler = None
+        if self._is_released:
+            return
+        self._is_released = True
+        self._grammar.num_open -= 1
+        if self._matcher is not None and self._automaton is not None:
+            self._automaton.num_followers -= 1
         self._matcher = None
 
+    @property
+    def _library(self) -> GrammarLibrary:
+        assert self._automaton is not None, "the grammar has been compiled"
+        return self._automaton.library
+
     def _answer(self, token_id: int) -> bool:
-        assert self._compiler is not None
         verdict, self._verdict = self._verdict, None
         if verdict is None:
             verdict = bool(self._matcher.consume_token(token_id))
         self._answer_ids.append(token_id)
         if not verdict and self.is_full:
             verdict = self.renew()
-        if verdict and token_id in self._compiler.eos_token_ids:
+        if verdict and token_id in self._library.eos_token_ids:
             # A matcher that has failed says that its text may end.
             verdict = self.has_ended = not self._matcher.is_error()
         return verdict
 
     def _think(self, token_id: int) -> bool:
         assert self._reasoning is not None
-        assert self._compiler is not None
         end = self._reasoning.end.encode()
-        self._thoughts += self._compiler.library.token_bytes(token_id)
+        self._thoughts += self._library.token_bytes(token_id)
         found = self._thoughts.find(end)
         if found < 0:
             self._thoughts = self._thoughts[-len(end) + 1 :] if len(end) > 1 else b""
@@ -200,7 +196,7 @@ class GrammarFollower:
         # A token may reach past the end of the thoughts; only white space does so in practice.
         rest = self._thoughts[found + len(end) :].strip()
         self._thoughts = b""
-        self._answer_ids = self._compiler.library.tokenize(rest) if rest else []
+        self._answer_ids = self._library.tokenize(rest) if rest else []
         return bool(self._matcher.consume_tokens(self._answer_ids))
 
     def _resolve_begin(self) -> None:
@@ -209,7 +205,6 @@ class GrammarFollower:
         if self.phase is not Phase.UNDECIDED:
             return
         assert self._reasoning is not None
-        assert self._compiler is not None
-        self._begin_id = self._compiler.library.token_of(self._reasoning.begin.encode())
+        self._begin_id = self._library.token_of(self._reasoning.begin.encode())
         if self._begin_id is None:
             self.phase = Phase.ANSWERING

@@ -63,6 +63,7 @@ class GrammarLibrary:
         self._limits: Any = llguidance.LLParserLimits(**_LIMITS, verbose_errors=False)
         self.executor: Any = llguidance.LLExecutor(num_threads)
         self._tokens = tokens
+        self.eos_token_ids = frozenset(eos_token_ids)
 
     def compile(self, grammar: str) -> Any:
         """A matcher at its beginning.

@@ -22,13 +22,13 @@ from typing import Any
 
 import msgspec
 
-from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.errors import EngineDeadError, InvalidRequestError, RequestFailedError
 from octavo.grammar import StructuredOutputs, cannot_be_honoured
 from octavo.structured.schema_fault import find_fault
 from octavo.structured.translate import translate
 
 WALL_LIMIT_S = 30.0
-"""For one verdict, start of the process included; its CPU time is limited much tighter."""
+"""For one verdict, and for the process to start; its CPU time is limited much tighter."""
 MAX_VERDICTS = 4096
 MAX_WAITING = 64
 """Trials that may wait; more are refused, for they are not of people."""
@@ -66,8 +66,8 @@ class GrammarTrials:
         """Return where a grammar can be followed.
 
         Raises InvalidRequestError with the reason where it cannot, and with the place of it in a
-        schema where that is sure, EngineDeadError when closed meanwhile; ``asked``: what the
-        grammar was made of.
+        schema where that is sure, RequestFailedError where it cannot be tried, EngineDeadError when
+        closed meanwhile; ``asked``: what the grammar was made of.
         """
         key = hashlib.blake2b(text.encode(), digest_size=16).digest()
         verdict = self._verdicts.get(key)
@@ -146,30 +146,49 @@ class GrammarTrials:
 
     async def _ask(self, text: str) -> str:
         try:
-            return await asyncio.wait_for(self._exchange(text), WALL_LIMIT_S)
+            return await self._exchange(text)
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
             await self._end_process()
             return _TOO_COSTLY
 
     async def _exchange(self, text: str) -> str:
         if self._process is None or self._process.returncode is not None:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "octavo.structured.trial_process",
-                *self._arguments,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,  # it may speak of the client's schema
-            )
+            await self._start_process()
+        assert self._process is not None
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         data = text.encode()
-        self._process.stdin.write(struct.pack("!I", len(data)) + data)
-        await self._process.stdin.drain()
-        (length,) = struct.unpack("!I", await self._process.stdout.readexactly(4))
-        return (await self._process.stdout.readexactly(length)).decode()
+        async with asyncio.timeout(WALL_LIMIT_S):
+            self._process.stdin.write(struct.pack("!I", len(data)) + data)
+            await self._process.stdin.drain()
+            return await _answer(self._process)
+
+    async def _start_process(self) -> None:
+        """Raises RequestFailedError where it does not start, which says nothing of a grammar."""
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            "octavo.structured.trial_process",
+            *self._arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,  # it may speak of the client's schema
+        )
+        try:
+            async with asyncio.timeout(WALL_LIMIT_S):
+                await _answer(self._process)
+        except (TimeoutError, asyncio.IncompleteReadError):
+            await self._end_process()
+            raise RequestFailedError(
+                "New grammars cannot be tried now, as the process that tries them did not start; "
+                "try again later."
+            ) from None
+
+
+async def _answer(process: asyncio.subprocess.Process) -> str:
+    assert process.stdout is not None
+    (length,) = struct.unpack("!I", await process.stdout.readexactly(4))
+    return (await process.stdout.readexactly(length)).decode()
 
 
 def _text_of(asked: StructuredOutputs, schema: Any) -> str | None:

@@ -3,7 +3,7 @@
 Started by :mod:`octavo.structured.trial` as ``python -m octavo.structured.trial_process``. A
 grammar may be hostile: what costs too much ends this process, and nothing else. Frames of a
 4-byte big-endian length and UTF-8 text: grammars on standard input, reasons on standard output,
-empty where the grammar can be followed.
+empty where the grammar can be followed. The first empty one says that the process has started.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ def main() -> int:
     library = GrammarLibrary(vocabulary, int(vocab_size), json.loads(eos_token_ids))
     _limit_memory()
     source, answers = sys.stdin.buffer, sys.stdout.buffer
+    _write(answers, "")
     while (text := _read(source)) is not None:
         _limit_cpu()
-        reason = try_grammar(library, text, json.loads(eos_token_ids)).encode()
-        answers.write(struct.pack("!I", len(reason)) + reason)
-        answers.flush()
+        _write(answers, try_grammar(library, text, json.loads(eos_token_ids)))
     return 0
 
 
@@ -87,6 +86,12 @@ def _read(source: BinaryIO) -> str | None:
         return None
     (length,) = struct.unpack("!I", head)
     return source.read(length).decode()
+
+
+def _write(answers: BinaryIO, reason: str) -> None:
+    data = reason.encode()
+    answers.write(struct.pack("!I", len(data)) + data)
+    answers.flush()
 
 
 def _limit_memory() -> None:
