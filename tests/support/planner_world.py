@@ -89,7 +89,7 @@ class World:
         """Plan until there is nothing to do; returns the resource."""
         for _ in range(4):
             if (await self.step(image, now)).is_empty:
-                return await self.store.get(INFERENCE_SERVICE, "models", "chat")
+                return await self.service()
         raise AssertionError("the plan does not come to an end")
 
     def told_of(self, condition: str) -> list[str]:
@@ -99,6 +99,9 @@ class World:
             for status in self.told
         ]
         return [reason for reason, _ in itertools.groupby(reasons)]
+
+    async def service(self) -> LiveObject:
+        return await self.store.get(INFERENCE_SERVICE, "models", "chat")
 
     async def deployment(self) -> LiveObject:
         return await self.store.get(DEPLOYMENT, "models", "chat")
@@ -148,7 +151,7 @@ class ControlledWorld(World):
         """Turns until nothing happens any more; returns the resource."""
         for _ in range(60):
             if not await self.turn(image):
-                return await self.store.get(INFERENCE_SERVICE, "models", "chat")
+                return await self.service()
         raise AssertionError("the world does not come to rest")
 
     async def _live_pods(self) -> tuple[LiveObject, ...]:

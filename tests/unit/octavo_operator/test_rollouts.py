@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +26,9 @@ from octavo_operator.labels import (
     ANNOTATION_UPGRADE,
     ANNOTATION_UPGRADED_BY,
 )
+from octavo_operator.local.deployment_controller import rollout_counts
 from octavo_operator.manifests.kinds import DEPLOYMENT, INFERENCE_SERVICE, POD
+from octavo_operator.reconcile.events import announcements
 from octavo_operator.reconcile.live_object import LiveObject
 from planner_world import IMAGE, ControlledWorld, worker_of
 
@@ -121,6 +124,44 @@ async def test_number_that_passes_to_an_autoscaler_is_not_told_as_a_rollout() ->
     await world.come_to_rest()
     assert world.told_of("Progressing") == ["Complete"]
     assert world.told_of("WorkloadReady") == ["AllPodsReady"]
+
+
+def events(world: ControlledWorld, before: LiveObject) -> list[str]:
+    """Reasons of the events that went with the statuses that the world was told."""
+    steps = itertools.pairwise([before["status"], *world.told])
+    return [item.reason for old, new in steps for item in announcements(old, new)]
+
+
+async def test_pod_that_is_lost_is_not_told_as_a_rollout() -> None:
+    world = await serving(replicas=3)
+    before = await world.service()
+    world.told.clear()
+    lost = world.pods[0]["metadata"]["name"]
+    await world.store.delete(POD, "models", lost)
+    world.pods = world.pods[1:]
+    await world.report_pods(
+        **rollout_counts(await world.deployment(), world.pods),
+        conditions=[{"type": "Progressing", "reason": "NewReplicaSetAvailable"}],
+    )
+    missing = await world.settle()
+    assert conditions(missing)["Progressing"] == ("True", "PodsStarting")
+    assert "complete; 2 of 3 pods are available" in condition_message(missing, "Progressing")
+    await world.come_to_rest()
+    assert world.told_of("Progressing") == ["PodsStarting", "Complete"]
+    assert events(world, before) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "between"), [(4, "PodsStarting"), (2, "PodsStopping")], ids=["more", "fewer"]
+)
+async def test_other_number_of_pods_is_not_told_as_a_rollout(number: int, between: str) -> None:
+    world = await serving(replicas=3)
+    before = await world.service()
+    world.told.clear()
+    world.resource["spec"]["replicas"] = number
+    await world.come_to_rest()
+    assert world.told_of("Progressing") == [between, "Complete"]
+    assert events(world, before) == []
 
 
 @pytest.mark.parametrize("replicas", [0, 2])
