@@ -63,6 +63,19 @@ async def gpus_of(world: World) -> tuple[str, dict[str, str]]:
     return limits["nvidia.com/gpu"], live["spec"]["template"]["spec"].get("nodeSelector", {})
 
 
+@pytest.mark.parametrize("levels", [300, 900, 980, 4000])
+@pytest.mark.parametrize("form", ["{}", '{{"dtype": {}}}', '{{"num_layers": {}}}'])
+async def test_report_that_is_nested_too_deeply_is_none(form: str, levels: int) -> None:
+    """It took every pass over the service along."""
+    world = world_of(auto(), LLAMA_8B)
+    text = form.format("[" * levels + "]" * levels)
+    (pod,) = world.companions
+    (container,) = pod["status"]["containerStatuses"]
+    container["state"]["terminated"]["message"] = text
+    service = await world.settle()
+    assert conditions(service)["PlacementReady"] == ("Unknown", "Inspecting")
+
+
 async def test_auto_first_looks_at_the_model_and_makes_no_pods_meanwhile() -> None:
     world = world_of(auto())
     service = await world.settle()

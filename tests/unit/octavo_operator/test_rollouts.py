@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,8 +31,9 @@ from octavo_operator.labels import (
 from octavo_operator.local.deployment_controller import rollout_counts
 from octavo_operator.manifests.kinds import DEPLOYMENT, INFERENCE_SERVICE, POD
 from octavo_operator.reconcile.events import announcements
-from octavo_operator.reconcile.live_object import LiveObject
-from planner_world import IMAGE, ControlledWorld, worker_of
+from octavo_operator.reconcile.live_object import LiveObject, annotations_of
+from octavo_operator.reconcile.plan import plan
+from planner_world import IMAGE, NOW, ControlledWorld, worker_of
 
 BAD = "hf://org/bad"
 KEY = (DEPLOYMENT, "models", "chat")
@@ -406,6 +409,35 @@ async def test_image_that_somebody_has_emptied_is_the_operators_own_again() -> N
     service = await world.come_to_rest()
     assert conditions(service)["Progressing"] == ("False", "Complete")
     assert worker_of(await world.deployment())["image"] == IMAGE
+
+
+def _nested(levels: int) -> list[str]:
+    """JSON with lists so far inside each other, in all the forms that an annotation may have."""
+    deep = "[" * levels + "]" * levels
+    worker = f'{{"name": "worker", "image": "i", "x": {deep}}}'
+    return [
+        deep,
+        f'{{"because": {deep}, "template": {deep}}}',
+        f'{{"spec": {{"containers": [{worker}]}}}}',
+        f'{{"metadata": {{"labels": {{}}}}, "spec": {{"containers": [{worker}]}}}}',
+        f'{{"inputs": {deep}, "message": {deep}}}',
+        "[" * levels,
+    ]
+
+
+@pytest.mark.parametrize("levels", [300, 900, 939, 5000])
+async def test_annotation_that_is_nested_too_deeply_is_as_good_as_none(levels: int) -> None:
+    world = await serving(replicas=2)
+    await _change_to_bad(world)
+    observed, memory = await world.observe(), annotations_of(await world.deployment())
+    for name in memory:
+        for text in _nested(levels):
+            children = copy.deepcopy(observed.children)
+            (live,) = (child for child in children if child["kind"] == "Deployment")
+            live["metadata"]["annotations"][name] = text
+            todo = plan(replace(observed, children=children), IMAGE, NOW)
+            if todo.status is not None:
+                assert conditions({"status": todo.status})["Ready"] == ("True", "Serving")
 
 
 _TEXTS = st.sampled_from(["", "{", "[]", "null", '{"template": "x"}', "x:1", '{"spec": {}}'])

@@ -17,8 +17,8 @@ import aiohttp
 import kopf
 from kopf._cogs.clients import api as kopf_api
 
-from octavo_operator.cluster.json_text import read_json
 from octavo_operator.errors import KindsGoneError
+from octavo_operator.json_text import read_json
 from octavo_operator.settings import OperatorSettings
 
 

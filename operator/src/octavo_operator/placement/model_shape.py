@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
+
+from octavo_operator.json_text import read_shallow
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ _STATUS_NAMES: Final[Mapping[str, str]] = {
 def read_report(text: str) -> ModelShape | None:
     """What a container left as its last words; None when that is no shape."""
     try:
-        values = json.loads(text)
+        values = read_shallow(text)
     except ValueError:
         return None
     return _shape(values, {name: name for name in _STATUS_NAMES})

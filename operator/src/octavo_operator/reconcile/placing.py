@@ -7,11 +7,11 @@ What pods have proved by serving is not doubted.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from octavo_operator.json_text import read_shallow
 from octavo_operator.labels import (
     ANNOTATION_GOOD_TEMPLATE,
     ANNOTATION_PLACEMENT,
@@ -274,7 +274,7 @@ def _to_remember(said: InferenceService, decision: Decision, inputs: str) -> str
 
 def _remembered(memory: Mapping[str, str], inputs: str) -> Decision | None:
     try:
-        kept = json.loads(memory.get(ANNOTATION_PLACEMENT, ""))
+        kept = read_shallow(memory.get(ANNOTATION_PLACEMENT, ""))
         if kept["inputs"] != inputs:
             return None
         split = Split(*map(int, kept["split"]))

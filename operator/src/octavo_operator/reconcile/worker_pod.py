@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from octavo_operator.json_text import read_shallow
 from octavo_operator.labels import WORKER_CONTAINER
 from octavo_operator.manifests.worker_command import ENABLE_LORA, LORA_MODULES
 from octavo_operator.reconcile.live_object import LiveObject, is_going, labels_of
@@ -100,7 +100,7 @@ def _own_adapters(words: list[str]) -> frozenset[str]:
 
 def _module_name(word: str) -> str:
     try:
-        return str(json.loads(word)["name"])
+        return str(read_shallow(word)["name"])
     except (ValueError, TypeError, KeyError):
         return word.partition("=")[0]
 
