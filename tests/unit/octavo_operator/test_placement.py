@@ -210,6 +210,16 @@ def test_nodes_that_are_known_bound_what_auto_may_span() -> None:
     assert chosen(decide(wanted, LLAMA_405B, [unseen])) == (8, 2, 2)
 
 
+def test_auto_chooses_nothing_larger_than_what_a_user_may_ask_for() -> None:
+    """All that nodes claimed to have was tried, in the operator's loop: for 2^31 GPUs, an hour."""
+    wide = replace(LLAMA_405B, num_heads=1 << 20, num_kv_heads=1, intermediate_size=1 << 20)
+    tall = replace(LLAMA_405B, num_layers=1 << 10)
+    small = service({"maxModelLen": 16, "maxNumSeqs": 1})
+    for shape, kind in [(wide, gpus(8, 1 << 20, 1)), (tall, gpus(14, 1, 1 << 10))]:
+        decision = decide(small, shape, [kind])
+        assert (decision.reason, chosen(decision)) == ("DoesNotFit", None)
+
+
 def test_what_is_not_known_is_said() -> None:
     auto, number = service(tensor="Auto"), service(tensor=2)
     assert decide(auto, None, []).split is None
@@ -318,6 +328,7 @@ def test_a_shape_survives_the_status_and_nothing_else_passes_for_one() -> None:
         {},
         {**to_status(LLAMA_8B), "weightsBytes": "many"},
         {**to_status(LLAMA_8B), "numHeads": 0},
+        {**to_status(LLAMA_8B), "weightsBytes": 10**400},
         {**to_status(LLAMA_8B), "numLayers": True},
     ]
     assert [read_status(values) for values in broken] == [None] * len(broken)
@@ -358,6 +369,18 @@ def test_nodes_tell_the_kinds_of_gpu() -> None:
     assert kinds_for(NODES, nodeSelector={"zone": "a"}) == [l4]
     assert kinds_for(NODES, nodeSelector={"zone": "b"}) == []
     assert kinds_for(NODES, resource="amd.com/gpu") == []
+
+
+@pytest.mark.parametrize(
+    ("allocatable", "count"), [("8", 8), ("1k", 1000), ("2e0", 2), ("500m", 0), ("-1", 0), ("x", 0)]
+)
+def test_gpus_of_a_node_are_counted_as_kubernetes_writes_quantities(
+    allocatable: str, count: int
+) -> None:
+    """It writes 1000 as 1k."""
+    one = node(L4, 23034, 1000)
+    one["status"] = {"allocatable": {"nvidia.com/gpu": allocatable}}
+    assert [kind.per_node for kind in kinds_for([one])] == ([count] if count else [])
 
 
 def test_card_that_may_be_asked_for_more_often_than_it_is_there_is_shared() -> None:
@@ -403,6 +426,10 @@ def test_without_nodes_the_product_or_the_spec_tells() -> None:
     assert kinds_for(NODES, product=H100, memory="40Gi") == [GpuKind(H100, 40 * GIB, 8, 2)]
 
 
+def test_every_amount_of_memory_above_nothing_is_taken() -> None:
+    assert [kind.memory_bytes for kind in kinds_for(None, memory="0.5")] == [1]
+
+
 def test_mig_slices_have_labels_of_their_own() -> None:
     slice_ = "nvidia.com/mig-3g.40gb"
     labels = {f"{slice_}.memory": "40192", f"{slice_}.product": "P", f"{slice_}.count": "2"}
@@ -428,7 +455,10 @@ def test_room_for_adapters_counts() -> None:
         (["--max-num-batched-tokens", "2048"], 2048),
         (["--max-num-batched-tokens", "2K"], None),
         (["--max-num-batched-tokens"], None),
+        (["--max-num-batched-tokens=" + "9" * 1000], None),
+        (["--max-num-batched-tokens=" + "9" * 5000], None),
     ],
+    ids=["none", "another", "joined", "apart", "unit", "last", "absurd", "too-long-to-read"],
 )
 def test_a_smaller_step_takes_less_room(args: list[str], value: int | None) -> None:
     engine = service({"args": args}, tensor=1).engine

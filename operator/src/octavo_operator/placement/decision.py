@@ -24,7 +24,7 @@ from octavo_operator.placement.sentences import (
     sum_in_words,
     unknown_in_words,
 )
-from octavo_operator.resources.accelerator import DEFAULT_RESOURCE
+from octavo_operator.resources.accelerator import DEFAULT_RESOURCE, MAX_NODES, MAX_TENSOR
 from octavo_operator.resources.inference_service import InferenceService
 
 MOST_NODES: Final = 16
@@ -176,20 +176,23 @@ def _choose(
 
 
 def _splits(service: InferenceService, shape: ModelShape, kind: GpuKind) -> Iterator[Split]:
-    """Every split that the model allows on nodes of `kind`; over several, a stage a node."""
+    """Every split that the model allows on nodes of `kind`; over several, a stage a node.
+
+    None is larger than what a user may ask for, whatever nodes say that they have.
+    """
     stages = service.parallelism.pipeline
     if not kind.is_whole:
         if stages == 1:
             yield Split()
         return
-    for tensor in range(1, kind.most_per_node // stages + 1):
+    for tensor in range(1, min(kind.most_per_node // stages, MAX_TENSOR) + 1):
         split = Split(tensor, stages)
         if split_problem(shape, split) is None:
             yield split
     if stages > 1:
         return
-    for nodes in range(2, (kind.num_nodes or MOST_NODES) + 1):
-        for tensor in range(1, kind.most_per_node + 1):
+    for nodes in range(2, min(kind.num_nodes or MOST_NODES, MAX_NODES) + 1):
+        for tensor in range(1, min(kind.most_per_node, MAX_TENSOR) + 1):
             split = Split(tensor, nodes, nodes)
             if split_problem(shape, split) is None:
                 yield split

@@ -8,6 +8,9 @@ from typing import Any, Final
 
 from octavo_operator.json_text import read_shallow
 
+MAX_INT64: Final = (1 << 63) - 1
+"""What a status can hold."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
@@ -81,6 +84,6 @@ def _shape(values: object, names: Mapping[str, str]) -> ModelShape | None:
     for name, value in found.items():
         if type(value) is not kinds.get(name, int):
             return None
-        if type(value) is int and value < 1:
+        if type(value) is int and not 1 <= value <= MAX_INT64:
             return None
     return ModelShape(**found)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from typing import Any
 from octavo_operator.placement.gpu_kind import GpuKind
 from octavo_operator.placement.gpu_products import product_memory_bytes
 from octavo_operator.resources.accelerator import Accelerator
+from octavo_operator.resources.quantity import parse_quantity
 
 _MIB = 1 << 20
 
@@ -52,7 +53,7 @@ def _on_nodes(accelerator: Accelerator, nodes: Iterable[Mapping[str, Any]]) -> t
         if not memory.isdecimal() or any(labels.get(key) != wanted[key] for key in wanted):
             continue
         count = _count(node, resource, labels)
-        if count and int(memory):
+        if count > 0 and int(memory):
             product = labels.get(f"{resource}.product")
             is_shared = _is_shared(product) or count > _labelled_count(resource, labels, count)
             counts.setdefault((product, int(memory) * _MIB, is_shared), []).append(count)
@@ -75,7 +76,10 @@ def _count(node: Mapping[str, Any], resource: str, labels: Mapping[str, str]) ->
     allocatable = ((node.get("status") or {}).get("allocatable") or {}).get(resource)
     if allocatable is None:
         return _labelled_count(resource, labels, 0)
-    return int(allocatable) if str(allocatable).isdecimal() else 0
+    try:
+        return int(parse_quantity(str(allocatable)))
+    except ValueError:
+        return 0
 
 
 def _labelled_count(resource: str, labels: Mapping[str, str], default: int) -> int:
