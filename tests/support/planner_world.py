@@ -140,12 +140,16 @@ class ControlledWorld(World):
         before = self.store.writes
         await self.step(image)
         await self.step(image)
+        await self.let_pods_run()
+        await self._report()
+        return self.store.writes > before
+
+    async def let_pods_run(self) -> None:
+        """A pass of the controllers, before that of Deployments has told of it."""
         await self._control_deployment()
         for pod in await self._live_pods():
             await self._run_pod(pod)
         self.pods = await self._live_pods()
-        await self._report()
-        return self.store.writes > before
 
     async def come_to_rest(self, image: str = IMAGE) -> LiveObject:
         """Turns until nothing happens any more; returns the resource."""

@@ -178,6 +178,37 @@ async def test_annotation_of_somebody_elses_is_not_told_as_a_rollout(replicas: i
     assert world.told == []
 
 
+@pytest.mark.parametrize(
+    ("replicas", "advice"),
+    [(1, "set rollout.maxUnavailable: 1 to allow that"), (3, "by replacing pods in place")],
+)
+async def test_pod_without_a_place_is_told_with_its_advice_from_the_first(
+    replicas: int, advice: str
+) -> None:
+    """Of the pod the operator knows before the Deployment's controller has counted it."""
+    world = await serving(replicas=replicas, num_gpus=replicas)
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    await world.step()
+    await world.let_pods_run()
+    assert conditions(await world.settle())["WorkloadReady"] == ("False", "InsufficientGPU")
+    assert advice in condition_message(await world.service(), "WorkloadReady")
+
+
+async def test_pod_that_was_evicted_long_ago_makes_no_update_of_a_larger_number() -> None:
+    world = await serving(replicas=2, num_gpus=2)
+    evicted = copy.deepcopy(world.pods[0])
+    evicted["metadata"] |= {"name": "chat-0", "labels": {"pod-template-hash": "old"}}
+    evicted["metadata"]["creationTimestamp"] = "2025-01-01T00:00:00Z"
+    evicted["status"] = {"phase": "Failed", "reason": "Evicted"}
+    world.resource["spec"]["replicas"] = 3
+    await world.step()
+    await world.let_pods_run()
+    world.pods = (*world.pods, evicted)
+    service = await world.settle()
+    assert conditions(service)["WorkloadReady"] == ("False", "InsufficientGPU")
+    assert "update" not in condition_message(service, "WorkloadReady")
+
+
 async def test_update_without_a_spare_gpu_replaces_in_place() -> None:
     """LLMKube 192: with every GPU in use a surge pod never finds a place."""
     world = await serving(replicas=3, num_gpus=3)
