@@ -418,6 +418,38 @@ def test_gpu_that_is_shared_comes_after_others_and_is_told() -> None:
         assert "what other pods take of its memory is not counted" in decision.message
 
 
+RESERVED = {"key": "team", "value": "a", "effect": "NoSchedule"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "accelerator", "product"),
+    [
+        ({}, {}, L4),
+        ({"unschedulable": True}, {}, H100),
+        ({"taints": [RESERVED]}, {}, H100),
+        ({"taints": [{**RESERVED, "effect": "PreferNoSchedule"}]}, {}, L4),
+        ({"taints": [{"key": "nvidia.com/gpu", "effect": "NoSchedule"}]}, {}, L4),
+        ({"taints": [RESERVED]}, {"tolerations": [{"key": "team", "value": "a"}]}, L4),
+        ({"taints": [RESERVED]}, {"tolerations": [{"key": "team", "value": "b"}]}, H100),
+        ({"taints": [RESERVED]}, {"tolerations": [{"operator": "Exists"}]}, L4),
+        ({"taints": [RESERVED]}, {"tolerations": [{"key": "team", "operator": "Exists"}]}, L4),
+    ],
+)
+def test_auto_leaves_nodes_that_take_no_pods_of_its_to_others(
+    spec: dict[str, Any], accelerator: dict[str, Any], product: str
+) -> None:
+    """Pods are kept to the product that was chosen, so they waited beside GPUs that were free."""
+    auto = parse_inference_service(
+        inference_service(parallelism={"tensor": "Auto"}, accelerator=accelerator)
+    )
+    closed = {**node(L4, 23034, 1), "spec": spec}
+    kinds = gpu_kinds(auto.accelerator, [closed, node(H100, 81559)])
+    assert decide(auto, QWEN_06B, kinds).product == product
+    if product == H100:
+        only = gpu_kinds(auto.accelerator, [closed])
+        assert decide(auto, QWEN_06B, only).product == L4
+
+
 def test_without_nodes_the_product_or_the_spec_tells() -> None:
     assert kinds_for(None) == []
     assert kinds_for(None, product=H100) == [GpuKind(H100, 81559 << 20)]

@@ -140,8 +140,8 @@ def _check(
 def _choose(
     service: InferenceService, shape: ModelShape | None, kinds: Sequence[GpuKind], absence: str
 ) -> Decision:
-    """Single nodes before several, then few GPUs before many, then GPUs of its own before shared
-    ones, then small GPUs before large."""
+    """GPUs of nodes that take pods now before others; then single nodes before several, then few
+    GPUs before many, then GPUs of its own before shared ones, then small GPUs before large."""
     if shape is None:
         standing, reason, message = _uninspected(absence)
         return Decision(standing, reason, f"spec.parallelism.tensor is Auto: {message}")
@@ -155,7 +155,12 @@ def _choose(
         )
     utilization = service.engine.gpu_memory_utilization
     found = [
-        (split.nodes, split.num_gpus, kind.is_shared, kind.memory_bytes, kind.name, split, kind)
+        (
+            (kind.is_closed, split.nodes, split.num_gpus, kind.is_shared),
+            (kind.memory_bytes, kind.name),
+            split,
+            kind,
+        )
         for kind in kinds
         for split in _splits(service, shape, kind)
         if footprint(shape, service.engine, split).total_bytes
@@ -163,7 +168,7 @@ def _choose(
     ]
     if not found:
         return _nothing_fits(service, shape, kinds)
-    *_, split, kind = min(found, key=lambda item: item[:5])
+    *_, split, kind = min(found, key=lambda item: item[:2])
     is_limit = kind.product is not None and service.accelerator.product is None
     is_labelled = service.accelerator.resource == DEFAULT_RESOURCE
     return Decision(

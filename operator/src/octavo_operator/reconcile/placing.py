@@ -93,7 +93,9 @@ def place(said: InferenceService, observed: Observed, present: tuple[LiveObject,
     told = _told_shape(said, observed)
     seen = read_inspection(said, observed, key) if told is None else Inspection(told)
     is_open = past.is_open_for(said)
-    kinds = gpu_kinds(said.accelerator, observed.nodes) if is_open else ()
+    kinds = (
+        gpu_kinds(said.accelerator, observed.nodes, _overlaid_tolerations(said)) if is_open else ()
+    )
     decision = _decide_after(past, said, seen, kinds, observed)
     is_refused = decision.standing is Standing.REFUSED
     is_useful = _is_split(said) or bool(kinds)
@@ -201,6 +203,14 @@ def _from_before(
         return None
     message = "1 GPU, as an earlier operator placed it; any change of the spec places it anew"
     return Decision(Standing.FITS, "Fits", message, Split(1, said.parallelism.pipeline))
+
+
+def _overlaid_tolerations(said: InferenceService) -> tuple[Mapping[str, Any], ...]:
+    """Those of `spec.template`, as far as they are any."""
+    spec = said.template.get("spec")
+    found = spec.get("tolerations") if isinstance(spec, Mapping) else None
+    items = found if isinstance(found, list) else ()
+    return tuple(item for item in items if isinstance(item, Mapping))
 
 
 def _is_split(said: InferenceService) -> bool:
