@@ -25,6 +25,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ALL_READY = {"replicas": 1, "updatedReplicas": 1, "readyReplicas": 1, "availableReplicas": 1}
 STARTING = {"replicas": 1, "updatedReplicas": 1}
 SURGING = {**ALL_READY, "replicas": 2, "updatedReplicas": 1}
+DONE = {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}
 LATE = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
 
 
@@ -88,6 +89,7 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("loading", reported(STARTING), "Progressing", "InProgress"),
     ("serving", reported(ALL_READY), "Healthy", "Current"),
     ("rolling-out", reported(SURGING), "Progressing", "InProgress"),
+    ("pod-lost", reported({**STARTING, "conditions": [DONE]}), "Progressing", "InProgress"),
     ("at-zero", reported({}, replicas=0), "Healthy", "Current"),
     ("sleeping", SLEEPING, "Healthy", "Current"),
     ("paused", reported(SURGING, rollout={"paused": True}), "Suspended", "InProgress"),

@@ -89,7 +89,7 @@ class World:
         """Plan until there is nothing to do; returns the resource."""
         for _ in range(4):
             if (await self.step(image, now)).is_empty:
-                return await self.store.get(INFERENCE_SERVICE, "models", "chat")
+                return await self.service()
         raise AssertionError("the plan does not come to an end")
 
     def told_of(self, condition: str) -> list[str]:
@@ -99,6 +99,9 @@ class World:
             for status in self.told
         ]
         return [reason for reason, _ in itertools.groupby(reasons)]
+
+    async def service(self) -> LiveObject:
+        return await self.store.get(INFERENCE_SERVICE, "models", "chat")
 
     async def deployment(self) -> LiveObject:
         return await self.store.get(DEPLOYMENT, "models", "chat")
@@ -137,18 +140,22 @@ class ControlledWorld(World):
         before = self.store.writes
         await self.step(image)
         await self.step(image)
+        await self.let_pods_run()
+        await self._report()
+        return self.store.writes > before
+
+    async def let_pods_run(self) -> None:
+        """A pass of the controllers, before that of Deployments has told of it."""
         await self._control_deployment()
         for pod in await self._live_pods():
             await self._run_pod(pod)
         self.pods = await self._live_pods()
-        await self._report()
-        return self.store.writes > before
 
     async def come_to_rest(self, image: str = IMAGE) -> LiveObject:
         """Turns until nothing happens any more; returns the resource."""
         for _ in range(60):
             if not await self.turn(image):
-                return await self.store.get(INFERENCE_SERVICE, "models", "chat")
+                return await self.service()
         raise AssertionError("the world does not come to rest")
 
     async def _live_pods(self) -> tuple[LiveObject, ...]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from octavo_operator.errors import WorkerUnreachableError
+from octavo_operator.json_text import read_json
 
 TIMEOUT_S: Final = 2.0
 ANSWER_LIMIT: Final = 1024 * 1024
@@ -88,9 +89,8 @@ class WorkerClient:
                 status, data = await call(
                     worker.host, worker.port, method, path, body, key, answer_limit
                 )
-            answer = json.loads(data)
-        except (OSError, TimeoutError, ValueError, RecursionError) as error:
-            # RecursionError: how json refuses what is nested too deeply.
+            answer = read_json(data)
+        except (OSError, TimeoutError, ValueError) as error:
             reason = str(error) or type(error).__name__
             raise WorkerUnreachableError(f"{method} {path} of {worker}: {reason}") from error
         if not isinstance(answer, dict):

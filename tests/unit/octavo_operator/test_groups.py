@@ -207,6 +207,20 @@ async def test_conditions_follow_the_groups() -> None:
     assert "the worker of this version refuses to split a model (tensor 8, pipeline 2)" in found
 
 
+async def test_group_that_is_lost_is_not_told_as_a_rollout() -> None:
+    """The controller then says nothing of the rollout that is done."""
+    world = World(spanning(replicas=2), WITH_GROUPS)
+    await world.settle()
+    await report_groups(world, total=2, ready=2)
+    await world.settle()
+    await report_groups(world, total=2, ready=1)
+    assert conditions(await world.settle())["Progressing"] == ("True", "PodsStarting")
+    world.resource = spanning(replicas=2, engine={"maxModelLen": 64})
+    assert conditions(await world.settle())["Progressing"] == ("True", "RollingOut")
+    await report_groups(world, total=2, ready=1, updated=1)
+    assert conditions(await world.settle())["Progressing"] == ("True", "RollingOut")
+
+
 async def test_pause_holds_every_group_back() -> None:
     world = World(spanning(replicas=3), WITH_GROUPS)
     await world.settle()

@@ -195,6 +195,7 @@ def test_every_field_is_read() -> None:
         ({"accelerator": {"memory": 80}}, "spec.accelerator.memory", "is 80, which is not a str"),
         ({"accelerator": {"memory": "80 GB"}}, "spec.accelerator.memory", "is not a quantity"),
         ({"accelerator": {"memory": "0Gi"}}, "spec.accelerator.memory", "is '0Gi'"),
+        ({"accelerator": {"memory": "1e999"}}, "spec.accelerator.memory", "the limit is"),
         (
             {"accelerator": {"tolerations": [{"operator": "Is"}]}},
             "spec.accelerator.tolerations[0].operator",

@@ -210,6 +210,16 @@ def test_nodes_that_are_known_bound_what_auto_may_span() -> None:
     assert chosen(decide(wanted, LLAMA_405B, [unseen])) == (8, 2, 2)
 
 
+def test_auto_chooses_nothing_larger_than_what_a_user_may_ask_for() -> None:
+    """All that nodes claimed to have was tried, in the operator's loop: for 2^31 GPUs, an hour."""
+    wide = replace(LLAMA_405B, num_heads=1 << 20, num_kv_heads=1, intermediate_size=1 << 20)
+    tall = replace(LLAMA_405B, num_layers=1 << 10)
+    small = service({"maxModelLen": 16, "maxNumSeqs": 1})
+    for shape, kind in [(wide, gpus(8, 1 << 20, 1)), (tall, gpus(14, 1, 1 << 10))]:
+        decision = decide(small, shape, [kind])
+        assert (decision.reason, chosen(decision)) == ("DoesNotFit", None)
+
+
 def test_what_is_not_known_is_said() -> None:
     auto, number = service(tensor="Auto"), service(tensor=2)
     assert decide(auto, None, []).split is None
@@ -318,6 +328,7 @@ def test_a_shape_survives_the_status_and_nothing_else_passes_for_one() -> None:
         {},
         {**to_status(LLAMA_8B), "weightsBytes": "many"},
         {**to_status(LLAMA_8B), "numHeads": 0},
+        {**to_status(LLAMA_8B), "weightsBytes": 10**400},
         {**to_status(LLAMA_8B), "numLayers": True},
     ]
     assert [read_status(values) for values in broken] == [None] * len(broken)
@@ -360,6 +371,18 @@ def test_nodes_tell_the_kinds_of_gpu() -> None:
     assert kinds_for(NODES, resource="amd.com/gpu") == []
 
 
+@pytest.mark.parametrize(
+    ("allocatable", "count"), [("8", 8), ("1k", 1000), ("2e0", 2), ("500m", 0), ("-1", 0), ("x", 0)]
+)
+def test_gpus_of_a_node_are_counted_as_kubernetes_writes_quantities(
+    allocatable: str, count: int
+) -> None:
+    """It writes 1000 as 1k."""
+    one = node(L4, 23034, 1000)
+    one["status"] = {"allocatable": {"nvidia.com/gpu": allocatable}}
+    assert [kind.per_node for kind in kinds_for([one])] == ([count] if count else [])
+
+
 def test_card_that_may_be_asked_for_more_often_than_it_is_there_is_shared() -> None:
     shared = node(L4, 23034, 1)
     shared["status"] = {"allocatable": {"nvidia.com/gpu": "4"}}
@@ -395,12 +418,48 @@ def test_gpu_that_is_shared_comes_after_others_and_is_told() -> None:
         assert "what other pods take of its memory is not counted" in decision.message
 
 
+RESERVED = {"key": "team", "value": "a", "effect": "NoSchedule"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "accelerator", "product"),
+    [
+        ({}, {}, L4),
+        ({"unschedulable": True}, {}, H100),
+        ({"taints": [RESERVED]}, {}, H100),
+        ({"taints": [{**RESERVED, "effect": "PreferNoSchedule"}]}, {}, L4),
+        ({"taints": [{"key": "nvidia.com/gpu", "effect": "NoSchedule"}]}, {}, L4),
+        ({"taints": [RESERVED]}, {"tolerations": [{"key": "team", "value": "a"}]}, L4),
+        ({"taints": [RESERVED]}, {"tolerations": [{"key": "team", "value": "b"}]}, H100),
+        ({"taints": [RESERVED]}, {"tolerations": [{"operator": "Exists"}]}, L4),
+        ({"taints": [RESERVED]}, {"tolerations": [{"key": "team", "operator": "Exists"}]}, L4),
+    ],
+)
+def test_auto_leaves_nodes_that_take_no_pods_of_its_to_others(
+    spec: dict[str, Any], accelerator: dict[str, Any], product: str
+) -> None:
+    """Pods are kept to the product that was chosen, so they waited beside GPUs that were free."""
+    auto = parse_inference_service(
+        inference_service(parallelism={"tensor": "Auto"}, accelerator=accelerator)
+    )
+    closed = {**node(L4, 23034, 1), "spec": spec}
+    kinds = gpu_kinds(auto.accelerator, [closed, node(H100, 81559)])
+    assert decide(auto, QWEN_06B, kinds).product == product
+    if product == H100:
+        only = gpu_kinds(auto.accelerator, [closed])
+        assert decide(auto, QWEN_06B, only).product == L4
+
+
 def test_without_nodes_the_product_or_the_spec_tells() -> None:
     assert kinds_for(None) == []
     assert kinds_for(None, product=H100) == [GpuKind(H100, 81559 << 20)]
     assert kinds_for(None, product="Unheard-Of") == []
     assert kinds_for(None, product="Unheard-Of", memory="64Gi") == [GpuKind("Unheard-Of", 64 * GIB)]
     assert kinds_for(NODES, product=H100, memory="40Gi") == [GpuKind(H100, 40 * GIB, 8, 2)]
+
+
+def test_every_amount_of_memory_above_nothing_is_taken() -> None:
+    assert [kind.memory_bytes for kind in kinds_for(None, memory="0.5")] == [1]
 
 
 def test_mig_slices_have_labels_of_their_own() -> None:
@@ -428,7 +487,10 @@ def test_room_for_adapters_counts() -> None:
         (["--max-num-batched-tokens", "2048"], 2048),
         (["--max-num-batched-tokens", "2K"], None),
         (["--max-num-batched-tokens"], None),
+        (["--max-num-batched-tokens=" + "9" * 1000], None),
+        (["--max-num-batched-tokens=" + "9" * 5000], None),
     ],
+    ids=["none", "another", "joined", "apart", "unit", "last", "absurd", "too-long-to-read"],
 )
 def test_a_smaller_step_takes_less_room(args: list[str], value: int | None) -> None:
     engine = service({"args": args}, tensor=1).engine

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from inference_services import condition_message, conditions, inference_service
 from inspections import H100, L4, failed_inspection, gpu_node, inspected_pod
 from model_shapes import LLAMA_8B, LLAMA_70B, LLAMA_405B, QWEN_06B, QWEN_32B
+from octavo_operator.cluster.node_reader import NodeReader
+from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.errors import NotFoundError
 from octavo_operator.labels import ANNOTATION_PLACEMENT
 from octavo_operator.manifests.kinds import DEPLOYMENT, JOB, SERVICE_ACCOUNT, kind_of
@@ -61,6 +63,35 @@ async def gpus_of(world: World) -> tuple[str, dict[str, str]]:
     live = await world.deployment()
     limits = worker_of(live)["resources"]["limits"]
     return limits["nvidia.com/gpu"], live["spec"]["template"]["spec"].get("nodeSelector", {})
+
+
+@pytest.mark.parametrize("levels", [300, 900, 980, 4000])
+@pytest.mark.parametrize("form", ["{}", '{{"dtype": {}}}', '{{"num_layers": {}}}'])
+async def test_report_that_is_nested_too_deeply_is_none(form: str, levels: int) -> None:
+    """It took every pass over the service along."""
+    world = world_of(auto(), LLAMA_8B)
+    text = form.format("[" * levels + "]" * levels)
+    (pod,) = world.companions
+    (container,) = pod["status"]["containerStatuses"]
+    container["state"]["terminated"]["message"] = text
+    service = await world.settle()
+    assert conditions(service)["PlacementReady"] == ("Unknown", "Inspecting")
+
+
+async def test_tolerations_of_the_overlay_count_as_the_accelerators_do() -> None:
+    taint = {"key": "team", "value": "a", "effect": "NoSchedule"}
+    closed = {**gpu_node(L4, 1), "spec": {"taints": [taint]}}
+    store = ObjectStore()
+    for one in (closed, {**gpu_node(H100, 8, "open")}):
+        await store.create(one)
+    reader = NodeReader(store)
+    await reader.read()
+    for tolerations, product in [([], H100), ([{"key": "team", "value": "a"}], L4), (["x"], H100)]:
+        resource = auto()
+        resource["spec"]["template"] = {"spec": {"tolerations": tolerations}}
+        world = world_of(resource, QWEN_06B, reader.recent())
+        service = await world.settle()
+        assert service["status"]["placement"]["product"] == product
 
 
 async def test_auto_first_looks_at_the_model_and_makes_no_pods_meanwhile() -> None:

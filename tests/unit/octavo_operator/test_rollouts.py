@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,9 +28,12 @@ from octavo_operator.labels import (
     ANNOTATION_UPGRADE,
     ANNOTATION_UPGRADED_BY,
 )
+from octavo_operator.local.deployment_controller import rollout_counts
 from octavo_operator.manifests.kinds import DEPLOYMENT, INFERENCE_SERVICE, POD
-from octavo_operator.reconcile.live_object import LiveObject
-from planner_world import IMAGE, ControlledWorld, worker_of
+from octavo_operator.reconcile.events import announcements
+from octavo_operator.reconcile.live_object import LiveObject, annotations_of
+from octavo_operator.reconcile.plan import plan
+from planner_world import IMAGE, NOW, ControlledWorld, worker_of
 
 BAD = "hf://org/bad"
 KEY = (DEPLOYMENT, "models", "chat")
@@ -123,6 +129,44 @@ async def test_number_that_passes_to_an_autoscaler_is_not_told_as_a_rollout() ->
     assert world.told_of("WorkloadReady") == ["AllPodsReady"]
 
 
+def events(world: ControlledWorld, before: LiveObject) -> list[str]:
+    """Reasons of the events that went with the statuses that the world was told."""
+    steps = itertools.pairwise([before["status"], *world.told])
+    return [item.reason for old, new in steps for item in announcements(old, new)]
+
+
+async def test_pod_that_is_lost_is_not_told_as_a_rollout() -> None:
+    world = await serving(replicas=3)
+    before = await world.service()
+    world.told.clear()
+    lost = world.pods[0]["metadata"]["name"]
+    await world.store.delete(POD, "models", lost)
+    world.pods = world.pods[1:]
+    await world.report_pods(
+        **rollout_counts(await world.deployment(), world.pods),
+        conditions=[{"type": "Progressing", "reason": "NewReplicaSetAvailable"}],
+    )
+    missing = await world.settle()
+    assert conditions(missing)["Progressing"] == ("True", "PodsStarting")
+    assert "complete; 2 of 3 pods are available" in condition_message(missing, "Progressing")
+    await world.come_to_rest()
+    assert world.told_of("Progressing") == ["PodsStarting", "Complete"]
+    assert events(world, before) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "between"), [(4, "PodsStarting"), (2, "PodsStopping")], ids=["more", "fewer"]
+)
+async def test_other_number_of_pods_is_not_told_as_a_rollout(number: int, between: str) -> None:
+    world = await serving(replicas=3)
+    before = await world.service()
+    world.told.clear()
+    world.resource["spec"]["replicas"] = number
+    await world.come_to_rest()
+    assert world.told_of("Progressing") == [between, "Complete"]
+    assert events(world, before) == []
+
+
 @pytest.mark.parametrize("replicas", [0, 2])
 async def test_annotation_of_somebody_elses_is_not_told_as_a_rollout(replicas: int) -> None:
     world = ControlledWorld(inference_service(replicas=replicas))
@@ -132,6 +176,37 @@ async def test_annotation_of_somebody_elses_is_not_told_as_a_rollout(replicas: i
     await world.store.merge(*KEY, patch)
     await world.come_to_rest()
     assert world.told == []
+
+
+@pytest.mark.parametrize(
+    ("replicas", "advice"),
+    [(1, "set rollout.maxUnavailable: 1 to allow that"), (3, "by replacing pods in place")],
+)
+async def test_pod_without_a_place_is_told_with_its_advice_from_the_first(
+    replicas: int, advice: str
+) -> None:
+    """Of the pod the operator knows before the Deployment's controller has counted it."""
+    world = await serving(replicas=replicas, num_gpus=replicas)
+    world.resource["spec"]["model"] = {"uri": "hf://org/better"}
+    await world.step()
+    await world.let_pods_run()
+    assert conditions(await world.settle())["WorkloadReady"] == ("False", "InsufficientGPU")
+    assert advice in condition_message(await world.service(), "WorkloadReady")
+
+
+async def test_pod_that_was_evicted_long_ago_makes_no_update_of_a_larger_number() -> None:
+    world = await serving(replicas=2, num_gpus=2)
+    evicted = copy.deepcopy(world.pods[0])
+    evicted["metadata"] |= {"name": "chat-0", "labels": {"pod-template-hash": "old"}}
+    evicted["metadata"]["creationTimestamp"] = "2025-01-01T00:00:00Z"
+    evicted["status"] = {"phase": "Failed", "reason": "Evicted"}
+    world.resource["spec"]["replicas"] = 3
+    await world.step()
+    await world.let_pods_run()
+    world.pods = (*world.pods, evicted)
+    service = await world.settle()
+    assert conditions(service)["WorkloadReady"] == ("False", "InsufficientGPU")
+    assert "update" not in condition_message(service, "WorkloadReady")
 
 
 async def test_update_without_a_spare_gpu_replaces_in_place() -> None:
@@ -365,6 +440,35 @@ async def test_image_that_somebody_has_emptied_is_the_operators_own_again() -> N
     service = await world.come_to_rest()
     assert conditions(service)["Progressing"] == ("False", "Complete")
     assert worker_of(await world.deployment())["image"] == IMAGE
+
+
+def _nested(levels: int) -> list[str]:
+    """JSON with lists so far inside each other, in all the forms that an annotation may have."""
+    deep = "[" * levels + "]" * levels
+    worker = f'{{"name": "worker", "image": "i", "x": {deep}}}'
+    return [
+        deep,
+        f'{{"because": {deep}, "template": {deep}}}',
+        f'{{"spec": {{"containers": [{worker}]}}}}',
+        f'{{"metadata": {{"labels": {{}}}}, "spec": {{"containers": [{worker}]}}}}',
+        f'{{"inputs": {deep}, "message": {deep}}}',
+        "[" * levels,
+    ]
+
+
+@pytest.mark.parametrize("levels", [300, 900, 939, 5000])
+async def test_annotation_that_is_nested_too_deeply_is_as_good_as_none(levels: int) -> None:
+    world = await serving(replicas=2)
+    await _change_to_bad(world)
+    observed, memory = await world.observe(), annotations_of(await world.deployment())
+    for name in memory:
+        for text in _nested(levels):
+            children = copy.deepcopy(observed.children)
+            (live,) = (child for child in children if child["kind"] == "Deployment")
+            live["metadata"]["annotations"][name] = text
+            todo = plan(replace(observed, children=children), IMAGE, NOW)
+            if todo.status is not None:
+                assert conditions({"status": todo.status})["Ready"] == ("True", "Serving")
 
 
 _TEXTS = st.sampled_from(["", "{", "[]", "null", '{"template": "x"}', "x:1", '{"spec": {}}'])

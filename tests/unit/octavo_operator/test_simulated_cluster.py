@@ -8,11 +8,12 @@ without it each fault is tried at every eighth call, and there are 40 services.
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import os
 import resource as process_resources
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,6 +26,7 @@ from inference_services import condition_message, conditions, inference_service
 from inspections import H100, gpu_node, inspected_pod
 from model_shapes import LLAMA_70B
 from octavo_operator.cluster.admin_access import ROOT_BYTES, AdminAccess
+from octavo_operator.cluster.alterations import PATIENCE_S
 from octavo_operator.cluster.follower import Follower
 from octavo_operator.cluster.object_store import ObjectStore
 from octavo_operator.errors import (
@@ -36,7 +38,7 @@ from octavo_operator.errors import (
     ThrottledError,
     UnavailableError,
 )
-from octavo_operator.labels import LABEL_SERVICE
+from octavo_operator.labels import FIELD_MANAGER, LABEL_SERVICE
 from octavo_operator.local.deployment_controller import new_pod
 from octavo_operator.manifests.kinds import (
     CHILD_KINDS,
@@ -69,8 +71,8 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 class Simulation:
     """An operator that follows a cluster, and a clock that goes when it is told to."""
 
-    def __init__(self, *, resync_s: float = 3600.0) -> None:
-        self.store = ObjectStore(seed=1, clock=lambda: self.now)
+    def __init__(self, store: type[ObjectStore] = ObjectStore, *, resync_s: float = 3600.0) -> None:
+        self.store = store(seed=1, clock=lambda: self.now)
         self.cluster = FaultyCluster(self.store)
         self.now = NOW
         self.follower = self._new_follower(resync_s)
@@ -136,8 +138,8 @@ class Simulation:
 
 
 @asynccontextmanager
-async def simulation() -> AsyncIterator[Simulation]:
-    running = Simulation()
+async def simulation(store: type[ObjectStore] = ObjectStore) -> AsyncIterator[Simulation]:
+    running = Simulation(store)
     running.start()
     await running.follower.index.wait_listed("models")
     try:
@@ -299,6 +301,48 @@ async def test_dropped_watches_and_restarts_lose_nothing() -> None:
         await running.settled()
         assert await running.children() == expected
         assert conditions(await running.service())["Ready"] == ("True", "Serving")
+
+
+class _RewritingStore(ObjectStore):
+    """Has a webhook that puts another registry in and counts the writes it has seen."""
+
+    num_seen = 0
+
+    async def apply(
+        self, manifest: Mapping[str, Any], manager: str = FIELD_MANAGER, *, force: bool = True
+    ) -> LiveObject:
+        live = await super().apply(manifest, manager, force=force)
+        if manifest["kind"] != "Deployment":
+            return live
+        self.num_seen += 1
+        patch = copy.deepcopy(dict(live))
+        patch["metadata"] = {"annotations": {"webhook.example.org/seen": str(self.num_seen)}}
+        patch["spec"]["template"]["spec"]["containers"][0]["image"] = "mirror/worker:1"
+        return await self.merge(DEPLOYMENT, *KEY, patch, manager="webhook")
+
+
+async def test_webhook_that_rewrites_what_is_applied_is_not_fought() -> None:
+    """Each apply made an event, and each event another apply."""
+    async with simulation(_RewritingStore) as running:
+        await running.apply(inference_service())
+        await running.settled()
+        await running.make_ready()
+        for _ in range(20):
+            running.follower.queue.add(KEY)
+            await running.settled()
+        # As it is made, and with the note of what has served.
+        assert running.cluster.calls["apply Deployment"] == 2
+        assert conditions(await running.service())["Ready"] == ("True", "Serving")
+        await running.apply(inference_service(engine={"maxModelLen": 64}))
+        await running.settled()
+        assert running.cluster.calls["apply Deployment"] == 3
+        running.now += timedelta(seconds=PATIENCE_S)
+        running.follower.queue.add(KEY)
+        await running.settled()
+        assert running.cluster.calls["apply Deployment"] == 4
+        await running.store.delete(DEPLOYMENT, *KEY)
+        await running.settled()
+        assert await running.store.get(DEPLOYMENT, *KEY)
 
 
 async def test_long_outage_is_waited_out() -> None:

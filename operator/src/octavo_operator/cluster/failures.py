@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Final
 
@@ -17,6 +16,7 @@ from octavo_operator.errors import (
     UnavailableError,
     WebhookError,
 )
+from octavo_operator.json_text import read_json
 
 DEFAULT_THROTTLE_S: Final = 5.0
 DEFAULT_OUTAGE_S: Final = 10.0
@@ -74,7 +74,7 @@ def _explanation(body: bytes) -> str:
     """The sentence in a Status object, or the start of whatever came instead."""
     text = body.decode(errors="replace")
     try:
-        status = json.loads(text)
+        status = read_json(text)
     except ValueError:
         return " ".join(text.split())[:300] or "no explanation"
     if isinstance(status, dict) and status.get("message"):

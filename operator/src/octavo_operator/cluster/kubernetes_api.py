@@ -20,8 +20,8 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from octavo_operator.cluster.failures import network_error, response_error
 from octavo_operator.cluster.interface import EventType, ObjectList, WatchEvent
-from octavo_operator.cluster.json_text import read_json
 from octavo_operator.errors import ClusterError, GoneError, NotFoundError, SettingsError
+from octavo_operator.json_text import read_json
 from octavo_operator.labels import FIELD_MANAGER, selector_string
 from octavo_operator.manifests.kinds import OPTIONAL_KINDS, OWN_KINDS, Kind, kind_of
 from octavo_operator.reconcile.live_object import LiveObject

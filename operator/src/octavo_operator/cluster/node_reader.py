@@ -48,7 +48,9 @@ class NodeReader:
 
 def _slim(node: LiveObject) -> LiveObject:
     metadata, status = node["metadata"], node.get("status") or {}
+    spec = node.get("spec") or {}
     return {
         "metadata": {"name": metadata["name"], "labels": metadata.get("labels") or {}},
+        "spec": {key: spec[key] for key in ("unschedulable", "taints") if key in spec},
         "status": {"allocatable": status.get("allocatable") or {}},
     }

@@ -15,6 +15,7 @@ from typing import Final
 
 from octavo_operator.cluster.activator import CallHolder
 from octavo_operator.cluster.admin_access import AdminAccess
+from octavo_operator.cluster.alterations import Alterations
 from octavo_operator.cluster.announcer import Announcer
 from octavo_operator.cluster.child_index import ChildIndex
 from octavo_operator.cluster.demand import DemandReader
@@ -89,6 +90,7 @@ class Reconciler:
         self._look_later = look_later
         self._announcer = Announcer(cluster, clock)
         self._clock = clock
+        self._alterations = Alterations()
         self._locks: dict[ServiceKey, asyncio.Lock] = {}
         self._served_kinds: frozenset[Kind] | None = None
 
@@ -112,6 +114,7 @@ class Reconciler:
             except NotFoundError:
                 # Its children go by their owner references.
                 self._locks.pop(service, None)
+                self._alterations.forget(service)
                 if self._demand is not None:
                     await self._demand.forget(service)
                 return
@@ -179,10 +182,15 @@ class Reconciler:
         """Carry out all but the status; the first failure that the user must see ends it."""
         try:
             for apply in todo.applies:
-                await self._refuse_namesake(service, resource, apply)
+                known, now = self._known_child(service, apply), self._clock()
+                if self._alterations.holds_back(service, apply.manifest, known, now):
+                    continue
+                if known is None:
+                    await self._refuse_namesake(service, resource, apply)
                 live = await self._cluster.apply(apply.manifest, apply.manager)
                 logger.info("%s/%s: applied %s", *service, apply.manifest["kind"])
                 self._index.remember(live)
+                self._alterations.note(service, apply.manifest, live, now)
             for delete in todo.deletes:
                 await self._cluster.delete(delete.kind, delete.namespace, delete.name, delete.uid)
                 logger.info("%s/%s: deleted %s %s", *service, delete.kind.kind, delete.name)
@@ -194,6 +202,12 @@ class Reconciler:
             return error
         return None
 
+    def _known_child(self, service: ServiceKey, apply: Apply) -> LiveObject | None:
+        kind, name = kind_of(apply.manifest), apply.manifest["metadata"]["name"]
+        children = self._index.children_of(service)
+        found = (child for child in children if child["metadata"]["name"] == name)
+        return next((child for child in found if kind_of(child) == kind), None)
+
     async def _refuse_namesake(
         self, service: ServiceKey, resource: LiveObject, apply: Apply
     ) -> None:
@@ -202,9 +216,6 @@ class Reconciler:
         Asked of the server only when the index, which sees labelled objects alone, knows of none.
         """
         kind, name = kind_of(apply.manifest), apply.manifest["metadata"]["name"]
-        for child in self._index.children_of(service):
-            if kind_of(child) == kind and child["metadata"]["name"] == name:
-                return
         try:
             present = await self._cluster.get(kind, service[0], name)
         except NotFoundError:

@@ -7,19 +7,24 @@ loop with our informers, each would keep the other from ending. The thread hands
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 import kopf
 from kopf._cogs.clients import api as kopf_api
 
-from octavo_operator.cluster.json_text import read_json
 from octavo_operator.errors import KindsGoneError
+from octavo_operator.json_text import read_json
 from octavo_operator.settings import OperatorSettings
+
+STOP_PATIENCE_S: Final = 5.0
+"""It stops within a second where nothing goes wrong."""
 
 
 async def run_kopf(
@@ -35,10 +40,12 @@ async def run_kopf(
     """
     thread_flag = threading.Event()
     port = settings.probe_port
+    mains: list[asyncio.Task[Any] | None] = []
     _tell_failures_once()
     _read_json_as_ours()
 
     async def serve() -> None:
+        mains.append(asyncio.current_task())
         try:
             await kopf.operator(
                 registry=registry,
@@ -68,8 +75,28 @@ async def run_kopf(
     finally:
         thread_flag.set()
         stopping.cancel()
-        await running
+        await _insist(running, mains)
         executor.shutdown()
+
+
+async def _insist(running: asyncio.Future[None], mains: Sequence[asyncio.Task[Any] | None]) -> None:
+    """Until kopf has stopped, whose own task is in `mains` once it has begun.
+
+    It may lose a cancellation, as where a watch fails while another begins, and would then wait for
+    that task for ever; to be cancelled twice harms none.
+    """
+    while not running.done():
+        await asyncio.wait({running}, timeout=STOP_PATIENCE_S)
+        for main in mains:
+            if main is not None and not running.done():
+                with contextlib.suppress(RuntimeError):  # its loop is closed
+                    main.get_loop().call_soon_threadsafe(_cancel_all_but, main)
+    await running
+
+
+def _cancel_all_but(main: asyncio.Task[Any]) -> None:
+    for task in asyncio.all_tasks() - {main}:
+        task.cancel()
 
 
 def _read_json_as_ours() -> None:

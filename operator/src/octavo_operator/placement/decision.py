@@ -24,7 +24,7 @@ from octavo_operator.placement.sentences import (
     sum_in_words,
     unknown_in_words,
 )
-from octavo_operator.resources.accelerator import DEFAULT_RESOURCE
+from octavo_operator.resources.accelerator import DEFAULT_RESOURCE, MAX_NODES, MAX_TENSOR
 from octavo_operator.resources.inference_service import InferenceService
 
 MOST_NODES: Final = 16
@@ -140,8 +140,8 @@ def _check(
 def _choose(
     service: InferenceService, shape: ModelShape | None, kinds: Sequence[GpuKind], absence: str
 ) -> Decision:
-    """Single nodes before several, then few GPUs before many, then GPUs of its own before shared
-    ones, then small GPUs before large."""
+    """GPUs of nodes that take pods now before others; then single nodes before several, then few
+    GPUs before many, then GPUs of its own before shared ones, then small GPUs before large."""
     if shape is None:
         standing, reason, message = _uninspected(absence)
         return Decision(standing, reason, f"spec.parallelism.tensor is Auto: {message}")
@@ -155,7 +155,12 @@ def _choose(
         )
     utilization = service.engine.gpu_memory_utilization
     found = [
-        (split.nodes, split.num_gpus, kind.is_shared, kind.memory_bytes, kind.name, split, kind)
+        (
+            (kind.is_closed, split.nodes, split.num_gpus, kind.is_shared),
+            (kind.memory_bytes, kind.name),
+            split,
+            kind,
+        )
         for kind in kinds
         for split in _splits(service, shape, kind)
         if footprint(shape, service.engine, split).total_bytes
@@ -163,7 +168,7 @@ def _choose(
     ]
     if not found:
         return _nothing_fits(service, shape, kinds)
-    *_, split, kind = min(found, key=lambda item: item[:5])
+    *_, split, kind = min(found, key=lambda item: item[:2])
     is_limit = kind.product is not None and service.accelerator.product is None
     is_labelled = service.accelerator.resource == DEFAULT_RESOURCE
     return Decision(
@@ -176,20 +181,23 @@ def _choose(
 
 
 def _splits(service: InferenceService, shape: ModelShape, kind: GpuKind) -> Iterator[Split]:
-    """Every split that the model allows on nodes of `kind`; over several, a stage a node."""
+    """Every split that the model allows on nodes of `kind`; over several, a stage a node.
+
+    None is larger than what a user may ask for, whatever nodes say that they have.
+    """
     stages = service.parallelism.pipeline
     if not kind.is_whole:
         if stages == 1:
             yield Split()
         return
-    for tensor in range(1, kind.most_per_node // stages + 1):
+    for tensor in range(1, min(kind.most_per_node // stages, MAX_TENSOR) + 1):
         split = Split(tensor, stages)
         if split_problem(shape, split) is None:
             yield split
     if stages > 1:
         return
-    for nodes in range(2, (kind.num_nodes or MOST_NODES) + 1):
-        for tensor in range(1, kind.most_per_node + 1):
+    for nodes in range(2, min(kind.num_nodes or MOST_NODES, MAX_NODES) + 1):
+        for tensor in range(1, min(kind.most_per_node, MAX_TENSOR) + 1):
             split = Split(tensor, nodes, nodes)
             if split_problem(shape, split) is None:
                 yield split

@@ -27,6 +27,7 @@ class GpuKind:
     so many; 0 when no node was looked at.
     is_slice: it is a part of a card (MIG). is_shared: other pods may get the same card, whose
     memory is not divided (time-slicing). Two of either may be one card, which NCCL does not join.
+    is_closed: no node that has it takes the pods now.
     """
 
     product: str | None
@@ -35,6 +36,7 @@ class GpuKind:
     num_nodes: int = 0
     is_slice: bool = False
     is_shared: bool = False
+    is_closed: bool = False
 
     @property
     def is_whole(self) -> bool:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
+
+from octavo_operator.json_text import read_shallow
+
+MAX_INT64: Final = (1 << 63) - 1
+"""What a status can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ _STATUS_NAMES: Final[Mapping[str, str]] = {
 def read_report(text: str) -> ModelShape | None:
     """What a container left as its last words; None when that is no shape."""
     try:
-        values = json.loads(text)
+        values = read_shallow(text)
     except ValueError:
         return None
     return _shape(values, {name: name for name in _STATUS_NAMES})
@@ -80,6 +84,6 @@ def _shape(values: object, names: Mapping[str, str]) -> ModelShape | None:
     for name, value in found.items():
         if type(value) is not kinds.get(name, int):
             return None
-        if type(value) is int and value < 1:
+        if type(value) is int and not 1 <= value <= MAX_INT64:
             return None
     return ModelShape(**found)  # type: ignore[arg-type]

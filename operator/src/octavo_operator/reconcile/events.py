@@ -25,9 +25,11 @@ _TOLD: Final = (
 )
 """In this order; a reason that several conditions share is told once."""
 
+_CHANGES_OF_NUMBER: Final = ("PodsStarting", "PodsStopping")
 _UNREMARKABLE: Final = frozenset(
     {
-        *("Creating", "PodsStarting", "UpToDate", "AllInEffect", "AllPodsReady", "Loading"),
+        *("Creating", "UpToDate", "AllInEffect", "AllPodsReady", "Loading"),
+        *_CHANGES_OF_NUMBER,
         *("Fits", "Proved", "NotNeeded", "Inspecting", "GPUMemoryUnknown"),
         *("Resolving", "WaitingForPods", "Deleting"),
     }
@@ -70,6 +72,8 @@ def announcements(
         is_known = reason in old.values() or old.get(kind) == reason
         if kind not in _TOLD or reason in _UNREMARKABLE or is_known or reason in told:
             continue
+        if kind == PROGRESSING and reason == "Complete" and old.get(kind) in _CHANGES_OF_NUMBER:
+            continue  # no rollout has ended
         type_ = "Normal" if reason in _NORMAL else "Warning"
         told[reason] = Announcement(type_, reason, condition["message"][:_LIMIT])
     return tuple(told.values())

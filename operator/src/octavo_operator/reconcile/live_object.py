@@ -48,6 +48,11 @@ def message_when(live: LiveObject, condition: str, status: str) -> str | None:
     return str(found.get("message") or found.get("reason") or "no reason given")
 
 
+def has_ended(pod: LiveObject) -> bool:
+    """Whether none of its containers will run again, as in one that was evicted."""
+    return (pod.get("status") or {}).get("phase") in ("Failed", "Succeeded")
+
+
 def is_ready_pod(pod: LiveObject) -> bool:
     """Whether a Service would send requests to `pod`."""
     return is_true(pod, "Ready") and not is_going(pod)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from octavo_operator.json_text import read_shallow
 from octavo_operator.labels import (
     ANNOTATION_GOOD_TEMPLATE,
     ANNOTATION_PINNED_IMAGE,
@@ -147,12 +148,13 @@ def _silent_service(name: str) -> InferenceService:
 def remembered_template(text: str | None) -> Mapping[str, Any] | None:
     """The pod template in an annotation; None when it is absent, or scribbled over by somebody."""
     try:
-        template = json.loads(text or "")
-        containers = template["spec"]["containers"]
+        template = read_shallow(text or "")
+        labels, containers = template["metadata"]["labels"], template["spec"]["containers"]
         names = [container["name"] for container in containers if container["image"]]
     except (ValueError, TypeError, KeyError):
         return None
-    return dict(template) if WORKER_CONTAINER in names else None
+    is_whole = isinstance(labels, Mapping) and WORKER_CONTAINER in names
+    return dict(template) if is_whole else None
 
 
 def template_in_force(memory: Mapping[str, str]) -> Mapping[str, Any] | None:

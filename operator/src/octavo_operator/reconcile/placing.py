@@ -7,11 +7,11 @@ What pods have proved by serving is not doubted.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from octavo_operator.json_text import read_shallow
 from octavo_operator.labels import (
     ANNOTATION_GOOD_TEMPLATE,
     ANNOTATION_PLACEMENT,
@@ -93,7 +93,9 @@ def place(said: InferenceService, observed: Observed, present: tuple[LiveObject,
     told = _told_shape(said, observed)
     seen = read_inspection(said, observed, key) if told is None else Inspection(told)
     is_open = past.is_open_for(said)
-    kinds = gpu_kinds(said.accelerator, observed.nodes) if is_open else ()
+    kinds = (
+        gpu_kinds(said.accelerator, observed.nodes, _overlaid_tolerations(said)) if is_open else ()
+    )
     decision = _decide_after(past, said, seen, kinds, observed)
     is_refused = decision.standing is Standing.REFUSED
     is_useful = _is_split(said) or bool(kinds)
@@ -203,6 +205,14 @@ def _from_before(
     return Decision(Standing.FITS, "Fits", message, Split(1, said.parallelism.pipeline))
 
 
+def _overlaid_tolerations(said: InferenceService) -> tuple[Mapping[str, Any], ...]:
+    """Those of `spec.template`, as far as they are any."""
+    spec = said.template.get("spec")
+    found = spec.get("tolerations") if isinstance(spec, Mapping) else None
+    items = found if isinstance(found, list) else ()
+    return tuple(item for item in items if isinstance(item, Mapping))
+
+
 def _is_split(said: InferenceService) -> bool:
     split = said.parallelism
     return split.tensor is None or split.tensor * split.pipeline > 1
@@ -274,7 +284,7 @@ def _to_remember(said: InferenceService, decision: Decision, inputs: str) -> str
 
 def _remembered(memory: Mapping[str, str], inputs: str) -> Decision | None:
     try:
-        kept = json.loads(memory.get(ANNOTATION_PLACEMENT, ""))
+        kept = read_shallow(memory.get(ANNOTATION_PLACEMENT, ""))
         if kept["inputs"] != inputs:
             return None
         split = Split(*map(int, kept["split"]))

@@ -137,7 +137,14 @@ def plan(
     problems = pod_problems(service, (*observed.pods, *followers(observed)))
     lacks_room = any(problem.is_lack_of_room for problem in problems)
     revision = choose_revision(pinned, live, workload, _failure(placed, workload, problems))
-    stride = choose_stride(service.rollout, live, workload, revision.digest, lacks_room=lacks_room)
+    stride = choose_stride(
+        service.rollout,
+        live,
+        workload,
+        revision.digest,
+        observed.pods,
+        lacks_room=lacks_room,
+    )
     findings = Findings(
         service=service,
         placed=placed,

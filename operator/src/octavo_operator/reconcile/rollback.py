@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from octavo_operator.json_text import read_shallow
 from octavo_operator.labels import (
     ANNOTATION_GOOD_TEMPLATE,
     ANNOTATION_POD_TEMPLATE,
@@ -114,7 +115,7 @@ def _may_refuse(asked: str, good: str | None, memory: Mapping[str, str]) -> bool
 
 def _refused(memory: Mapping[str, str]) -> Mapping[str, Any] | None:
     try:
-        value = json.loads(memory.get(ANNOTATION_REFUSED_TEMPLATE) or "")
+        value = read_shallow(memory.get(ANNOTATION_REFUSED_TEMPLATE) or "")
     except ValueError:
         return None
     return value if isinstance(value, dict) else None

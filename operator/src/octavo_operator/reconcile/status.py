@@ -204,6 +204,8 @@ def _progressing(findings: Findings) -> Condition:
         return Condition(PROGRESSING, "False", "DeadlineExceeded", workload.deadline_message)
     if workload.is_rolled_out:
         return Condition(PROGRESSING, "False", "Complete", "all pods run the latest template")
+    if workload.has_completed and not workload.has_old_pods:
+        return _changing_number(workload)
     if findings.service.rollout.is_paused:
         return Condition(
             PROGRESSING, "False", "RolloutPaused", "set rollout.paused: false to go on"
@@ -216,6 +218,16 @@ def _progressing(findings: Findings) -> Condition:
         f"{workload.available} pods are available, {workload.total} exist"
         + (f"; there is no spare room: {findings.stride.note}" if is_replacing else ""),
     )
+
+
+def _changing_number(workload: Workload) -> Condition:
+    """After a rollout, while pods are replaced that were lost, or their number changes."""
+    said = f"the rollout is complete; {workload.available} of {workload.wanted} pods are available"
+    surplus = workload.total - workload.wanted
+    if surplus > 0:
+        return Condition(PROGRESSING, "True", "PodsStopping", f"{said}, and {surplus} more stop")
+    starting = f"{said}, and those that were lost, restarted or added are starting"
+    return Condition(PROGRESSING, "True", "PodsStarting", starting)
 
 
 def _ready(findings: Findings) -> Condition:

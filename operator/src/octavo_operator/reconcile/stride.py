@@ -9,15 +9,26 @@ to be seen.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from octavo_operator.labels import ANNOTATION_STRIDE
-from octavo_operator.reconcile.live_object import LiveObject, annotations_of
+from octavo_operator.reconcile.live_object import (
+    LiveObject,
+    annotations_of,
+    has_ended,
+    is_going,
+    labels_of,
+)
 from octavo_operator.reconcile.workload import Workload
 from octavo_operator.resources.rollout import Rollout
 
 _LEAST_SERVING: Final = 1
+_TEMPLATE_LABELS: Final = (
+    "pod-template-hash",
+    "leaderworkerset.sigs.k8s.io/template-revision-hash",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +48,17 @@ def choose_stride(
     live: LiveObject | None,
     workload: Workload,
     template_digest: str,
+    pods: Iterable[LiveObject],
     *,
     lacks_room: bool,
 ) -> Stride:
-    """The stride for the template with that digest; `lacks_room` tells that a pod finds no node."""
+    """The stride for the template with that digest; `lacks_room` tells that one of `pods` finds no
+    node. It may be known before the workload's controller has counted it."""
     remembered = _remembered(live, template_digest)
     if remembered is not None and not workload.has_completed:
         return _in_place(rollout, remembered, template_digest)
-    if not lacks_room or not workload.has_old_pods or rollout.max_unavailable > 0:
+    has_old_pods = workload.has_old_pods or _are_of_several_templates(pods)
+    if not lacks_room or not has_old_pods or rollout.max_unavailable > 0:
         return Stride(rollout, None, "")
     if not rollout.replaces_in_place:
         advice = "the update waits for room; rollout.whenNoSpareGPU: Replace would make it"
@@ -56,6 +70,13 @@ def choose_stride(
         )
         return Stride(rollout, None, advice)
     return _in_place(rollout, max(1, workload.wanted - workload.ready + 1), template_digest)
+
+
+def _are_of_several_templates(pods: Iterable[LiveObject]) -> bool:
+    """By the labels of the controllers of both kinds of workload; what has ended does not count."""
+    alive = [pod for pod in pods if not (is_going(pod) or has_ended(pod))]
+    labels = [labels_of(pod) for pod in alive]
+    return len({tuple(each.get(name) for name in _TEMPLATE_LABELS) for each in labels}) > 1
 
 
 def _in_place(rollout: Rollout, max_unavailable: int, template_digest: str) -> Stride:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from octavo_operator.json_text import read_shallow
 from octavo_operator.labels import WORKER_CONTAINER
 from octavo_operator.manifests.worker_command import ENABLE_LORA, LORA_MODULES
-from octavo_operator.reconcile.live_object import LiveObject, is_going, labels_of
+from octavo_operator.reconcile.live_object import LiveObject, has_ended, is_going, labels_of
 
 _TEMPLATE_LABEL = "pod-template-hash"
 
@@ -61,7 +61,7 @@ def _read_pod(pod: LiveObject) -> WorkerPod | None:
     container = _named(spec.get("containers"))
     running = _named(status.get("containerStatuses"))
     metadata = pod["metadata"]
-    if status.get("phase") in ("Failed", "Succeeded"):
+    if has_ended(pod):
         return None
     return WorkerPod(
         name=str(metadata["name"]),
@@ -100,7 +100,7 @@ def _own_adapters(words: list[str]) -> frozenset[str]:
 
 def _module_name(word: str) -> str:
     try:
-        return str(json.loads(word)["name"])
+        return str(read_shallow(word)["name"])
     except (ValueError, TypeError, KeyError):
         return word.partition("=")[0]
 

@@ -103,6 +103,8 @@ def _read_groups(
     """Of a LeaderWorkerSet, which knows no deadline; older ones tell no observed generation."""
     ready = status.get("readyReplicas") or 0
     is_observed = status.get("observedGeneration", generation) >= generation
+    # A group that is lost takes away what the controller says of a rollout that is done.
+    is_done = is_true(live, "Available") and not is_true(live, "UpdateInProgress")
     return Workload(
         exists=True,
         is_current=bool(status) and (is_observed or _is_noted(live)),
@@ -113,7 +115,7 @@ def _read_groups(
         available=ready,
         deadline_message=None,
         create_failure=None,
-        was_completed=is_true(live, "Available") and not is_true(live, "UpdateInProgress"),
+        was_completed=is_done or (is_observed and _is_noted(live)),
     )
 
 

@@ -15,6 +15,8 @@ NO_ACCELERATOR: Final = "none"
 
 PRODUCT_LABEL: Final = "nvidia.com/gpu.product"
 MAX_TENSOR: Final = 64
+MAX_PIPELINE: Final = 64
+MAX_NODES: Final = 64
 _EXTENDED_RESOURCE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-\w.]*[A-Za-z0-9])?")
 _TOLERATION_FIELDS = frozenset({"key", "operator", "value", "effect", "tolerationSeconds"})
 
@@ -111,8 +113,8 @@ def parse_parallelism(fields: Fields) -> Parallelism:
         tensor = fields.integer("tensor", 1, 1, MAX_TENSOR)
     parallelism = Parallelism(
         tensor=tensor,
-        pipeline=fields.integer("pipeline", 1, 1, 64),
-        nodes=fields.integer("nodes", 1, 1, 64),
+        pipeline=fields.integer("pipeline", 1, 1, MAX_PIPELINE),
+        nodes=fields.integer("nodes", 1, 1, MAX_NODES),
     )
     devices = (tensor or 1) * parallelism.pipeline
     if devices % parallelism.nodes or (tensor is None and parallelism.nodes > 1):

@@ -17,6 +17,9 @@ DTYPES: Final = ("auto", "bfloat16", "float16", "float32")
 DEFAULT_GPU_MEMORY_UTILIZATION: Final = Decimal("0.9")
 DEFAULT_MAX_NUM_SEQS: Final = 256
 
+_MOST_DIGITS: Final = 18
+"""Of a number that fits 64 bits in any case."""
+
 OWNED_FLAGS: Final = frozenset(
     {
         "--host",
@@ -86,9 +89,10 @@ class Engine:
         return None
 
     def number_argument(self, flag: str) -> int | None:
-        """The same, where it is a plain number; the worker knows other spellings, too."""
-        value = self.argument(flag) or ""
-        return int(value) if value.isdecimal() and int(value) else None
+        """The same, where it is a plain number that the worker may take; it knows other spellings,
+        too."""
+        value = (self.argument(flag) or "").lstrip("0")
+        return int(value) if value.isdecimal() and len(value) <= _MOST_DIGITS else None
 
 
 def parse_engine(fields: Fields) -> Engine:

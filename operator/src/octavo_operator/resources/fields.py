@@ -7,6 +7,7 @@ that a misspelt field is found instead of being ignored.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
@@ -19,6 +20,9 @@ from octavo_operator.resources.quantity import parse_quantity
 _T = TypeVar("_T")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _REQUIRED = "is missing"
+MAX_SIZE_BYTES = (1 << 63) - 1
+"""Kubernetes itself counts no further."""
+
 MAX_OPAQUE_DEPTH = 64
 """Of what the schema lets pass as it is: whoever walks through it may call himself so often."""
 
@@ -166,9 +170,13 @@ class Fields:
             amount = parse_quantity(value)
         except ValueError as problem:
             raise self.error(name, str(problem), remedy) from None
-        if amount < 1:
+        if amount <= 0:
             raise self.error(name, f"is {value!r}", remedy)
-        return int(amount)
+        if amount > MAX_SIZE_BYTES:
+            raise self.error(
+                name, f"is {value!r}", f"the limit is {MAX_SIZE_BYTES} bytes; {remedy}"
+            )
+        return math.ceil(amount)
 
     def choice(self, name: str, choices: Sequence[str]) -> str | None:
         value = self.string(name)

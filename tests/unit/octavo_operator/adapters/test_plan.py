@@ -410,11 +410,14 @@ MODULES = [
     (["--lora-modules", "a=/x", "b=/y", "--seed", "1"], {"a", "b"}),
     (["--lora-modules=a=/x", "--seed=1"], {"a"}),
     (["--lora-modules", '{"name": "a", "path": "/x"}'], {"a"}),
+    (["--lora-modules", "[" * 1024], {"[" * 1024}),
     (["--seed=1"], set()),
 ]
 
 
-@pytest.mark.parametrize(("words", "names"), MODULES, ids=["two", "joined", "json", "none"])
+@pytest.mark.parametrize(
+    ("words", "names"), MODULES, ids=["two", "joined", "json", "nested", "none"]
+)
 def test_adapters_of_the_command_line_are_known(words: list[str], names: set[str]) -> None:
     value = pod(1)
     value["spec"]["containers"][0]["args"] = words
