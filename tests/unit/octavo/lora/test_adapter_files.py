@@ -73,6 +73,8 @@ def load(folder: Path, max_rank: int = 16) -> AdapterWeights:
         ({"use_rslora": "false"}, "use_rslora is 'false' .* true or false"),
         ({"alpha_pattern": {"[z-a]_proj": 2}}, "cannot be matched"),
         ({"rank_pattern": {"q_proj": 300}}, "ranks go from 1 to 256"),
+        ({"base_model_name_or_path": "half \ud800"}, r"is 'half \\ud800' in .* a name or a path"),
+        ({"base_model_name_or_path": "x" * 4097}, "of 4096 characters at most"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -212,7 +214,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
     ),
     "rank": (lambda t: t.update({Q.format("A"): torch.ones(5, 32)}), r"it must be \(4, 32\)"),
     "integers": (
-        lambda t: t.update({Q.format("A"): torch.ones(4, 32, dtype=torch.int8)}), "stored as I8"
+        lambda t: t.update({Q.format("A"): torch.ones(4, 32, dtype=torch.int8)}), "stored as 'I8'"
     ),
     "empty": (lambda t: t.clear(), "no tensors"),
 }  # fmt: skip

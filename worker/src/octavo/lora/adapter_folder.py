@@ -142,7 +142,8 @@ def _tensor(size: int, begin: int, key: str, entry: Mapping[str, object]) -> Sto
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in _DTYPES:
         raise AdapterError(
-            f"{key} is stored as {dtype}; save the adapter in one of {', '.join(_DTYPES)}."
+            f"{key!r:.200} is stored as {dtype!r:.80}; save the adapter in one of "
+            f"{', '.join(_DTYPES)}."
         )
     if not isinstance(shape, list) or not isinstance(offsets, list):
         raise TypeError(f"{key} has no shape or no place")
