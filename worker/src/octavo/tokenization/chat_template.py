@@ -235,7 +235,7 @@ def _in_folder(folder: Path) -> dict[str, str]:
     if stored is None and (folder / _PROCESSOR_FILE).is_file():
         try:
             stored = json.loads(_read(folder / _PROCESSOR_FILE)).get("chat_template")
-        except (ValueError, AttributeError) as exc:
+        except (ValueError, AttributeError, RecursionError) as exc:
             raise ModelLoadError(f"{folder / _PROCESSOR_FILE} holds no JSON object.") from exc
     if isinstance(stored, str):
         return {_DEFAULT: stored}
