@@ -213,8 +213,8 @@ def _read(folder: Path, name: str, max_bytes: int) -> mmap.mmap:
             size = os.fstat(file.fileno()).st_size  # of what is read, should it be replaced now
             if size > max_bytes:
                 raise AdapterError(
-                    f"{path.name} has {size} bytes; at most {max_bytes} are possible for this "
-                    "model and --max-lora-rank."
+                    f"{path.name} has {size} bytes; at most {max_bytes} are read, which is more "
+                    "than an adapter of --max-lora-rank takes."
                 )
             if not size:
                 raise AdapterError(f"{path.name} is empty; copy it again.")
