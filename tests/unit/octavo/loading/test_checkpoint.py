@@ -122,6 +122,9 @@ def test_dtype(config: dict[str, Any], expected: torch.dtype, folder: Path) -> N
     ("config", "said"),
     [
         ({"torch_dtype": "int8"}, "'int8', which is not supported; supported: float32"),
+        ({"torch_dtype": ["float32"]}, r"\['float32'\], which is not supported"),
+        ({"dtype": {}, "torch_dtype": {"a": 1}}, "'a': 1}, which is not supported"),
+        ({"eos_token_id": 2**64}, "of 2147483647 at most"),
         ({"eos_token_id": "x"}, "eos_token_id is 'x'"),
         ({"eos_token_id": [1, -1]}, "must be a token id"),
     ],
