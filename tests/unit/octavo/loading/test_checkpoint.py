@@ -146,10 +146,12 @@ def test_load_format_must_fit_the_files(folder: Path, tmp_path: Path) -> None:
         open_checkpoint(str(path), load_format="safetensors")
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.json"])
 def test_tokenizer_that_is_a_link_out_of_the_folder_is_refused(
-    folder: Path, tmp_path: Path
+    name: str, folder: Path, tmp_path: Path
 ) -> None:
-    (folder / "tokenizer.json").rename(tmp_path / "tokenizer.json")
-    (folder / "tokenizer.json").symlink_to(tmp_path / "tokenizer.json")
+    (tmp_path / name).write_text("{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / name)
     with pytest.raises(ModelLoadError, match="outside of the model's folder"):
         open_checkpoint(str(folder))

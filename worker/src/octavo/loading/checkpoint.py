@@ -32,7 +32,12 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 _MAX_TOKEN_ID = 2**31 - 1
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 
 
 class OpenedWeights(WeightSource, Protocol):
