@@ -146,6 +146,28 @@ def test_loading_is_idempotent_and_tells_what_was_loaded(server: ServedModel, wo
     assert (again.status_code, again.json()["requests_ended"]) == (200, 0)
 
 
+def test_names_that_are_no_text_are_told_and_touch_no_other(
+    server: ServedModel, world: World, tmp_path: Path
+) -> None:
+    """JSON can spell half of a surrogate pair, and a folder's name need not be UTF-8."""
+    half = "half \ud800"
+    base = make_adapter(tmp_path / "base", world.config, base_model_name_or_path=half)
+    tensor = make_adapter(tmp_path / "tensor", world.config) / "adapter_model.safetensors"
+    header = json.dumps({half: {"dtype": "I8", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    tensor.write_bytes(len(header).to_bytes(8, "little") + header + bytes(1))
+    above = tmp_path / "above"
+    make_adapter(above / os.fsdecode(b"caf\xe9"), world.config)
+    for folder, status, said in (
+        (base, 400, r"base_model_name_or_path is 'half \ud800'"),
+        (tensor.parent, 400, "is stored as 'I8'"),
+        (above, 404, r"adapters are in caf\udce9 below it"),
+    ):
+        answer = post(server, "/v1/load_lora_adapter", lora_name="odd", lora_path=str(folder))
+        assert answer.status_code == status, answer.text
+        assert said in answer.json()["error"]["message"]
+    assert tokens(server, "first") == world.expected["first"]
+
+
 def test_unloading_ends_late_requests_with_what_they_have(
     server: ServedModel, world: World
 ) -> None:

@@ -1,7 +1,8 @@
 """An object store on this machine that speaks enough of S3, and checks every signature.
 
 It honours ``Range`` and ``If-Match``, lists in pages of two, refuses with S3's documents, and can
-break off in the middle, be away for a while after it, and be too busy to answer.
+break off in the middle, be away for a while after it, be too busy to answer, send elsewhere, list
+anything and not end.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,6 +33,7 @@ class FakeBucket:
     url: str = ""
     downloads: Counter[str] = field(default_factory=Counter)
     """Bytes of each object that were sent."""
+    num_requests: int = 0
     breaks_after: dict[str, int] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
     """Objects that are sent with another last byte than they have."""
@@ -41,6 +43,12 @@ class FakeBucket:
     """Connections that are closed without an answer, from the next broken download on."""
     has_broken: bool = False
     """Whether a download has broken off."""
+    leads_to: str = ""
+    """Where all requests are sent, instead of being answered."""
+    listing: bytes = b""
+    """Instead of what there is."""
+    endless: set[str] = field(default_factory=set)
+    """Objects that are followed by zeros until nobody takes them."""
     is_multipart: bool = False
     """ETags are no MD5; SHA-256 checksums are sent instead."""
 
@@ -79,9 +87,15 @@ class _Handler(BaseHTTPRequestHandler):
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         given = {name.lower(): value for name, value in self.headers.items()}
         root = f"/{self.name}"
+        self.bucket.num_requests += 1
         if self.bucket.has_broken and self.bucket.num_lost:
             self.bucket.num_lost -= 1
             self.close_connection = True
+        elif self.bucket.leads_to:
+            self.send_response(307)
+            self.send_header("Location", self.bucket.leads_to)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
         elif self.bucket.num_busy:
             self.bucket.num_busy -= 1
             self._refuse(503, "SlowDown")
@@ -139,6 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
         token = f"<NextContinuationToken>{start + 2}</NextContinuationToken>" if more else ""
         space = "http://s3.amazonaws.com/doc/2006-03-01/"
         body = f'<ListBucketResult xmlns="{space}">{entries}{token}</ListBucketResult>'.encode()
+        body = self.bucket.listing or body
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -161,7 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
         if key in self.bucket.damaged:
             rest = rest[:-1] + bytes([rest[-1] ^ 1])
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(rest)))
+        if key not in self.bucket.endless:
+            self.send_header("Content-Length", str(len(rest)))
         if self.bucket.is_multipart:
             digest = hashlib.sha256(content).digest()
             self.send_header("x-amz-checksum-sha256", base64.b64encode(digest).decode())
@@ -170,6 +186,9 @@ class _Handler(BaseHTTPRequestHandler):
         rest = rest[: self.bucket.breaks_after.pop(key, len(rest))]
         self.bucket.downloads[key] += len(rest)
         self.wfile.write(rest)
+        with suppress(ConnectionError):
+            while key in self.bucket.endless:
+                self.wfile.write(bytes(1 << 16))
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -175,7 +175,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 "Set temperature to 0 to take the most likely token.",
                 "top_p",
             )
-        _check_integer("top_k", self.top_k, -1, None, "use 0 or -1 to keep every token")
+        _check_integer("top_k", self.top_k, -1, 2**31 - 1, "use 0 or -1 to keep every token")
         _check_number("min_p", self.min_p, 0.0, 1.0, "use 0 to keep every token")
         if self.seed is not None:
             _check_integer("seed", self.seed, -(2**63), 2**63 - 1, "leave it out for a random one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import pytest
@@ -215,3 +216,9 @@ def test_help_groups_flags_and_gives_examples(capsys: pytest.CaptureFixture[str]
     for heading in ("model:", "HTTP:", "capacity:", "memory:", "device:", "logging:", "examples:"):
         assert f"\n{heading}" in text
     assert "--enable-chunked-prefill" not in text
+
+
+def test_an_argument_that_is_not_utf_8_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the name of a folder may be; the engine is told of it as text."""
+    assert main(["serve", os.fsdecode(b"caf\xe9")]) == 2
+    assert r"The argument 'caf\udce9' is not UTF-8; rename" in capsys.readouterr().err

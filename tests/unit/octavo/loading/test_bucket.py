@@ -36,6 +36,12 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeBuck
         yield bucket
 
 
+def entry(size: str = "2", etag: str = "e") -> bytes:
+    """A listing of one object."""
+    listed = f"<Key>tiny/v1/a.json</Key><Size>{size}</Size><ETag>{etag}</ETag>"
+    return f"<ListBucketResult><Contents>{listed}</Contents></ListBucketResult>".encode()
+
+
 def find(tmp_path: Path) -> Path:
     return find_model(URI, download_dir=str(tmp_path / "cache"))
 
@@ -197,3 +203,45 @@ def test_a_store_that_goes_within_a_download_is_waited_for(
     assert seen(folder)["model.safetensors"] == bucket.objects[WEIGHTS]
     assert bucket.downloads[WEIGHTS] == len(bucket.objects[WEIGHTS])
     assert pauses_s
+
+
+def test_a_key_is_sent_to_its_store_alone(
+    bucket: FakeBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redirections are not followed: the token of temporary keys would go to wherever they lead."""
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+    with run_fake_bucket("models") as other:
+        bucket.leads_to = f"{other.url}/models"
+        with pytest.raises(ModelLoadError, match=r"answered 307 .* set AWS_ENDPOINT_URL"):
+            find(tmp_path)
+        assert other.num_requests == 0
+
+
+@pytest.mark.parametrize(
+    ("listing", "words"),
+    [
+        (entry(size="abc"), "the size of 'tiny/v1/a.json' is 'abc'"),
+        (entry(size="-5"), "the size of 'tiny/v1/a.json' is '-5'"),
+        (entry(size="9" * 5000), "the size of 'tiny/v1/a.json' is '999"),
+        (entry(etag="e&#13;&#10;Range: x"), r"the ETag of 'tiny/v1/a.json' is 'e\\r\\nRange"),
+        (entry(etag="\u4e2d"), "the ETag of 'tiny/v1/a.json'"),
+        (entry(etag=""), "the ETag of 'tiny/v1/a.json' is ''"),
+        (b"<a>" + b" " * (1 << 23) + b"</a>", "a page of more than 8388608 bytes"),
+        (b"<html><body>Log in", "no element found|unclosed"),
+        (b"<a><NextContinuationToken>1</NextContinuationToken></a>", "more than 1000 pages"),
+    ],
+    ids=("size", "negative", "digits", "newline", "letters", "no-etag", "bytes", "html", "pages"),
+)
+def test_a_store_that_lists_anything_is_refused(
+    bucket: FakeBucket, tmp_path: Path, listing: bytes, words: str
+) -> None:
+    bucket.listing = listing
+    with pytest.raises(ModelLoadError, match=words):
+        find(tmp_path)
+
+
+def test_an_object_without_an_end_fills_no_disk(bucket: FakeBucket, tmp_path: Path) -> None:
+    bucket.endless.add(WEIGHTS)
+    size = len(bucket.objects[WEIGHTS])
+    with pytest.raises(ModelLoadError, match=rf"is damaged \({size + 1} of {size} bytes"):
+        find(tmp_path)

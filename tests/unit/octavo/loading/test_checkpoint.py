@@ -122,6 +122,9 @@ def test_dtype(config: dict[str, Any], expected: torch.dtype, folder: Path) -> N
     ("config", "said"),
     [
         ({"torch_dtype": "int8"}, "'int8', which is not supported; supported: float32"),
+        ({"torch_dtype": ["float32"]}, r"\['float32'\], which is not supported"),
+        ({"dtype": {}, "torch_dtype": {"a": 1}}, "'a': 1}, which is not supported"),
+        ({"eos_token_id": 2**64}, "of 2147483647 at most"),
         ({"eos_token_id": "x"}, "eos_token_id is 'x'"),
         ({"eos_token_id": [1, -1]}, "must be a token id"),
     ],
@@ -143,10 +146,12 @@ def test_load_format_must_fit_the_files(folder: Path, tmp_path: Path) -> None:
         open_checkpoint(str(path), load_format="safetensors")
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.json"])
 def test_tokenizer_that_is_a_link_out_of_the_folder_is_refused(
-    folder: Path, tmp_path: Path
+    name: str, folder: Path, tmp_path: Path
 ) -> None:
-    (folder / "tokenizer.json").rename(tmp_path / "tokenizer.json")
-    (folder / "tokenizer.json").symlink_to(tmp_path / "tokenizer.json")
+    (tmp_path / name).write_text("{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / name)
     with pytest.raises(ModelLoadError, match="outside of the model's folder"):
         open_checkpoint(str(folder))

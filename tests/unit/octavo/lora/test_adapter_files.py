@@ -73,6 +73,8 @@ def load(folder: Path, max_rank: int = 16) -> AdapterWeights:
         ({"use_rslora": "false"}, "use_rslora is 'false' .* true or false"),
         ({"alpha_pattern": {"[z-a]_proj": 2}}, "cannot be matched"),
         ({"rank_pattern": {"q_proj": 300}}, "ranks go from 1 to 256"),
+        ({"base_model_name_or_path": "half \ud800"}, r"is 'half \\ud800' in .* a name or a path"),
+        ({"base_model_name_or_path": "x" * 4097}, "of 4096 characters at most"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -212,7 +214,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
     ),
     "rank": (lambda t: t.update({Q.format("A"): torch.ones(5, 32)}), r"it must be \(4, 32\)"),
     "integers": (
-        lambda t: t.update({Q.format("A"): torch.ones(4, 32, dtype=torch.int8)}), "stored as I8"
+        lambda t: t.update({Q.format("A"): torch.ones(4, 32, dtype=torch.int8)}), "stored as 'I8'"
     ),
     "empty": (lambda t: t.clear(), "no tensors"),
 }  # fmt: skip
@@ -289,13 +291,54 @@ def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
         {"dtype": "F32", "shape": [-4, -32], "data_offsets": [0, 512]},
         {"dtype": "F32", "shape": [4, 32], "data_offsets": [2, 514]},
         {"dtype": "F32", "shape": "x", "data_offsets": [0, 512]},
+        {"dtype": "F32", "shape": [4, 32], "data_offsets": [0.0, 512.0]},
+        {"dtype": "F32", "shape": [4, 32], "data_offsets": [512]},
+        {"dtype": "F32", "shape": [True, 128], "data_offsets": [0, 512]},
+        {"dtype": ["F32"], "shape": [4, 32], "data_offsets": [0, 512]},
         {"dtype": "F32"},
         7,
     ):
-        header = json.dumps({Q.format("A"): entry}).encode()
-        path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(1024))
+        write_header(path, {Q.format("A"): entry})
         with pytest.raises(AdapterError):
             load(tmp_path)
+    write_header(path, [])
+    with pytest.raises(AdapterError, match="no JSON object"):
+        load(tmp_path)
+
+
+def write_header(path: Path, header: object) -> None:
+    """Before a kilobyte of zeros."""
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(1024))
+
+
+def test_the_work_that_a_header_makes_is_bounded(tmp_path: Path) -> None:
+    """Lengths of a shape are multiplied, and a number may have 4,300 digits."""
+    path = make_adapter(tmp_path, CONFIG) / "adapter_model.safetensors"
+    for shape in ([10**4000] * 9, [1] * 9):
+        write_header(path, {"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}})
+        with pytest.raises(AdapterError, match="'a' has no shape of at most 8 lengths"):
+            load(tmp_path)
+    write_header(path, {"__metadata__": {"format": "x" * (1 << 20)}})
+    with pytest.raises(AdapterError, match=r"header of 10\d+ bytes; at most 1048576 are read"):
+        lay_out(read_adapter(tmp_path, 2 * MAX_BYTES, 16), PROJECTIONS, 16)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [1] * 90_000, "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [10**4000], "data_offsets": [0, 10**4000]},
+        {"dtype": "x" * 100_000},
+    ],
+    ids=("shape", "numbers", "dtype"),
+)
+def test_what_is_said_of_a_header_is_short(entry: dict[str, object], tmp_path: Path) -> None:
+    path = make_adapter(tmp_path, CONFIG) / "adapter_model.safetensors"
+    write_header(path, {"k" * 100_000: entry})
+    with pytest.raises(AdapterError) as refused:
+        load(tmp_path)
+    assert len(str(refused.value)) < 700
 
 
 def test_pickles_missing_files_and_huge_ones_are_refused(tmp_path: Path) -> None:
@@ -305,9 +348,9 @@ def test_pickles_missing_files_and_huge_ones_are_refused(tmp_path: Path) -> None
         find_adapter(AdapterSource("hf://one-part"))
     folder = make_adapter(tmp_path / "adapter", CONFIG)
     with pytest.raises(AdapterError, match="at most"):
-        read_adapter(folder, -(1 << 24), 16)
+        read_adapter(folder, -(1 << 20), 16)
     with pytest.raises(AdapterError, match="rank is 4; this server takes at most 2"):
-        read_adapter(folder, -(1 << 24), 2)  # the reason, not that the file is large
+        read_adapter(folder, -(1 << 20), 2)  # the reason, not that the file is large
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(AdapterError, match="a pickle, which is never loaded"):
         load(folder)

@@ -135,13 +135,26 @@ def test_a_revision_that_makes_no_sense_is_refused(path: str, revision: str, mes
     ("path", "message"),
     [
         ("~nobody-of-that-name/sql", "user who is not known"),
+        ("~no\0body/sql", "user who is not known"),
         ("/" + "x" * 300, "File name too long"),
     ],
-    ids=["user", "length"],
+    ids=["user", "nul", "length"],
 )
 def test_a_path_that_cannot_be_is_refused_in_words(path: str, message: str) -> None:
     with pytest.raises(ModelLoadError, match=message):
         find_adapter(AdapterSource(path))
+
+
+@pytest.mark.parametrize(
+    "revision", ["../../../../dev/zero", "/dev/zero", "a/../b", "a\0b", "a b", "a\\b", "a/", "a//b"]
+)
+def test_a_revision_leads_nowhere_in_the_cache(
+    revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the hub is down its library reads a file of that name: an endless one, or any other."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(ModelLoadError, match="which is none; give a branch, a tag or a commit"):
+        find_adapter(AdapterSource(f"hf://{NAME}", revision), str(tmp_path))
 
 
 def test_a_disk_in_trouble_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,24 @@ def parse(family: str, **overrides: Any) -> DecoderConfig:
         pytest.param("llama", {"vocab_size": 0}, "vocab_size is 0", id="zero"),
         pytest.param("llama", {"vocab_size": "9"}, "an integer of at least 1", id="string"),
         pytest.param("llama", {"num_hidden_layers": True}, "is True", id="bool"),
+        pytest.param("llama", {"num_hidden_layers": 10**9}, "and at most 10000", id="layers"),
+        pytest.param("qwen2", {"num_hidden_layers": 10**9}, "and at most 10000", id="qwen-layers"),
+        pytest.param(
+            "gemma3", {"num_hidden_layers": 10**9}, "and at most 10000", id="gemma-layers"
+        ),
+        pytest.param("llama", {"vocab_size": 2**31}, "and at most 2147483647", id="vocabulary"),
+        pytest.param("llama", {"head_dim": 2**31 - 1}, "and at most 65536", id="wide-head"),
+        pytest.param(
+            "llama", {"max_position_embeddings": 2**31}, "and at most 16777216", id="positions"
+        ),
+        pytest.param(
+            "llama",
+            {"rope_scaling": {"type": "yarn", "factor": 1e308}},
+            "at most 16777216 positions, not YaRN's inf",
+            id="yarn",
+        ),
+        pytest.param("llama", {"rope_theta": 10**400}, "a number above 0", id="digits"),
+        pytest.param("llama", {"partial_rotary_factor": 1e308}, "even part", id="huge-rotary"),
         pytest.param("llama", {"intermediate_size": 4.5}, "is 4.5", id="fraction"),
         pytest.param(
             "llama", {"num_key_value_heads": 3}, "divisor of num_attention_heads", id="kv-heads"

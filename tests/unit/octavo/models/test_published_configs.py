@@ -198,6 +198,7 @@ def test_qwen3_with_yarn_reaches_four_times_as_far() -> None:
 
 
 JUNK: list[Any] = [None, -1, 0, 1.5, "x", "", True, [], [1], {}, {"x": 1}, float("inf"), 10**6]
+JUNK += [1e308, 10**20, 10**400]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

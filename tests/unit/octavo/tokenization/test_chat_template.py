@@ -164,6 +164,10 @@ def test_content_comes_as_the_template_wants_it(
     assert message["content"] is content
 
 
+DOUBLING = (
+    "{{% set ns = namespace(x='x') %}}{{% for i in range(40) %}}{{% set ns.x = {} %}}{{% endfor %}}"
+)
+SQUARES = "{% for i in range(40) %}{% set ns.x = ns.x * ns.x %}{% endfor %}"
 REFUSED = {
     "raised": (LLAMA2, [{"role": "assistant", "content": "x"}], "Roles must alternate"),
     "undefined": ("{{ messages[0].a.b }}", [USER], "has no attribute 'a'"),
@@ -174,6 +178,24 @@ REFUSED = {
     "repetition": ("{{ 'x' * 99999999999 }}", [USER], "too large"),
     "list-repetition": ("{{ (99999999999 * [0]) | length }}", [USER], "too large"),
     "power": ("{{ 9 ** 9 ** 9 }}", [USER], "too large"),
+    "doubling": (DOUBLING.format("ns.x ~ ns.x"), [USER], "33554432 items is too large"),
+    "sum": (DOUBLING.format("ns.x + ns.x"), [USER], "33554432 items is too large"),
+    "joining": (DOUBLING.format("[ns.x, ns.x] | join"), [USER], "33554432 items is too large"),
+    "join-method": (DOUBLING.format("''.join([ns.x, ns.x])"), [USER], "is too large"),
+    "replacing": (DOUBLING.format("ns.x | replace('x', 'xx')"), [USER], "is too large"),
+    "replace-method": (DOUBLING.format("ns.x.replace('x', 'xx')"), [USER], "is too large"),
+    "squares": ("{% set ns = namespace(x=99) %}" + SQUARES, [USER], "more than 4096 bits"),
+    "field": ("{{ '%99999d' % 1 }}", [USER], "too wide"),
+    "any-field": ("{{ '%*d' | format(99999, 1) }}", [USER], "too wide"),
+    "format": ("{{ '{:>99999}'.format(1) }}", [USER], "too wide"),
+    "nested-field": ("{{ '{:>{}}'.format(1, 99999) }}", [USER], "too wide"),
+    "width": ("{{ 'x' | center(99999999) }}", [USER], "too large"),
+    "width-method": ("{{ 'x'.ljust(99999999) }}", [USER], "too large"),
+    "indent": ("{{ 'x' | indent(99999999) }}", [USER], "too large"),
+    "json-indent": ("{{ [1] | tojson(indent=99999999) }}", [USER], "too large"),
+    "batch": ("{{ [1] | batch(99999999, 0) | list }}", [USER], "too large"),
+    "tabs": ("{{ 'x'.expandtabs(99999999) }}", [USER], "unsafe"),
+    "lipsum": ("{{ lipsum(99999999) }}", [USER], "undefined"),
 }
 
 
@@ -195,6 +217,39 @@ def test_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "_MAX_SECONDS", -1.0)
     with pytest.raises(InvalidRequestError, match="took more than"):
         ChatTemplate("{{ 1 }}{{ messages }}", NAMED).render([USER])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in r %}{% for j in r %}{% for k in r %}{% endfor %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% set n = [1, 1] %}{% for i in n recursive %}"
+        "{% if loop.depth < 60 %}{% set x = loop(n) %}{% endif %}{% endfor %}",
+    ],
+    ids=["loops", "macro", "recursive-loop"],
+)
+def test_time_is_bounded_where_nothing_is_written(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "_MAX_SECONDS", 0.05)
+    template = ChatTemplate("{% set r = range(99999) %}" + source, NAMED)
+    with pytest.raises(InvalidRequestError, match="took more than"):
+        template.render([USER])
+
+
+def test_bounds_leave_what_templates_do_as_it_is() -> None:
+    source = (
+        "{% macro m(context, obj) %}{{ context ~ obj }}{% endmacro %}{{ m(context=1, obj=2) }} "
+        "{% for x in [1, 2, 3] if x != 2 %}{{ loop.index }}/{{ loop.length }}{{ loop.last }} "
+        "{% else %}none{% endfor %}{{ [1, none] | join(', ') }} {{ 'a-b' | replace('-', '+', 1) }} "
+        "{{ '%05d' % 7 }} {{ '{:>3}'.format(4) }} {{ 'x'.join(['a', 'b']) }} {{ 7 % 4 }} "
+        "{{ 'a\nb' | indent(2) }} {{ {'k': 1} | tojson(indent=1) }} {{ [1] + [2] }} "
+        "{{ messages | map(attribute='role') | join('|') }} {{ 1 ~ missing ~ true }}"
+    )
+    assert ChatTemplate(source, NAMED).render([USER]) == (
+        '12 1/2False 2/2True 1, None a+b 00007   4 axb 3 a\n  b {\n "k": 1\n} [1, 2] user 1True'
+    )
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ x | nofilter }}", "{% endif %}", "{{"])

@@ -111,6 +111,48 @@ def test_text_that_is_no_unicode_is_the_requests_fault(folder: Path) -> None:
         Tokenizer.open(folder).encode(text)
 
 
+def change(folder: Path, **parts: Any) -> None:
+    """Of tokenizer.json."""
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **parts}))
+
+
+def split_by(regex: str) -> dict[str, Any]:
+    pattern = {"Regex": regex}
+    return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+
+
+def test_a_text_that_the_vocabularys_rules_give_up_on_is_the_requests_fault(folder: Path) -> None:
+    """As ten million spaces are for Llama's and Qwen's; the library panics then."""
+    change(folder, pre_tokenizer=split_by(r"(a+)+$"))
+    tokenizer = Tokenizer.open(folder)
+    with pytest.raises(InvalidRequestError, match=r"of 41 characters .* send a shorter one"):
+        tokenizer.encode("a" * 40 + "b")
+    assert tokenizer.decode(tokenizer.encode("aaa")) == "aaa"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"model": {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {"b": 0}}},
+        {
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "x", "type_id": 0}}],
+                "pair": [],
+                "special_tokens": {},
+            }
+        },
+    ],
+    ids=lambda parts: next(iter(parts)),
+)
+def test_rules_that_encode_nothing_are_a_load_error(parts: dict[str, Any], folder: Path) -> None:
+    change(folder, **parts)
+    with pytest.raises(ModelLoadError, match=r"cannot be read as a tokenizer: .* fetch"):
+        Tokenizer.open(folder)
+
+
 def test_other_threads_run_while_a_long_text_is_encoded(folder: Path) -> None:
     tokenizer = Tokenizer.open(folder)
     ticks, is_over = list[float](), threading.Event()
@@ -242,6 +284,10 @@ def test_styles() -> None:
         pytest.param("tokenizer.json", "\0", ModelLoadError, "cannot be read", id="garbage"),
         pytest.param("tokenizer_config.json", "[", ModelLoadError, "as JSON", id="config"),
         pytest.param("tokenizer_config.json", "[]", ModelLoadError, "no JSON object", id="list"),
+        pytest.param("tokenizer_config.json", "[" * 10**5, ModelLoadError, "as JSON", id="deep"),
+        pytest.param(
+            "tokenizer_config.json", r'{"bos_token": "\ud800"}', ModelLoadError, "cannot", id="half"
+        ),
     ],
 )
 def test_broken_files_are_named(

@@ -16,14 +16,22 @@ _INTERRUPTED_STATUS = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``octavo`` with ``arguments`` (``sys.argv`` if left out); returns the exit status."""
-    parsed = parse_arguments(build_parser(), arguments)
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        return _run(parsed)
+        _check_text(given)
+        return _run(parse_arguments(build_parser(), given))
     except OctavoError as error:
         print(f"octavo: {error}", file=sys.stderr)
         return _USAGE_STATUS if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return _INTERRUPTED_STATUS
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """They go to the engine, and to clients, as text: the name of a file may be none."""
+    for argument in arguments:
+        if any("\ud800" <= one <= "\udfff" for one in argument):
+            raise ConfigError(f"The argument {argument!r:.200} is not UTF-8; rename what it names.")
 
 
 def _run(parsed: argparse.Namespace) -> int:

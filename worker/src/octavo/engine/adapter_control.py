@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from octavo.engine.carried_errors import to_refusal
-from octavo.engine.messages import AdapterEvent, AdapterFailed, AdapterOpened
+from octavo.engine.carried_errors import to_adapter_failure, to_refusal
+from octavo.engine.messages import AdapterEvent, AdapterOpened
 from octavo.errors import AdapterNotReadyError, OctavoError, RequestFailedError
 from octavo.lora.adapter_source import AdapterSource
 from octavo.lora.outcomes import Filled, FillFailed, Opened, OpenFailed, Outcome
@@ -166,7 +166,7 @@ class AdapterControl:
                 self._opened(outcome)
             case OpenFailed(adapter_id, error):
                 del self._open[adapter_id]
-                self._events.append(AdapterFailed(adapter_id, type(error).__name__, str(error)))
+                self._events.append(to_adapter_failure(adapter_id, error))
             case Filled(adapter_id, slot):
                 self._num_fills += 1
                 self._slots.filled(adapter_id, slot)
@@ -175,7 +175,7 @@ class AdapterControl:
                 _log.error("Adapter %d cannot be used: %s", adapter_id, error)
                 self._slots.fill_failed(adapter_id, slot)
                 self._unreadable.add(adapter_id)
-                self._events.append(AdapterFailed(adapter_id, type(error).__name__, str(error)))
+                self._events.append(to_adapter_failure(adapter_id, error))
                 self._refuse(
                     self._scheduler.waiting_for({adapter_id}),
                     AdapterNotReadyError(_CANNOT_BE_READ, _RETRY_AFTER_S),

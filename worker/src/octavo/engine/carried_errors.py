@@ -19,6 +19,8 @@ from octavo.errors import (
 
 _RETRIED = (QueueFullError, AdapterNotReadyError)
 """They say when to try again."""
+_MOST_CHARACTERS = 8192
+"""Of a message: twice the longest path."""
 
 
 def to_refusal(request_id: str, error: OctavoError) -> Refused:
@@ -26,7 +28,7 @@ def to_refusal(request_id: str, error: OctavoError) -> Refused:
     return Refused(
         request_id,
         type(error).__name__,
-        str(error),
+        _told(error),
         param=error.param if isinstance(error, InvalidRequestError) else None,
         retry_after_s=error.retry_after_s if isinstance(error, _RETRIED) else 0.0,
     )
@@ -45,8 +47,8 @@ def from_refusal(refused: Refused) -> OctavoError:
 def to_load_failure(error: Exception) -> LoadFailed:
     """What the engine says when it could not be built; foreign errors become ModelLoadError."""
     if isinstance(error, OctavoError):
-        return LoadFailed(type(error).__name__, str(error))
-    detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return LoadFailed(type(error).__name__, _told(error))
+    detail = f"{type(error).__name__}: {_told(error)}" if str(error) else type(error).__name__
     return LoadFailed(
         ModelLoadError.__name__, f"The model cannot be loaded ({detail}); the log tells where."
     )
@@ -60,10 +62,25 @@ def from_load_failure(failed: LoadFailed) -> OctavoError:
     return kind(failed.message)
 
 
+def to_adapter_failure(adapter_id: int, error: OctavoError) -> AdapterFailed:
+    """What the engine says of an adapter that it could not read."""
+    return AdapterFailed(adapter_id, type(error).__name__, _told(error))
+
+
 def from_adapter_failure(failed: AdapterFailed) -> OctavoError:
     """The error as it was raised; AdapterError where its kind is not known here."""
     kind = _kind(failed.kind, AdapterError)
     return (AdapterError if issubclass(kind, _RETRIED) else kind)(failed.message)
+
+
+def _told(error: Exception) -> str:
+    """Its message as any text can be sent, whatever it quotes of files and of their names; of a
+    long one its beginning and its end."""
+    text = str(error)
+    if len(text) > _MOST_CHARACTERS:
+        half = _MOST_CHARACTERS // 2
+        text = f"{text[:half]} [...] {text[-half:]}"
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _kind(name: str, otherwise: type[OctavoError]) -> type[OctavoError]:

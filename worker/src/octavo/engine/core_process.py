@@ -22,7 +22,7 @@ import msgspec
 
 from octavo.config import EngineConfig
 from octavo.engine.bytecode import warn_unless_kept
-from octavo.engine.carried_errors import to_load_failure, to_refusal
+from octavo.engine.carried_errors import to_adapter_failure, to_load_failure, to_refusal
 from octavo.engine.compiler_process import CompilerProcess
 from octavo.engine.core import EngineCore
 from octavo.engine.engine_channel import EngineChannel, ServerGoneError
@@ -30,7 +30,6 @@ from octavo.engine.head_start import HeadStart, may_use_gpu, open_card
 from octavo.engine.messages import (
     WHERE_SIGNAL,
     Abort,
-    AdapterFailed,
     CloseAdapter,
     Inspect,
     Inspected,
@@ -200,8 +199,7 @@ class EngineLoop:
             try:
                 self._core.open_adapter(message.adapter_id, message.source, message.known_digest)
             except OctavoError as error:
-                kind = type(error).__name__
-                self._channel.send(AdapterFailed(message.adapter_id, kind, str(error)))
+                self._channel.send(to_adapter_failure(message.adapter_id, error))
         elif isinstance(message, CloseAdapter):
             self._core.close_adapter(message.adapter_id)
 

@@ -30,8 +30,13 @@ from octavo.loading.bucket_signature import Credentials, canonical_query, signed
 
 SCHEME = "s3://"
 _CHUNK_BYTES = 1 << 20
-_WANTED = re.compile(r"[^/]+\.(safetensors|gguf|json|jinja)")
+_WANTED = re.compile(r"[^/\x00-\x1f\x7f]+\.(safetensors|gguf|json|jinja)")
 """Files beside each other; folders hold other forms of a model, and pickles are never read."""
+_SIZE = re.compile(r"\d{1,15}")
+_ETAG = re.compile(r"[\x20-\x7e]{1,256}")
+_MAX_PAGE_BYTES = 1 << 23
+"""Of a thousand objects, of the longest keys there are."""
+_MAX_PAGES = 1000
 _TIMEOUT_S = 60
 PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 """Before each further attempt where a store is busy, or was there and is not."""
@@ -74,6 +79,7 @@ class BucketStore:
     def __init__(self, model: BucketModel) -> None:
         self.model = model
         self._has_answered = False
+        self._opener = urllib.request.build_opener(_NoRedirection)
         environment = os.environ
         self._region = (
             environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or "us-east-1"
@@ -110,9 +116,12 @@ class BucketStore:
             headers["Range"] = f"bytes={start}-"
         with self._get(f"/{quote(item.key, safe='/-_.~')}", {}, headers) as answer:
             is_rest = answer.status == 206
+            # One byte more than there is tells that the store has another object.
+            left = item.size_bytes + 1 - (start if is_rest else 0)
             with partial.open("ab" if is_rest else "wb") as file:
-                while chunk := answer.read(_CHUNK_BYTES):
+                while chunk := answer.read(min(_CHUNK_BYTES, left)):
                     file.write(chunk)
+                    left -= len(chunk)
             whole = answer.headers.get("x-amz-checksum-sha256", "")
         if partial.stat().st_size < item.size_bytes:
             raise OSError(f"{partial.stat().st_size} of {item.size_bytes} bytes")
@@ -124,26 +133,26 @@ class BucketStore:
     def _listed(self) -> Iterator[BucketObject]:
         prefix = f"{self.model.prefix}/" if self.model.prefix else ""
         query = {"list-type": "2", "prefix": prefix, "delimiter": "/"}
-        while True:
-            page = self._page(query)
-            space = page.tag.partition("}")[0] + "}" if page.tag.startswith("{") else ""
-            for entry in page.iter(f"{space}Contents"):
-                yield BucketObject(
-                    key=entry.findtext(f"{space}Key") or "",
-                    size_bytes=int(entry.findtext(f"{space}Size") or 0),
-                    etag=(entry.findtext(f"{space}ETag") or "").strip('"'),
-                )
-            token = page.findtext(f"{space}NextContinuationToken")
+        for _ in range(_MAX_PAGES):
+            objects, token = self._page(query)
+            yield from objects
             if not token:
                 return
             query["continuation-token"] = token
+        raise ModelLoadError(
+            f"{self.model} has more than {_MAX_PAGES} pages of objects right below it; give a "
+            "prefix that holds nothing but the model."
+        )
 
-    def _page(self, query: Mapping[str, str]) -> ElementTree.Element:
+    def _page(self, query: Mapping[str, str]) -> tuple[list[BucketObject], str | None]:
         path = "/" if self._root.count("/") == 2 else ""
         try:
             with self._get(path, query, {}) as answer:
-                return ElementTree.fromstring(answer.read())
-        except (OSError, http.client.HTTPException, ElementTree.ParseError) as exc:
+                body = answer.read(_MAX_PAGE_BYTES + 1)
+            if len(body) > _MAX_PAGE_BYTES:
+                raise ValueError(f"a page of more than {_MAX_PAGE_BYTES} bytes")
+            return _parse_page(body)
+        except (OSError, ValueError, http.client.HTTPException, ElementTree.ParseError) as exc:
             raise SourceUnreachableError(
                 f"{self.model} cannot be listed: {self._root} answered amiss ({exc}); try again."
             ) from exc
@@ -184,7 +193,7 @@ class BucketStore:
             sent = signed_headers(url, query, headers, self._credentials, self._region, now)
         full = f"{url}?{canonical_query(query)}" if query else url
         request = urllib.request.Request(full, headers=sent)
-        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+        answer: http.client.HTTPResponse = self._opener.open(request, timeout=_TIMEOUT_S)
         return answer
 
     def _refused(self, error: urllib.error.HTTPError) -> ModelLoadError:
@@ -207,14 +216,41 @@ class BucketStore:
         return kind(f"{self._root} answered {told} for {self.model}; {hint}.")
 
 
+class _NoRedirection(urllib.request.HTTPRedirectHandler):
+    """A request bears a signature, and with temporary keys their token, for the store alone."""
+
+    def redirect_request(self, *args: object) -> None:
+        return None
+
+
+def _parse_page(body: bytes) -> tuple[list[BucketObject], str | None]:
+    """Objects of a listing, and how the next page is asked for. Raises ValueError or ParseError."""
+    page = ElementTree.fromstring(body)
+    space = page.tag.partition("}")[0] + "}" if page.tag.startswith("{") else ""
+    objects = [_parse_object(entry, space) for entry in page.iter(f"{space}Contents")]
+    return objects, page.findtext(f"{space}NextContinuationToken")
+
+
+def _parse_object(entry: ElementTree.Element, space: str) -> BucketObject:
+    key, size, etag = (entry.findtext(f"{space}{name}") or "" for name in ("Key", "Size", "ETag"))
+    etag = etag.strip('"')
+    if not _SIZE.fullmatch(size):
+        raise ValueError(f"the size of {key!r:.200} is {size!r:.80}")
+    if not _ETAG.fullmatch(etag):
+        raise ValueError(f"the ETag of {key!r:.200} is {etag!r:.80}")
+    return BucketObject(key, int(size), etag)
+
+
+_ELSEWHERE = "it leads elsewhere, where no key is sent; set AWS_ENDPOINT_URL to the store itself"
 _KINDS = {
-    301: ModelLoadError,
+    **dict.fromkeys((301, 302, 303, 307, 308), ModelLoadError),
     400: ModelLoadError,
     401: SourceForbiddenError,
     403: SourceForbiddenError,
     404: ModelLoadError,
 }
 _HINTS = {
+    **dict.fromkeys((302, 303, 307, 308), _ELSEWHERE),
     301: "set AWS_REGION to the bucket's region",
     400: "check AWS_REGION and the key",
     401: "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",

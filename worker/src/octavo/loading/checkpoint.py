@@ -31,7 +31,13 @@ DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_MAX_TOKEN_ID = 2**31 - 1
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 
 
 class OpenedWeights(WeightSource, Protocol):
@@ -179,12 +185,12 @@ def _overridden(config: Mapping[str, object], overrides: Mapping[str, object]) -
 
 def _dtype(config: Mapping[str, object], path: Path) -> torch.dtype:
     name = _nested(config, "dtype") or _nested(config, "torch_dtype") or "bfloat16"
-    if name not in DTYPES:
+    if not isinstance(name, str) or name not in DTYPES:
         raise ModelLoadError(
-            f"The dtype of {path} is {name!r}, which is not supported; supported: "
+            f"The dtype of {path} is {name!r:.200}, which is not supported; supported: "
             f"{', '.join(DTYPES)}. Choose one with --dtype."
         )
-    return DTYPES[str(name)]
+    return DTYPES[name]
 
 
 def _nested(config: Mapping[str, object], key: str) -> object:
@@ -197,8 +203,9 @@ def _nested(config: Mapping[str, object], key: str) -> object:
 def _token_ids(value: object, path: Path) -> list[int]:
     """One id, a list of them, or none."""
     ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(type(id) is int and id >= 0 for id in ids):
+    if not all(type(id) is int and 0 <= id <= _MAX_TOKEN_ID for id in ids):
         raise ModelLoadError(
-            f"eos_token_id is {value!r:.80} in {path}; it must be a token id or a list of them."
+            f"eos_token_id is {value!r:.80} in {path}; it must be a token id, of "
+            f"{_MAX_TOKEN_ID} at most, or a list of them."
         )
     return list(ids)

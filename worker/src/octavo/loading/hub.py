@@ -36,6 +36,9 @@ _SMALL_FILES = (
 _ANSWER_LIMIT_S = 30.0
 """For a connection, and for each part of an answer; the library may wait for ever otherwise."""
 _FORBIDDEN = (401, 403)
+_NO_REVISION = re.compile(r"\.\.|[\x00-\x20\x7f~^:?*\[\\]|^/|//|/$")
+"""What git allows in no name of a branch or tag (git-check-ref-format). The library makes a path in
+its cache of it, and reads what lies there."""
 _TOO_MANY = 429
 _DISABLED = "Access to this resource is disabled."
 """What the hub says of a repository that it has taken down."""
@@ -69,6 +72,14 @@ class HubModel:
     repository: str
     revision: str | None = None
     file: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ModelLoadError for a revision that no repository can have."""
+        if self.revision is not None and _NO_REVISION.search(self.revision):
+            raise ModelLoadError(
+                f"The revision of {self.repository} is {self.revision!r:.200}, which is none; give "
+                "a branch, a tag or a commit."
+            )
 
     def __str__(self) -> str:
         name = self.repository if self.file is None else f"{self.repository}/{self.file}"

@@ -43,6 +43,8 @@ _MAX_PATTERNS = 1024
 _MAX_WAYS = 20_000
 """In which all patterns may try a module's name: at worst some 1.3 ms a name."""
 _LONGEST_NAME = 50
+_LONGEST_BASE = 4096
+"""A base model's name may be a path."""
 Patterns = tuple[tuple[re.Pattern[str], float], ...]
 """Of modules' names, with the value of each; the first that matches counts."""
 
@@ -106,7 +108,7 @@ def parse_peft_config(values: Mapping[str, object]) -> PeftConfig:
         is_rank_stabilised=_is_true(values, "use_rslora"),
         rank_pattern=_patterns(values, "rank_pattern", _rank),
         alpha_pattern=_patterns(values, "alpha_pattern", _alpha),
-        base_model=_base_model(values.get("base_model_name_or_path")),
+        base_model=_base_model(values, "base_model_name_or_path"),
     )
 
 
@@ -204,8 +206,16 @@ def _alpha(values: Mapping[str, object], key: str, alpha: object) -> float:
     return number
 
 
-def _base_model(name: object) -> str | None:
-    return name if isinstance(name, str) and name else None
+def _base_model(values: Mapping[str, object], key: str) -> str | None:
+    """It is told to clients, so it is a text: JSON can spell half of a surrogate pair."""
+    name = values.get(key)
+    if not isinstance(name, str) or not name:
+        return None
+    if len(name) > _LONGEST_BASE or any("\ud800" <= one <= "\udfff" for one in name):
+        raise _error(
+            values, key, f"it must be a name or a path, of {_LONGEST_BASE} characters at most"
+        )
+    return name
 
 
 def _error(values: Mapping[str, object], key: str, reason: str) -> AdapterError:

@@ -129,7 +129,7 @@ def last_change(source: AdapterSource) -> FileChange:
 def _place(path: str) -> Path:
     try:
         return Path(path).expanduser()
-    except RuntimeError as exc:
+    except (RuntimeError, ValueError) as exc:
         raise ModelLoadError(f"{path!r:.200} names a user who is not known here.") from exc
 
 

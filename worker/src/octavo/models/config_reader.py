@@ -6,11 +6,13 @@ nothing of what the values mean.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import TypeGuard
 
 from octavo.errors import ConfigError, UnsupportedModelError
+
+_MAX_SIZE = 2**31 - 1
 
 
 class ConfigReader:
@@ -33,12 +35,14 @@ class ConfigReader:
         """Whether the key is there at all, be it null."""
         return key in self._values
 
-    def integer(self, key: str, default: int | None = None, minimum: int = 1) -> int:
+    def integer(
+        self, key: str, default: int | None = None, minimum: int = 1, maximum: int = _MAX_SIZE
+    ) -> int:
         value = self._get(key, default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise self.error(key, f"an integer of at least {minimum}")
+        if type(value) is not int or not minimum <= value <= maximum:
+            raise self.error(key, f"an integer of at least {minimum} and at most {maximum}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -104,10 +108,10 @@ class ConfigReader:
         return default
 
     def _describe(self, key: str) -> str:
-        return f"{self._path}{key} is {self._values.get(key)!r} in the model's config.json"
+        return f"{self._path}{key} is {self._values.get(key)!r:.200} in the model's config.json"
 
 
 def _is_positive(value: object) -> TypeGuard[float]:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    return math.isfinite(value) and value > 0
+    return 0 < value <= sys.float_info.max

@@ -29,6 +29,11 @@ _ACTIVATIONS = {
 }
 
 
+_MAX_LAYERS = 10_000
+"""Far more than there are: a layer is an object here before its weights are looked for."""
+_MAX_HEAD_DIM = 1 << 16
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionHeads:
     """The attention heads one rank computes: the only place that says how many.
@@ -121,13 +126,19 @@ def parse_heads(reader: ConfigReader, default_head_dim: int | None = None) -> At
         raise reader.error(
             "num_attention_heads", f"a divisor of hidden_size, which is {hidden_size}"
         )
-    head_dim = reader.integer("head_dim", default=default_head_dim or hidden_size // num_heads)
+    default = default_head_dim or hidden_size // num_heads
+    head_dim = reader.integer("head_dim", default, maximum=_MAX_HEAD_DIM)
     return AttentionHeads(num_heads, num_kv_heads, head_dim)
+
+
+def parse_num_layers(reader: ConfigReader) -> int:
+    """How many layers the decoder has."""
+    return reader.integer("num_hidden_layers", maximum=_MAX_LAYERS)
 
 
 def uniform_layer_types(reader: ConfigReader, kind: str) -> tuple[str, ...]:
     """The same type for every layer, unless the file lists them."""
-    return parse_layer_types(reader, (kind,) * reader.integer("num_hidden_layers"))
+    return parse_layer_types(reader, (kind,) * parse_num_layers(reader))
 
 
 def parse_layer_types(reader: ConfigReader, default: tuple[str, ...]) -> tuple[str, ...]:
@@ -181,7 +192,7 @@ def parse_decoder(
         vocab_size=reader.integer("vocab_size"),
         hidden_size=reader.integer("hidden_size"),
         intermediate_size=reader.integer("intermediate_size"),
-        num_layers=reader.integer("num_hidden_layers"),
+        num_layers=parse_num_layers(reader),
         heads=heads,
         context_len=context_len(reader, ropes[FULL]),
         windows=tuple(window if kind == SLIDING else None for kind in layer_types),

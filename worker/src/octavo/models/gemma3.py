@@ -14,6 +14,7 @@ from octavo.models.decoder_config import (
     FamilyDefaults,
     parse_decoder,
     parse_layer_types,
+    parse_num_layers,
     parse_window,
 )
 from octavo.models.family import DecoderFamily, ModelFamily
@@ -71,6 +72,6 @@ def _parse(reader: ConfigReader) -> DecoderConfig:
 
 def _layer_types(reader: ConfigReader) -> tuple[str, ...]:
     pattern = reader.integer("sliding_window_pattern", _DEFAULT_PATTERN)
-    num_layers = reader.integer("num_hidden_layers")
+    num_layers = parse_num_layers(reader)
     default = tuple(SLIDING if (index + 1) % pattern else FULL for index in range(num_layers))
     return parse_layer_types(reader, default)

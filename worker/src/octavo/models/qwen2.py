@@ -10,6 +10,7 @@ from octavo.models.decoder_config import (
     FamilyDefaults,
     parse_decoder,
     parse_layer_types,
+    parse_num_layers,
     parse_window,
 )
 from octavo.models.family import DecoderFamily, ModelFamily
@@ -33,7 +34,7 @@ def parse_upper_windows(reader: ConfigReader) -> tuple[int | None, tuple[str, ..
 
     Returns the window and each layer's type.
     """
-    num_layers = reader.integer("num_hidden_layers")
+    num_layers = parse_num_layers(reader)
     window = parse_window(reader) if reader.boolean("use_sliding_window", False) else None
     first = reader.integer("max_window_layers", _DEFAULT_MAX_WINDOW_LAYERS, minimum=0)
     default = tuple(

@@ -26,6 +26,8 @@ from octavo.models.config_reader import ConfigReader
 FULL = "full_attention"
 SLIDING = "sliding_attention"
 
+_MAX_POSITIONS = 1 << 24
+"""Angles are computed for each position a request may have."""
 _SUPPORTED = "default, linear, llama3, yarn, factors"
 
 
@@ -61,10 +63,13 @@ def context_len(reader: ConfigReader, rope: Rope) -> int:
     YaRN states the length it was stretched from; the other scalings leave
     ``max_position_embeddings`` as the stretched length.
     """
-    longest = reader.integer("max_position_embeddings")
+    longest = _positions(reader, "max_position_embeddings")
     if isinstance(rope.scaling, YarnScaling):
-        stretched = int(rope.scaling.original_context_len * rope.scaling.factor)
-        return max(longest, stretched)
+        stretched = rope.scaling.original_context_len * rope.scaling.factor
+        if stretched > _MAX_POSITIONS:
+            what = f"such that the context is at most {_MAX_POSITIONS} positions"
+            raise reader.error("max_position_embeddings", f"{what}, not YaRN's {stretched:g}")
+        return max(longest, int(stretched))
     return longest
 
 
@@ -75,7 +80,7 @@ def _parse_rope(
     if theta <= 1:
         raise (section if section.has("rope_theta") else reader).error("rope_theta", "above 1")
     share = section.number("partial_rotary_factor", reader.number("partial_rotary_factor", 1.0))
-    rotary_dim = int(head_dim * share)
+    rotary_dim = int(head_dim * min(share, 1.0))
     if share > 1 or rotary_dim < 2 or rotary_dim % 2:
         owner = section if section.has("partial_rotary_factor") else reader
         raise owner.error(
@@ -121,7 +126,7 @@ def _parse_llama3(reader: ConfigReader, section: ConfigReader) -> Llama3Scaling:
 
 def _parse_yarn(reader: ConfigReader, section: ConfigReader) -> YarnScaling:
     original_context_len = _original_context_len(reader, section)
-    stretch = reader.integer("max_position_embeddings") / original_context_len
+    stretch = _positions(reader, "max_position_embeddings") / original_context_len
     factor = section.number("factor", stretch)
     return YarnScaling(
         factor=factor,
@@ -147,5 +152,9 @@ def _attention_factor(section: ConfigReader, factor: float) -> float:
 def _original_context_len(reader: ConfigReader, section: ConfigReader) -> int:
     key = "original_max_position_embeddings"
     if reader.has(key):  # Hugging Face gives the outer one priority
-        return reader.integer(key)
-    return section.integer(key, default=reader.integer("max_position_embeddings"))
+        return _positions(reader, key)
+    return _positions(section, key, _positions(reader, "max_position_embeddings"))
+
+
+def _positions(reader: ConfigReader, key: str, default: int | None = None) -> int:
+    return reader.integer(key, default, maximum=_MAX_POSITIONS)

@@ -8,24 +8,22 @@ take too long. Knows where templates are kept and how messages are shaped for th
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.ext
 import jinja2.meta
 import jinja2.nodes
 
 from octavo.errors import InvalidRequestError, ModelLoadError
 from octavo.gguf.container import GGUFContainer
-from octavo.tokenization.jinja_dialect import (
+from octavo.tokenization.bounded_sandbox import (
     MAX_CHARACTERS,
-    GenerationMarks,
-    compile_template,
-    one_line,
+    RenderTimeError,
+    check_time,
+    time_limit,
 )
+from octavo.tokenization.jinja_dialect import compile_template, one_line, parse_template
 from octavo.tokenization.tokenizer import Tokenizer, read_tokenizer_config
 
 _MAX_SECONDS = 10.0
@@ -135,23 +133,25 @@ class ChatTemplate:
 def _collect(chunks: Iterable[str]) -> str:
     """The rendering, within its bounds."""
     parts: list[str] = []
-    size, deadline = 0, time.monotonic() + _MAX_SECONDS
+    size = 0
     try:
-        for chunk in chunks:
-            parts.append(chunk)
-            size += len(chunk)
-            if size > MAX_CHARACTERS:
-                raise InvalidRequestError(
-                    f"The chat template made more than {MAX_CHARACTERS} characters of these "
-                    "messages; send fewer or shorter ones.",
-                    "messages",
-                )
-            if time.monotonic() > deadline:
-                raise InvalidRequestError(
-                    f"The chat template took more than {_MAX_SECONDS:.0f} s for these messages; "
-                    "send fewer or shorter ones.",
-                    "messages",
-                )
+        with time_limit(_MAX_SECONDS):
+            for chunk in chunks:
+                parts.append(chunk)
+                size += len(chunk)
+                if size > MAX_CHARACTERS:
+                    raise InvalidRequestError(
+                        f"The chat template made more than {MAX_CHARACTERS} characters of these "
+                        "messages; send fewer or shorter ones.",
+                        "messages",
+                    )
+                check_time()
+    except RenderTimeError as exc:
+        raise InvalidRequestError(
+            f"The chat template took more than {_MAX_SECONDS:.0f} s for these messages; send fewer "
+            "or shorter ones.",
+            "messages",
+        ) from exc
     except InvalidRequestError:
         raise
     except Exception as exc:  # whatever a template does with whatever a client sent
@@ -185,24 +185,15 @@ def _cut_after_final_message(text: str, messages: Sequence[Mapping[str, Any]]) -
     return text[: start + len(trimmed)]
 
 
-def _parse(source: str) -> jinja2.nodes.Template:
-    """The template's tree; an empty one where compiling it says what is wrong."""
-    environment = jinja2.Environment(extensions=[GenerationMarks, jinja2.ext.loopcontrols])
-    try:
-        return environment.parse(source)
-    except jinja2.TemplateError:
-        return environment.parse("")
-
-
 def _variables(source: str) -> set[str]:
-    return jinja2.meta.find_undeclared_variables(_parse(source))
+    return jinja2.meta.find_undeclared_variables(parse_template(source))
 
 
 def _iterates_over_content(source: str) -> bool:
     """Whether the template wants content as a list of parts: it loops over it, and never asks
     whether it is a string.
     """
-    tree = _parse(source)
+    tree = parse_template(source)
     if any(test.name == "string" for test in tree.find_all(jinja2.nodes.Test)):
         return False
     return any(_is_content(loop.iter) for loop in tree.find_all(jinja2.nodes.For))
@@ -235,7 +226,7 @@ def _in_folder(folder: Path) -> dict[str, str]:
     if stored is None and (folder / _PROCESSOR_FILE).is_file():
         try:
             stored = json.loads(_read(folder / _PROCESSOR_FILE)).get("chat_template")
-        except (ValueError, AttributeError) as exc:
+        except (ValueError, AttributeError, RecursionError) as exc:
             raise ModelLoadError(f"{folder / _PROCESSOR_FILE} holds no JSON object.") from exc
     if isinstance(stored, str):
         return {_DEFAULT: stored}

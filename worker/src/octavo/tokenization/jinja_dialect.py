@@ -1,4 +1,4 @@
-"""Jinja in Hugging Face's dialect, in a sandbox.
+"""Jinja in Hugging Face's dialect, in :mod:`octavo.tokenization.bounded_sandbox`.
 
 Blocks trimmed, loop controls, ``raise_exception``, ``strftime_now``, a ``tojson`` that does not
 escape HTML, and ``{% generation %}`` marks, which serving ignores. Knows nothing of messages.
@@ -16,13 +16,12 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
-from jinja2.exceptions import SecurityError
 
 from octavo.errors import ModelLoadError
+from octavo.tokenization.bounded_sandbox import BoundedSandbox
 
-MAX_CHARACTERS = 1 << 24
-"""Longest rendering: far beyond any context, small beside a server's memory."""
+_MAX_INDENT = 32
+"""Of each line that ``tojson`` writes."""
 
 
 def compile_template(source: str, origin: str) -> jinja2.Template:
@@ -30,16 +29,8 @@ def compile_template(source: str, origin: str) -> jinja2.Template:
 
     ``origin`` says in errors where it is from. Raises ModelLoadError for one that is not valid.
     """
-    environment = _Sandbox(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[GenerationMarks, jinja2.ext.loopcontrols],
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
     try:
-        return environment.from_string(source)
+        return _environment().from_string(source)
     except jinja2.TemplateError as exc:
         raise ModelLoadError(
             f"{origin[0].upper()}{origin[1:]} is not valid: {one_line(exc)}; give another with "
@@ -50,6 +41,28 @@ def compile_template(source: str, origin: str) -> jinja2.Template:
             f"{origin[0].upper()}{origin[1:]} is nested too deeply; give another with "
             "--chat-template FILE."
         ) from exc
+
+
+def parse_template(source: str) -> jinja2.nodes.Template:
+    """The template's tree, with the sandbox's own checks in it; an empty one where compiling it
+    says what is wrong. Who looks at it may evaluate what is constant in it, in the sandbox."""
+    environment = _environment()
+    try:
+        return environment.parse(source)
+    except jinja2.TemplateError:
+        return environment.parse("")
+
+
+def _environment() -> BoundedSandbox:
+    environment = BoundedSandbox(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[GenerationMarks, jinja2.ext.loopcontrols],
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
 
 
 def one_line(exc: BaseException) -> str:
@@ -68,38 +81,18 @@ class GenerationMarks(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Repetition and powers are the two ways one expression can exhaust memory."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(
-        self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
-    ) -> Any:
-        if operator == "**" and not (abs(left) < 1 << 16 and abs(right) < 1 << 5):
-            raise SecurityError(f"{left} ** {right} is too large a number")
-        if operator == "*":
-            size = _repeated_size(left, right)
-            if size > MAX_CHARACTERS:
-                raise SecurityError(f"a repetition of {size} items is too large")
-        return super().call_binop(context, operator, left, right)
-
-
-def _repeated_size(left: object, right: object) -> int:
-    if isinstance(right, str | list | tuple):
-        left, right = right, left
-    if isinstance(left, str | list | tuple) and isinstance(right, int):
-        return len(left) * right
-    return 0
-
-
 def _to_json(
     value: Any,
     ensure_ascii: bool = False,
-    indent: int | None = None,
+    indent: int | str | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
+    width = len(indent) if isinstance(indent, str) else indent or 0
+    if width > _MAX_INDENT:
+        raise jinja2.TemplateError(
+            f"indent is {width} wide, which is too large; at most {_MAX_INDENT}"
+        )
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

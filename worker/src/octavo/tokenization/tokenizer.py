@@ -119,8 +119,9 @@ class Tokenizer:
         """Ids of a text; special tokens written out in it become their ids.
 
         A truncation counts the special tokens around the text, and keeps them. Raises
-        InvalidRequestError for a text that is not Unicode: JSON can spell half of a surrogate
-        pair, which no UTF-8 text can hold.
+        InvalidRequestError for a text that is not Unicode (JSON can spell half of a surrogate
+        pair, which no UTF-8 text can hold), and for one that the vocabulary's rules give up on:
+        they look back ten million times at most, which as many spaces in a row may take.
         """
         try:
             # The one call that lets other threads run meanwhile, as a server's event loop.
@@ -129,6 +130,13 @@ class Tokenizer:
         except TypeError as exc:
             raise InvalidRequestError(
                 f"The text cannot be encoded: {_surrogate(text)}; send valid Unicode."
+            ) from exc
+        except BaseException as exc:
+            if not _is_librarys(exc):
+                raise
+            raise InvalidRequestError(
+                f"The model's tokenizer cannot encode the text of {len(text)} characters "
+                f"({exc!s:.200}); send a shorter one."
             ) from exc
         framing = self._framing if add_special_tokens else Framing()
         if truncation is not None:
@@ -182,6 +190,11 @@ def _surrogate(text: str) -> str:
     return f"it is a {type(text).__name__}"
 
 
+def _is_librarys(exc: BaseException) -> bool:
+    """It raises plain Exception, and where Rust panics what is none."""
+    return isinstance(exc, Exception) or type(exc).__module__ == "pyo3_runtime"
+
+
 def _from_gguf(path: Path) -> tuple[tokenizers.Tokenizer, _Settings]:
     metadata = GGUFContainer.open(path).metadata
     vocabulary = gguf_vocabulary.parse_vocabulary(metadata)
@@ -203,15 +216,19 @@ def _from_folder(folder: Path) -> tuple[tokenizers.Tokenizer, _Settings]:
             f"{folder} holds no tokenizer.json; add it, or serve token ids with "
             "--skip-tokenizer-init."
         )
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as exc:  # the library raises plain Exception
-        raise ModelLoadError(f"{file} cannot be read as a tokenizer: {exc}.") from exc
-    backend.no_truncation()
-    backend.no_padding()
     config = read_tokenizer_config(folder)
     named = {name: text for name in _NAMED if (text := _token_text(config.get(name))) is not None}
-    return backend, _Settings(_framing(backend, config, named), named)
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(file))
+        backend.no_truncation()
+        backend.no_padding()
+        return backend, _Settings(_framing(backend, config, named), named)
+    except BaseException as exc:
+        if not _is_librarys(exc):
+            raise
+        raise ModelLoadError(
+            f"{file} cannot be read as a tokenizer: {exc!s:.500}; fetch the model's files again."
+        ) from exc
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
@@ -221,7 +238,7 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(file.read_bytes())
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise ModelLoadError(f"{file} cannot be read as JSON: {exc}.") from exc
     if not isinstance(config, dict):
         raise ModelLoadError(f"{file} holds no JSON object; fetch the model's files again.")
