@@ -23,6 +23,7 @@ from octavo.lora.adapter_source import AdapterSource, FoundAdapter, find_adapter
 from octavo.lora.adapter_store import AdapterStore
 from octavo.lora.adapter_weights import AdapterWeights, lay_out
 from octavo.lora.outcomes import Filled, FillFailed, Opened, OpenFailed, Outcome
+from octavo.lora.reader_threads import AT_A_TIME
 from octavo.lora.reading_turns import ReadingTurns
 from octavo.models import registry
 from octavo.models.decoder import projections_of
@@ -301,6 +302,30 @@ def test_files_that_cannot_be_read_to_their_end_hold_no_other_up(
     assert {one.adapter_id for one in late} == {0, 3}
     assert not any(isinstance(one, OpenFailed | FillFailed) for one in late)
     assert most == 1
+
+
+def test_adapters_whose_files_never_come_hold_no_other_up_however_many(
+    store: AdapterStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+    stuck = make_adapter(tmp_path / "stuck", CONFIG, seed=1)
+
+    def read(folder: Path, *limits: Any) -> AdapterFiles:
+        if folder == stuck:
+            answers.wait()
+        return read_adapter(folder, *limits)
+
+    monkeypatch.setattr(adapter_store, "read_adapter", read)
+    monkeypatch.setattr(store, "_turns", ReadingTurns(limit_s=0.01))
+    monkeypatch.setattr(store._openings, "_turns", ReadingTurns(AT_A_TIME, limit_s=0.01))
+    num_stuck = 2 * AT_A_TIME
+    for adapter_id in range(num_stuck):
+        store.open(adapter_id, AdapterSource(str(stuck)))
+    opened(store, num_stuck, AdapterSource(str(make_adapter(tmp_path / "other", CONFIG, seed=2))))
+    answers.set()
+    late = outcomes(store, num_stuck)
+    assert {one.adapter_id for one in late} == set(range(num_stuck))
+    assert all(isinstance(one, Opened) for one in late)
 
 
 def test_shutting_down_does_not_wait_for_a_source(

@@ -12,7 +12,7 @@ from octavo.lora.reading_turns import ReadingTurns
 def test_as_many_read_at_a_time_as_fit_and_one_whatever_it_takes(
     num_bytes: int, at_once: int
 ) -> None:
-    turns = ReadingTurns(limit_bytes=100, limit_s=1000.0)
+    turns = ReadingTurns(limit=100, limit_s=1000.0)
     num_reading, seen, lock = 0, list[int](), threading.Lock()
 
     def read() -> None:
@@ -36,7 +36,7 @@ def test_as_many_read_at_a_time_as_fit_and_one_whatever_it_takes(
 
 
 def test_a_large_one_comes_to_its_turn_among_small_ones() -> None:
-    turns = ReadingTurns(limit_bytes=100, limit_s=1000.0)
+    turns = ReadingTurns(limit=100, limit_s=1000.0)
     is_over, has_begun = threading.Event(), threading.Event()
     num_read, lock = 0, threading.Lock()
 
@@ -68,7 +68,7 @@ def test_a_large_one_comes_to_its_turn_among_small_ones() -> None:
 
 
 def test_a_turn_that_does_not_end_is_taken_and_its_end_takes_nobody_elses() -> None:
-    turns = ReadingTurns(limit_bytes=0, limit_s=0.01)
+    turns = ReadingTurns(limit=0, limit_s=0.01)
     is_reading, may_end, third_reads = (threading.Event() for _ in range(3))
 
     def read_for_long() -> None:
@@ -95,7 +95,7 @@ def test_a_turn_that_does_not_end_is_taken_and_its_end_takes_nobody_elses() -> N
 
 
 def test_a_turn_ends_with_an_error_too() -> None:
-    turns = ReadingTurns(limit_bytes=0, limit_s=1000.0)
+    turns = ReadingTurns(limit=0, limit_s=1000.0)
     for _ in range(2):
         try:
             with turns.turn(1):

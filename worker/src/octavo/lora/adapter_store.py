@@ -13,7 +13,6 @@ about slots (:mod:`octavo.scheduler.adapter_slots` does) nor about who stays in 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections import deque
@@ -31,14 +30,13 @@ from octavo.lora.adapter_source import AdapterSource, find_adapter
 from octavo.lora.adapter_weights import lay_out
 from octavo.lora.host_cache import HostCache, largest_file_bytes
 from octavo.lora.outcomes import Filled, FillFailed, Opened, OpenFailed, Outcome
+from octavo.lora.reader_threads import AT_A_TIME, ReaderThreads
 from octavo.lora.reading_turns import ReadingTurns, most_bytes_counted
 
 _log = logging.getLogger(__name__)
-_NUM_THREADS = 4
-"""For new adapters, and as many for those that are read again."""
 _STOP_LIMIT_S = 5.0
 _END_LIMIT_S = 0.5
-"""For threads that wait for nothing: together."""
+"""For threads that wait for nothing: those of a kind together."""
 
 
 @dataclass(slots=True)
@@ -60,10 +58,6 @@ class _Job:
     adapter_id: int
     slot: int | None = None
     known_digest: str | None = None
-
-
-_Jobs = queue.SimpleQueue[_Job | None]
-"""None: the thread that takes it ends."""
 
 
 @dataclass(slots=True)
@@ -105,15 +99,9 @@ class AdapterStore:
         self._read: deque[_Job] = deque()
         """Jobs whose adapter is in host memory again and whose slot can be filled."""
         self._wake: Callable[[], None] | None = None
-        self._openings: _Jobs = queue.SimpleQueue()
-        self._rereads: _Jobs = queue.SimpleQueue()
         self._is_stopping = False
-        self._threads = [
-            threading.Thread(target=self._run, args=(jobs,), name="adapter-reader", daemon=True)
-            for jobs in [self._rereads, self._openings] * _NUM_THREADS
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._openings = ReaderThreads(self._run, "adapter-reader")
+        self._rereads = ReaderThreads(self._run, "adapter-rereader")
 
     @property
     def num_evictions(self) -> int:
@@ -205,14 +193,13 @@ class AdapterStore:
         behind: it touches nothing more."""
         self._is_stopping = True
         self._cache.stop()
-        for jobs in [self._rereads, self._openings] * _NUM_THREADS:
-            jobs.put(None)
+        for threads in (self._rereads, self._openings):
+            threads.stop()
         if self._converting.acquire(timeout=_STOP_LIMIT_S):  # nothing is being written any more
             self._converting.release()
         # Idle threads end now, not while the interpreter does.
-        deadline_s = time.monotonic() + _END_LIMIT_S
-        for thread in self._threads:
-            thread.join(max(0.0, deadline_s - time.monotonic()))
+        for threads in (self._rereads, self._openings):
+            threads.join(_END_LIMIT_S)
 
     # ---- Copies (the loop) ------------------------------------------------------------------
 
@@ -239,20 +226,19 @@ class AdapterStore:
 
     # ---- Files (the threads) ----------------------------------------------------------------
 
-    def _run(self, jobs: _Jobs) -> None:
-        while (job := jobs.get()) is not None:
-            try:
-                outcome = self._carry_out(job)
-            except OctavoError as error:
-                outcome = self._failed(job, error)
-            except Exception as error:  # the thread's edge: one bad adapter harms no other
-                _log.exception("Adapter %d cannot be read", job.adapter_id)
-                reason = f"{type(error).__name__}: {error}"
-                outcome = self._failed(job, ModelLoadError(f"It cannot be read ({reason})."))
-            if outcome is not None:
-                self._outcomes.append(outcome)
-            if self._wake is not None:
-                self._wake()
+    def _run(self, job: _Job) -> None:
+        try:
+            outcome = self._carry_out(job)
+        except OctavoError as error:
+            outcome = self._failed(job, error)
+        except Exception as error:  # the thread's edge: one bad adapter harms no other
+            _log.exception("Adapter %d cannot be read", job.adapter_id)
+            reason = f"{type(error).__name__}: {error}"
+            outcome = self._failed(job, ModelLoadError(f"It cannot be read ({reason})."))
+        if outcome is not None:
+            self._outcomes.append(outcome)
+        if self._wake is not None:
+            self._wake()
 
     def _carry_out(self, job: _Job) -> Outcome | None:
         started = time.perf_counter()
@@ -339,7 +325,7 @@ class AdapterStore:
 
 def most_bytes_read(stack: AdapterStack) -> int:
     """Host memory that files may take while they are read, beside what they are read into."""
-    return most_bytes_counted(2 * _NUM_THREADS, largest_file_bytes(stack))
+    return most_bytes_counted(2 * AT_A_TIME, largest_file_bytes(stack))
 
 
 def _check_digest(record: _Record, digest: str) -> None:

@@ -1,4 +1,4 @@
-"""Turns at having files in memory: several at a time as far as they fit, in the order they came.
+"""Turns at reading: several at a time as far as they fit a limit, in the order they came.
 
 Knows who reads, how much and since when; nothing of files. What is read takes memory until it is
 converted, so threads read side by side only while all of it stays below a limit; what is larger is
@@ -29,16 +29,16 @@ def most_bytes_counted(num_readers: int, largest_bytes: int) -> int:
 
 @dataclass(eq=False, slots=True)
 class _Turn:
-    num_bytes: int
+    size: int
     end_s: float = math.inf
     """From then on it is not counted."""
 
 
 class ReadingTurns:
-    """Thread-safe."""
+    """Thread-safe. ``limit``: of all sizes together, bytes or others."""
 
-    def __init__(self, limit_bytes: int = LIMIT_BYTES, limit_s: float = LIMIT_S) -> None:
-        self._limit_bytes = limit_bytes
+    def __init__(self, limit: int = LIMIT_BYTES, limit_s: float = LIMIT_S) -> None:
+        self._limit = limit
         self._limit_s = limit_s
         self._changed = threading.Condition()
         self._waiting: deque[_Turn] = deque()
@@ -53,9 +53,9 @@ class ReadingTurns:
             return bool(self._counted(time.monotonic()))
 
     @contextlib.contextmanager
-    def turn(self, num_bytes: int) -> Iterator[None]:
+    def turn(self, size: int) -> Iterator[None]:
         """Wait for a turn, and have it until the end of the block or of the limit."""
-        turn = _Turn(num_bytes)
+        turn = _Turn(size)
         with self._changed:
             self._waiting.append(turn)
             while (left_s := self._left_s(turn)) > 0:
@@ -77,8 +77,8 @@ class ReadingTurns:
             return self._limit_s  # or when the one ahead begins, which is told
         now_s = time.monotonic()
         counted = self._counted(now_s)
-        total = sum(one.num_bytes for one in counted)
-        if not counted or total + turn.num_bytes <= self._limit_bytes:
+        total = sum(one.size for one in counted)
+        if not counted or total + turn.size <= self._limit:
             return 0.0
         return counted[0].end_s - now_s
 
