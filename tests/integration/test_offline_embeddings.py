@@ -11,7 +11,7 @@ import torch
 
 from octavo import LLM, LoRARequest
 from octavo.engine.model_info import ModelInfo
-from octavo.engine.offline_pooling import offline_pooling
+from octavo.engine.pooling import checked_pooling
 from octavo.errors import InvalidRequestError
 from tiny_adapters import make_adapter
 from tiny_models import make_tiny_model, tiny_config
@@ -111,7 +111,7 @@ def test_vectors_are_cut_where_the_model_was_made_for_it(
         eos_token_ids=[],
         created=0,
     )
-    params = offline_pooling(info, None, good, normalize=False)
+    params = checked_pooling(info, None, good, normalize=False)
     assert (params.pooling, params.dimensions, params.normalize) == ("mean", good, False)
     with pytest.raises(InvalidRequestError, match=words):
-        offline_pooling(info, None, bad, normalize=True)
+        checked_pooling(info, None, bad, normalize=True)

@@ -27,8 +27,8 @@ from octavo.engine.offline_adapters import OfflineAdapters
 from octavo.engine.offline_batch import OfflineBatch, UseTqdm
 from octavo.engine.offline_chat import Message, chat_prompts, checked_template_kwargs
 from octavo.engine.offline_options import offline_config
-from octavo.engine.offline_pooling import offline_pooling, offline_truncation
 from octavo.engine.offline_prompts import Prompt, listed
+from octavo.engine.pooling import checked_pooling, checked_truncation
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.grammar import Vocabulary
 from octavo.lora.request import LoRARequest
@@ -198,8 +198,8 @@ class LLM:
         :meth:`generate`; a request that fails while it runs has an empty vector and ``error``.
         """
         params = SamplingParams(max_tokens=0, detokenize=False)
-        asked = offline_pooling(self.info, pooling, dimensions, normalize)
-        cut = offline_truncation(self.info, truncate_prompt_tokens)
+        asked = checked_pooling(self.info, pooling, dimensions, normalize)
+        cut = checked_truncation(self.info, truncate_prompt_tokens)
         batch = self._run(prompts, params, lora_request, use_tqdm, pooling=asked, truncation=cut)
         return [
             EmbeddingRequestOutput(

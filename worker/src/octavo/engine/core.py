@@ -106,7 +106,8 @@ class EngineCore:
         """
         if self._adapters is None:
             raise AdapterError(
-                "This server takes no adapters; start it with --enable-lora (enable_lora=True)."
+                "No adapters are taken; start the server with --enable-lora, or LLM with "
+                "enable_lora=True."
             )
         self._adapters.open(adapter_id, source, known_digest)
 

@@ -11,12 +11,12 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from octavo.engine.model_info import ModelInfo
+from octavo.engine.pooling import checked_pooling
 from octavo.engine.request_options import RequestOptions
 from octavo.outputs import GenerationEvent
-from octavo.pooling_params import PoolingParams
 from octavo.sampling_params import SamplingParams
 from octavo.server.context import ServerContext
-from octavo.server.errors import ApiError, bad_request
+from octavo.server.errors import ApiError
 from octavo.server.exchange import Exchange
 from octavo.server.generation import GenerationJob
 from octavo.server.openapi import describe
@@ -53,7 +53,7 @@ class EmbeddingAnswer(GenerationAnswer[EmbeddingRequest]):
 
     async def _job(self, body: EmbeddingRequest, info: ModelInfo) -> GenerationJob:
         check_prompts(body.input, info, "input")
-        _check_dimensions(body.dimensions, info)
+        pooling = checked_pooling(info, body.pooling, body.dimensions, body.normalize)
         truncation = body.truncation(info.max_model_len)
         prompts = [
             await encode_prompt(
@@ -64,7 +64,6 @@ class EmbeddingAnswer(GenerationAnswer[EmbeddingRequest]):
             )
             for one in body.input
         ]
-        pooling = PoolingParams(body.pooling or info.pooling, body.dimensions, body.normalize)
         options = RequestOptions(cache_salt=body.cache_salt, pooling=pooling)
         return GenerationJob(prompts, SamplingParams(max_tokens=0, detokenize=False), options)
 
@@ -89,21 +88,6 @@ class EmbeddingAnswer(GenerationAnswer[EmbeddingRequest]):
             data=[Embedding(index, _written(vectors[index], as_text)) for index in sorted(vectors)],
             usage=EmbeddingUsage(usage.prompt_tokens, usage.prompt_tokens),
         )
-
-
-def _check_dimensions(asked: int | None, info: ModelInfo) -> None:
-    if asked is None or asked == info.hidden_size:
-        return
-    allowed = info.embedding_dimensions
-    if asked < info.hidden_size and (allowed is None or asked in allowed):
-        return
-    if allowed is None:
-        choice = f"it must be from 1 to {info.hidden_size}"
-    elif allowed:
-        choice = f"it must be one of {', '.join(map(str, [*allowed, info.hidden_size]))}"
-    else:
-        choice = f"this model's vectors have {info.hidden_size} and were not made to be cut"
-    raise bad_request(f"dimensions is {asked}; {choice}. Leave it out for all.", "dimensions")
 
 
 def _written(vector: bytes, as_text: bool) -> list[float] | str:

@@ -1,4 +1,4 @@
-"""How users of an engine in this process ask for vectors of prompts."""
+"""What is asked of vectors of prompts, over HTTP or in this process, checked against the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from octavo.pooling_params import Pooling, PoolingParams
 from octavo.tokenization.tokenizer import Truncation
 
 
-def offline_pooling(
+def checked_pooling(
     info: ModelInfo, pooling: Pooling | None, dimensions: int | None, normalize: bool
 ) -> PoolingParams:
     """``pooling``: None for the model's own. Raises InvalidRequestError for what it cannot do."""
@@ -26,7 +26,7 @@ def offline_pooling(
     return PoolingParams(pooling or info.pooling, dimensions, bool(normalize))
 
 
-def offline_truncation(info: ModelInfo, kept: object) -> Truncation | None:
+def checked_truncation(info: ModelInfo, kept: object) -> Truncation | None:
     """``kept``: tokens of each prompt, its last ones; -1: as many as fit; None: no cut."""
     if kept is None:
         return None
