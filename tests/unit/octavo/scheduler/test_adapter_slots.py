@@ -135,19 +135,21 @@ def test_who_waits_for_nothing_but_an_adapter_is_told_of() -> None:
     assert bring(slots, 0)
     start(slots, 0)
     slots.wait(1)
-    assert not slots.missing()  # it may be something else that keeps it waiting
+    assert slots.missing_since_s(1) is None  # it may be something else that keeps it waiting
     assert not slots.can_start(1, 5.0)
-    assert slots.missing() == {1: 5.0}
+    assert slots.missing_since_s(1) == 5.0
     slots.wait(0)
     assert not slots.can_start(1, 7.0)
     assert not slots.can_start(0, 7.0)  # it leaves for 1
-    assert slots.missing() == {0: 7.0, 1: 5.0}
+    assert slots.missing_since_s(0) == 7.0
+    assert slots.missing_since_s(0, -1) is None  # those of better priority do not wait for that
+    assert slots.missing_since_s(1) == 5.0
     slots.stop_waiting(1)
     assert slots.can_start(0, 8.0)
-    assert not slots.missing()
+    assert slots.missing_since_s(0) is None
     slots.wait(1)
     assert not slots.can_start(1, 9.0)
-    assert slots.missing() == {1: 9.0}
+    assert slots.missing_since_s(1) == 9.0
 
 
 def test_who_has_waited_for_long_keeps_the_slot_though_others_turns_come_first() -> None:

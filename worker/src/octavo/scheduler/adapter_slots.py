@@ -9,7 +9,7 @@ means that its waiting requests start no more until it has made room. Who gets t
 until it has been used, also from those whose turns come before, and while more wait for it for
 ``patience_s`` from then on, so that they start together: a copy for each would cost more. So
 adapters that many ask for cannot keep others out for longer than their running requests take; and
-whoever has waited longer than a request may is told by :meth:`AdapterSlots.missing`.
+whoever has waited longer than a request may is told by :meth:`AdapterSlots.missing_since_s`.
 
 Nobody makes room at the cost of a better priority (a smaller number): what was promised to an
 adapter binds only those of no better priority than the best of its waiting requests.
@@ -115,7 +115,7 @@ class AdapterSlots:
     def can_start(self, adapter_id: int, now_s: float, priority: int = 0) -> bool:
         """Whether a request of it could start; if not, what can be done to that end is done."""
         adapter = self._adapters[adapter_id]
-        if adapter.is_filled and not self._is_promised(adapter, adapter_id, priority):
+        if self._can_be_used(adapter, adapter_id, priority):
             adapter.missing_since_s = None
             if adapter.open_since_s is None:
                 adapter.open_since_s = now_s
@@ -126,16 +126,11 @@ class AdapterSlots:
             self._give_slot(adapter_id, adapter, priority, now_s)
         return False
 
-    def missing(self) -> dict[int, float]:
-        """Adapters that alone keep requests from starting, and since when, in seconds."""
-        waiting = [(adapter_id, self._adapters[adapter_id]) for adapter_id in sorted(self._waiting)]
+    def missing_since_s(self, adapter_id: int, priority: int = 0) -> float | None:
+        """Since when the adapter alone keeps its requests of this priority from starting."""
+        adapter = self._adapters[adapter_id]
         # One that can be used may not have been asked for since: others' turns came before.
-        return {
-            adapter_id: adapter.missing_since_s
-            for adapter_id, adapter in waiting
-            if adapter.missing_since_s is not None
-            and not (adapter.is_filled and adapter.leaves_for is None)
-        }
+        return None if self._can_be_used(adapter, adapter_id, priority) else adapter.missing_since_s
 
     def next_turn_s(self, now_s: float) -> float:
         """When the next slot that was spared until now can be taken; infinite where none was.
@@ -200,6 +195,9 @@ class AdapterSlots:
         assert all(self._adapters[holder].slot is not None for holder in held), "a slot leaked"
 
     # ---- Inside -----------------------------------------------------------------------------
+
+    def _can_be_used(self, adapter: _Adapter, adapter_id: int, priority: int) -> bool:
+        return adapter.is_filled and not self._is_promised(adapter, adapter_id, priority)
 
     def _give_slot(self, adapter_id: int, adapter: _Adapter, priority: int, now_s: float) -> None:
         slot = self._free_slot(adapter_id, priority, now_s)
