@@ -177,6 +177,27 @@ def test_whose_adapter_has_come_is_not_refused_while_the_turns_of_others_come() 
     assert world.ends["late"].finish_reason == "length"
 
 
+def test_who_lacks_but_a_row_is_not_refused_as_worse_priorities_of_its_adapter_are() -> None:
+    world = World(max_num_seqs=2)
+    world.ask("running", 0, priority=-1)
+    world.run()
+    world.ask("other adapter", 1, priority=2)
+    world.run()
+    world.run(seconds=1.0)
+    world.ask("kept out", 0, priority=3)
+    world.run()
+    for name in ("base", "next base"):
+        world.ask(name, None, priority=-1)
+    world.run()
+    world.ask("better", 0, max_tokens=4)
+    world.run(seconds=WAIT_S + 1)
+    assert sorted(world.refused()) == ["kept out", "other adapter"]
+    world.end("base", "abort")
+    world.end("next base", "abort")
+    world.run(12)
+    assert world.ends["better"].finish_reason == "length"
+
+
 def test_choices_of_an_answer_that_has_begun_are_not_refused() -> None:
     world = World(max_num_seqs=1)
     world.add(*(make_request(f"choice-{n}", 6, max_tokens=20, adapter_id=0) for n in range(2)))

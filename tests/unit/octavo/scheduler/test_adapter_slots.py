@@ -135,19 +135,21 @@ def test_who_waits_for_nothing_but_an_adapter_is_told_of() -> None:
     assert bring(slots, 0)
     start(slots, 0)
     slots.wait(1)
-    assert not slots.missing()  # it may be something else that keeps it waiting
+    assert slots.missing_since_s(1) is None  # it may be something else that keeps it waiting
     assert not slots.can_start(1, 5.0)
-    assert slots.missing() == {1: 5.0}
+    assert slots.missing_since_s(1) == 5.0
     slots.wait(0)
     assert not slots.can_start(1, 7.0)
     assert not slots.can_start(0, 7.0)  # it leaves for 1
-    assert slots.missing() == {0: 7.0, 1: 5.0}
+    assert slots.missing_since_s(0) == 7.0
+    assert slots.missing_since_s(0, -1) is None  # those of better priority do not wait for that
+    assert slots.missing_since_s(1) == 5.0
     slots.stop_waiting(1)
     assert slots.can_start(0, 8.0)
-    assert not slots.missing()
+    assert slots.missing_since_s(0) is None
     slots.wait(1)
     assert not slots.can_start(1, 9.0)
-    assert slots.missing() == {1: 9.0}
+    assert slots.missing_since_s(1) == 9.0
 
 
 def test_who_has_waited_for_long_keeps_the_slot_though_others_turns_come_first() -> None:
@@ -250,6 +252,66 @@ def test_nobody_is_spared_for_long() -> None:
     assert not slots.can_start(2, 2 * PATIENCE_S)
     assert slots.take_fills() == [(2, 0)]
     slots.check_integrity({}, {1: 1, 2: 1})
+
+
+def test_who_is_to_leave_for_a_worse_priority_still_admits_better_ones() -> None:
+    slots = slots_with(1, 2)
+    assert bring(slots, 0)
+    start(slots, 0)
+    slots.wait(1, 2)
+    for now_s in (0.0, PATIENCE_S):
+        assert not slots.can_start(1, now_s, 2)
+    for priority, may_start in ((0, True), (1, True), (2, False), (3, False)):
+        slots.wait(0, priority)
+        assert slots.can_start(0, PATIENCE_S, priority) == may_start, priority
+    slots.wait(1, 1)  # a better one for the same
+    assert not slots.can_start(0, PATIENCE_S, 1)
+    assert slots.can_start(0, PATIENCE_S, 0)
+    slots.stop_waiting(1, 1)  # aborted
+    assert slots.can_start(0, PATIENCE_S, 1)
+    assert not slots.can_start(0, PATIENCE_S, 2)
+
+
+@pytest.mark.parametrize("is_idle", [True, False], ids=["idle", "running"])
+def test_room_that_is_made_for_a_worse_priority_goes_to_the_better_one(is_idle: bool) -> None:
+    slots = slots_with(1, 3)
+    assert bring(slots, 0)
+    start(slots, 0)
+    slots.wait(1, 2)
+    slots.wait(2, 0)
+    for now_s in (0.0, PATIENCE_S):
+        assert not slots.can_start(1, now_s, 2)  # 0 is to leave for it
+    if is_idle:
+        slots.end(0)
+    for now_s in (PATIENCE_S, 2 * PATIENCE_S):
+        assert not slots.can_start(2, now_s, 0)
+        assert not slots.can_start(1, now_s, 2)
+    if not is_idle:
+        slots.end(0)
+        assert not slots.can_start(1, 2 * PATIENCE_S, 2)
+        assert not slots.can_start(2, 2 * PATIENCE_S, 0)
+    assert slots.take_fills() == [(2, 0)]
+
+
+@pytest.mark.parametrize("came_first", [True, False])
+def test_of_several_one_leaves_that_does_not_serve_better_priorities(came_first: bool) -> None:
+    """Who serves better ones all the time may never make room."""
+    slots = slots_with(2, 3)
+    for adapter, priority in ((0, 0 if came_first else 2), (1, 2), (1, 2)):
+        assert bring(slots, adapter)
+        slots.stop_waiting(adapter)
+        slots.start(adapter, priority)
+    slots.wait(2, 1)
+    for now_s in (0.0, PATIENCE_S):
+        assert not slots.can_start(2, now_s, 1)
+    slots.wait(0, 0)
+    assert slots.can_start(0, PATIENCE_S, 0)
+    slots.stop_waiting(0, 0)
+    slots.start(0, 0)
+    assert not slots.can_start(2, PATIENCE_S, 1)
+    for adapter, may_start in ((1, False), (0, True)):
+        slots.wait(adapter, 2)
+        assert slots.can_start(adapter, PATIENCE_S, 2) == may_start, adapter
 
 
 def test_removing_an_adapter_in_use_is_our_bug() -> None:

@@ -324,6 +324,34 @@ def test_who_was_blocked_preempts_a_worse_one_that_started_while_its_adapter_was
     world.run()
 
 
+def test_an_adapter_that_is_to_leave_for_a_worse_priority_starts_a_better_request() -> None:
+    """Though others keep the worse one from being looked at."""
+    world = SchedulerWorld(max_num_seqs=2, num_adapter_slots=1)
+    adapters = world.scheduler.adapters
+    for adapter_id in (1, 2):
+        adapters.add(adapter_id)
+    world.add(make_request("running", 4, max_tokens=40, adapter_id=1))
+    world.step()
+    assert adapters.take_fills() == [(1, 0)]
+    adapters.filled(1, 0)
+    world.add(make_request("worse", 4, priority=2, adapter_id=2))
+    for _ in range(2):
+        world.step()
+        world.now_s += 1.0
+    world.step()  # 1 is to leave for 2
+    for i in range(4):
+        world.add(make_request(f"base{i}", 4, max_tokens=8, priority=1))
+    better = world.add(make_request("better", 4, adapter_id=1))
+    world.step()
+    assert better.row is not None
+    while "running" not in world.ends or "better" not in world.ends:
+        world.step()
+    world.step()
+    assert adapters.take_fills() == [(2, 0)]
+    adapters.filled(2, 0)
+    world.run()
+
+
 @pytest.mark.parametrize("scarce", [{"max_num_seqs": 1}, {"num_blocks": 6}], ids=["rows", "blocks"])
 def test_equal_priority_waits_for_its_turn(scarce: dict[str, int]) -> None:
     world = SchedulerWorld(**scarce)

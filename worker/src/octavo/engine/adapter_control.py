@@ -213,12 +213,13 @@ class AdapterControl:
         it is the first to start again."""
         # Whoever comes to wait after this look has at least so long.
         self._next_look_s = now_s + min(_LOOK_S, self._wait_s)
-        missing_since_s, late = self._slots.missing(), []
-        for request in self._scheduler.waiting_for(missing_since_s):
-            if request.group.has_begun:
-                continue
+        late = []
+        for request in self._scheduler.waiting_for(set(self._slots.waiting())):
             assert request.adapter_id is not None
-            since_s = max(request.arrival_s, missing_since_s[request.adapter_id])
+            missing_s = self._slots.missing_since_s(request.adapter_id, request.priority)
+            if missing_s is None or request.group.has_begun:
+                continue
+            since_s = max(request.arrival_s, missing_s)
             if since_s + self._wait_s <= now_s:
                 late.append(request)
             else:

@@ -9,13 +9,17 @@ means that its waiting requests start no more until it has made room. Who gets t
 until it has been used, also from those whose turns come before, and while more wait for it for
 ``patience_s`` from then on, so that they start together: a copy for each would cost more. So
 adapters that many ask for cannot keep others out for longer than their running requests take; and
-whoever has waited longer than a request may is told by :meth:`AdapterSlots.missing`.
+whoever has waited longer than a request may is told by :meth:`AdapterSlots.missing_since_s`.
+
+Nobody makes room at the cost of a better priority (a smaller number): what was promised to an
+adapter binds only those of no better priority than the best of its waiting requests.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 PATIENCE_S = 0.2
 
@@ -27,7 +31,8 @@ class _Adapter:
     """Whether the slot holds it already; a copy to it may be under way."""
     num_running: int = 0
     """Requests with a row."""
-    num_waiting: int = 0
+    waiting: Counter[int] = field(default_factory=Counter)
+    """Requests without one, by priority; of none there is no entry."""
     missing_since_s: float | None = None
     """Since when nothing but the adapter keeps a request from starting."""
     leaves_for: int | None = None
@@ -37,11 +42,8 @@ class _Adapter:
     spared_since_s: float | None = None
     """Since when others have been kept from its slot, as nobody could start in it yet."""
     last_used: int = 0
-
-    @property
-    def can_be_used(self) -> bool:
-        """Whether nothing of it keeps a request from starting."""
-        return self.is_filled and self.leaves_for is None
+    last_priority: int = 0
+    """Of the request that started last."""
 
 
 class AdapterSlots:
@@ -74,44 +76,46 @@ class AdapterSlots:
     def remove(self, adapter_id: int) -> None:
         """Forget an adapter that no request uses any more."""
         adapter = self._adapters.pop(adapter_id)
-        assert not adapter.num_running + adapter.num_waiting, f"adapter {adapter_id} is in use"
+        num_open = adapter.num_running + adapter.waiting.total()
+        assert not num_open, f"adapter {adapter_id} is in use"
         self._release_slot(adapter)
         self._fills = [fill for fill in self._fills if fill[0] != adapter_id]
 
     # ---- Requests ---------------------------------------------------------------------------
 
-    def wait(self, adapter_id: int) -> None:
+    def wait(self, adapter_id: int, priority: int = 0) -> None:
         """A request of it joins the waiting ones."""
-        self._adapters[adapter_id].num_waiting += 1
+        self._adapters[adapter_id].waiting[priority] += 1
         self._waiting.add(adapter_id)
 
-    def stop_waiting(self, adapter_id: int) -> None:
+    def stop_waiting(self, adapter_id: int, priority: int = 0) -> None:
         """It starts, or ends."""
         adapter = self._adapters[adapter_id]
-        adapter.num_waiting -= 1
-        if not adapter.num_waiting:
+        adapter.waiting[priority] -= 1
+        if not adapter.waiting[priority]:
+            del adapter.waiting[priority]
+        if not adapter.waiting:
             adapter.missing_since_s = None
             self._waiting.discard(adapter_id)
 
-    def start(self, adapter_id: int) -> int:
+    def start(self, adapter_id: int, priority: int = 0) -> int:
         """A request of it gets a row; returns the slot."""
         adapter = self._adapters[adapter_id]
         assert adapter.slot is not None, f"adapter {adapter_id} is in no slot"
         assert adapter.is_filled, f"slot {adapter.slot} is not filled yet"
         adapter.num_running += 1
         self._uses += 1
-        adapter.last_used = self._uses
+        adapter.last_used, adapter.last_priority = self._uses, priority
         return adapter.slot
 
     def end(self, adapter_id: int) -> None:
         """A request of it loses its row."""
         self._adapters[adapter_id].num_running -= 1
 
-    def can_start(self, adapter_id: int, now_s: float) -> bool:
+    def can_start(self, adapter_id: int, now_s: float, priority: int = 0) -> bool:
         """Whether a request of it could start; if not, what can be done to that end is done."""
         adapter = self._adapters[adapter_id]
-        self._settle(adapter)
-        if adapter.can_be_used:
+        if self._can_be_used(adapter, adapter_id, priority):
             adapter.missing_since_s = None
             if adapter.open_since_s is None:
                 adapter.open_since_s = now_s
@@ -119,18 +123,14 @@ class AdapterSlots:
         if adapter.missing_since_s is None:
             adapter.missing_since_s = now_s
         if adapter.slot is None:
-            self._give_slot(adapter_id, adapter, now_s)
+            self._give_slot(adapter_id, adapter, priority, now_s)
         return False
 
-    def missing(self) -> dict[int, float]:
-        """Adapters that alone keep requests from starting, and since when, in seconds."""
-        waiting = [(adapter_id, self._adapters[adapter_id]) for adapter_id in sorted(self._waiting)]
+    def missing_since_s(self, adapter_id: int, priority: int = 0) -> float | None:
+        """Since when the adapter alone keeps its requests of this priority from starting."""
+        adapter = self._adapters[adapter_id]
         # One that can be used may not have been asked for since: others' turns came before.
-        return {
-            adapter_id: adapter.missing_since_s
-            for adapter_id, adapter in waiting
-            if adapter.missing_since_s is not None and not adapter.can_be_used
-        }
+        return None if self._can_be_used(adapter, adapter_id, priority) else adapter.missing_since_s
 
     def next_turn_s(self, now_s: float) -> float:
         """When the next slot that was spared until now can be taken; infinite where none was.
@@ -184,7 +184,9 @@ class AdapterSlots:
         """Raise AssertionError unless slots and counts are those of the requests by adapter."""
         for adapter_id, adapter in self._adapters.items():
             assert adapter.num_running == running.get(adapter_id, 0), f"{adapter_id} runs amiss"
-            assert adapter.num_waiting == waiting.get(adapter_id, 0), f"{adapter_id} waits amiss"
+            assert adapter.waiting.total() == waiting.get(adapter_id, 0), (
+                f"{adapter_id} waits amiss"
+            )
             assert adapter.is_filled or not adapter.num_running
             if adapter.slot is not None:
                 assert self._holders[adapter.slot] == adapter_id, f"{adapter_id} lost its slot"
@@ -194,8 +196,11 @@ class AdapterSlots:
 
     # ---- Inside -----------------------------------------------------------------------------
 
-    def _give_slot(self, adapter_id: int, adapter: _Adapter, now_s: float) -> None:
-        slot = self._free_slot(adapter_id, now_s)
+    def _can_be_used(self, adapter: _Adapter, adapter_id: int, priority: int) -> bool:
+        return adapter.is_filled and not self._is_promised(adapter, adapter_id, priority)
+
+    def _give_slot(self, adapter_id: int, adapter: _Adapter, priority: int, now_s: float) -> None:
+        slot = self._free_slot(adapter_id, priority, now_s)
         if slot is not None:
             self._holders[slot] = adapter_id
             adapter.slot, adapter.is_filled = slot, False
@@ -204,28 +209,26 @@ class AdapterSlots:
             return
         assert adapter.missing_since_s is not None
         if now_s - adapter.missing_since_s >= self._patience_s:
-            self._choose_who_leaves(adapter_id, now_s)
+            self._choose_who_leaves(adapter_id, priority, now_s)
 
-    def _free_slot(self, wanted_by: int, now_s: float) -> int | None:
+    def _free_slot(self, wanted_by: int, priority: int, now_s: float) -> int | None:
         """An empty slot, or that of an idle adapter, which loses it."""
         for slot, holder in enumerate(self._holders):
             if holder is None:
                 return slot
         adapters = [self._adapters[holder] for holder in self._holders if holder is not None]
-        for adapter in adapters:
-            self._settle(adapter)
         idle = [
             adapter
             for adapter in adapters
             if adapter.is_filled
+            and not self._is_promised(adapter, wanted_by, priority)
             and not adapter.num_running
-            and adapter.leaves_for in (None, wanted_by)
             and not self._is_spared(adapter, now_s)
         ]
         if not idle:
             return None
         # Who was told to leave for us goes first, then who is wanted by nobody, then the oldest.
-        chosen = min(idle, key=lambda a: (a.leaves_for is None, a.num_waiting > 0, a.last_used))
+        chosen = min(idle, key=lambda a: (a.leaves_for != wanted_by, bool(a.waiting), a.last_used))
         freed = chosen.slot
         self._release_slot(chosen)
         self.num_evictions += 1
@@ -236,7 +239,7 @@ class AdapterSlots:
         whoever has waited for a slot for long, and got it, until then, though others' turns come
         first: they would take it from it again and again. Not for long either: it may be something
         else that keeps it from starting now."""
-        if not adapter.num_waiting:
+        if not adapter.waiting:
             return False
         if adapter.open_since_s is not None:
             return now_s - adapter.open_since_s < self._patience_s
@@ -247,32 +250,42 @@ class AdapterSlots:
             adapter.spared_since_s = now_s
         return now_s - adapter.spared_since_s < self._patience_s
 
-    def _choose_who_leaves(self, adapter_id: int, now_s: float) -> None:
-        """Of the adapters that nobody told to leave, the one with the fewest running requests."""
-        staying = []
-        for holder in self._holders:
-            if holder is None:
-                continue
-            adapter = self._adapters[holder]
-            if adapter.leaves_for == adapter_id:
-                return
-            if (
-                adapter.leaves_for is None
-                and adapter.is_filled
-                and not self._is_spared(adapter, now_s)
-            ):
-                staying.append(adapter)
-        if staying:
-            chosen = min(staying, key=lambda a: (a.num_running, a.last_used))
-            chosen.leaves_for = adapter_id
-
-    def _settle(self, adapter: _Adapter) -> None:
-        """Who it should leave for may not need the room any more."""
-        if adapter.leaves_for is None:
+    def _choose_who_leaves(self, wanted_by: int, priority: int, now_s: float) -> None:
+        """The one with the fewest running requests. It stays that one, unless it turns out to serve
+        better priorities, for which it may never make room, and another does not."""
+        holders = [self._adapters[holder] for holder in self._holders if holder is not None]
+        may_leave = [
+            adapter
+            for adapter in holders
+            if adapter.is_filled
+            and not self._is_promised(adapter, wanted_by, priority)
+            and (adapter.leaves_for == wanted_by or not self._is_spared(adapter, now_s))
+        ]
+        if not may_leave:
             return
+        chosen = min(
+            may_leave,
+            key=lambda a: (
+                a.last_priority < priority,
+                a.leaves_for != wanted_by,
+                a.num_running,
+                a.last_used,
+            ),
+        )
+        for adapter in holders:
+            if adapter.leaves_for == wanted_by:
+                adapter.leaves_for = None
+        chosen.leaves_for = wanted_by
+
+    def _is_promised(self, adapter: _Adapter, wanted_by: int, priority: int) -> bool:
+        """Whether its room is for another than who wants it, and that not of worse priority."""
+        if adapter.leaves_for in (None, wanted_by):
+            return False
         other = self._adapters.get(adapter.leaves_for)
-        if other is None or other.slot is not None or not other.num_waiting:
-            adapter.leaves_for = None
+        if other is None or other.slot is not None or not other.waiting:
+            adapter.leaves_for = None  # it does not need the room any more
+            return False
+        return min(other.waiting) <= priority
 
     def _release_slot(self, adapter: _Adapter) -> None:
         if adapter.slot is not None:

@@ -68,7 +68,7 @@ class Admitter:
             if adapter_id is not None:
                 if adapter_id in absent:
                     continue
-                if not adapters.can_start(adapter_id, now_s):
+                if not adapters.can_start(adapter_id, now_s, request.priority):
                     absent.add(adapter_id)
                     continue
             if requests.has_grammar_to_come(request):

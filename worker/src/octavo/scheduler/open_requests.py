@@ -105,8 +105,8 @@ class OpenRequests:
         num_cached_tokens = len(prefix) * self.config.block_size
         self.waiting.start(request, num_cached_tokens, now_s)
         if request.adapter_id is not None:
-            self.adapters.stop_waiting(request.adapter_id)
-            request.adapter_slot = self.adapters.start(request.adapter_id)
+            self.adapters.stop_waiting(request.adapter_id, request.priority)
+            request.adapter_slot = self.adapters.start(request.adapter_id, request.priority)
         self.kv_cache.allocate(request, prefix)
         self.running.enter(request)
         request.transition(RequestStatus.RUNNING)
@@ -129,7 +129,7 @@ class OpenRequests:
     def _wait(self, request: Request) -> None:
         self.waiting.add(request)
         if request.adapter_id is not None:
-            self.adapters.wait(request.adapter_id)
+            self.adapters.wait(request.adapter_id, request.priority)
 
     def _release(self, request: Request) -> None:
         self.running.leave(request)
@@ -148,7 +148,7 @@ class OpenRequests:
         if request.status is RequestStatus.RUNNING:
             self._release(request)
         elif request.adapter_id is not None:
-            self.adapters.stop_waiting(request.adapter_id)
+            self.adapters.stop_waiting(request.adapter_id, request.priority)
         request.transition(RequestStatus.FINISHED)
         request.finish_reason = reason
         request.stop_reason = stop_reason
