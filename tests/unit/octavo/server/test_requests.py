@@ -345,6 +345,22 @@ async def test_a_name_that_somebody_led_to_this_machine_is_not_its_own(
             assert (await client.get(path, headers={"Host": host})).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("client", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("::1", 200),
+        ("::ffff:127.0.0.1", 200),
+        ("::ffff:10.0.0.7", 403),
+        ("10.0.0.7", 403),
+    ],
+)
+async def test_this_machine_is_known_by_either_protocol(client: str, status: int) -> None:
+    """Clients that come by IPv4 to what listens on :: have such addresses."""
+    async with client_of(create_app(FakeEngine(), ServerConfig()), client) as asking:
+        assert (await asking.get("/v1/requests")).status_code == status
+
+
 async def test_a_key_opens_admin_routes_under_any_name() -> None:
     app = create_app(FakeEngine(), ServerConfig(admin_keys=("root",)))
     async with client_of(app) as client:

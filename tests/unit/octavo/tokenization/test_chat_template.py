@@ -187,7 +187,11 @@ REFUSED = {
     "squares": ("{% set ns = namespace(x=99) %}" + SQUARES, [USER], "more than 4096 bits"),
     "field": ("{{ '%99999d' % 1 }}", [USER], "too wide"),
     "any-field": ("{{ '%*d' | format(99999, 1) }}", [USER], "too wide"),
+    "named-field": ("{{ '%(a)99999d' % {'a': 1} }}", [USER], "too wide"),
+    "bracketed-field": ("{{ '%(a())99999d' % {'a()': 1} }}", [USER], "too wide"),
+    "fields": ("{{ ('%(a)9999d' * 5000) % {'a': 1} }}", [USER], "49995000 items is too large"),
     "format": ("{{ '{:>99999}'.format(1) }}", [USER], "too wide"),
+    "format-fields": ("{{ ('{0:9999}' * 5000).format(1) }}", [USER], "is too large"),
     "nested-field": ("{{ '{:>{}}'.format(1, 99999) }}", [USER], "too wide"),
     "width": ("{{ 'x' | center(99999999) }}", [USER], "too large"),
     "width-method": ("{{ 'x'.ljust(99999999) }}", [USER], "too large"),
@@ -250,6 +254,21 @@ def test_bounds_leave_what_templates_do_as_it_is() -> None:
     assert ChatTemplate(source, NAMED).render([USER]) == (
         '12 1/2False 2/2True 1, None a+b 00007   4 axb 3 a\n  b {\n "k": 1\n} [1, 2] user 1True'
     )
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ('{{ \'{"a": {"b": "%s"}}\' % 1 }}', '{"a": {"b": "1"}}'),
+        ('{{ \'{"a": {"b": "%s"}}\' | format(1) }}', '{"a": {"b": "1"}}'),
+        ("{{ '{{\"a\": {}}}'.format(1) }}", '{"a": 1}'),
+        ('{{ \'{{"id": 123456, "a": {:*^5}}}\'.format(1) }}', '{"id": 123456, "a": **1**}'),
+        ("{{ '100%% **%s** of 123456' % 1 }}", "100% **1** of 123456"),
+    ],
+    ids=["percent", "filter", "format", "digits", "stars"],
+)
+def test_text_around_the_fields_of_a_layout_is_none_of_them(source: str, expected: str) -> None:
+    assert ChatTemplate(source, NAMED).render([USER]) == expected
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ x | nofilter }}", "{% endif %}", "{{"])

@@ -128,9 +128,12 @@ def admin_only(keys: Keys, *, is_open_port: bool = False) -> Callable[[Request],
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches what listens there."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
+    # What listens on :: is told so of clients that came by IPv4.
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def _refuse_others(scope: Scope) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import string
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,8 +34,9 @@ _FILLING = ("batch", "center", "indent", "slice", "urlize", "wordwrap")
 """Filters that are told a width, or a number of things."""
 _NEVER = frozenset({"encode", "expandtabs", "maketrans", "translate"})
 """Methods of texts that make much of little, and that no chat needs."""
-_WIDE = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{5})|\{[^{}:]*:[^{}]*(?:\{|\d{5})")
-"""Fields of ``%`` and of ``format`` that are wide, or as wide as an argument says."""
+_PERCENT_FIELD = re.compile(r"%(?:\([^()]*\))?[-#0 +]*(\*|\d*)(?:\.(\*|\d*))?[hlL]?(.)", re.DOTALL)
+"""Width, precision and kind. A key with brackets in it ends it at the kind ``(``."""
+_NUMBER = re.compile(r"\d+")
 
 
 class RenderTimeError(Exception):
@@ -99,7 +101,7 @@ class BoundedSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         elif operator == "+" and isinstance(left, _SIZED) and isinstance(right, _SIZED):
             _check_size(len(left) + len(right))
         elif operator == "%" and isinstance(left, str):
-            _check_fields(left)
+            _check_percent(left)
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -111,7 +113,7 @@ class BoundedSandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         wrapped = super().wrap_str_format(value)
         if wrapped is not None:
-            _check_fields(value.__self__)
+            _check_format(value.__self__)
         return wrapped
 
 
@@ -172,7 +174,7 @@ def _replace(value: object, old: object, new: object, count: int | None = None) 
 
 
 def _format(value: object, *args: Any, **kwargs: Any) -> str:
-    _check_fields(str(value))
+    _check_percent(str(value))
     return jinja2.filters.do_format(str(value), *args, **kwargs)
 
 
@@ -225,9 +227,27 @@ def _check_replacement(text: str, old: str, new: str) -> None:
         _check_size(len(text) + text.count(old) * (len(new) - len(old)))
 
 
-def _check_fields(layout: str) -> None:
-    if _WIDE.search(layout):
+def _check_percent(layout: str) -> None:
+    """Of what ``%`` fills in."""
+    size = 0
+    for width, precision, kind in _PERCENT_FIELD.findall(layout):
+        is_any = "*" in (width, precision) or kind == "("
+        size += _width(layout, f"{width}.{precision}", is_any=is_any)
+    _check_size(size)
+
+
+def _check_format(layout: str) -> None:
+    """Of what ``str.format`` fills in."""
+    specs = [spec or "" for _, _, spec, _ in string.Formatter().parse(layout)]
+    _check_size(sum(_width(layout, spec, is_any="{" in spec) for spec in specs))
+
+
+def _width(layout: str, told: str, *, is_any: bool) -> int:
+    """Of a field of the layout that is ``told`` this; ``is_any``: an argument says how wide."""
+    widths = [int(number) for number in _NUMBER.findall(told)]
+    if is_any or max(widths, default=0) > _MAX_WIDTH:
         raise SecurityError(f"{layout!r:.80} has a field that is too wide, or of any width")
+    return sum(widths)
 
 
 def _check_size(size: int, limit: int = MAX_CHARACTERS) -> None:
