@@ -1,8 +1,10 @@
-"""A Jinja sandbox in which nothing takes all memory or time.
+"""A Jinja sandbox in which the usual ways to take all memory or time are closed.
 
 Jinja's own keeps templates from Python's objects, and its ``range`` short. What one may still do
 for hours or gigabytes is bounded here: loops that write nothing, macros that call themselves twice,
-strings that are doubled, numbers that are squared, and widths that things are filled up to.
+strings that are doubled, numbers that are squared, and widths that things are filled up to. Not
+bounded is what a list of lists, or a text of fields with long arguments, grows to when it is
+written: templates come with models, never with requests.
 """
 
 from __future__ import annotations
