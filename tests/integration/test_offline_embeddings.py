@@ -115,3 +115,12 @@ def test_vectors_are_cut_where_the_model_was_made_for_it(
     assert (params.pooling, params.dimensions, params.normalize) == ("mean", good, False)
     with pytest.raises(InvalidRequestError, match=words):
         checked_pooling(info, None, bad, normalize=True)
+
+
+def test_the_progress_bar_speaks_of_vectors_and_of_no_tokens(
+    llm: LLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llm.embed(["a", "b"])
+    shown = capsys.readouterr().err
+    assert "Embedding: 100%" in shown
+    assert "tokens/s" not in shown

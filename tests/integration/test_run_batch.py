@@ -16,6 +16,7 @@ import pytest
 from octavo.cli import main
 from octavo.cli.batch_output import BatchOutput
 from octavo.errors import ConfigError
+from octavo.structured.trial import MAX_WAITING
 from tiny_models import make_tiny_model
 
 LIMITS = ("--max-model-len", "128", "--num-threads", "1", "--log-level", "error")
@@ -87,6 +88,21 @@ def test_each_line_is_answered_as_a_server_would(
     ):
         assert message.startswith(words)
     assert "8 of 11 lines failed" in capsys.readouterr().err
+
+
+def test_lines_with_more_new_grammars_than_may_be_tried_wait_for_their_turn(
+    model: Path, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    count = 2 * MAX_WAITING
+    source.write_text(
+        "\n".join(
+            asked(str(n), {"prompt": "hi", "structured_outputs": {"choice": [f"a{n}"]}})
+            for n in range(count)
+        )
+    )
+    assert run(model, source, target) == 0
+    assert len(answers(target)) == count
 
 
 def test_a_batch_goes_on_where_it_was_killed(model: Path, tmp_path: Path) -> None:

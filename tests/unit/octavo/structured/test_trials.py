@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo.errors import EngineDeadError, InvalidRequestError, RequestFailedError
+from octavo.errors import EngineDeadError, QueueFullError, RequestFailedError
 from octavo.grammar import StructuredOutputs
 from octavo.structured import trial
 from octavo.structured.translate import translate
@@ -64,14 +64,15 @@ async def test_equal_grammars_share_a_trial_whoever_leaves(trials: GatedTrials) 
     assert trials.num_tried == 1
 
 
-async def test_more_trials_than_may_wait_are_refused(
+async def test_more_trials_than_may_wait_are_told_to_come_again(
     trials: GatedTrials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "MAX_WAITING", 2)
     waiting = [trials.asking("a"), trials.asking("b")]
     await until(lambda: trials.exchanged)
-    with pytest.raises(InvalidRequestError, match="2 new grammars are being tried"):
+    with pytest.raises(QueueFullError, match="2 new grammars are being tried") as refused:
         await trials.asking("c")
+    assert refused.value.retry_after_s > 0
     trials.gate.set()
     await asyncio.gather(*waiting)
     await trials.asking("c")

@@ -102,7 +102,8 @@ class OfflineBatch:
             with HeldInterrupt() as interrupt:
                 if use_tqdm:
                     make = use_tqdm if callable(use_tqdm) else tqdm
-                    with make(total=len(self._choices), desc="Generating", unit="seq") as bar:
+                    doing = "Generating" if self._pooling is None else "Embedding"
+                    with make(total=len(self._choices), desc=doing, unit="seq") as bar:
                         self._run(bar, interrupt)
                 else:
                     self._run(None, interrupt)
@@ -134,8 +135,10 @@ class OfflineBatch:
             self._core.take_adapter_events()  # the ends of requests tell the same
             for update in updates:
                 num_tokens += len(update.new_token_ids)
-                if self._apply(update) and bar is not None:
-                    bar.update()
+                if not self._apply(update) or bar is None:
+                    continue
+                bar.update()
+                if self._pooling is None:
                     rate = num_tokens / max(bar.format_dict["elapsed"], 1e-9)
                     bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
 

@@ -7,9 +7,10 @@ So there is one more thread for each job that finds none idle, up to a limit, an
 
 from __future__ import annotations
 
-import queue
+import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -27,28 +28,36 @@ other's turn at memory."""
 
 
 class ReaderThreads(Generic[Job]):
-    """``work`` is called with each job, by threads that end no program's end."""
+    """``work`` is called with each job, and raises nothing, by threads that end no program's
+    end."""
 
     def __init__(self, work: Callable[[Job], None], name: str, limit_s: float = LIMIT_S) -> None:
         self._work = work
         self._name = name
         self._turns = ReadingTurns(AT_A_TIME, limit_s)
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        """None: the thread that takes it ends, and leaves it to the others."""
-        self._idle = threading.Semaphore(0)
+        self._changed = threading.Condition()
+        self._jobs: deque[Job] = deque()
+        """That nobody has taken."""
+        self._is_stopping = False
+        self._num_busy = 0
         self._threads: list[threading.Thread] = []
+        self._start()
 
     def put(self, job: Job) -> None:
-        """Have it done; one thread calls this."""
-        self._jobs.put(job)
-        if not self._idle.acquire(blocking=False) and len(self._threads) < MOST:
-            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        """Have it done."""
+        with self._changed:
+            self._jobs.append(job)
+            num_idle = len(self._threads) - self._num_busy
+            if len(self._jobs) > num_idle and len(self._threads) < MOST:
+                with contextlib.suppress(RuntimeError):  # the system has no more; the job waits
+                    self._start()
+            self._changed.notify()
 
     def stop(self) -> None:
         """Begin nothing more; may be called twice."""
-        self._jobs.put(None)
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
 
     def join(self, limit_s: float) -> None:
         """Wait so long, in all, for threads that have an answer."""
@@ -56,15 +65,20 @@ class ReaderThreads(Generic[Job]):
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
 
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
     def _run(self) -> None:
-        while (job := self._next()) is not None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._is_stopping)
+                if self._is_stopping:
+                    return
+                job = self._jobs.popleft()
+                self._num_busy += 1
             with self._turns.turn(1):
                 self._work(job)
-        self._jobs.put(None)
-
-    def _next(self) -> Job | None:
-        try:
-            return self._jobs.get_nowait()
-        except queue.Empty:
-            self._idle.release()
-            return self._jobs.get()
+            with self._changed:
+                self._num_busy -= 1

@@ -22,7 +22,12 @@ from typing import Any
 
 import msgspec
 
-from octavo.errors import EngineDeadError, InvalidRequestError, RequestFailedError
+from octavo.errors import (
+    EngineDeadError,
+    InvalidRequestError,
+    QueueFullError,
+    RequestFailedError,
+)
 from octavo.grammar import StructuredOutputs, cannot_be_honoured
 from octavo.structured.schema_fault import find_fault
 from octavo.structured.translate import translate
@@ -31,7 +36,9 @@ WALL_LIMIT_S = 30.0
 """For one verdict, and for the process to start; its CPU time is limited much tighter."""
 MAX_VERDICTS = 4096
 MAX_WAITING = 64
-"""Trials that may wait; more are refused, for they are not of people."""
+"""Trials that may wait; more are refused for now, for they are not of people."""
+_RETRY_S = 1.0
+"""Many are over by then."""
 PLACE_LIMIT_S = 1.0
 """To find where in a schema a fault is; others wait meanwhile. Measured: 0.2 s for one among 101
 properties (49,152 tokens, two busy cores)."""
@@ -66,8 +73,9 @@ class GrammarTrials:
         """Return where a grammar can be followed.
 
         Raises InvalidRequestError with the reason where it cannot, and with the place of it in a
-        schema where that is sure, RequestFailedError where it cannot be tried, EngineDeadError when
-        closed meanwhile; ``asked``: what the grammar was made of.
+        schema where that is sure, QueueFullError where too many wait, RequestFailedError where it
+        cannot be tried, EngineDeadError when closed meanwhile; ``asked``: what the grammar was made
+        of.
         """
         key = hashlib.blake2b(text.encode(), digest_size=16).digest()
         verdict = self._verdicts.get(key)
@@ -98,9 +106,9 @@ class GrammarTrials:
         trial = self._under_way.get(key)
         if trial is None:
             if len(self._under_way) >= MAX_WAITING:
-                raise InvalidRequestError(
-                    f"{MAX_WAITING} new grammars are being tried; send this one again in a moment.",
-                    asked.param,
+                raise QueueFullError(
+                    f"{MAX_WAITING} new grammars are being tried; try again in {_RETRY_S:.0f} s.",
+                    _RETRY_S,
                 )
             trial = self._under_way[key] = asyncio.create_task(self._try(key, text, asked))
             trial.add_done_callback(lambda _: self._under_way.pop(key))
