@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from octavo.grammar import ReasoningSpan
@@ -167,7 +168,7 @@ class GrammarFollower:
             self._automaton.num_followers -= 1
         self._matcher = None
 
-    @property
+    @cached_property  # it is asked for at each token
     def _library(self) -> GrammarLibrary:
         assert self._automaton is not None, "the grammar has been compiled"
         return self._automaton.library
