@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from octavo.engine.offline_prompts import Prompt
 from octavo.errors import InvalidRequestError
-from octavo.tokenization.chat_template import ChatTemplate
+from octavo.tokenization.chat_template import ChatTemplate, shown_arguments
 from octavo.tokenization.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -90,7 +89,7 @@ def _refused(words: str) -> InvalidRequestError:
 
 
 def _shaped(message: Message) -> Message:
-    """Arguments of calls as templates expect them: OpenAI's clients write them as JSON."""
+    """Arguments of calls as templates expect them."""
     calls = message.get("tool_calls")
     if not isinstance(calls, Sequence) or not calls:
         return message
@@ -101,10 +100,7 @@ def _shaped_call(call: Any) -> Any:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call
-    try:
-        arguments = json.loads(function["arguments"] or "{}")
-    except ValueError:
-        return call
+    arguments = shown_arguments(function["arguments"])
     return {**call, "function": {**function, "arguments": arguments}}
 
 

@@ -130,6 +130,15 @@ class ChatTemplate:
         return shaped
 
 
+def shown_arguments(text: str) -> Any:
+    """Of a call in an earlier message, which clients write as JSON; templates write the JSON
+    themselves, so they are shown an object where the text is one."""
+    try:
+        return json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return text
+
+
 def _collect(chunks: Iterable[str]) -> str:
     """The rendering, within its bounds."""
     parts: list[str] = []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from octavo.server.protocol.fields import StrictModel
 from octavo.structured.json_schema import MAX_SCHEMA_CHARS
+from octavo.tokenization.chat_template import shown_arguments
 from octavo.tools.formats import Tool
 
 MAX_TOOLS = 128
@@ -95,12 +95,8 @@ class CalledFunction(StrictModel):
     arguments: str = Field(max_length=MAX_SCHEMA_CHARS)
 
     def for_template(self) -> dict[str, Any]:
-        """Templates write the arguments as JSON themselves: as an object where they are one."""
-        try:
-            arguments = json.loads(self.arguments or "{}")
-        except (ValueError, RecursionError):
-            arguments = self.arguments
-        return {"name": self.name, "arguments": arguments}
+        """As chat templates read it."""
+        return {"name": self.name, "arguments": shown_arguments(self.arguments)}
 
 
 class MessageToolCall(StrictModel):
